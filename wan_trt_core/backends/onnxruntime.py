@@ -1,0 +1,358 @@
+"""ONNX Runtime: engines that run on any CPU, and on a GPU with its execution providers.
+
+An engine folder holds the graph after ONNX Runtime's own optimisation (``{component}_{precision}.onnx``, weights
+beside it) and ``engine.json``. Loading it optimises nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from wan_trt_core.backends._tensors import (
+    UNKNOWN,
+    check_inputs,
+    check_outputs,
+    distribution_versions,
+    dtype_name,
+    output_shape,
+)
+from wan_trt_core.backends.base import (
+    BackendUnavailable,
+    Engine,
+    EngineBackend,
+    EngineError,
+    OnnxModel,
+    Progress,
+    TensorInfo,
+)
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
+
+DESCRIPTION = "engine.json"
+"""What the folder holds, for :meth:`OnnxRuntimeBackend.load`."""
+
+EXTERNAL_BYTES = 1024
+"""Weights from this size on are stored beside the graph, which has no room for 2 GiB and is read whole."""
+
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+
+_LEVELS = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+# ONNX Runtime's name, PyTorch's name, onnx.TensorProto's number
+_TYPES = (
+    ("float", "float32", 1),
+    ("uint8", "uint8", 2),
+    ("int8", "int8", 3),
+    ("int32", "int32", 6),
+    ("int64", "int64", 7),
+    ("bool", "bool", 9),
+    ("float16", "float16", 10),
+    ("double", "float64", 11),
+    ("bfloat16", "bfloat16", 16),
+)
+_DTYPES = {f"tensor({ort})": name for ort, name, _ in _TYPES}
+_ELEMENTS = {name: number for _, name, number in _TYPES}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``engine.json`` holds: ``weights`` is in bytes, ``graph`` the name of the graph's file."""
+
+    component: str
+    precision: str
+    graph: str
+    weights: int
+
+
+class OnnxRuntimeEngine(Engine):
+    """A session that reads its inputs where they are and writes its outputs where they are wanted."""
+
+    def __init__(self, description: Description, session: Any, device: torch.device) -> None:
+        self.name = f"engine {description.component}_{description.precision}"
+        self.inputs = {node.name: _info(node) for node in session.get_inputs()}
+        self.outputs = {node.name: _info(node) for node in session.get_outputs()}
+        self._weights = description.weights
+        self._session: Any | None = session
+        self._device = device
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once; the outputs are new tensors on the engine's device.
+
+        Raises:
+            EngineError: for a missing, superfluous, wrongly typed, shaped or placed tensor, by name; for an engine
+                that is closed; for what ONNX Runtime refuses, with its message.
+        """
+        return self.run_into(inputs, {})
+
+    def run_into(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As :meth:`run`, the named outputs written into the given tensors without a copy."""
+        session = self._open()
+        sizes = check_inputs(self.name, self.inputs, inputs)
+        check_outputs(self.name, self.outputs, outputs, sizes, inputs)
+        self._check_devices(inputs, outputs)
+        binding = session.io_binding()
+        read = {name: inputs[name].contiguous() for name in self.inputs}
+        for name, tensor in read.items():
+            binding.bind_input(name, *_place(tensor))
+        written: dict[str, Tensor] = {}
+        for name, info in self.outputs.items():
+            target = outputs.get(name)
+            if target is None:
+                target = self._allocate(info, sizes)
+            if target is None:
+                binding.bind_output(name, self._device.type, self._device.index or 0)
+            else:
+                binding.bind_output(name, *_place(target))
+                written[name] = target
+        if self._device.type == "cuda":  # the session runs on a stream of its own
+            torch.cuda.current_stream(self._device).synchronize()
+        self._execute(session, binding)
+        results = dict(zip(self.outputs, binding.get_outputs(), strict=True))
+        return {
+            name: written[name] if name in written else torch.from_dlpack(value._ortvalue)
+            for name, value in results.items()
+        }
+
+    def memory(self) -> dict[str, int]:
+        """``weights``: bytes of the graph's weights. ONNX Runtime tells nothing of its arena."""
+        return {"weights": self._weights}
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+    def _open(self) -> Any:
+        if self._session is None:
+            raise EngineError(f"{self.name} is closed")
+        return self._session
+
+    def _allocate(self, info: TensorInfo, sizes: Mapping[str, int]) -> Tensor | None:
+        shape = output_shape(info, sizes)
+        return None if shape is None else torch.empty(shape, dtype=getattr(torch, info.dtype), device=self._device)
+
+    def _check_devices(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        allowed = {"cpu", self._device.type}
+        for name, tensor in inputs.items():
+            if tensor.device.type not in allowed:
+                raise EngineError(f"{self.name}: input {name!r} is on {tensor.device}, the engine on {self._device}")
+        for name, tensor in outputs.items():
+            if tensor.device.type != self._device.type:
+                raise EngineError(f"{self.name}: output {name!r} is on {tensor.device}, the engine on {self._device}")
+
+    def _execute(self, session: Any, binding: Any) -> None:
+        try:
+            session.run_with_iobinding(binding)
+        except _ort_errors() as error:
+            raise EngineError(f"{self.name}: ONNX Runtime: {error}") from error
+
+
+class OnnxRuntimeBackend(EngineBackend):
+    """Builds, loads and runs with ONNX Runtime."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def require(self, settings: Settings) -> None:
+        """Raise unless ONNX Runtime is installed and has the providers of the settings.
+
+        Whether a provider really loads shows only with a session: :meth:`load` checks that.
+
+        Raises:
+            BackendUnavailable: with what to install, or the providers that there are.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"the onnxruntime backend needs ONNX Runtime, which does not import here: {error};"
+                " pip install onnxruntime, or wan-trt-core[gpu] for a GPU (never both)"
+            ) from error
+        available = onnxruntime.get_available_providers()
+        missing = [name for name in settings.onnxruntime.providers if name not in available]
+        if missing:
+            hint = "; install wan-trt-core[gpu] in place of onnxruntime" if missing[0] in GPU_PROVIDERS else ""
+            raise BackendUnavailable(
+                f"onnxruntime.providers: this ONNX Runtime {onnxruntime.__version__} has no {missing[0]}; it has"
+                f" {', '.join(available)}{hint}"
+            )
+
+    def versions(self) -> dict[str, str]:
+        """Version of the ONNX Runtime distribution that is installed."""
+        return distribution_versions("onnxruntime", "onnxruntime-gpu")
+
+    def options(self, settings: Settings) -> dict[str, Any]:
+        """Optimisation level and providers."""
+        return {
+            "graph_optimization_level": settings.onnxruntime.graph_optimization_level,
+            "providers": list(settings.onnxruntime.providers),
+        }
+
+    def device(self, settings: Settings) -> str:
+        """The GPU, or the CPU: at level ``all`` the graph is laid out for this very CPU's vector unit."""
+        if _device(settings).type == "cuda":
+            properties = torch.cuda.get_device_properties(0)
+            return f"cuda {properties.name} sm{properties.major}{properties.minor}"
+        if settings.onnxruntime.graph_optimization_level != "all":
+            return f"cpu {platform.machine()}"
+        return f"cpu {_cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
+
+    def build(
+        self, model: OnnxModel, folder: Path, settings: Settings, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Optimise the graph and save it; facts: ``build_seconds``, ``weights`` in bytes.
+
+        Raises:
+            EngineError: when ONNX Runtime refuses the model or cannot write, or a provider does not load.
+        """
+        self.require(settings)
+        report = progress or (lambda phase, fraction: None)
+        report("optimise", 0.0)
+        started = time.perf_counter()
+        graph = folder / model.path.name
+        options = _session_options(settings, settings.onnxruntime.graph_optimization_level)
+        options.optimized_model_filepath = str(graph)
+        entries = {
+            "session.optimized_model_external_initializers_file_name": f"{graph.name}.data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": str(EXTERNAL_BYTES),
+        }
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        what = f"{model.component}_{model.precision}"
+        _session(model.path, options, settings, f"building engine {what}")
+        report("optimise", 0.9)
+        description = Description(model.component, model.precision, graph.name, _weights(graph, what))
+        (folder / DESCRIPTION).write_text(json.dumps(asdict(description), indent=2) + "\n")
+        report("optimise", 1.0)
+        return {"build_seconds": time.perf_counter() - started, "weights": description.weights}
+
+    def load(self, folder: Path, settings: Settings) -> OnnxRuntimeEngine:
+        """Load an engine.
+
+        Raises:
+            EngineError: when the folder holds none, ONNX Runtime refuses it, or a provider did not load.
+            BackendUnavailable: as :meth:`require`.
+        """
+        self.require(settings)
+        description = _read_description(folder)
+        options = _session_options(settings, "disabled")  # it was optimised when it was built
+        what = f"loading engine {description.component}_{description.precision}"
+        session = _session(folder / description.graph, options, settings, what)
+        return OnnxRuntimeEngine(description, session, _device(settings))
+
+
+def _session_options(settings: Settings, level: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
+    options.intra_op_num_threads = settings.threads or torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # its warnings are on saved graphs being hardware specific, as `device` knows
+    spinning = "1" if settings.onnxruntime.allow_spinning else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    # Threads that go on spinning after a run would slow down what runs next: the other arm of a comparison.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _session(path: Path, options: Any, settings: Settings, doing: str) -> Any:
+    """A session on exactly the providers of the settings."""
+    import onnxruntime
+
+    asked = list(settings.onnxruntime.providers)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=asked)
+    except _ort_errors() as error:
+        raise EngineError(f"{doing}: ONNX Runtime refuses {path}: {error}") from error
+    # ONNX Runtime appends the CPU for what the others cannot run; that one alone may come unasked.
+    loaded = [name for name in session.get_providers() if name in asked or name != "CPUExecutionProvider"]
+    if loaded != asked:
+        raise EngineError(
+            f"{doing}: silent fallback: asked for {', '.join(asked)}, ONNX Runtime loaded"
+            f" {', '.join(session.get_providers())}; `wan-trt doctor` shows which providers load and why not"
+        )
+    session.disable_fallback()
+    return session
+
+
+def _device(settings: Settings) -> torch.device:
+    return torch.device("cuda", 0) if settings.onnxruntime.providers[0] in GPU_PROVIDERS else torch.device("cpu")
+
+
+def _place(tensor: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
+    """What ``bind_input`` and ``bind_output`` take: device, its index, element type, shape, address."""
+    device, shape = tensor.device, tuple(tensor.shape)
+    return device.type, device.index or 0, _ELEMENTS[dtype_name(tensor.dtype)], shape, tensor.data_ptr()
+
+
+def _info(node: Any) -> TensorInfo:
+    if node.type not in _DTYPES:
+        raise EngineError(f"tensor {node.name!r} is a {node.type}, which this backend cannot exchange with PyTorch")
+    return TensorInfo(_DTYPES[node.type], tuple(UNKNOWN if axis is None else axis for axis in node.shape))
+
+
+def _weights(graph: Path, what: str) -> int:
+    """Bytes of the weights, read from the saved graph without loading them; checks that they are all there."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(graph), load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise EngineError(f"building engine {what}: {graph.name} was not written whole: {error}") from error
+    total = 0
+    for tensor in model.graph.initializer:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" not in where:
+            total += math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            continue
+        end = int(where.get("offset", 0)) + int(where["length"])
+        if (graph.parent / where["location"]).stat().st_size < end:
+            raise EngineError(f"building engine {what}: {where['location']} was not written whole")
+        total += int(where["length"])
+    return total
+
+
+def _read_description(folder: Path) -> Description:
+    path = folder / DESCRIPTION
+    try:
+        return Description(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise EngineError(f"{path}: no engine of the onnxruntime backend: {error}") from error
+
+
+def _cpu_model() -> str:
+    """The CPU's name as Linux tells it; elsewhere the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    """Every exception of ONNX Runtime; they have no base class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found = (getattr(state, name) for name in dir(state))
+    return tuple(kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception))
+
+
+BACKEND = OnnxRuntimeBackend()

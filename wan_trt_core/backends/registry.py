@@ -1,0 +1,36 @@
+"""Which backends there are: one for each module or folder beside this file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from wan_trt_core.backends.base import Backend
+
+_NOT_BACKENDS = frozenset({"base", "registry"})
+
+
+class UnknownBackend(ValueError):
+    """No backend of that name; the message lists those that exist."""
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names of all backends as case files write them, in alphabetical order. Imports none of them."""
+    modules = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(
+        sorted(name.replace("_", "-") for name in modules if name not in _NOT_BACKENDS and not name.startswith("_"))
+    )
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name. Whether it can run here is for its ``require`` to say.
+
+    Raises:
+        UnknownBackend: when there is none.
+    """
+    if name not in backend_names():
+        raise UnknownBackend(f"no backend {name!r}; there are {', '.join(backend_names())}")
+    module = importlib.import_module(f"wan_trt_core.backends.{name.replace('-', '_')}")
+    backend: Backend = module.BACKEND
+    return backend

@@ -1,0 +1,132 @@
+"""``torch.compile`` of diffusers' own modules: what one line of PyTorch gains, measured beside the engines."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from wan_trt_core.backends._tensors import distribution_versions
+from wan_trt_core.backends.base import BackendUnavailable, ModuleBackend
+from wan_trt_core.backends.torch import BACKEND as EAGER
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from wan_trt_core.config import Settings
+
+PROBE = "#include <Python.h>\n#include <cmath>\n#include <omp.h>\nint probe() { return omp_get_max_threads(); }\n"
+"""What inductor's kernels include: without one of these headers every compilation fails at its first call."""
+PROBE_TIMEOUT = 60.0
+"""Seconds after which a compiler that does not come back counts as not working."""
+
+
+class TorchCompileBackend(ModuleBackend):
+    """PyTorch's own compiler, with inductor."""
+
+    name: ClassVar[str] = "torch-compile"
+
+    def require(self, settings: Settings) -> None:
+        """Raise unless inductor can compile here: a C++ compiler with Python's headers, and Triton on a GPU.
+
+        Raises:
+            BackendUnavailable: with what is missing and how to get it.
+        """
+        EAGER.require(settings)
+        find_compiler()
+        if settings.device != "cpu":
+            _require_triton(required=settings.device == "cuda")
+
+    def versions(self) -> dict[str, str]:
+        """Versions of torch, diffusers and, where it is installed, Triton."""
+        return distribution_versions("torch", "diffusers", "triton")
+
+    def wrap(self, module: nn.Module, settings: Settings) -> nn.Module:
+        """The compiled module; for a VAE a twin that shares the weights and whose decoder is compiled.
+
+        ``torch.compile`` covers a module's ``forward`` and a VAE is entered through ``decode``, so compiling the
+        VAE itself would compile nothing that runs.
+        """
+        import torch
+
+        mode = settings.torch_compile.mode
+        decoder = getattr(module, "decoder", None)
+        if decoder is None or not hasattr(module, "decode"):
+            compiled: nn.Module = torch.compile(module, mode=mode)
+            return compiled
+        twin = copy.copy(module)
+        twin._modules = dict(module._modules)  # a shallow copy shares the dict: replacing there would reach the original
+        twin.decoder = torch.compile(decoder, mode=mode)
+        return twin
+
+
+def find_compiler() -> str:
+    """The C++ compiler that inductor takes, after a trial compilation.
+
+    The candidates are those of inductor's own search (its ``cpp.cxx`` setting, by default the environment's
+    ``CXX`` or g++), looked up anew: inductor remembers its first answer for the life of the process.
+
+    Raises:
+        BackendUnavailable: when there is none, or none that compiles what inductor writes.
+    """
+    failures = []
+    for candidate in _candidates():
+        failure = _try(candidate)
+        if failure is None:
+            return candidate
+        failures.append(f"{candidate}: {failure}")
+    raise BackendUnavailable(
+        "torch-compile needs a working C++ compiler with OpenMP and the headers of this Python: "
+        f"{'; '.join(failures) or 'none is configured'}. Install g++ and python3-dev, or name a compiler in CXX"
+    )
+
+
+def _candidates() -> tuple[str, ...]:
+    from torch._inductor import config
+
+    configured = config.cpp.cxx if isinstance(config.cpp.cxx, (list, tuple)) else (config.cpp.cxx,)
+    named = tuple(str(compiler) for compiler in configured if compiler)
+    chosen = os.environ.get("CXX")  # inductor reads it when it is imported, which may be long ago
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    return (chosen,) if chosen else tuple(dict.fromkeys((*named, default)))
+
+
+def _try(compiler: str) -> str | None:
+    """Why a compiler does not work, or None when it does."""
+    with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text(PROBE)
+        include = sysconfig.get_paths()["include"]
+        command = [*compiler.split(), "-std=c++17", "-fopenmp", "-fPIC", "-shared", f"-I{include}"]
+        try:
+            done = subprocess.run(
+                [*command, str(source), "-o", str(Path(folder) / "probe.so")],
+                capture_output=True,
+                text=True,
+                timeout=PROBE_TIMEOUT,
+                check=False,
+            )
+        except FileNotFoundError:
+            return "not found"
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+    return f"exits with {done.returncode}" + (f" ({lines[0].strip()})" if lines else "")
+
+
+def _require_triton(*, required: bool) -> None:
+    import torch
+    from torch.utils._triton import has_triton
+
+    if (required or torch.cuda.is_available()) and not has_triton():
+        raise BackendUnavailable("torch-compile on a GPU needs Triton, which does not work here: pip install triton")
+
+
+BACKEND = TorchCompileBackend()

@@ -1,0 +1,55 @@
+"""The conditions under which both arms run: they are set once, recorded for each arm, and must be equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from wan_trt_core.config import Settings
+
+
+@contextmanager
+def equal_conditions(settings: Settings) -> Iterator[None]:
+    """Inference mode, one thread count, TF32 and cuDNN autotuning as the settings say; restored afterwards.
+
+    TF32 is off unless asked for, for the reference and the candidate alike: a speed-up that comes from a
+    coarser number format in one arm only would be no speed-up.
+    """
+    before = snapshot()
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    _apply(settings.perf.allow_tf32, cudnn_benchmark=False)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before["threads"])
+        _apply(before["matmul_tf32"], cudnn_benchmark=before["cudnn_benchmark"], cudnn_tf32=before["cudnn_tf32"])
+
+
+def snapshot() -> dict[str, Any]:
+    """What decides the speed and the rounding of PyTorch in this process right now."""
+    return {
+        "threads": torch.get_num_threads(),
+        "inference_mode": torch.is_inference_mode_enabled(),
+        "grad": torch.is_grad_enabled(),
+        "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "default_dtype": str(torch.get_default_dtype()),
+    }
+
+
+def _apply(tf32: bool, *, cudnn_benchmark: bool, cudnn_tf32: bool | None = None) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32 if cudnn_tf32 is None else cudnn_tf32
+    torch.backends.cudnn.benchmark = cudnn_benchmark
+
+
+def synchronize() -> None:
+    """Wait for the device: a host clock read before this would time the launch, not the work."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -1,0 +1,74 @@
+"""What one session shares between its cases: settings, opened checkpoints, loaded engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Case
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.pipeline.engines import EngineStore
+
+COMPOSITES: Mapping[str, tuple[str, ...]] = {
+    "vae_decoder": ("vae_decoder_first", "vae_decoder_next"),
+    "pipeline": ("dit", "vae_decoder_first", "vae_decoder_next"),
+}
+"""Components of the case file that are several components run together."""
+
+_GROUPS = {"vae_decoder_first": "vae", "vae_decoder_next": "vae"}
+"""Names by which ``precision: {dit: fp16, vae: fp32}`` means several components at once."""
+
+
+@dataclass
+class Context:
+    """Made once a session and handed to every measurement. Loading is lazy, and happens once."""
+
+    settings: Settings
+    _models: dict[str, ResolvedModel] = field(default_factory=dict, init=False)
+    _engines: EngineStore | None = field(default=None, init=False)
+
+    def model(self, case: Case) -> ResolvedModel:
+        """The case's model, opened.
+
+        Raises:
+            CatalogueError, CheckpointError: when there is no such model or its folder cannot be used.
+        """
+        from wan_trt_core.models.catalogue import resolve
+
+        if case.model not in self._models:
+            self._models[case.model] = resolve(case.model, self.settings.checkpoint)
+        return self._models[case.model]
+
+    @property
+    def engines(self) -> EngineStore:
+        """The engines loaded so far, and those on disk."""
+        from wan_trt_core.pipeline.engines import EngineStore
+
+        if self._engines is None:
+            self._engines = EngineStore(self.settings)
+        return self._engines
+
+    def close(self) -> None:
+        """Release the engines."""
+        if self._engines is not None:
+            self._engines.close()
+            self._engines = None
+
+
+def precision_of(precision: str | Mapping[str, str], component: str) -> str:
+    """The precision of one component, where a case gives one for all or one for each.
+
+    Raises:
+        ValueError: when the case gives none for this component.
+    """
+    if isinstance(precision, str):
+        return precision
+    group = _GROUPS.get(component, component)
+    if component in precision:
+        return precision[component]
+    if group in precision:
+        return precision[group]
+    raise ValueError(f"the case's precision names {', '.join(precision)}, but not {component} ({group})")

@@ -1,0 +1,89 @@
+"""Parity: the candidate's outputs beside stock diffusers', and where they part if they do."""
+
+from __future__ import annotations
+
+from wan_trt_core.cases import Case
+from wan_trt_core.comparison.conditions import equal_conditions, snapshot
+from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.targets import Outputs, Target, target_of
+from wan_trt_core.gates.parity import judge_parity
+from wan_trt_core.gates.verdict import Verdict
+from wan_trt_core.measure.quality import VIDEO_METRICS, tensor_metrics, video_metrics
+from wan_trt_core.records import Measurement, Metric
+
+
+def measure(case: Case, context: Context) -> Measurement:
+    """Compare every output at every point of the case's profile; name the first diverging block on failure."""
+    if case.parity is None:
+        raise ValueError(f"case {case.id} has no parity gate")
+    with equal_conditions(context.settings):
+        target = target_of(case, context)
+        required = frozenset(case.parity.limits)
+        by_point = {
+            point: compare(target.reference.call(inputs), target.candidate.call(inputs), required, target.fps)
+            for point, inputs in target.parity_inputs().items()
+        }
+        measurement = Measurement(
+            metrics=worst({point: metrics for point, metrics in by_point.items()}),
+            facts={"conditions": snapshot(), **target.facts()},
+        )
+        checks = judge_parity(case.parity, measurement)
+        if all(check.verdict is Verdict.PASS for check in checks):
+            return measurement
+        return measurement.model_copy(update={"notes": explain(target)})
+
+
+def compare(
+    reference: Outputs, candidate: Outputs, required: frozenset[str] = frozenset(), fps: float = 16.0
+) -> dict[str, Metric]:
+    """Metrics of all outputs: the worst over the tensors; video and trajectory metrics under their own prefix.
+
+    Tensor outputs give ``psnr_db``, ``relative_l2`` … (the worst of all outputs); a ``video`` output gives
+    ``video.psnr_db``, ``video.ssim`` …; ``latents`` (one tensor a denoising step) give ``latents.psnr_db`` … with
+    one sample a step.
+    """
+    metrics: dict[str, Metric] = {}
+    if reference.tensors:
+        pairs = {name: tensor_metrics(tensor, candidate.tensors[name]) for name, tensor in reference.tensors.items()}
+        metrics |= worst(pairs)
+    if reference.video is not None:
+        wanted = {name.removeprefix("video.") for name in required if name.startswith("video.")}
+        found = video_metrics(reference.video, candidate.video, wanted & set(VIDEO_METRICS), frames_per_second=fps)
+        metrics |= {f"video.{name}": metric for name, metric in found.items()}
+    if reference.latents:
+        steps = {
+            f"step {index}": tensor_metrics(expected, found)
+            for index, (expected, found) in enumerate(zip(reference.latents, candidate.latents, strict=True))
+        }
+        metrics |= {f"latents.{name}": metric for name, metric in worst(steps).items()}
+    return metrics
+
+
+def worst(by_source: dict[str, dict[str, Metric]]) -> dict[str, Metric]:
+    """Each metric at its worst over several sources, which its detail names; the samples are all of them."""
+    merged: dict[str, Metric] = {}
+    for name in dict.fromkeys(name for metrics in by_source.values() for name in metrics):
+        found = {source: metrics[name] for source, metrics in by_source.items() if name in metrics}
+        source, metric = min(found.items(), key=lambda item: _badness(item[1]))
+        detail = f"worst at {source}" if len(by_source) > 1 else ""
+        samples = tuple(other.value for other in found.values() if other.value is not None)
+        merged[name] = metric.model_copy(
+            update={"detail": "; ".join(part for part in (detail, metric.detail) if part), "samples": samples}
+        )
+    return merged
+
+
+def explain(target: Target) -> tuple[str, ...]:
+    """For a failure: what each component's blocks say, the first diverging one named."""
+    return tuple(
+        f"{component}: {divergence.describe()}" for component, divergence in target.divergences().items()
+    )
+
+
+def _badness(metric: Metric) -> tuple[int, float]:
+    """Sorts worst first: not computed, then NaN, then by value."""
+    if metric.value is None:
+        return (0, 0.0)
+    if metric.value != metric.value:
+        return (1, 0.0)
+    return (2, metric.value if metric.better == "higher" else -metric.value)

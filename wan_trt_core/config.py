@@ -1,0 +1,411 @@
+"""Settings: one validated tree from ``config.yaml``, ``WAN_TRT_*`` environment variables and the command line.
+
+Later sources win: defaults < YAML < environment < command line. Every setting remembers where it came from, and
+every error names the file and line (or the variable, or the option), the key, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+CONFIG_FILE = "config.yaml"
+"""Read from the working directory when no other file is named."""
+
+ENVIRONMENT_PREFIX = "WAN_TRT_"
+CONFIG_VARIABLE = "WAN_TRT_CONFIG"
+"""Names the YAML file; set but empty, no file is read."""
+TEST_PREFIX = "WAN_TRT_TEST_"
+"""Variables that belong to this repository's own tests and are no settings."""
+
+DEFAULT = "default"
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names its source, the key and what is allowed."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class ExportSettings(_Model):
+    """How a component becomes ONNX."""
+
+    opset: int = Field(default=20, ge=18, le=24, description="ONNX opset; 20 is what TensorRT 10.6 parses")
+    check: bool = Field(
+        default=True, description="compare the exported graph with PyTorch at every profile's min, opt and max"
+    )
+    fp32_tolerance: float = Field(
+        default=1e-4, gt=0, lt=1, description="largest relative L2 difference of a float32 graph from PyTorch"
+    )
+    fp16_tolerance: float = Field(
+        default=2e-2, gt=0, lt=1, description="the same for a graph in half precision"
+    )
+
+
+class OnnxRuntimeSettings(_Model):
+    """The ``onnxruntime`` backend."""
+
+    providers: tuple[str, ...] = Field(
+        default=("CPUExecutionProvider",),
+        min_length=1,
+        description="execution providers, in order of preference; one that does not load is an error",
+    )
+    graph_optimization_level: Literal["disabled", "basic", "extended", "all"] = Field(
+        default="all", description="how far the graph is optimised when the engine is built"
+    )
+    allow_spinning: bool = Field(
+        default=True, description="let worker threads spin between the operators of one run"
+    )
+
+    @field_validator("providers")
+    @classmethod
+    def _provider_names(cls, providers: tuple[str, ...]) -> tuple[str, ...]:
+        for name in providers:
+            if not name.endswith("ExecutionProvider"):
+                raise ValueError(f"{name!r} is no execution provider; names end in ExecutionProvider")
+        if len(set(providers)) < len(providers):
+            raise ValueError("a provider is named twice")
+        return providers
+
+
+class TorchCompileSettings(_Model):
+    """The ``torch-compile`` backend."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        default="default", description="mode of torch.compile"
+    )
+
+
+class PerfSettings(_Model):
+    """How performance is measured. Thresholds belong to the case file, not here."""
+
+    time_budget: float = Field(
+        default=60.0, gt=0, description="seconds a case may go on measuring before it is inconclusive"
+    )
+    min_pairs: int = Field(default=5, ge=3, description="pairs of timed runs before the first decision")
+    max_pairs: int = Field(default=30, ge=3, description="pairs of timed runs at most")
+    confidence: float = Field(
+        default=0.99, gt=0.5, lt=1, description="confidence of the interval of the ratio of medians"
+    )
+    warmup: int = Field(default=2, ge=0, description="runs of each arm before any is timed")
+    noise_pairs: int = Field(
+        default=4, ge=2, description="pairs of the reference against itself: the noise floor"
+    )
+    allow_tf32: bool = Field(default=False, description="let both arms use TF32 for float32 products")
+
+    @model_validator(mode="after")
+    def _order(self) -> PerfSettings:
+        if self.min_pairs > self.max_pairs:
+            raise ValueError(f"min_pairs ({self.min_pairs}) must not exceed max_pairs ({self.max_pairs})")
+        return self
+
+
+class MemorySettings(_Model):
+    """How memory is measured."""
+
+    runs: int = Field(default=20, ge=5, description="repeated runs over which memory must not grow")
+    warmup: int = Field(default=3, ge=0, description="runs before the first that counts")
+
+
+class LogSettings(_Model):
+    """What is logged, and where."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe message that is logged"
+    )
+    file: Path | None = Field(default=None, description="also log to this file (appended)")
+
+
+class Settings(_Model):
+    """Every setting, validated. Paths are absolute once loaded by :func:`load_settings`."""
+
+    model: str = Field(
+        default="tiny-wan", min_length=1, description="a name of the catalogue, or a folder in diffusers format"
+    )
+    checkpoint: Path | None = Field(
+        default=None, description="folder of the weights, where the catalogue has none of its own"
+    )
+    backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
+    profile: str | None = Field(default=None, description="shape profile; by default the model's first")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where both arms run; auto takes a CUDA GPU that the backend can use, else the CPU"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of both arms alike; by default one a physical core"
+    )
+    cache: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("wan-trt", appauthor=False)),
+        description="folder of the ONNX files and engines; by default in the user's cache folder",
+    )
+    baselines: Path = Field(default=Path("baselines"), description="folder of the stored baselines")
+    report: Path = Field(default=Path("outputs/report"), description="folder of results.json and the reports")
+    engine_lock_timeout: float = Field(
+        default=1800.0, gt=0, description="seconds to wait for another process that builds the same engine"
+    )
+    export: ExportSettings = Field(default_factory=ExportSettings)
+    onnxruntime: OnnxRuntimeSettings = Field(default_factory=OnnxRuntimeSettings)
+    torch_compile: TorchCompileSettings = Field(default_factory=TorchCompileSettings)
+    perf: PerfSettings = Field(default_factory=PerfSettings)
+    memory: MemorySettings = Field(default_factory=MemorySettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by dotted key, in JSON's types."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as it came out, for people: ``wan-trt doctor`` prints these."""
+
+    key: str
+    value: Any
+    source: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The settings and, by dotted key, where each came from.
+
+    Attributes:
+        sources: ``default``, ``config.yaml:LINE``, a ``WAN_TRT_`` variable, or a ``--option``.
+        config_file: the YAML file that was read, if there was one.
+    """
+
+    settings: Settings
+    sources: Mapping[str, str]
+    config_file: Path | None
+
+    def describe(self) -> tuple[Setting, ...]:
+        """Every setting with its value, source and meaning, in the order of the tree."""
+        values = self.settings.flat()
+        return tuple(Setting(key, values[key], self.sources[key], KEYS[key].description or "") for key in KEYS)
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        if _is_section(field):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if f"{prefix}{name}" in SECTIONS:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+KEYS: Mapping[str, FieldInfo] = dict(_leaves(Settings))
+"""Every setting by dotted key, in the order of the tree."""
+
+SECTIONS = frozenset(key.rpartition(".")[0] for key in KEYS if "." in key)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A value that one source gave."""
+
+    value: Any
+    source: str
+
+
+def load_settings(
+    config_file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    option_prefix: str = "--",
+) -> Loaded:
+    """Read and validate the settings.
+
+    Args:
+        config_file: YAML file; otherwise ``$WAN_TRT_CONFIG``, otherwise ``config.yaml`` in the working
+            directory if there is one. Its relative paths are relative to its own folder.
+        overrides: from the command line, by dotted key (``perf.time_budget``); ``None`` means not given.
+        environ: environment variables; the process's own by default.
+        option_prefix: how the caller's options begin, so that errors name them (``--wan-`` in pytest).
+
+    Raises:
+        ConfigError: for an unreadable file, an unknown key or variable, or a value that is not allowed.
+    """
+    environ = os.environ if environ is None else environ
+    file = _find_file(config_file, environ)
+    given: dict[str, _Given] = {}
+    if file is not None:
+        given |= _from_yaml(file)
+    given |= _from_environment(environ)
+    given |= _from_options(overrides or {}, option_prefix)
+    settings = _validate(given)
+    sources = {key: given[key].source if key in given else DEFAULT for key in KEYS}
+    return Loaded(settings, sources, file)
+
+
+def _find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if config_file is None and CONFIG_VARIABLE in environ:
+        named = environ[CONFIG_VARIABLE]
+        if not named:
+            return None
+        config_file = Path(named)
+        if not config_file.is_file():
+            raise ConfigError(f"{CONFIG_VARIABLE}: no file {config_file}")
+    if config_file is not None:
+        if not config_file.is_file():
+            raise ConfigError(f"{config_file}: no such settings file")
+        return config_file
+    default = Path(CONFIG_FILE)
+    return default if default.is_file() else None
+
+
+def _from_yaml(file: Path) -> dict[str, _Given]:
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{file}:{line}: not valid YAML: {error.problem}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {error}") from error
+    given: dict[str, _Given] = {}
+    if node is not None:
+        _read_mapping(node, "", file, given)
+    return given
+
+
+def _read_mapping(node: yaml.Node, section: str, file: Path, given: dict[str, _Given]) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        if section and _scalar(node) is None:
+            return  # a section whose every line is commented out
+        what = section or "the file"
+        raise ConfigError(f"{file}:{node.start_mark.line + 1}: {what} must be a mapping of settings")
+    seen: set[str] = set()
+    for name_node, value_node in node.value:
+        where = f"{file}:{name_node.start_mark.line + 1}"
+        name = str(name_node.value)
+        key = f"{section}.{name}" if section else name
+        if key in seen:
+            raise ConfigError(f"{where}: {key}: given twice")
+        seen.add(key)
+        if key in SECTIONS:
+            _read_mapping(value_node, key, file, given)
+        elif key not in KEYS:
+            raise ConfigError(f"{where}: {key}: unknown setting; {_allowed(key)}; {_other_file()}")
+        else:
+            value = _construct(value_node, where, key)
+            if value is not None:  # null stands for the default
+                given[key] = _Given(_resolve_path(key, value, file.parent), where)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    return yaml.SafeLoader("").construct_object(node) if isinstance(node, yaml.ScalarNode) else node
+
+
+def _construct(node: yaml.Node, where: str, key: str) -> Any:
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {key}: not a plain YAML value: {error}") from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
+    given: dict[str, _Given] = {}
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if variable.startswith(TEST_PREFIX):
+            continue
+        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+        if key not in KEYS:
+            raise ConfigError(f"{variable}: unknown setting {key!r}; {_allowed(key, _variable)}")
+        if not text:
+            continue  # CI systems pass unset inputs as empty variables
+        given[key] = _Given(_resolve_path(key, _parse(text, KEYS[key]), Path()), variable)
+    return given
+
+
+def _variable(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
+
+
+def _from_options(overrides: Mapping[str, Any], prefix: str) -> dict[str, _Given]:
+    given: dict[str, _Given] = {}
+    for key, value in overrides.items():
+        option = prefix + key.replace(".", "-").replace("_", "-")
+        if key not in KEYS:
+            raise ConfigError(f"{option}: unknown setting {key!r}; {_allowed(key)}")
+        if value is None:
+            continue
+        if isinstance(value, str):
+            value = _parse(value, KEYS[key])
+        given[key] = _Given(_resolve_path(key, value, Path()), option)
+    return given
+
+
+def _parse(text: str, field: FieldInfo) -> Any:
+    """A variable's text as the setting's type; pydantic turns it into numbers and truth values itself."""
+    if get_origin(field.annotation) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if type(None) in get_args(field.annotation) and text.lower() in ("null", "none"):
+        return None
+    return text
+
+
+def _resolve_path(key: str, value: Any, base: Path) -> Any:
+    annotation = KEYS[key].annotation
+    if isinstance(value, (str, Path)) and (annotation is Path or Path in get_args(annotation)):
+        return (base / Path(value).expanduser()).absolute()
+    return value
+
+
+def _validate(given: Mapping[str, _Given]) -> Settings:
+    tree: dict[str, Any] = {}
+    for key, item in given.items():
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = item.value
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, given) for problem in error.errors())) from error
+    folders = {key: getattr(settings, key).absolute() for key in ("cache", "baselines", "report")}
+    return settings.model_copy(update=folders)
+
+
+def _explain(problem: Any, given: Mapping[str, _Given]) -> str:
+    key = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if key in given:
+        return f"{given[key].source}: {key}: {given[key].value!r} is not allowed: {message}"
+    sources = sorted({item.source for name, item in given.items() if name.startswith(f"{key}.")})
+    return f"{', '.join(sources) or DEFAULT}: {key}: {message}"
+
+
+def _allowed(key: str, spell: Callable[[str], str] = str) -> str:
+    """What may stand where ``key`` stands: the nearest names first, else the whole section."""
+    if near := difflib.get_close_matches(key, KEYS, n=3, cutoff=0.75):
+        return f"did you mean {' or '.join(spell(name) for name in near)}?"
+    section = key.rpartition(".")[0]
+    if section in SECTIONS:
+        return f"allowed: {', '.join(spell(name) for name in KEYS if name.startswith(f'{section}.'))}"
+    names = dict.fromkeys(f"{name.split('.')[0]}.*" if "." in name else name for name in KEYS)
+    return f"allowed: {', '.join(spell(name) for name in names)}"
+
+
+def _other_file() -> str:
+    return f"if this is not a file of wan-trt, name another in {CONFIG_VARIABLE} (empty reads none)"

@@ -1,0 +1,216 @@
+"""The one band rule: a metric must stay near its baseline, in both directions.
+
+Worse than the band fails. Better than the band passes but asks for a new baseline, because a stale one would let
+the next slow-down of the same size through unseen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from wan_trt_core.gates.formatting import pair, quantity
+from wan_trt_core.gates.verdict import Check, Reason, Verdict
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Band
+    from wan_trt_core.records import Metric
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a metric may be from its baseline: the larger of ``rel`` (a fraction) and ``abs`` (its unit)."""
+
+    rel: float
+    abs: float
+    reason: str
+
+    def width(self, value: float) -> float:
+        """Half the band around ``value``, in the metric's unit."""
+        return max(self.rel * value, self.abs)
+
+    def looser_than(self, other: Tolerance) -> bool:
+        """Some metric near its baseline passes here that did not pass there."""
+        return self.rel > other.rel or self.abs > other.abs
+
+    def same_width(self, other: Tolerance) -> bool:
+        """Equal but for the reason given."""
+        return (self.rel, self.abs) == (other.rel, other.abs)
+
+
+@dataclass(frozen=True)
+class BaselineMetric:
+    """One stored quantity.
+
+    Attributes:
+        value: median over ``n`` independent runs, in ``unit`` (seconds, bytes …).
+        spread: (largest - smallest) / median over those runs; 0 for a single run.
+        samples: the value of each run.
+        tolerance: the band it was accepted with.
+    """
+
+    value: float
+    unit: str
+    better: Better
+    tolerance: Tolerance
+    n: int = 1
+    spread: float = 0.0
+    samples: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class BaselineEntry:
+    """What is stored for one case of one suite: metrics by name, and where they come from."""
+
+    metrics: Mapping[str, BaselineMetric]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def band_limits(baseline: BaselineMetric, tolerance: Tolerance | None = None) -> tuple[float, float]:
+    """Lower and upper end of the band, in the metric's unit."""
+    width = (tolerance or baseline.tolerance).width(baseline.value)
+    return baseline.value - width, baseline.value + width
+
+
+def position(value: float, baseline: BaselineMetric, tolerance: Tolerance | None = None) -> Reason:
+    """Where ``value`` lies: ``WITHIN_BAND``, ``WORSE_THAN_BAND`` or ``BETTER_THAN_BAND``."""
+    low, high = band_limits(baseline, tolerance)
+    if low <= value <= high:
+        return Reason.WITHIN_BAND
+    better = value > high if baseline.better == "higher" else value < low
+    return Reason.BETTER_THAN_BAND if better else Reason.WORSE_THAN_BAND
+
+
+def usable(value: float) -> bool:
+    """A baseline value is finite and positive: zero would make a relative band empty or the gate a no-op."""
+    return math.isfinite(value) and value > 0
+
+
+def regenerate_command(suite: str, case: str) -> str:
+    """The command that makes the baseline of one case."""
+    return f"python tools/regenerate_baselines.py --suite {suite} --case {case}"
+
+
+def judge_bands(
+    case: str,
+    suite: str,
+    bands: Mapping[str, Band],
+    metrics: Mapping[str, Metric],
+    baseline: BaselineEntry | None,
+    *,
+    bands_for_hardware: bool,
+    require_bands: bool,
+) -> tuple[Check, ...]:
+    """Hold the banded metrics of a case against its baseline.
+
+    Args:
+        bands: which metrics are banded and how wide, as the case file says.
+        baseline: the stored entry; ``None`` when this hardware's file has none.
+        bands_for_hardware: whether this hardware has a baseline file for the model and suite at all.
+        require_bands: a machine without baselines fails too (GPU CI), else it is only reported.
+    """
+    command = regenerate_command(suite, case)
+    if not bands_for_hardware:
+        return tuple(
+            Check(
+                "band",
+                name,
+                Verdict.MISSING,
+                Reason.NO_BANDS_FOR_HARDWARE,
+                f"this hardware has no {suite} baselines, so {name} is held to no band; make them with: {command}",
+                value=_value(metrics, name),
+                advisory=not require_bands,
+            )
+            for name in sorted(bands)
+        )
+    stored = baseline.metrics if baseline else {}
+    checks = [_one(name, bands[name], metrics.get(name), stored.get(name), command) for name in sorted(bands)]
+    for name in sorted(set(stored) - set(bands)):
+        if name in metrics:
+            message = f"the baseline holds {name}, which the case has no band for"
+            checks.append(
+                _check(name, Verdict.INVALID, Reason.METRIC_UNEXPECTED, f"{message}; {_remake(command)}")
+            )
+        else:
+            message = f"the baseline holds {name}, which was not measured and has no band"
+            checks.append(
+                _check(name, Verdict.MISSING, Reason.METRIC_VANISHED, f"{message}; {_remake(command)}")
+            )
+    return tuple(checks)
+
+
+def _one(name: str, band: Band, metric: Metric | None, stored: BaselineMetric | None, command: str) -> Check:
+    value = metric.value if metric else None
+    if stored is None:
+        message = f"no baseline for {name}; make it with: {command}"
+        return _check(name, Verdict.MISSING, Reason.NO_BASELINE, message, value)
+    if not usable(stored.value):
+        message = f"the baseline of {name} is {stored.value!r}, not a positive number; {_remake(command)}"
+        return _check(name, Verdict.INVALID, Reason.BASELINE_INVALID, message, value)
+    if metric is None or value is None:
+        why = f" ({metric.detail})" if metric and metric.detail else ""
+        message = f"the baseline holds {name}, which was not measured{why}; mend that, or {_remake(command)}"
+        return _check(name, Verdict.MISSING, Reason.METRIC_VANISHED, message)
+    if (metric.unit, metric.better) != (stored.unit, stored.better):
+        message = (
+            f"the baseline of {name} is in {stored.unit or 'no unit'} ({stored.better} is better), measured was "
+            f"{metric.unit or 'no unit'} ({metric.better}); {_remake(command)}"
+        )
+        return _check(name, Verdict.INVALID, Reason.BASELINE_INVALID, message, value)
+    tolerance = Tolerance(band.rel, band.abs, band.reason)
+    if not tolerance.same_width(stored.tolerance):
+        message = (
+            f"the case file allows {name} {_width(tolerance)}, its baseline was accepted with "
+            f"{_width(stored.tolerance)}; {_remake(command)}"
+        )
+        return _check(name, Verdict.INVALID, Reason.BASELINE_INVALID, message, value)
+    if not math.isfinite(value):
+        return _check(name, Verdict.FAIL, Reason.NON_FINITE, f"{name} is {value}", value)
+    return _compare(name, value, stored, command)
+
+
+def _compare(name: str, value: float, stored: BaselineMetric, command: str) -> Check:
+    reason = position(value, stored)
+    low, high = band_limits(stored)
+    limit = low if value < stored.value else high
+    change = value / stored.value - 1
+    shown, bound = pair(value, limit, stored.unit)
+    base = quantity(stored.value, stored.unit)
+    evidence = {"baseline": stored.value, "low": low, "high": high, "change": change}
+    if reason is Reason.WITHIN_BAND:
+        worse = low if stored.better == "higher" else high
+        message = f"{name} {shown} is within its band (baseline {base}, {change:+.1%})"
+        return Check("band", name, Verdict.PASS, reason, message, value, worse, evidence=evidence)
+    sign = "<" if value < limit else ">"
+    if reason is Reason.BETTER_THAN_BAND:
+        message = (
+            f"{name} {shown} {sign} {bound} is better than its band (baseline {base}, {change:+.1%}); "
+            f"keep the gain with a new baseline: {command}"
+        )
+        return Check("band", name, Verdict.PASS, reason, message, value, limit, evidence=evidence)
+    message = (
+        f"{name} {shown} {sign} {bound} is worse than its band (baseline {base}, {change:+.1%}); find the cause, "
+        f"or accept it with: {command} --accept-regression REASON"
+    )
+    return Check("band", name, Verdict.FAIL, reason, message, value, limit, evidence=evidence)
+
+
+def _check(name: str, verdict: Verdict, reason: Reason, message: str, value: float | None = None) -> Check:
+    return Check("band", name, verdict, reason, message, value)
+
+
+def _value(metrics: Mapping[str, Metric], name: str) -> float | None:
+    metric = metrics.get(name)
+    return metric.value if metric else None
+
+
+def _remake(command: str) -> str:
+    return f"make the baseline again: {command}"
+
+
+def _width(tolerance: Tolerance) -> str:
+    return f"rel {tolerance.rel:g}, abs {tolerance.abs:g}"

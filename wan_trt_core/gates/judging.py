@@ -1,0 +1,95 @@
+"""One case of one suite: every check that its measurement must go through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wan_trt_core.gates.bands import BaselineEntry, judge_bands
+from wan_trt_core.gates.memory import judge_memory
+from wan_trt_core.gates.parity import judge_parity
+from wan_trt_core.gates.perf import judge_perf
+from wan_trt_core.gates.verdict import Check, Reason, Verdict
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Band, Case, Suite
+    from wan_trt_core.records import Measurement
+
+
+def judge(
+    case: Case,
+    suite: Suite,
+    measurement: Measurement,
+    baseline: BaselineEntry | None,
+    *,
+    bands_for_hardware: bool,
+    require_bands: bool,
+    baseline_error: str | None = None,
+) -> tuple[Check, ...]:
+    """Judge what was measured.
+
+    Args:
+        case: the row of the case file.
+        suite: which of its suites was measured.
+        measurement: what it came to.
+        baseline: the stored entry of this case for this hardware, if there is one.
+        bands_for_hardware: this hardware has a baseline file for the model and suite.
+        require_bands: a machine without such a file fails the case instead of being reported.
+        baseline_error: what :class:`~wan_trt_core.baselines.BaselineError` said when the file could not be read;
+            the case is then invalid, whatever its own gates say.
+
+    Returns:
+        The checks; :func:`~wan_trt_core.gates.verdict.decide` makes the verdict of them. Where the measurement is
+        void, what its numbers would have come to is given as advisory.
+
+    Raises:
+        ValueError: when the case is not in that suite.
+    """
+    checks, bands = _own_gates(case, suite, measurement)
+    if baseline_error is not None:
+        message = f"the baseline cannot be used: {baseline_error}"
+        banded: tuple[Check, ...] = (Check("band", "", Verdict.INVALID, Reason.BASELINE_INVALID, message),)
+    else:
+        banded = judge_bands(
+            case.id,
+            suite,
+            bands,
+            measurement.metrics,
+            baseline,
+            bands_for_hardware=bands_for_hardware,
+            require_bands=require_bands,
+        )
+    if not measurement.problems:
+        return checks + banded
+    void = tuple(_problem(reason, why) for reason, why in sorted(measurement.problems.items()))
+    return void + tuple(replace(check, advisory=True) for check in checks + banded)
+
+
+def gate_bands(case: Case, suite: Suite) -> Mapping[str, Band]:
+    """The bands of a case in one suite, by metric: exactly what its baseline entry holds.
+
+    Raises:
+        ValueError: when the case is not in that suite.
+    """
+    gate = {"parity": case.parity, "perf": case.perf, "memory": case.memory}[suite]
+    if gate is None:
+        raise ValueError(f"case {case.id} has no {suite} gate")
+    return gate.bands
+
+
+def _own_gates(
+    case: Case, suite: Suite, measurement: Measurement
+) -> tuple[tuple[Check, ...], Mapping[str, Band]]:
+    if suite == "parity" and case.parity:
+        return judge_parity(case.parity, measurement), case.parity.bands
+    if suite == "perf" and case.perf:
+        return judge_perf(case.perf, measurement), case.perf.bands
+    if suite == "memory" and case.memory:
+        return judge_memory(case.memory, measurement), case.memory.bands
+    raise ValueError(f"case {case.id} has no {suite} gate")
+
+
+def _problem(reason: Reason, why: str) -> Check:
+    verdict = Verdict.MISSING if reason is Reason.NOT_MEASURED else Verdict.INVALID
+    return Check("validity", "", verdict, reason, why)

@@ -1,0 +1,49 @@
+"""The memory gate: limits on what is held, and no growth over repeated runs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from wan_trt_core.gates.formatting import pair, quantity
+from wan_trt_core.gates.limits import judge_limits
+from wan_trt_core.gates.verdict import Check, Reason, Verdict
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Limit, MemoryGate
+    from wan_trt_core.records import Measurement, Metric
+
+GROWTH = "growth"
+"""The metric of growth in bytes a run; further ones (``growth_cuda``) start with it and an underscore."""
+
+
+def judge_memory(gate: MemoryGate, measurement: Measurement) -> tuple[Check, ...]:
+    """The checks of a memory case that need no baseline."""
+    metrics = measurement.metrics
+    names = sorted({GROWTH} | {name for name in metrics if name.startswith(f"{GROWTH}_")})
+    growth = tuple(judge_growth(name, gate.growth, metrics.get(name)) for name in names)
+    return growth + judge_limits("limit", gate.limits, metrics)
+
+
+def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:
+    """Growth in bytes a run must not exceed ``limit.max``; shrinking is no fault."""
+    bound = limit.max
+    if bound is None:
+        message = "the case's growth limit has no max, so it holds nothing; mend the case file"
+        return Check("growth", name, Verdict.INVALID, Reason.GROWTH, message)
+    if metric is None or metric.value is None:
+        why = metric.detail if metric and metric.detail else "it was not measured"
+        message = f"{name} is required and could not be computed: {why}"
+        return Check("growth", name, Verdict.MISSING, Reason.METRIC_NOT_COMPUTED, message, limit=bound)
+    value, runs = metric.value, len(metric.samples)
+    if not math.isfinite(value):
+        message = f"{name} is {value}"
+        return Check("growth", name, Verdict.FAIL, Reason.NON_FINITE, message, value, bound)
+    over = f" over {runs} runs" if runs else ""
+    if value > bound:
+        shown, text = pair(value, bound, "B")
+        total = f", {quantity(metric.samples[-1] - metric.samples[0], 'B')} in all" if runs > 1 else ""
+        message = f"memory grows by {shown} a run{over}{total}, more than {text} ({limit.reason})"
+        return Check("growth", name, Verdict.FAIL, Reason.GROWTH, message, value, bound)
+    message = f"{quantity(value, 'B')} a run{over} is within {quantity(bound, 'B')}"
+    return Check("growth", name, Verdict.PASS, Reason.NO_GROWTH, message, value, bound)

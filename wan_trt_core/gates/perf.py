@@ -1,0 +1,242 @@
+"""The performance gate: the same outputs, a low enough noise floor, and a proven speed-up.
+
+What it reads from a :class:`~wan_trt_core.records.Measurement` (``measure.timing`` writes it):
+
+``series``
+    ``reference_s`` and ``candidate_s``: the pairs in the order measured, seconds;
+    ``noise_first_s`` and ``noise_second_s``: the A/A pairs, candidate against itself;
+    ``reference_once_s`` and ``candidate_once_s`` (may be absent): work done once a prompt, timed apart. Its
+    median, divided by ``facts["steps"]``, is added to every time of its arm.
+``facts``
+    ``sampling_plan``: the fields of :class:`~wan_trt_core.gates.statistics.SamplingPlan` that the pairs were
+    sampled by (absent: the default plan); ``steps``: denoising steps of the case.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics as stdlib_statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.gates.formatting import pair
+from wan_trt_core.gates.limits import judge_finite, judge_limits
+from wan_trt_core.gates.statistics import Interval, SamplingPlan, noise_floor, ratio_interval
+from wan_trt_core.gates.verdict import Check, Reason, Verdict
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import PerfGate
+    from wan_trt_core.records import Measurement
+
+SPEEDUP = "speedup"
+
+
+@dataclass(frozen=True)
+class SpeedupRule:
+    """What a speed-up is held to.
+
+    Attributes:
+        threshold: the least ratio of median reference time to median candidate time.
+        plan: when the pairs are looked at and how sure the decision must be.
+        noise: how far the candidate differed from itself, as :func:`statistics.noise_floor` gives it; ``None``
+            when it was not measured.
+        reference_extra: seconds added to every reference time (work done once a prompt, by its steps).
+        candidate_extra: the same for the candidate.
+    """
+
+    threshold: float
+    plan: SamplingPlan = field(default_factory=SamplingPlan)
+    noise: float | None = None
+    reference_extra: float = 0.0
+    candidate_extra: float = 0.0
+
+
+def decide_speedup(
+    reference: Sequence[float], candidate: Sequence[float], rule: SpeedupRule, *, final: bool = False
+) -> Check | None:
+    """Decide from the pairs so far, or ask for more.
+
+    Every look that was due is taken in order and the first that decides stands, so that judging a stored record
+    gives what was decided while measuring.
+
+    Args:
+        reference: seconds of the reference arm, one each pair, in the order measured.
+        candidate: seconds of the candidate in the same pairs.
+        final: no more pairs will come (the time budget ended, or the record is complete).
+
+    Returns:
+        The check, or ``None`` when more pairs are needed (never with ``final`` or at ``plan.max_pairs``).
+
+    Raises:
+        ValueError: when the arms differ in length or a time is not a positive number.
+    """
+    if len(reference) != len(candidate):
+        raise ValueError(f"{len(reference)} reference times but {len(candidate)} candidate times: not pairs")
+    a = [time + rule.reference_extra for time in reference]
+    b = [time + rule.candidate_extra for time in candidate]
+    interval: Interval | None = None
+    for count, tail in rule.plan.looks(len(a), final=final):
+        interval = ratio_interval(a[:count], b[:count], tail)
+        if interval.low >= rule.threshold:
+            return _noise_too_high(interval, rule) or _passed(interval, rule)
+        if interval.high < rule.threshold:
+            return _noise_too_high(interval, rule) or _failed(interval, rule)
+    if final or len(a) >= rule.plan.max_pairs:
+        return _exhausted(interval, len(a), rule)
+    return None
+
+
+def judge_perf(gate: PerfGate, measurement: Measurement) -> tuple[Check, ...]:
+    """The checks of a performance case that need no baseline."""
+    outputs = judge_finite(measurement.metrics) + judge_limits("outputs", gate.parity, measurement.metrics)
+    checks = tuple(_void_if_wrong(check) for check in outputs)
+    return (*checks, _speedup_of(gate, measurement))
+
+
+def speedup_rule(
+    threshold: float, measurement_series: Mapping[str, Sequence[float]], facts: Mapping[str, Any]
+) -> SpeedupRule:
+    """The rule for a measurement's own plan, noise floor and once-a-prompt work.
+
+    Raises:
+        ValueError: when the series or facts are not what the module describes; the message names which.
+    """
+    plan = facts.get("sampling_plan", {})
+    try:
+        sampling = SamplingPlan(**plan)
+    except TypeError as error:
+        raise ValueError(f"facts['sampling_plan'] is {plan!r}: {error}") from error
+    first = measurement_series.get("noise_first_s", ())
+    second = measurement_series.get("noise_second_s", ())
+    if len(first) != len(second):
+        raise ValueError(f"noise_first_s has {len(first)} times, noise_second_s {len(second)}: not pairs")
+    _require_times(noise_first_s=first, noise_second_s=second)
+    return SpeedupRule(
+        threshold,
+        sampling,
+        noise_floor(first, second) if first else None,
+        _extra(measurement_series, facts, "reference_once_s"),
+        _extra(measurement_series, facts, "candidate_once_s"),
+    )
+
+
+def _speedup_of(gate: PerfGate, measurement: Measurement) -> Check:
+    reference = measurement.series.get("reference_s", ())
+    candidate = measurement.series.get("candidate_s", ())
+    if not reference or not candidate:
+        return _missing(gate.speedup, "no paired times were measured")
+    try:
+        _require_times(reference_s=reference, candidate_s=candidate)
+        rule = speedup_rule(gate.speedup, measurement.series, measurement.facts)
+        if rule.noise is None:
+            return _missing(gate.speedup, "the A/A noise floor was not measured")
+        check = decide_speedup(reference, candidate, rule, final=True)
+    except ValueError as error:
+        message = f"the paired times cannot be judged: {error}"
+        return Check("speedup", SPEEDUP, Verdict.INVALID, Reason.NOT_MEASURED, message, limit=gate.speedup)
+    assert check is not None  # final always decides
+    return check
+
+
+def _missing(threshold: float, message: str) -> Check:
+    return Check("speedup", SPEEDUP, Verdict.MISSING, Reason.METRIC_NOT_COMPUTED, message, limit=threshold)
+
+
+def _require_times(**series: Sequence[float]) -> None:
+    for name, times in series.items():
+        bad = [time for time in times if not (math.isfinite(time) and time > 0)]
+        if bad:
+            raise ValueError(f"{name} holds {bad[0]!r}, not a positive number of seconds")
+
+
+def _extra(series: Mapping[str, Sequence[float]], facts: Mapping[str, Any], name: str) -> float:
+    times = series.get(name, ())
+    if not times:
+        return 0.0
+    steps = facts.get("steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"{name} was timed, but facts['steps'] is {steps!r}, not a positive whole number")
+    _require_times(**{name: times})
+    return stdlib_statistics.median(times) / steps
+
+
+def _void_if_wrong(check: Check) -> Check:
+    """What was timed is not the reference's output, so its speed means nothing."""
+    if check.verdict is not Verdict.FAIL:
+        return check
+    reason = Reason.OUTPUTS_DIFFER if check.reason is Reason.BEYOND_LIMIT else check.reason
+    verdict = Verdict.INVALID if reason is Reason.OUTPUTS_DIFFER else Verdict.FAIL
+    message = f"the timed output is wrong, so its time means nothing: {check.message}"
+    return Check(check.gate, check.metric, verdict, reason, message, check.value, check.limit)
+
+
+def _evidence(interval: Interval, rule: SpeedupRule) -> dict[str, Any]:
+    return {
+        "low": interval.low,
+        "high": interval.high,
+        "pairs": interval.pairs,
+        "confidence": rule.plan.confidence,
+        "noise_floor": rule.noise,
+    }
+
+
+def _text(interval: Interval, rule: SpeedupRule) -> str:
+    return (
+        f"{interval.point:.3f}x, {rule.plan.confidence:.0%} interval {interval.low:.3f}x to {interval.high:.3f}x "
+        f"over {interval.pairs} pairs"
+    )
+
+
+def _passed(interval: Interval, rule: SpeedupRule) -> Check:
+    low, bound = pair(interval.low, rule.threshold, "x")
+    message = f"at least {low}, {bound} is asked ({_text(interval, rule)})"
+    return _speedup(Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD, message, interval, rule)
+
+
+def _failed(interval: Interval, rule: SpeedupRule) -> Check:
+    high, bound = pair(interval.high, rule.threshold, "x")
+    message = f"at most {high}, {bound} is asked ({_text(interval, rule)})"
+    return _speedup(Verdict.FAIL, Reason.INTERVAL_BELOW_THRESHOLD, message, interval, rule)
+
+
+def _noise_too_high(interval: Interval, rule: SpeedupRule) -> Check | None:
+    margin = abs(math.log(interval.point / rule.threshold))
+    if rule.noise is None or rule.noise < margin:
+        return None
+    message = (
+        f"the candidate differs from itself by {rule.noise:.1%}, no less than the {margin:.1%} between "
+        f"{interval.point:.3f}x and the {rule.threshold:g}x asked; run on a quieter machine"
+    )
+    return _speedup(Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH, message, interval, rule)
+
+
+def _exhausted(interval: Interval | None, pairs: int, rule: SpeedupRule) -> Check:
+    if interval is None:
+        message = (
+            f"only {pairs} pairs fit the time budget, the first decision needs {rule.plan.min_pairs}; "
+            "raise perf.time_budget"
+        )
+        evidence = {"pairs": pairs, "noise_floor": rule.noise}
+        return Check(
+            "speedup",
+            SPEEDUP,
+            Verdict.INCONCLUSIVE,
+            Reason.BUDGET_EXHAUSTED,
+            message,
+            limit=rule.threshold,
+            evidence=evidence,
+        )
+    remedy = "raise perf.max_pairs" if pairs >= rule.plan.max_pairs else "raise perf.time_budget"
+    message = (
+        f"not decided: {_text(interval, rule)} straddles the {rule.threshold:g}x asked; {remedy}, "
+        "or run on a quieter machine"
+    )
+    return _speedup(Verdict.INCONCLUSIVE, Reason.BUDGET_EXHAUSTED, message, interval, rule)
+
+
+def _speedup(verdict: Verdict, reason: Reason, message: str, interval: Interval, rule: SpeedupRule) -> Check:
+    evidence = _evidence(interval, rule)
+    return Check(
+        "speedup", SPEEDUP, verdict, reason, message, interval.point, rule.threshold, evidence=evidence
+    )

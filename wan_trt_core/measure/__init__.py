@@ -1,0 +1,1 @@
+"""Measuring: numbers only, no opinion. What they mean is decided in :mod:`wan_trt_core.gates`."""

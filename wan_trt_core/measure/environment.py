@@ -1,0 +1,321 @@
+"""Where a measurement was made: the hardware key, versions, the state of the sources, and throttling."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Device = Literal["cpu", "cuda"]
+
+PACKAGES = (
+    "wan-trt-core",
+    "torch",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "numpy",
+    "scikit-image",
+    "cvvdp",
+    "lpips",
+    "av",
+)
+"""Distributions whose versions go into every record; the ones that are not installed are left out."""
+
+_GIB = 2**30
+_ROOT = Path("/")
+_NVML_SLOWDOWNS = {
+    "nvmlClocksEventReasonSwThermalSlowdown": "software thermal slowdown",
+    "nvmlClocksThrottleReasonHwSlowdown": "hardware slowdown",
+    "nvmlClocksThrottleReasonHwThermalSlowdown": "hardware thermal slowdown",
+    "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power brake",
+}
+"""Reasons that make a timing void. The power cap is not one: large GPUs run at it, and it is recorded as it is."""
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """The commit that was measured.
+
+    Attributes:
+        commit: its hash; ``None`` where there is no git and none was given.
+        dirty: whether files differ from it; ``None`` where nobody knows.
+        changed: the files that differ, relative to the repository.
+        given: stated on the command line, not read from git.
+    """
+
+    commit: str | None
+    dirty: bool | None
+    changed: tuple[str, ...] = ()
+    given: bool = False
+
+
+def hardware_key(device: Device = "cpu", *, root: Path = _ROOT) -> str:
+    """Device name, core or SM count and memory as one word: ``cuda-nvidia-h200-132sm-139gib``.
+
+    Baselines are stored under it and never read under another. The cores are those this process may use (affinity
+    and cgroup quota), the memory is that of the machine or cgroup.
+
+    Args:
+        device: ``cuda`` (the current device; imports torch) or ``cpu``.
+        root: of the file system; injected so that other machines can be tested.
+
+    Raises:
+        RuntimeError: for ``cuda`` without a CUDA device.
+    """
+    if device == "cuda":
+        gpu = _cuda_properties()
+        return slug(f"cuda {gpu.name} {gpu.multi_processor_count}sm {gpu.total_memory // _GIB}gib")
+    return slug(f"cpu {cpu_name(root)} {cpu_count(root)}c {memory_bytes(root) // _GIB}gib")
+
+
+def slug(text: str) -> str:
+    """Lower-case words of letters, digits and dots joined by dashes, without trademark signs."""
+    text = re.sub(r"\((r|tm|c)\)|\bcpu @.*?ghz|\bprocessor\b", " ", text, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def cpu_name(root: Path = _ROOT) -> str:
+    """The CPU's name; with family, model and stepping where a hypervisor gives a name without any number."""
+    info: dict[str, str] = {}
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        info.setdefault(key.strip(), value.strip())
+    name = info.get("model name") or platform.processor() or platform.machine()
+    numbers = [info[key] for key in ("cpu family", "model", "stepping") if key in info]
+    return name if re.search(r"\d", name) else " ".join([name, *numbers])
+
+
+def cpu_count(root: Path = _ROOT) -> int:
+    """Cores that this process may use: its affinity, or the cgroup's quota where that is less."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpus(root)
+    return max(1, min(affinity, math.floor(quota))) if quota else affinity
+
+
+def memory_bytes(root: Path = _ROOT) -> int:
+    """Memory of the machine, or of the cgroup where that is less."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    limits = [total]
+    for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = _read(root / name).strip()
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+def environment_record(
+    device: Device = "cpu",
+    *,
+    source: SourceState | None = None,
+    throttle_before: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Everything about this machine that a number may depend on; JSON-serialisable.
+
+    Args:
+        device: where both arms ran.
+        source: the state of the sources; read from git in the working folder unless given.
+        throttle_before: what :func:`throttle_counters` said before the measurements; ``throttled`` then says what
+            happened since.
+    """
+    source = source or source_state(Path.cwd())
+    return {
+        "hardware_key": hardware_key(device),
+        "device": _device_record(device),
+        "cpu": {
+            "name": cpu_name(),
+            "cores": cpu_count(),
+            "memory": memory_bytes(),
+            "governor": _read(_ROOT / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+            "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        },
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "source": {
+            "commit": source.commit,
+            "dirty": source.dirty,
+            "changed": list(source.changed),
+            "given": source.given,
+        },
+        "throttled": throttled(throttle_before, throttle_counters()) if throttle_before is not None else None,
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed :data:`PACKAGES`; imports none of them."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def source_state(folder: Path) -> SourceState:
+    """Commit and changed files of the git repository around ``folder``; unknown where there is none."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    status = _git(folder, "status", "--porcelain", "--untracked-files=all", "-z")
+    if commit is None or status is None:
+        return SourceState(None, None)
+    changed = tuple(sorted(_porcelain_paths(status)))
+    return SourceState(commit.strip(), bool(changed), changed)
+
+
+def throttle_counters() -> dict[str, int]:
+    """Counters that rise when the machine is slowed down, by name; read it before and after measuring."""
+    counters: dict[str, int] = {}
+    for path in sorted((_ROOT / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")):
+        if (text := _read(path).strip()).isdigit():
+            counters[f"{path.parent.parent.name} thermal throttling"] = int(text)
+    for line in _read(_ROOT / "sys/fs/cgroup/cpu.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "nr_throttled" and value.isdigit():
+            counters["cgroup quota throttling"] = int(value)
+    for reason in _gpu_slowdowns():
+        counters[f"GPU {reason}"] = 1
+    return counters
+
+
+def throttled(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """What slowed the machine down between two readings of :func:`throttle_counters`; empty if nothing did.
+
+    A GPU's reasons are states and not counters, so one that holds at either end counts.
+    """
+    found = [name for name, value in after.items() if name.startswith("GPU ") or value > before.get(name, 0)]
+    found += [name for name in before if name.startswith("GPU ") and name not in after]
+    return ", ".join(sorted(found))
+
+
+def _device_record(device: Device) -> dict[str, Any]:
+    if device == "cpu":
+        return {"type": "cpu"}
+    gpu = _cuda_properties()
+    import torch
+
+    record: dict[str, Any] = {
+        "type": "cuda",
+        "name": gpu.name,
+        "sm_count": gpu.multi_processor_count,
+        "compute_capability": f"{gpu.major}.{gpu.minor}",
+        "memory": gpu.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    return record | _nvml_record()
+
+
+def _cuda_properties() -> Any:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("no CUDA device is visible to PyTorch; use device cpu, or check nvidia-smi")
+    return torch.cuda.get_device_properties(torch.cuda.current_device())
+
+
+def _nvml_record() -> dict[str, Any]:
+    nvml, handle = _nvml()
+    if nvml is None:
+        return {}
+    try:
+        return {
+            "driver": _decoded(nvml.nvmlSystemGetDriverVersion()),
+            "uuid": _decoded(nvml.nvmlDeviceGetUUID(handle)),
+            "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+            "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "max_sm_clock_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        }
+    except nvml.NVMLError as error:  # a virtual GPU may keep some of these to itself
+        return {"nvml_error": str(error)}
+
+
+def _gpu_slowdowns() -> tuple[str, ...]:
+    nvml, handle = _nvml()
+    if nvml is None:
+        return ()
+    try:
+        mask = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    except nvml.NVMLError:
+        return ()
+    return tuple(text for name, text in _NVML_SLOWDOWNS.items() if mask & getattr(nvml, name, 0))
+
+
+def _nvml() -> tuple[Any, Any]:
+    """NVML and the handle of PyTorch's current device; ``(None, None)`` unless this process uses a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None, None
+    try:
+        import pynvml
+    except ImportError:  # comes with the extra "gpu"
+        return None, None
+    try:
+        pynvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode())
+    except (pynvml.NVMLError, AttributeError):
+        return None, None
+
+
+def _decoded(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit yet
+        return None
+    return result.stdout
+
+
+def _porcelain_paths(status: str) -> list[str]:
+    """Paths of ``git status --porcelain -z``; a rename is followed by the old name, which counts as changed too."""
+    fields = iter(status.split("\0"))
+    paths = []
+    for field in fields:
+        if not field:
+            continue
+        paths.append(field[3:])
+        if field[0] in "RC":
+            paths.append(next(fields, ""))
+    return [path for path in paths if path]
+
+
+def _cgroup_cpus(root: Path) -> float | None:
+    """Cores that the cgroup's quota comes to, v2 then v1."""
+    quota, _, period = _read(root / "sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if not quota:
+        quota = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip()
+        period = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
+    if quota.isdigit() and period.isdigit() and int(period):
+        return int(quota) / int(period)
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

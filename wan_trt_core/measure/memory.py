@@ -1,0 +1,206 @@
+"""Memory that a call needs, and whether repeating it makes the process grow. Everything in bytes.
+
+Three numbers that are never mixed: the resident set of the process, the peak of PyTorch's CUDA allocator, and what
+an engine says it holds (see :meth:`wan_trt_core.backends.base.Engine.memory`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from wan_trt_core.records import Metric
+
+_PROCESS = Path("/proc/self")
+_RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs: reset the peak resident set to the current one
+_SAMPLE_SECONDS = 0.001
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The resident set around one call, bytes.
+
+    Attributes:
+        before: settled, before the call.
+        peak: largest during the call.
+        after: settled, after it.
+        method: ``kernel`` (the kernel's own high-water mark, exact) or ``sampled`` (every millisecond: a shorter
+            peak is missed).
+    """
+
+    before: int
+    peak: int
+    after: int
+    method: Literal["kernel", "sampled"]
+
+
+def resident_set() -> int:
+    """Bytes of this process that are in memory now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def settle() -> None:
+    """Collect garbage and give freed pages back, so that what remains is held and not merely cached."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    trim = _malloc_trim()
+    if trim:
+        trim(0)
+
+
+def peak_resident_set(call: Callable[[], object], *, proc: Path = _PROCESS) -> Peak:
+    """Run ``call`` once and find the largest resident set meanwhile.
+
+    Args:
+        call: what to run; its result is dropped.
+        proc: the process' folder in /proc; injected so that both methods can be tested.
+    """
+    settle()
+    before = resident_set()
+    if _reset_peak(proc):
+        call()
+        peak, method = _status_bytes(proc, "VmHWM"), "kernel"
+    else:
+        with _sampled() as samples:
+            call()
+        peak, method = max(samples), "sampled"
+    settle()
+    return Peak(before, max(peak, before), resident_set(), "kernel" if method == "kernel" else "sampled")
+
+
+def cuda_peak(call: Callable[[], object]) -> int:
+    """Run ``call`` once and return the peak of PyTorch's CUDA allocator, on the current device.
+
+    Memory that an engine takes outside PyTorch is not in it.
+
+    Raises:
+        RuntimeError: when there is no CUDA device.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("the CUDA allocator's peak needs a CUDA device")
+    settle()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated())
+
+
+def cuda_allocated() -> int:
+    """Bytes that PyTorch's CUDA allocator has handed out now, on the current device."""
+    import torch
+
+    return int(torch.cuda.memory_allocated())
+
+
+def memory_by_run(
+    call: Callable[[], object],
+    runs: int,
+    *,
+    warmup: int,
+    read: Callable[[], int] = resident_set,
+    settle: Callable[[], object] = settle,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[int, ...]:
+    """What ``read`` says after each of ``runs`` calls, settled each time; ``warmup`` calls go before.
+
+    Raises:
+        ValueError: for fewer than three runs, of which no growth can be told.
+    """
+    if runs < 3:
+        raise ValueError(f"{runs} runs: growth needs at least three")
+    for _ in range(warmup):
+        call()
+    held = []
+    for run in range(runs):
+        call()
+        settle()
+        held.append(read())
+        if progress:
+            progress(run + 1)
+    return tuple(held)
+
+
+def growth(held: Sequence[float]) -> float:
+    """Bytes a run that ``held`` grows by: the median slope over all pairs of runs.
+
+    The estimator of Theil (1950) and Sen (1968) ignores single outliers and steps at either end of the series (an
+    allocator that takes one more arena), and a leak of the same size in each run comes out exactly.
+
+    Raises:
+        ValueError: for fewer than three values.
+    """
+    n = len(held)
+    if n < 3:
+        raise ValueError(f"{n} values: growth needs at least three")
+    return float(median((held[j] - held[i]) / (j - i) for i in range(n) for j in range(i + 1, n)))
+
+
+def growth_metric(held: Sequence[float]) -> Metric:
+    """The metric ``growth`` (bytes a run) of a series by run, which becomes its samples."""
+    return Metric(value=growth(held), unit="B", better="lower", samples=tuple(float(value) for value in held))
+
+
+def peak_metrics(peak: Peak) -> dict[str, Metric]:
+    """``resident_set_peak`` of the process, and ``resident_set_added``, what the call put on top of it."""
+    detail = "" if peak.method == "kernel" else "sampled every millisecond: a shorter peak is missed"
+    values = {"resident_set_peak": peak.peak, "resident_set_added": peak.peak - peak.before}
+    return {
+        name: Metric(value=float(value), unit="B", better="lower", detail=detail) for name, value in values.items()
+    }
+
+
+def _reset_peak(proc: Path) -> bool:
+    """Whether the kernel's high-water mark could be set back to the present."""
+    try:
+        (proc / "clear_refs").write_text(_RESET_PEAK)
+        return _status_bytes(proc, "VmHWM") <= _status_bytes(proc, "VmRSS") * 1.05
+    except (OSError, KeyError):  # not Linux, not permitted, or a sandbox that does not implement it
+        return False
+
+
+def _status_bytes(proc: Path, name: str) -> int:
+    lines = (proc / "status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(values[name].split()[0]) * 1024
+
+
+@contextmanager
+def _sampled() -> Iterator[list[int]]:
+    samples = [resident_set()]
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(_SAMPLE_SECONDS):
+            samples.append(resident_set())
+
+    thread = threading.Thread(target=sample, name="resident-set-sampler", daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+        samples.append(resident_set())
+
+
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's, where the C library has it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return function if callable(function) else None

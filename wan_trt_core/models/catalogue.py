@@ -1,0 +1,161 @@
+"""The models known by name, their shape profiles, and the settings videos are generated with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError
+from wan_trt_core.models.profiles import ShapeProfile, Sizes
+
+
+class CatalogueError(ValueError):
+    """No such model or profile, or a named model without its checkpoint; the message says what there is."""
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """How a video is generated unless told otherwise; the names are those of ``WanPipeline.__call__``.
+
+    ``height`` and ``width`` are in pixels; ``max_sequence_length`` is the padded length of the prompt in
+    tokens. A checkpoint's ``generation.json`` may replace any of them.
+    """
+
+    height: int = 480
+    width: int = 832
+    num_frames: int = 81
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    max_sequence_length: int = 512
+    fps: int = 16
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model ready for use: its checkpoint, validated, and what may be asked of it."""
+
+    name: str
+    checkpoint: Checkpoint
+    profiles: Mapping[str, ShapeProfile]
+    generation: GenerationDefaults
+
+    def profile(self, name: str | None = None) -> ShapeProfile:
+        """The profile of that name; the model's first without a name.
+
+        Raises:
+            CatalogueError: when the model has none of that name.
+        """
+        if name is None:
+            return next(iter(self.profiles.values()))
+        if name not in self.profiles:
+            raise CatalogueError(f"{self.name} has no profile {name!r}; there are {', '.join(self.profiles)}")
+        return self.profiles[name]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """``profiles`` hold height, width and frames at min, opt and max. ``hub`` is where the weights are."""
+
+    profiles: Mapping[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]]
+    layers: int
+    dim: int
+    hub: str | None = None
+
+
+_480P_17F = ((256, 256, 5), (480, 832, 17), (832, 832, 21))
+_480P_81F = ((256, 256, 33), (480, 832, 81), (832, 832, 81))
+_720P_81F = ((480, 832, 33), (720, 1280, 81), (1280, 1280, 81))
+
+_ENTRIES: Mapping[str, _Entry] = {
+    "tiny-wan": _Entry({"128p-17f": ((64, 64, 5), (128, 128, 17), (160, 160, 21))}, layers=8, dim=128),
+    "wan2.1-t2v-1.3b": _Entry(
+        {"480p-17f": _480P_17F, "480p-81f": _480P_81F},
+        layers=30,
+        dim=1536,
+        hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    ),
+    "wan2.1-t2v-14b": _Entry(
+        {"480p-17f": _480P_17F, "480p-81f": _480P_81F, "720p-81f": _720P_81F},
+        layers=40,
+        dim=5120,
+        hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    ),
+}
+
+EMBEDDED = Path(__file__).parent / "tiny_wan"
+"""The checkpoint that is installed with the package."""
+
+
+def model_names() -> tuple[str, ...]:
+    """The names in the catalogue."""
+    return tuple(_ENTRIES)
+
+
+def resolve(model: str, checkpoint: Path | None = None) -> ResolvedModel:
+    """The model of a catalogue name, or of a folder in diffusers format. Nothing is downloaded.
+
+    Args:
+        model: a name from :func:`model_names`, or a folder.
+        checkpoint: the folder that holds a named model's weights (``tiny-wan`` is installed with the package).
+
+    Raises:
+        CatalogueError: when there is no such model, or its checkpoint is not at hand.
+        CheckpointError: when the folder is no usable checkpoint.
+    """
+    if model in _ENTRIES:
+        folder = checkpoint or (EMBEDDED if model == "tiny-wan" else None)
+        if folder is None:
+            hub = _ENTRIES[model].hub
+            raise CatalogueError(
+                f"{model} needs its checkpoint, which is not installed: download it"
+                f" (hf download {hub} --local-dir FOLDER) and give --wan-checkpoint FOLDER"
+            )
+        opened = Checkpoint.open(folder)
+        return _resolved(model, opened, _ENTRIES[model])
+    folder = Path(model).expanduser()
+    if checkpoint is None and not folder.is_dir():
+        raise CatalogueError(
+            f"no model {model!r}: neither a folder nor one of {', '.join(_ENTRIES)}. A model of the hub must be"
+            " downloaded first (hf download … --local-dir FOLDER)"
+        )
+    opened = Checkpoint.open(checkpoint or folder)
+    return _resolved(opened.folder.name, opened, _entry_like(opened))
+
+
+def _resolved(name: str, checkpoint: Checkpoint, entry: _Entry) -> ResolvedModel:
+    generation = _generation(checkpoint)
+    profiles = {
+        profile: ShapeProfile(profile, *(Sizes(*point, generation.max_sequence_length) for point in points))
+        for profile, points in entry.profiles.items()
+    }
+    return ResolvedModel(name, checkpoint, profiles, generation)
+
+
+def _entry_like(checkpoint: Checkpoint) -> _Entry:
+    """The entry whose transformer has the size of this checkpoint's, else one around its own video size."""
+    config = checkpoint.config("transformer")
+    dim = config["num_attention_heads"] * config["attention_head_dim"]
+    for entry in _ENTRIES.values():
+        if (entry.layers, entry.dim) == (config["num_layers"], dim):
+            return entry
+    video = _generation(checkpoint)
+    opt = (video.height, video.width, video.num_frames)
+    return _Entry({f"{video.height}p-{video.num_frames}f": (opt, opt, opt)}, config["num_layers"], dim)
+
+
+def _generation(checkpoint: Checkpoint) -> GenerationDefaults:
+    stored = checkpoint.generation()
+    names = {field.name: field.type for field in fields(GenerationDefaults)}
+    values: dict[str, float | int] = {}
+    for key, value in stored.items():
+        if key not in names:
+            continue  # the training script may note more about its videos than the pipeline needs
+        whole = names[key] == "int"
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value <= 0:
+            raise CheckpointError(
+                f"{checkpoint.folder / 'generation.json'}: {key} is {value!r}, expected a positive"
+                f" {'integer' if whole else 'number'}"
+            )
+        values[key] = value
+    return replace(GenerationDefaults(), **values)  # type: ignore[arg-type]

@@ -1,0 +1,309 @@
+"""A checkpoint: a folder in diffusers format, validated before anything is loaded from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import WanPipeline
+    from torch import nn
+
+PARTS: Mapping[str, str] = {
+    "transformer": "WanTransformer3DModel",
+    "vae": "AutoencoderKLWan",
+    "text_encoder": "UMT5EncoderModel",
+}
+"""The parts with weights, and the only class each may have."""
+
+WEIGHTS: Mapping[str, str] = {
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Suffixes of weights that run code when they are loaded. They are never read."""
+
+DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Precision words of case files to PyTorch's names; either may be given to :meth:`Checkpoint.load`."""
+
+_BYTES: Mapping[str, int] = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A folder is no checkpoint that can be used; the message names the file, the cause and what to do."""
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """PyTorch's dtype for a precision word (``fp32``, ``fp16``, ``bf16``) or for its own name.
+
+    Raises:
+        CheckpointError: for anything else.
+    """
+    import torch
+
+    name = DTYPES.get(precision, precision)
+    if name not in DTYPES.values():
+        raise CheckpointError(f"no dtype {precision!r}; use one of {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+class Checkpoint:
+    """A validated Wan checkpoint. Get one from :meth:`open`.
+
+    Attributes:
+        folder: the folder in diffusers format, absolute.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._modules: dict[tuple[str, str, str], nn.Module] = {}
+        self._hashes: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.folder)!r})"
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Checkpoint:
+        """Validate a folder and return its checkpoint. Reads JSON and safetensors headers, no weights.
+
+        Raises:
+            CheckpointError: when the folder is missing, no Wan 2.1 text-to-video pipeline, lacks a file, or
+                holds weights that are truncated, corrupt or pickled.
+        """
+        path = Path(folder).expanduser().absolute()
+        if not path.is_dir():
+            raise CheckpointError(
+                f"no checkpoint at {path}: there is no such folder. Give the folder of a Wan 2.1 model in"
+                " diffusers format with --wan-checkpoint"
+            )
+        checkpoint = cls(path)
+        checkpoint._validate()
+        return checkpoint
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The configuration of ``transformer``, ``vae``, ``text_encoder`` or ``scheduler``.
+
+        Raises:
+            CheckpointError: when the file is missing or no JSON object.
+        """
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return _read_json(self.folder / part / name)
+
+    def generation(self) -> dict[str, Any]:
+        """``generation.json``: the settings the checkpoint was made for. Empty where there is none."""
+        path = self.folder / "generation.json"
+        return _read_json(path) if path.exists() else {}
+
+    def weight_files(self, part: str) -> tuple[Path, ...]:
+        """The safetensors files of a part: one, or the shards that its index lists.
+
+        Raises:
+            CheckpointError: when there are none, one is missing, or the weights are pickled.
+        """
+        folder = self.folder / part
+        single = folder / WEIGHTS[part]
+        if single.exists():
+            return (single,)
+        index = folder / f"{WEIGHTS[part]}.index.json"
+        if index.exists():
+            return _shards(index)
+        pickled = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLED)
+        if pickled:
+            raise CheckpointError(
+                f"{folder / pickled[0]}: pickled weights run code when loaded and are refused; convert them"
+                " with save_pretrained(…, safe_serialization=True)"
+            )
+        raise CheckpointError(f"{single}: missing, and there is no {index.name} beside it")
+
+    def weights_sha256(self, part: str) -> str:
+        """Hash over a part's configuration and weights (hex), computed once."""
+        if part not in self._hashes:
+            digest = hashlib.sha256()
+            for file in (self.folder / part / "config.json", *self.weight_files(part)):
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+            self._hashes[part] = digest.hexdigest()
+        return self._hashes[part]
+
+    def load(self, part: str, dtype: str = "fp32", device: torch.device | str = "cpu") -> nn.Module:
+        """The stock module of a part: eval mode, no gradients, cached by part, dtype and device.
+
+        What diffusers and transformers keep in float32 in a half-precision model stays so. The module is
+        shared by all callers: never change it.
+
+        Raises:
+            CheckpointError: for an unknown part or dtype, or when the weights do not fit the configuration.
+        """
+        if part not in PARTS:
+            raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(PARTS)}")
+        key = (part, str(torch_dtype(dtype)), str(device))
+        if key not in self._modules:
+            self._modules[key] = self._load(part, torch_dtype(dtype)).to(device)
+        return self._modules[key]
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, by the class that ``model_index.json`` and its own files name."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+
+    def scheduler(self) -> Any:
+        """A new scheduler of the class that ``model_index.json`` names."""
+        import diffusers
+
+        name = _read_json(self.folder / "model_index.json")["scheduler"][1]
+        return getattr(diffusers, name).from_pretrained(self.folder / "scheduler")
+
+    def pipeline(
+        self, dtypes: Mapping[str, str] | None = None, device: torch.device | str = "cpu"
+    ) -> WanPipeline:
+        """A new stock ``WanPipeline`` over the cached modules.
+
+        Args:
+            dtypes: precision by part; a part that is not named is loaded in ``fp32``.
+            device: where the modules go.
+
+        Raises:
+            CheckpointError: for an unknown part or dtype.
+        """
+        from diffusers import WanPipeline
+
+        dtypes = dtypes or {}
+        unknown = set(dtypes) - set(PARTS)
+        if unknown:
+            raise CheckpointError(f"no part {sorted(unknown)[0]!r} with weights; there are {', '.join(PARTS)}")
+        modules = {part: self.load(part, dtypes.get(part, "fp32"), device) for part in PARTS}
+        pipeline: WanPipeline = WanPipeline(
+            tokenizer=self.tokenizer(), scheduler=self.scheduler(), **modules
+        )
+        return pipeline
+
+    def inspect(self) -> dict[str, Any]:
+        """What the checkpoint holds, read from the safetensors headers: no weights are loaded.
+
+        Returns:
+            for each part its class, parameters (count), bytes, dtypes (parameters by dtype) and tensors
+            (name to dtype and shape).
+        """
+        index = _read_json(self.folder / "model_index.json")
+        return {part: {"class": index[part][1], **self._inspect(part)} for part in PARTS}
+
+    def _inspect(self, part: str) -> dict[str, Any]:
+        tensors: dict[str, dict[str, Any]] = {}
+        dtypes: dict[str, int] = {}
+        size = 0
+        for file in self.weight_files(part):
+            for name, dtype, shape in _header(file):
+                count = math.prod(shape)
+                tensors[name] = {"dtype": dtype, "shape": list(shape)}
+                dtypes[dtype] = dtypes.get(dtype, 0) + count
+                size += count * _BYTES.get(dtype, 1)
+        return {
+            "parameters": sum(dtypes.values()),
+            "bytes": size,
+            "dtypes": dtypes,
+            "tensors": dict(sorted(tensors.items())),
+        }
+
+    def _load(self, part: str, dtype: torch.dtype) -> nn.Module:
+        folder = self.folder / part
+        # diffusers still calls it torch_dtype, transformers renamed it
+        if part == "text_encoder":
+            from transformers import UMT5EncoderModel
+
+            module, info = UMT5EncoderModel.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        else:
+            import diffusers
+
+            module, info = getattr(diffusers, PARTS[part]).from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        problems = {kind: info.get(kind) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
+        if problems:
+            kind, names = next(iter(problems.items()))
+            raise CheckpointError(
+                f"{folder}: the weights do not fit config.json: {len(names)} {kind.replace('_', ' ')},"
+                f" such as {sorted(map(str, names))[0]}"
+            )
+        stock: nn.Module = module.eval().requires_grad_(False)
+        return stock
+
+    def _validate(self) -> None:
+        index_path = self.folder / "model_index.json"
+        if not index_path.exists():
+            raise CheckpointError(
+                f"{self.folder} is no checkpoint in diffusers format: it has no model_index.json"
+            )
+        index = _read_json(index_path)
+        pipeline = index.get("_class_name")
+        if pipeline != "WanPipeline":
+            raise CheckpointError(
+                f"{index_path}: a {pipeline}, not a WanPipeline; only Wan 2.1 text-to-video is supported"
+            )
+        if (index.get("transformer_2") or [None])[0] is not None or index.get("expand_timesteps"):
+            raise CheckpointError(f"{index_path}: a Wan 2.2 pipeline; only Wan 2.1 text-to-video is supported")
+        for part, expected in PARTS.items():
+            entry = index.get(part)
+            found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+            if found != expected:
+                raise CheckpointError(f"{index_path}: {part} is {found}, expected {expected}")
+        for part in (*PARTS, "scheduler", "tokenizer"):
+            if not (self.folder / part).is_dir():
+                raise CheckpointError(f"{self.folder / part}: missing; model_index.json names it")
+        self.config("scheduler")
+        for part in PARTS:
+            self.config(part)
+            for file in self.weight_files(part):
+                _header(file)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: has no weight_map")
+    files = []
+    for name in sorted(set(map(str, names.values()))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: weight_map names {name!r}, expected a safetensors file beside it")
+        if not (index.parent / name).exists():
+            raise CheckpointError(f"{index.parent / name}: missing; {index.name} names it")
+        files.append(index.parent / name)
+    return tuple(files)
+
+
+def _header(file: Path) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of each tensor. Opening checks the header against the size of the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
+            return [(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: truncated or corrupt ({file.stat().st_size} bytes): {error}; copy or download it again"
+        ) from error

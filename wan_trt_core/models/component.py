@@ -1,0 +1,121 @@
+"""What a component is: the part of a checkpoint that is exported, built into an engine and judged on its own.
+
+A component is one file in ``models/components/`` whose name is the component's name and which defines
+``COMPONENT``, an instance of a :class:`Component` subclass. Nothing else has to be registered.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.profiles import Sizes
+
+Tensors = dict[str, "Tensor"]
+"""Named tensors: the only thing that flows between components, engines and measurements."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a component's graph.
+
+    Attributes:
+        name: the tensor's name in PyTorch, ONNX and the engine alike.
+        axes: one entry an axis: an ``int`` where the size is fixed by the checkpoint, else an expression
+            over the component's dynamic axes such as ``"height"`` or ``"8*height"``.
+        dtype: ``"float32"``, ``"int64"``, or ``"precision"`` for the precision the component is exported in.
+    """
+
+    name: str
+    axes: tuple[int | str, ...]
+    dtype: str = "precision"
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape for the given sizes of the dynamic axes."""
+        return tuple(axis if isinstance(axis, int) else evaluate_axis(axis, sizes) for axis in self.axes)
+
+
+def evaluate_axis(expression: str, sizes: Mapping[str, int]) -> int:
+    """Value of an axis expression: a product of factors such as ``"height"``, ``"2*height"``, ``"a*b*c"``.
+
+    Raises:
+        KeyError: when the expression names an axis that ``sizes`` lacks.
+    """
+    value = 1
+    for factor in expression.split("*"):
+        value *= int(factor) if factor.isdigit() else sizes[factor]
+    return value
+
+
+class Component(ABC):
+    """One exportable part of a model, beside the stock diffusers call that it replaces.
+
+    Two sets of named tensors are told apart everywhere:
+
+    * *call tensors*: what diffusers' own call receives and returns (``hidden_states``, ``timestep`` …);
+    * *graph tensors*: what the export-friendly graph, and so the engine, receives and returns.
+      :meth:`prepare` turns the first into the second.
+    """
+
+    name: ClassVar[str]
+    part: ClassVar[str]
+    """Folder of the checkpoint that holds the weights: ``transformer``, ``vae`` or ``text_encoder``."""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    fp32_islands: ClassVar[tuple[str, ...]] = ()
+    """What stays in float32 inside a half-precision graph, for people and reports."""
+
+    @abstractmethod
+    def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in the order of its ``forward``."""
+
+    @abstractmethod
+    def outputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
+        """The graph's outputs, in the order in which its ``forward`` returns them."""
+
+    @abstractmethod
+    def sizes(self, video: Sizes) -> dict[str, int]:
+        """Sizes of the graph's dynamic axes for a video of the given pixels, frames and text length."""
+
+    @abstractmethod
+    def graph(self, checkpoint: Checkpoint, precision: str, *, block_outputs: bool = False) -> nn.Module:
+        """The export-friendly module, weights loaded, in eval mode.
+
+        With ``block_outputs`` its ``forward`` returns, after the declared outputs, one more tensor for each
+        name in :meth:`blocks`.
+        """
+
+    @abstractmethod
+    def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
+        """Realistic float32 inputs of diffusers' own call (noise at a real timestep, a real prompt …)."""
+
+    @abstractmethod
+    def reference(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
+        """Diffusers' own forward of this component: call tensors to outputs named as :meth:`outputs`."""
+
+    @abstractmethod
+    def prepare(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
+        """What runs before the engine in each call: call tensors to the graph's input tensors."""
+
+    @abstractmethod
+    def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """Names of the intermediate outputs, in the order of computation (``blocks.0``, ``blocks.1`` …)."""
+
+    @abstractmethod
+    def reference_blocks(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
+        """As :meth:`reference`, but returns the outputs of :meth:`blocks`, taken by forward hooks."""
+
+    def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Name, part, inputs, outputs and islands, for ``wan-trt inspect``."""
+        return {
+            "component": self.name,
+            "part": self.part,
+            "inputs": {spec.name: list(spec.axes) for spec in self.inputs(checkpoint)},
+            "outputs": {spec.name: list(spec.axes) for spec in self.outputs(checkpoint)},
+            "fp32_islands": list(self.fp32_islands),
+        }

@@ -1,0 +1,289 @@
+"""The Wan transformer (DiT), rewritten for engines; equal to diffusers' ``WanTransformer3DModel``.
+
+What differs from diffusers' own graph, and why:
+
+1. Modulation is an input. ``scale_shift_table + timestep_proj`` of all blocks is one small tensor, made outside
+   once a step; left inside, TensorRT fuses all layers' slices into one slow kernel.
+2. RoPE rotates halves. The rows of ``to_q`` and ``to_k`` (weights, biases, norm weights) are reordered once per
+   head as even positions, then odd ones. The dot product of q and k does not change, and the rotation works on
+   contiguous halves instead of strided slices (ScatterND in ONNX).
+3. RMSNorm is written out: the exporter has no rule for ``aten._fused_rms_norm``.
+4. Attention is ``softmax((q * scale) @ k^T) @ v``, the form that TensorRT fuses into one kernel.
+
+In half precision the float32 islands are diffusers' own: layer norms, modulation, gates and the rotation; the
+residual stream is rounded to half where diffusers rounds it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wan_trt_core.models.checkpoint import torch_dtype
+from wan_trt_core.models.graphs import copying
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+
+    from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.component import Tensors
+
+
+def half_rotation_rows(heads: int, head_dim: int) -> Tensor:
+    """Order of the rows of ``to_q`` and ``to_k`` that turns RoPE on pairs into RoPE on halves."""
+    within_head = torch.cat((torch.arange(0, head_dim, 2), torch.arange(1, head_dim, 2)))
+    return (torch.arange(heads)[:, None] * head_dim + within_head).flatten()
+
+
+def rope_tables(rope: nn.Module, frames: int, half_height: int, half_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotation, each (frames, half_height, half_width, head_dim / 2), float32.
+
+    Args:
+        rope: diffusers' ``WanRotaryPosEmbed``, whose buffers hold each value twice (for the pair).
+    """
+    sizes = (rope.t_dim, rope.h_dim, rope.w_dim)
+    grid = (frames, half_height, half_width)
+
+    def table(buffer: Tensor, first: int) -> Tensor:
+        axes = []
+        for axis, (length, part) in enumerate(zip(grid, buffer.split(sizes, dim=1), strict=True)):
+            if length > part.shape[0]:
+                raise ValueError(f"a video of {length} positions; this checkpoint has {part.shape[0]} per axis")
+            view = [1, 1, 1, -1]
+            view[axis] = length
+            axes.append(part[:length, first::2].float().reshape(view).expand(*grid, -1))
+        return torch.cat(axes, dim=-1)
+
+    return table(rope.freqs_cos, 0), table(rope.freqs_sin, 1)
+
+
+class Modulation:
+    """Diffusers' time path: from a timestep to the modulation of every block, computed once a step.
+
+    The tables of all blocks are stacked once; each step then costs two small linear layers, a projection and
+    one addition.
+    """
+
+    def __init__(self, model: WanTransformer3DModel) -> None:
+        self._embedder = model.condition_embedder
+        with torch.no_grad():
+            self._tables = torch.cat([block.scale_shift_table for block in model.blocks]).float()
+            self._output_table = model.scale_shift_table[0].float()
+
+    def __call__(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Modulation (layers, 6, dim) and output modulation (2, dim), float32.
+
+        Args:
+            timestep: (1,), as the scheduler gives it.
+            dtype: of ``encoder_hidden_states``, to which diffusers rounds the time embedding.
+        """
+        embedder = self._embedder
+        projected = embedder.timesteps_proj(timestep)
+        weights_dtype = next(embedder.time_embedder.parameters()).dtype
+        temb = embedder.time_embedder(projected.to(weights_dtype)).to(dtype)
+        timestep_proj = embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))
+        return self._tables + timestep_proj.float(), self._output_table + temb.float()
+
+
+class RopeTables:
+    """RoPE tables of a model, computed once for each video size."""
+
+    def __init__(self, model: WanTransformer3DModel) -> None:
+        self._rope = model.rope
+        self._tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for latents (1, 16, frames, height, width)."""
+        _, _, frames, height, width = hidden_states.shape
+        size = (frames, height // 2, width // 2)
+        if size not in self._tables:
+            self._tables[size] = self.compute(*size)
+        return self._tables[size]
+
+    def compute(self, frames: int, half_height: int, half_width: int) -> tuple[Tensor, Tensor]:
+        """The tables anew: what the first call for a size costs, to be timed apart."""
+        return rope_tables(self._rope, frames, half_height, half_width)
+
+
+class DitInputs:
+    """What runs before the DiT engine in each call: from the tensors of diffusers' call to the graph's.
+
+    Works on the device of the tensors it is given. The RoPE tables depend on the video's size alone and are
+    computed once for each; the modulation is computed in every call.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, precision: str) -> None:
+        self._checkpoint = checkpoint
+        self._precision = precision
+        self._dtype = torch_dtype(precision)
+        self._sources: dict[torch.device, tuple[Modulation, RopeTables]] = {}
+
+    def sources(self, device: torch.device) -> tuple[Modulation, RopeTables]:
+        """The two makers of inputs on a device, so that each can be timed apart."""
+        if device not in self._sources:
+            model: Any = self._checkpoint.load("transformer", self._precision, device)
+            self._sources[device] = Modulation(model), RopeTables(model)
+        return self._sources[device]
+
+    def __call__(self, call: Tensors) -> Tensors:
+        hidden_states = call["hidden_states"].to(self._dtype)
+        modulation, rope = self.sources(hidden_states.device)
+        per_block, output = modulation(call["timestep"], self._dtype)
+        cos, sin = rope(hidden_states)
+        return {
+            "hidden_states": hidden_states,
+            "modulation": per_block,
+            "output_modulation": output,
+            "rope_cos": cos,
+            "rope_sin": sin,
+            "encoder_hidden_states": call["encoder_hidden_states"].to(self._dtype),
+        }
+
+
+class _Attention(nn.Module):
+    def __init__(self, attention: Any, *, rotated: bool) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        self.head_dim = attention.inner_dim // attention.heads
+        self.eps = attention.norm_q.eps
+        rows = half_rotation_rows(self.heads, self.head_dim) if rotated else None
+        order = slice(None) if rows is None else rows
+        self.to_q = copying.linear(attention.to_q, rows)
+        self.to_k = copying.linear(attention.to_k, rows)
+        self.to_v = copying.linear(attention.to_v)
+        self.to_out = copying.linear(attention.to_out[0])
+        self.norm_q = copying.parameter(attention.norm_q.weight[order])
+        self.norm_k = copying.parameter(attention.norm_k.weight[order])
+
+    def forward(self, hidden_states: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        query = self._heads(_rms_norm(self.to_q(hidden_states), self.norm_q, self.eps))
+        key = self._heads(_rms_norm(self.to_k(source), self.norm_k, self.eps))
+        value = self._heads(self.to_v(source))
+        if rope is not None:
+            query, key = _rotate(query, *rope), _rotate(key, *rope)
+        query = (query * (1 / math.sqrt(self.head_dim))).to(value.dtype).transpose(1, 2)
+        key = key.to(value.dtype).transpose(1, 2)
+        attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value.transpose(1, 2)
+        mixed: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        return mixed
+
+    def _heads(self, tensor: Tensor) -> Tensor:
+        return tensor.unflatten(2, (self.heads, self.head_dim))
+
+
+class _Block(nn.Module):
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.eps = block.norm1.eps
+        self.attn1 = _Attention(block.attn1, rotated=True)
+        self.attn2 = _Attention(block.attn2, rotated=False)
+        self.cross_norm = isinstance(block.norm2, nn.LayerNorm)
+        if self.cross_norm:
+            self.norm2_weight = copying.parameter(block.norm2.weight.float())
+            self.norm2_bias = copying.parameter(block.norm2.bias.float())
+        self.ffn_in = copying.linear(block.ffn.net[0].proj)
+        self.ffn_out = copying.linear(block.ffn.net[2])
+
+    def forward(
+        self, hidden: Tensor, text: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        dtype = hidden.dtype
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unbind(0)
+        normed = (_layer_norm(hidden, self.eps) * (1 + scale) + shift).to(dtype)
+        hidden = (hidden.float() + self.attn1(normed, normed, rope) * gate).to(dtype)
+
+        normed = hidden
+        if self.cross_norm:
+            normed = _layer_norm(hidden, self.eps, self.norm2_weight, self.norm2_bias).to(dtype)
+        hidden = hidden + self.attn2(normed, text, None)
+
+        normed = (_layer_norm(hidden, self.eps) * (1 + ffn_scale) + ffn_shift).to(dtype)
+        fed = self.ffn_out(functional.gelu(self.ffn_in(normed), approximate="tanh"))
+        return (hidden.float() + fed.float() * ffn_gate).to(dtype)
+
+
+class DitGraph(nn.Module):
+    """The export-friendly transformer. Its weights are copies.
+
+    Args:
+        model: diffusers' transformer, in the precision of the graph.
+        block_outputs: return the intermediate outputs named by :attr:`block_names` too.
+    """
+
+    def __init__(self, model: WanTransformer3DModel, *, block_outputs: bool = False) -> None:
+        super().__init__()
+        config = model.config
+        self.patch_size = tuple(config.patch_size)
+        self.eps = config.eps
+        self.block_outputs = block_outputs
+        self.patch_embedding = copying.conv3d(model.patch_embedding)
+        text_embedder = model.condition_embedder.text_embedder
+        self.text_in = copying.linear(text_embedder.linear_1)
+        self.text_out = copying.linear(text_embedder.linear_2)
+        self.blocks = nn.ModuleList(_Block(block) for block in model.blocks)
+        self.proj_out = copying.linear(model.proj_out)
+        self.requires_grad_(False).eval()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        modulation: Tensor,
+        output_modulation: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        encoder_hidden_states: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Predicted flow (1, 16, frames, height, width), then the block outputs if asked for.
+
+        Args:
+            hidden_states: latents (1, 16, frames, height, width).
+            modulation: (layers, 6, dim) float32, from :class:`Modulation`.
+            output_modulation: (2, dim) float32.
+            rope_cos: (frames, height / 2, width / 2, head_dim / 2) float32, from :class:`RopeTables`.
+            rope_sin: as ``rope_cos``.
+            encoder_hidden_states: (1, text_length, text_dim).
+        """
+        # the grid of patches is read off the tables: their axes are the graph's own symbols, so that no size has
+        # to be divided and every output axis stays a plain multiple of an input axis
+        grid = rope_cos.shape[:3]
+        rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
+        patches = self.patch_embedding(hidden_states)
+        hidden = patches.flatten(2).transpose(1, 2)
+        text = self.text_out(functional.gelu(self.text_in(encoder_hidden_states), approximate="tanh"))
+        taken = [patches, text]
+        for index, block in enumerate(self.blocks):
+            hidden = block(hidden, text, modulation[index], rope)
+            taken.append(hidden)
+        shift, scale = output_modulation.unbind(0)
+        normed = (_layer_norm(hidden, self.eps) * (1 + scale) + shift).to(hidden.dtype)
+        projected = self.proj_out(normed)
+        taken.append(projected)
+        sample = self._unpatchify(projected, grid)
+        return (sample, *taken) if self.block_outputs else (sample,)
+
+    def _unpatchify(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+        tokens = tokens.reshape(1, *grid, *self.patch_size, -1)
+        return tokens.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _rms_norm(tensor: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis; in half precision only the factor is computed in float32."""
+    wide = tensor.float()
+    root = torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if tensor.dtype == torch.float32:
+        return tensor / root * weight
+    return tensor * root.reciprocal().to(tensor.dtype) * weight
+
+
+def _layer_norm(tensor: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    wide = tensor.float()
+    return functional.layer_norm(wide, wide.shape[-1:], weight, bias, eps)
+
+
+def _rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = tensor.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)

@@ -1,0 +1,63 @@
+"""Shape profiles: the range of video sizes an engine must serve, and the size it is tuned for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Point = Literal["min", "opt", "max"]
+POINTS: tuple[Point, ...] = ("min", "opt", "max")
+
+SPATIAL = 8
+"""Pixels a latent of the Wan 2.1 VAE covers in height and in width."""
+TEMPORAL = 4
+"""Frames a latent frame covers, after the first, which covers one."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A video's sizes: pixels, frames, and the padded length of its prompt in tokens.
+
+    Raises:
+        ValueError: when a size does not fit the model (pixels in multiples of 16, frames 4k+1).
+    """
+
+    height: int
+    width: int
+    frames: int
+    text_length: int
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            if getattr(self, name) <= 0 or getattr(self, name) % (2 * SPATIAL):
+                raise ValueError(f"{name} must be a positive multiple of {2 * SPATIAL} pixels, not {getattr(self, name)}")
+        if self.frames < 1 or (self.frames - 1) % TEMPORAL:
+            raise ValueError(f"frames must be 4k+1 (1, 5, 9, …), not {self.frames}")
+        if self.text_length < 1:
+            raise ValueError(f"text_length must be positive, not {self.text_length}")
+
+    @property
+    def latent_frames(self) -> int:
+        return (self.frames - 1) // TEMPORAL + 1
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // SPATIAL
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // SPATIAL
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """Smallest, tuned-for and largest video of an engine, as ``480p-81f``."""
+
+    name: str
+    min: Sizes
+    opt: Sizes
+    max: Sizes
+
+    def at(self, point: Point) -> Sizes:
+        sizes: Sizes = getattr(self, point)
+        return sizes

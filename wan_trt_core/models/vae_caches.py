@@ -1,0 +1,66 @@
+"""The caches of the streaming VAE decoder: how many, how large, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wan_trt_core.models.component import TensorSpec
+
+CACHE_FRAMES = 2
+"""Frames a cache holds: a causal convolution looks back by its kernel's three frames, less the present one."""
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """One cache: (1, channels, 2, scale * height, scale * width) for latents of (height, width).
+
+    Attributes:
+        name: of the input that takes it.
+        output: of the output that leaves it for the next step.
+    """
+
+    name: str
+    output: str
+    channels: int
+    scale: int
+
+    @property
+    def axes(self) -> tuple[int | str, ...]:
+        factor = "" if self.scale == 1 else f"{self.scale}*"
+        return (1, self.channels, CACHE_FRAMES, f"{factor}height", f"{factor}width")
+
+    def taken(self) -> TensorSpec:
+        """As an input."""
+        return TensorSpec(self.name, self.axes)
+
+    def left(self) -> TensorSpec:
+        """As an output."""
+        return TensorSpec(self.output, self.axes)
+
+
+def cache_specs(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
+    """The caches of the decoder that an ``AutoencoderKLWan`` configuration describes, in order of use.
+
+    There is one for each causal convolution that looks back: ``WanDecoder3d`` has two in a residual block, one
+    in a temporal upsampling, and its first and last.
+    """
+    base = config.get("decoder_base_dim") or config["base_dim"]
+    mult = config["dim_mult"]
+    dims = [base * factor for factor in (mult[-1], *reversed(mult))]
+    temporal = list(reversed(config["temperal_downsample"]))
+    found = [(config["z_dim"], 1)] + 4 * [(dims[0], 1)]
+    scale = 1
+    for index, (inner, outer) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        entering = inner if index == 0 else inner // 2
+        found += [(entering, scale)] + (2 * config["num_res_blocks"] + 1) * [(outer, scale)]
+        if index < len(mult) - 1:
+            if temporal[index]:
+                found.append((outer, scale))
+            scale *= 2
+    found.append((dims[-1], scale))
+    return tuple(
+        CacheSpec(f"cache_{index:02d}", f"cache_out_{index:02d}", channels, factor)
+        for index, (channels, factor) in enumerate(found)
+    )

@@ -1,0 +1,157 @@
+"""Result records: what a run measured and decided. Every report is made from them, and from nothing else.
+
+A run writes one JSON file (``results.json``) with the raw samples, so that it can be judged again, compared,
+or made into a baseline without measuring again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wan_trt_core.gates.verdict import Reason, Verdict
+
+SCHEMA_VERSION = 1
+
+
+class RecordError(ValueError):
+    """A record file is not one of ours, or not of this schema; the message names the file and the key."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(_Model):
+    """One measured quantity.
+
+    Attributes:
+        value: ``None`` when it could not be computed; ``detail`` then says why.
+        unit: ``s``, ``B``, ``dB``, ``JOD``, ``x`` (a ratio) or empty. Seconds and bytes inside, always.
+        better: which direction is better, so that a band knows what a regression is.
+        deterministic: repeats exactly on the same machine, so it is gated tightly.
+        samples: the raw measurements behind ``value`` (one each timed run, say).
+    """
+
+    value: float | None
+    unit: str
+    better: Literal["higher", "lower"]
+    deterministic: bool = False
+    samples: tuple[float, ...] = ()
+    detail: str = ""
+
+
+class Measurement(_Model):
+    """What measuring one case came to; numbers only, no opinion. Gates judge it.
+
+    Attributes:
+        metrics: by name; the names are stable, baselines are keyed by them.
+        series: raw sequences that are no metric themselves (paired times, resident set by run …).
+        facts: what the numbers depend on (settings of both arms, shapes, versions, engine hashes, timings).
+        problems: what makes the measurement void, reason code to explanation (a fallback, other settings).
+        notes: lines for a person that explain a failure (the first diverging block …).
+    """
+
+    metrics: dict[str, Metric]
+    series: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    facts: dict[str, Any] = Field(default_factory=dict)
+    problems: dict[Reason, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class CheckRecord(_Model):
+    """A :class:`~wan_trt_core.gates.verdict.Check` as stored."""
+
+    gate: str
+    metric: str
+    verdict: Verdict
+    reason: Reason
+    message: str
+    value: float | None = None
+    limit: float | None = None
+    advisory: bool = False
+    evidence: dict[str, Any] = Field(default_factory=dict)
+
+
+class CaseRecord(_Model):
+    """One case of one suite: what was measured, what every gate said, and the verdict."""
+
+    case: str
+    suite: Literal["parity", "perf", "memory"]
+    model: str
+    component: str
+    profile: str
+    precision: str
+    backend: str
+    verdict: Verdict
+    reason: Reason
+    message: str
+    below_gate: bool = False
+    checks: tuple[CheckRecord, ...]
+    measurement: Measurement
+    seconds: float
+
+
+class RunRecord(_Model):
+    """One run of the suites."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    started: str
+    command: tuple[str, ...]
+    hardware_key: str
+    environment: dict[str, Any]
+    settings: dict[str, Any]
+    cases: tuple[CaseRecord, ...]
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically; non-finite numbers are stored as strings (JSON has none)."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Read and validate.
+
+        Raises:
+            RecordError: when the file is missing, no JSON, of another schema, or has an unknown key.
+        """
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path}: not a readable result record: {error}") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise RecordError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
+        try:
+            return cls.model_validate(data)
+        except ValueError as error:
+            raise RecordError(f"{path}: {error}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON with stable formatting through a temporary file in the same folder, then rename over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            json.dump(_finite(data), stream, indent=2, allow_nan=False)
+            stream.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float) and not math.isfinite(data):
+        return str(data)
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return data

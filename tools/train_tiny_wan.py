@@ -340,11 +340,21 @@ def vae_score(vae: AutoencoderKLWan, reference: torch.Tensor) -> float:
     return psnr(torch.cat(rebuilt), reference)
 
 
+def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Lay the convolution weights out channels last, which makes bfloat16 convolutions a quarter faster."""
+    for module in vae.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+        elif isinstance(module, torch.nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return vae
+
+
 def train_vae(arguments: argparse.Namespace) -> None:
     """Train the autoencoder: crops for the first half of the schedule, whole frames for the second."""
     device = torch.device(arguments.device)
     torch.manual_seed(arguments.seed)
-    vae = build_vae().to(device)
+    vae = channels_last(build_vae().to(device))
     run = Run(arguments.run, "vae")
     trainer = Trainer(
         vae, run, rate=1.5e-3, betas=(0.9, 0.95), decay=0.998,
@@ -538,7 +548,7 @@ def train_dit(arguments: argparse.Namespace) -> None:
         latents, specs = pool.draw(arguments.batch)
         loss = flow_loss(denoiser, transformer, latents, captions.draw(specs, generator), generator)
         trainer.update(loss)
-        if step % 10 == 0:
+        if step % 40 == 0:
             pool.refresh()
         if step % arguments.log_every == 0:
             trainer.record(loss=loss.item())
@@ -662,7 +672,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--compile", action="store_true", help="use torch.compile")
         return command
 
-    vae = training("vae", train_vae, batch=16, every=100)
+    vae = training("vae", train_vae, batch=8, every=500)
     vae.add_argument("--statistics", type=int, default=1024, help="clips for the latent statistics")
     dit = training("dit", train_dit, batch=256, every=1000)
     dit.add_argument("--pool", type=int, default=16384, help="encoded clips held ready")

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 SUITES = ("parity", "perf", "memory")
 Suite = Literal["parity", "perf", "memory"]
 
+VERSION = 1
+"""Version of the case file's format."""
+
+COMPOSITES = ("vae_decoder", "pipeline")
+"""What a case may name beside a component: the streaming pair of VAE graphs, and prompt to video."""
+
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
+PRECISION_PARTS = ("dit", "vae", "text_encoder")
+"""Keys of a composite's precision, as in ``{dit: fp16, vae: fp32}``."""
+
 DEFAULT_SPEEDUP = 1.5
 """The gate of a performance case that names no other, against stock diffusers."""
+
+HIGHER_IS_BETTER = frozenset(
+    {"psnr_db", "psnr_db_mean", "cosine", "ssim", "ssim_mean", "cvvdp_jod", "speedup"}
+)
+"""Metrics (by the last part of their name) that a limit must bound from below; all others from above."""
+
+CEILINGS = {
+    "psnr_db": 200.0,
+    "psnr_db_mean": 200.0,
+    "cosine": 1.0,
+    "ssim": 1.0,
+    "ssim_mean": 1.0,
+    "cvvdp_jod": 10.0,
+}
+"""The largest value a metric can have: a floor above it could never be reached."""
 
 
 class CaseFileError(ValueError):
     """The case file is wrong; the message names the file, the line, the key and what is allowed."""
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        raise ValueError(f"must be a number, not {value!r}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
 
 
 class _Model(BaseModel):
@@ -24,16 +64,24 @@ class _Model(BaseModel):
 class Limit(_Model):
     """A bound on one metric: at least ``min`` or at most ``max``, and why that number."""
 
-    min: float | None = None
-    max: float | None = None
+    min: Number | None = Field(default=None, gt=0)
+    max: Number | None = Field(default=None, ge=0)
     reason: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Limit:
+        if self.min is None and self.max is None:
+            raise ValueError("needs a min or a max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"has a min ({self.min:g}) above its max ({self.max:g})")
+        return self
 
 
 class Band(_Model):
     """How far a metric may be from its baseline: the larger of ``rel`` (a fraction) and ``abs`` (its unit)."""
 
-    rel: float = Field(ge=0, le=10)
-    abs: float = Field(default=0.0, ge=0)
+    rel: Number = Field(ge=0, le=10)
+    abs: Number = Field(default=0.0, ge=0)
     reason: str = Field(min_length=1)
 
 
@@ -47,8 +95,8 @@ class ParityGate(_Model):
 class PerfGate(_Model):
     """The least speed-up over stock diffusers (a ratio), and what a timed output must still reach."""
 
-    speedup: float = Field(default=DEFAULT_SPEEDUP, gt=0)
-    reason: str | None = None
+    speedup: Number = Field(default=DEFAULT_SPEEDUP, gt=0)
+    reason: str | None = Field(default=None, min_length=1)
     parity: dict[str, Limit] = Field(min_length=1)
     bands: dict[str, Band] = Field(default_factory=dict)
 
@@ -74,15 +122,443 @@ class Case(_Model):
         component: a component, or ``vae_decoder`` (the streaming pair) or ``pipeline`` (prompt to video).
         precision: of the component; for composites by component, as ``{dit: fp16, vae: fp32}``.
         reference_precision: of stock diffusers; the candidate's own unless given.
+        steps: denoising steps of a ``pipeline`` case; the model's own unless given.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    model: str
+    model: str = Field(min_length=1)
     component: str
     profile: str
     precision: str | dict[str, str]
     reference_precision: str | dict[str, str] | None = None
     backend: str
+    steps: int | None = Field(default=None, ge=1)
     parity: ParityGate | None = None
     perf: PerfGate | None = None
     memory: MemoryGate | None = None
+
+    @property
+    def suites(self) -> tuple[Suite, ...]:
+        """The suites that this case is in: those it has a gate for."""
+        gates: dict[Suite, object] = {"parity": self.parity, "perf": self.perf, "memory": self.memory}
+        return tuple(suite for suite, gate in gates.items() if gate is not None)
+
+    @property
+    def precision_label(self) -> str:
+        """The precision in one word: ``fp32``, or ``dit=fp16,vae=fp32``."""
+        if isinstance(self.precision, str):
+            return self.precision
+        return ",".join(f"{part}={precision}" for part, precision in self.precision.items())
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Which names exist, so that a misspelt one is told from a new one before anything is run.
+
+    Attributes:
+        components: single components; :data:`COMPOSITES` are allowed besides.
+        models: catalogue names, each with its profiles. Anything else must be a folder.
+        metrics: by suite, the metrics that it can measure; a suite that is left out is not checked.
+    """
+
+    components: Collection[str]
+    backends: Collection[str]
+    models: Mapping[str, Collection[str]] = field(default_factory=dict)
+    metrics: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaseFile:
+    """A case file, read and checked."""
+
+    path: Path
+    version: int
+    cases: tuple[Case, ...]
+
+    def of_suite(self, suite: Suite) -> tuple[Case, ...]:
+        """The cases with that suite's gate, in the order of the file."""
+        return tuple(case for case in self.cases if suite in case.suites)
+
+    def overridden(self, **fields: str | None) -> CaseFile:
+        """The same cases with ``model``, ``backend`` or ``profile`` replaced in all of them; ``None`` keeps."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        return CaseFile(self.path, self.version, tuple(case.model_copy(update=given) for case in self.cases))
+
+    def require_names(self, allowed: Allowed, source: str) -> None:
+        """Check the names again, after :meth:`overridden`.
+
+        Raises:
+            CaseFileError: naming the source of the overrides, for the first case that they do not fit.
+        """
+        for case in self.cases:
+            for problem in _name_problems(case.model_dump(), allowed):
+                raise CaseFileError(
+                    f"{source} does not fit case '{case.id}' of {self.path}: {problem.message}"
+                )
+
+
+def load_cases(path: Path, allowed: Allowed) -> CaseFile:
+    """Read a case file.
+
+    ``defaults`` holds keys that complete every case that lacks them. A gate among the defaults (``parity``,
+    ``perf``, ``memory``) completes the gate of the cases that have one; it gives no case a gate.
+
+    Raises:
+        CaseFileError: with one line ``file:line: what is wrong; allowed: …`` for each mistake.
+    """
+    document = _Document.read(path)
+    root = document.mapping((), ("version", "defaults", "cases"))
+    version = root.get("version")
+    if version != VERSION or isinstance(version, bool):
+        raise document.error(("version",), f"key 'version' is {version!r}; allowed: {VERSION}")
+    defaults = document.mapping(("defaults",), _DEFAULTS) if "defaults" in root else {}
+    rows = root.get("cases")
+    if not isinstance(rows, list) or not rows:
+        raise document.error(("cases",), "key 'cases' must be a list with at least one case")
+    problems: list[_Problem] = []
+    cases = tuple(
+        case
+        for index, row in enumerate(rows)
+        if (case := _read_case(row, defaults, ("cases", index), allowed, problems)) is not None
+    )
+    problems += _duplicates(rows)
+    if problems:
+        raise document.errors(problems)
+    return CaseFile(path, VERSION, cases)
+
+
+Keys = tuple[str | int, ...]
+"""Where something is in the document: mapping keys and list indices from the root."""
+
+_GATES: Mapping[str, type[_Model]] = {"parity": ParityGate, "perf": PerfGate, "memory": MemoryGate}
+_DEFAULTS = ("model", "component", "profile", "precision", "reference_precision", "backend", *_GATES)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    keys: Keys
+    message: str
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with YAML 1.2's floats: 1.1 reads ``1e-5`` as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A YAML document as plain data, with the line of every key."""
+
+    path: Path
+    data: Any
+    lines: Mapping[Keys, int]
+
+    @classmethod
+    def read(cls, path: Path) -> _Document:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CaseFileError(f"{path}: no such case file; name one with --wan-cases FILE") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CaseFileError(f"{path}: not readable: {error}") from error
+        loader = _Loader(text)
+        lines: dict[Keys, int] = {}
+        try:
+            node = loader.get_single_node()
+            data = None if node is None else _plain(node, (), loader, lines, frozenset())
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise CaseFileError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+        except yaml.YAMLError as error:
+            raise CaseFileError(f"{path}: not valid YAML: {error}") from error
+        finally:
+            loader.dispose()
+        if data is None:
+            raise CaseFileError(f"{path}:1: the file is empty; it needs the keys version and cases")
+        return cls(path, data, lines)
+
+    def mapping(self, keys: Keys, allowed: Sequence[str]) -> dict[str, Any]:
+        """The mapping at ``keys``, if it has no other keys than these.
+
+        Raises:
+            CaseFileError: when it is no mapping or has an unknown key.
+        """
+        value = self.data
+        for key in keys:
+            value = value[key]
+        if not isinstance(value, dict):
+            name = f"key '{keys[-1]}'" if keys else "the file"
+            raise self.error(keys, f"{name} must be a mapping; allowed: {', '.join(allowed)}")
+        unknown = [
+            _Problem((*keys, key), _unknown("key", key, allowed)) for key in value if key not in allowed
+        ]
+        if unknown:
+            raise self.errors(unknown)
+        return value
+
+    def error(self, keys: Keys, message: str) -> CaseFileError:
+        return self.errors([_Problem(keys, message)])
+
+    def errors(self, problems: Iterable[_Problem]) -> CaseFileError:
+        """All of them in one error, ``file:line: message`` each, in the order of the file."""
+        located = sorted({(self._line(problem.keys), problem.message): None for problem in problems})
+        return CaseFileError("\n".join(f"{self.path}:{line}: {message}" for line, message in located))
+
+    def _line(self, keys: Keys) -> int:
+        """The line of the nearest key that the file has: in the case, in the defaults, or what is around it."""
+        while keys and keys not in self.lines:
+            in_defaults = ("defaults", *keys[2:]) if keys[:1] == ("cases",) else ()
+            if len(in_defaults) > 1 and in_defaults in self.lines:
+                return self.lines[in_defaults]
+            keys = keys[:-1]
+        return self.lines.get(keys, 1)
+
+
+def _plain(
+    node: yaml.Node, keys: Keys, loader: _Loader, lines: dict[Keys, int], above: frozenset[int]
+) -> Any:
+    """A node as plain data; its line is that of its key."""
+    lines.setdefault(keys, node.start_mark.line + 1)
+    if id(node) in above:
+        raise yaml.MarkedYAMLError(problem="an alias refers to what it is in", problem_mark=node.start_mark)
+    above |= {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, (*keys, index), loader, lines, above) for index, item in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+    _refuse_twice(node)
+    loader.flatten_mapping(node)  # resolves "<<"; the mapping's own keys come last and win
+    mapping: dict[str, Any] = {}
+    for name, value in node.value:
+        if not isinstance(name, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=name.start_mark)
+        key = str(name.value)
+        lines[*keys, key] = name.start_mark.line + 1
+        mapping[key] = _plain(value, (*keys, key), loader, lines, above)
+    return mapping
+
+
+def _refuse_twice(node: yaml.MappingNode) -> None:
+    """YAML lets the last of two equal keys win in silence; here a threshold would vanish that way."""
+    seen: set[str] = set()
+    merged = getattr(
+        node, "wan_flattened", False
+    )  # an aliased mapping is visited again after it was flattened
+    for name, _ in node.value:
+        if not merged and name.value in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"key '{name.value}' is given twice", problem_mark=name.start_mark
+            )
+        seen.add(str(name.value))
+    node.wan_flattened = True  # type: ignore[attr-defined]
+
+
+def _read_case(
+    row: Any, defaults: Mapping[str, Any], keys: Keys, allowed: Allowed, problems: list[_Problem]
+) -> Case | None:
+    if not isinstance(row, dict):
+        problems.append(_Problem(keys, f"a case must be a mapping; allowed: {', '.join(Case.model_fields)}"))
+        return None
+    values = _with_defaults(row, defaults)
+    who = f"case '{values.get('id', f'number {int(keys[-1]) + 1}')}'"
+    found = [*_name_problems(values, allowed), *_gate_problems(values, allowed)]
+    case = None
+    try:
+        case = Case.model_validate(values)
+    except ValidationError as error:
+        named = {problem.keys for problem in found}
+        found += [problem for problem in _explained(error) if problem.keys not in named]
+    if case is not None and not case.suites:
+        found.append(
+            _Problem((), f"has no gate, so nothing would judge it; give it one of {', '.join(SUITES)}")
+        )
+    problems += [_Problem((*keys, *problem.keys), f"{who}: {problem.message}") for problem in found]
+    return case
+
+
+def _with_defaults(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in defaults.items() if key not in _GATES} | dict(row)
+    for suite in _GATES:
+        own, default = row.get(suite), defaults.get(suite)
+        if isinstance(own, dict) and isinstance(default, dict):
+            values[suite] = _completed(own, default)
+    return values
+
+
+def _completed(own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate completed: metric by metric, whole limits only, so that a number never gets another one's reason."""
+    gate = {**default, **own}
+    if "speedup" in own and "reason" not in own:
+        gate.pop("reason", None)
+    for name in ("limits", "bands", "parity"):
+        if isinstance(own.get(name), dict) and isinstance(default.get(name), dict):
+            gate[name] = {**default[name], **own[name]}
+    return gate
+
+
+def _name_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Problem]:
+    components = (*sorted(allowed.components), *COMPOSITES)
+    for key, names in (("component", components), ("backend", sorted(allowed.backends))):
+        if isinstance(values.get(key), str) and values[key] not in names:
+            yield _Problem((key,), _unknown(key, values[key], names))
+    model, profile = values.get("model"), values.get("profile")
+    if isinstance(model, str) and allowed.models and model not in allowed.models and not _is_folder(model):
+        yield _Problem(
+            ("model",), _unknown("model", model, allowed.models) + ", or a folder in diffusers format"
+        )
+    profiles = allowed.models.get(model, ()) if isinstance(model, str) else ()
+    if isinstance(profile, str) and profiles and profile not in profiles:
+        yield _Problem(("profile",), _unknown("profile", profile, profiles))
+    for key in ("precision", "reference_precision"):
+        if values.get(key) is not None:
+            yield from _precision_problems(key, values[key], values.get("component") in COMPOSITES)
+
+
+def _is_folder(model: str) -> bool:
+    return "/" in model or "\\" in model or Path(model).is_dir()
+
+
+def _precision_problems(key: str, value: Any, composite: bool) -> Iterator[_Problem]:
+    if not isinstance(value, dict):
+        if value not in PRECISIONS:
+            yield _Problem((key,), _unknown(key, value, PRECISIONS))
+        return
+    if not composite:
+        only = f"only {' and '.join(COMPOSITES)} have a precision for each part"
+        yield _Problem((key,), f"key '{key}' must be one word, {only}; allowed: {', '.join(PRECISIONS)}")
+        return
+    for part, precision in value.items():
+        if part not in PRECISION_PARTS:
+            yield _Problem(
+                (key, part), _unknown("key", f"{key}.{part}", [f"{key}.{p}" for p in PRECISION_PARTS])
+            )
+        elif precision not in PRECISIONS:
+            yield _Problem((key, part), _unknown(f"{key}.{part}", precision, PRECISIONS))
+
+
+def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Problem]:
+    """What a schema cannot say: metrics that do not exist, limits on the wrong side, a gate under the product's."""
+    for suite in _GATES:
+        gate = values.get(suite)
+        if not isinstance(gate, dict):
+            continue
+        for name in ("limits", "bands", "parity"):
+            entries = gate.get(name)
+            if isinstance(entries, dict) and name in _GATES[suite].model_fields:
+                metrics = allowed.metrics.get("parity" if name == "parity" else suite, ())
+                for metric, entry in entries.items():
+                    yield from _metric_problems(
+                        (suite, name, metric), metric, entry, metrics, name != "bands"
+                    )
+        if suite == "memory" and isinstance(gate.get("growth"), dict) and "max" not in gate["growth"]:
+            yield _Problem((suite, "growth"), "key 'memory.growth' needs a max (bytes a run)")
+        if suite == "perf":
+            yield from _speedup_problems(gate, values.get("component"))
+
+
+def _metric_problems(
+    keys: Keys, metric: str, entry: Any, metrics: Collection[str], limited: bool
+) -> Iterator[_Problem]:
+    if metrics and metric not in metrics:
+        yield _Problem(keys, _unknown("metric", metric, metrics))
+        return
+    if not limited or not isinstance(entry, dict):
+        return
+    kind = metric.rpartition(".")[2]
+    side = "min" if kind in HIGHER_IS_BETTER else "max"
+    if {"min", "max"} & set(entry) and side not in entry:
+        better = "higher" if side == "min" else "lower"
+        yield _Problem(keys, f"key '{_dotted(keys)}' needs a {side}: {kind} is better when {better}")
+    floor = entry.get("min")
+    if isinstance(floor, (int, float)) and floor > CEILINGS.get(kind, floor):
+        yield _Problem(
+            (*keys, "min"), f"key '{_dotted((*keys, 'min'))}' is {floor:g}, {kind} ends at {CEILINGS[kind]:g}"
+        )
+
+
+def _speedup_problems(gate: Mapping[str, Any], component: Any) -> Iterator[_Problem]:
+    speedup = gate.get("speedup", DEFAULT_SPEEDUP)
+    if (
+        isinstance(speedup, bool)
+        or not isinstance(speedup, (int, float))
+        or not 0 < speedup < DEFAULT_SPEEDUP
+    ):
+        return
+    if component == "pipeline":
+        yield _Problem(
+            ("perf", "speedup"),
+            f"key 'perf.speedup' is {speedup:g}: the whole-video case holds the gate; allowed: {DEFAULT_SPEEDUP:g} and more",
+        )
+    elif not gate.get("reason"):
+        yield _Problem(
+            ("perf", "speedup"),
+            f"key 'perf.speedup' is {speedup:g}, under the gate of {DEFAULT_SPEEDUP:g}: it needs a 'reason' beside it",
+        )
+
+
+def _duplicates(rows: Iterable[Any]) -> Iterator[_Problem]:
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        name = row.get("id") if isinstance(row, dict) else None
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            yield _Problem(
+                ("cases", index, "id"),
+                f"key 'id' is '{name}', as in case number {first[name] + 1}; ids must differ",
+            )
+
+
+def _explained(error: ValidationError) -> Iterator[_Problem]:
+    """Pydantic's errors in the words of this file."""
+    for details in error.errors(include_url=False):
+        keys: Keys = details["loc"]
+        if keys and keys[0] in ("precision", "reference_precision"):
+            keys = keys[:1]  # the rest names the branches of a union
+        name, given = _dotted(keys), details["input"]
+        message = (
+            details["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must")
+        )
+        if details["type"] == "extra_forbidden":
+            yield _Problem(keys, _unknown("key", str(keys[-1]), _fields_at(keys[:-1]), shown=name))
+        elif details["type"] == "missing":
+            yield _Problem(keys, f"key '{name}' is missing")
+        elif details["type"] == "value_error":
+            yield _Problem(keys, f"key '{name}' {message}")
+        else:
+            yield _Problem(keys, f"key '{name}' is {_short(given)}: {message[:1].lower()}{message[1:]}")
+
+
+def _fields_at(keys: Keys) -> tuple[str, ...]:
+    """The keys allowed at a place in a case."""
+    annotation: Any = Case
+    for key in keys:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(key)].annotation
+            options = [option for option in get_args(annotation) if option is not type(None)]
+            if get_origin(annotation) is not dict and options:
+                annotation = options[0]
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+    return tuple(annotation.model_fields)
+
+
+def _unknown(kind: str, value: Any, allowed: Iterable[Any], *, shown: str | None = None) -> str:
+    names = [str(name) for name in allowed]
+    close = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    subject = f"key '{shown or value}' is unknown" if kind == "key" else f"key '{kind}': no {kind} '{value}'"
+    if kind == "metric":
+        subject = f"no metric '{value}'"
+    return f"{subject}{hint}; allowed: {', '.join(names)}"
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(map(str, keys))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

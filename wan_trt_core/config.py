@@ -1,7 +1,7 @@
-"""Settings: one validated tree from ``config.yaml``, ``WAN_TRT_*`` environment variables and the command line.
+"""Settings: one validated tree from ``config.yaml``, ``WAN_TRT_*`` variables and the command line.
 
-Later sources win: defaults < YAML < environment < command line. Every setting remembers where it came from, and
-every error names the file and line (or the variable, or the option), the key, and what is allowed.
+Later sources win: defaults < YAML < environment < command line. Every setting remembers where it came from,
+and every error names the file and line (or the variable, or the option), the key, and what is allowed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class ExportSettings(_Model):
 
     opset: int = Field(default=20, ge=18, le=24, description="ONNX opset; 20 is what TensorRT 10.6 parses")
     check: bool = Field(
-        default=True, description="compare the exported graph with PyTorch at every profile's min, opt and max"
+        default=True,
+        description="compare the exported graph with PyTorch at every profile's min, opt and max",
     )
     fp32_tolerance: float = Field(
         default=1e-4, gt=0, lt=1, description="largest relative L2 difference of a float32 graph from PyTorch"
@@ -131,7 +132,9 @@ class Settings(_Model):
     """Every setting, validated. Paths are absolute once loaded by :func:`load_settings`."""
 
     model: str = Field(
-        default="tiny-wan", min_length=1, description="a name of the catalogue, or a folder in diffusers format"
+        default="tiny-wan",
+        min_length=1,
+        description="a name of the catalogue, or a folder in diffusers format",
     )
     checkpoint: Path | None = Field(
         default=None, description="folder of the weights, where the catalogue has none of its own"
@@ -139,7 +142,8 @@ class Settings(_Model):
     backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
     profile: str | None = Field(default=None, description="shape profile; by default the model's first")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where both arms run; auto takes a CUDA GPU that the backend can use, else the CPU"
+        default="auto",
+        description="where both arms run; auto takes a CUDA GPU that the backend can use, else the CPU",
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of both arms alike; by default one a physical core"
@@ -191,7 +195,9 @@ class Loaded:
     def describe(self) -> tuple[Setting, ...]:
         """Every setting with its value, source and meaning, in the order of the tree."""
         values = self.settings.flat()
-        return tuple(Setting(key, values[key], self.sources[key], KEYS[key].description or "") for key in KEYS)
+        return tuple(
+            Setting(key, values[key], self.sources[key], KEYS[key].description or "") for key in KEYS
+        )
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -392,7 +398,11 @@ def _explain(problem: Any, given: Mapping[str, _Given]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if key in given:
         return f"{given[key].source}: {key}: {given[key].value!r} is not allowed: {message}"
-    sources = sorted({item.source for name, item in given.items() if name.startswith(f"{key}.")})
+    sources = [  # a rule over several settings: those that its message names
+        item.source
+        for name, item in given.items()
+        if name.startswith(f"{key}.") and name.rpartition(".")[2] in message
+    ]
     return f"{', '.join(sources) or DEFAULT}: {key}: {message}"
 
 

@@ -7,8 +7,9 @@
     <root>/locks/           one lock file a key: whoever builds or judges an entry holds it
     <root>/tmp/             entries in the making; whatever lies here without a held lock is stale
 
-The key is the hash of the entry's identity: everything its content depends on. An entry becomes visible by one
-rename, when it is complete. It is handed out only after its manifest and the hash of every file were checked.
+The key is the hash of the entry's identity: everything its content depends on. An entry becomes visible by
+one rename, when it is complete. It is handed out only after its manifest and the hash of every file were
+checked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -213,6 +214,7 @@ class EngineCache:
         make: Callable[[Path], Mapping[str, Any]],
     ) -> Entry:
         folder = self._temporary(kind, key)
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted build: this key's lock is ours
         started = time.perf_counter()
         try:
             folder.mkdir(parents=True)
@@ -223,7 +225,7 @@ class EngineCache:
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder, final)
         except BaseException as error:
-            full = _disk_full(error, self.root)
+            full = not isinstance(error, CacheError) and _disk_full(error, self.root)
             shutil.rmtree(folder, ignore_errors=True)
             if full:
                 raise CacheError(
@@ -242,7 +244,9 @@ class EngineCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CacheError(f"{self.root}: the cache cannot be written: {error}; set another folder") from error
+            raise CacheError(
+                f"{self.root}: the cache cannot be written: {error}; set another folder"
+            ) from error
         holder = path.with_suffix(".pid")
         lock = FileLock(path)
         try:
@@ -262,7 +266,7 @@ class EngineCache:
             lock.release()
 
     def _temporary(self, kind: Kind, key: str) -> Path:
-        """Where an entry is made. Its key's lock guards it, so what is found here under that lock is stale."""
+        """Where an entry is made. Its key's lock guards it: what is found here under it is stale."""
         return self.root / "tmp" / f"{kind}-{key}"
 
     def _discard(self, kind: Kind, key: str) -> None:
@@ -311,10 +315,8 @@ def _list_one(folder: Path, kind: Kind, judge: Callable[[Path, Kind, str], Mappi
         manifest = judge(folder, kind, key)
     except _BadEntry as error:
         manifest, problem = {"identity": {}}, str(error)
-        try:  # its files may be broken and its manifest still tell what it was
+        with suppress(_BadEntry):  # its files may be broken and its manifest still tell what it was
             manifest = _read_manifest(folder, kind, key)
-        except _BadEntry:
-            pass
     stat = (folder / MANIFEST).stat() if (folder / MANIFEST).exists() else folder.stat()
     created = manifest.get("created")
     return Listed(
@@ -347,7 +349,9 @@ def _over_size(entries: list[Listed], max_bytes: int) -> list[Listed]:
     return chosen
 
 
-def _check(folder: Path, kind: Kind, key: str, identity: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+def _check(
+    folder: Path, kind: Kind, key: str, identity: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
     """The manifest of a sound entry.
 
     Raises:

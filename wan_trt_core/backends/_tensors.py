@@ -31,7 +31,9 @@ def distribution_versions(*names: str) -> dict[str, str]:
     return versions
 
 
-def check_inputs(engine: str, declared: Mapping[str, TensorInfo], given: Mapping[str, Tensor]) -> dict[str, int]:
+def check_inputs(
+    engine: str, declared: Mapping[str, TensorInfo], given: Mapping[str, Tensor]
+) -> dict[str, int]:
     """Hold the given tensors against the declared inputs; returns the sizes of the dynamic axes.
 
     Raises:
@@ -48,7 +50,9 @@ def check_inputs(engine: str, declared: Mapping[str, TensorInfo], given: Mapping
         found = given[name].shape[at]
         expected = _expected(axis, found, sizes)
         if expected is not None and expected != found:
-            declared_as = "" if isinstance(axis, int) else f" ({axis}, by input {origin.get(axis, 'sizes')!r})"
+            declared_as = (
+                "" if isinstance(axis, int) else f" ({axis}, by input {origin.get(axis, 'sizes')!r})"
+            )
             raise EngineError(
                 f"{engine}: input {name!r} has shape {tuple(given[name].shape)}: axis {at} must be"
                 f" {expected}{declared_as}, declared {_shape(declared[name])}"
@@ -68,7 +72,8 @@ def check_dtype_and_rank(engine: str, role: str, name: str, info: TensorInfo, te
         raise EngineError(f"{engine}: {role} {name!r} is {dtype_name(tensor.dtype)}, expected {info.dtype}")
     if tensor.dim() != len(info.shape):
         raise EngineError(
-            f"{engine}: {role} {name!r} has shape {tuple(tensor.shape)}, expected {len(info.shape)} axes: {_shape(info)}"
+            f"{engine}: {role} {name!r} has shape {tuple(tensor.shape)}, "
+            f"expected {len(info.shape)} axes: {_shape(info)}"
         )
 
 
@@ -94,7 +99,9 @@ def check_outputs(
         if shape is not None and shape != tuple(tensor.shape):
             raise EngineError(f"{engine}: output {name!r} has shape {tuple(tensor.shape)}, expected {shape}")
         if not tensor.is_contiguous():
-            raise EngineError(f"{engine}: output {name!r} is not contiguous, so it cannot be written to in place")
+            raise EngineError(
+                f"{engine}: output {name!r} is not contiguous, so it cannot be written to in place"
+            )
         owner = read.get(tensor.untyped_storage().data_ptr())
         if owner is not None and tensor.numel():
             raise EngineError(f"{engine}: output {name!r} shares its memory with input {owner!r}")

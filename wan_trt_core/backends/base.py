@@ -1,8 +1,8 @@
 """The interface between the core and whatever executes a graph.
 
 There are two kinds of backend. A :class:`ModuleBackend` runs diffusers' own PyTorch module, perhaps wrapped
-(``torch``, the reference, and ``torch-compile``). An :class:`EngineBackend` turns a checked ONNX model into an
-engine on disk, loads it, and runs it (``onnxruntime``, ``tensorrt``).
+(``torch``, the reference, and ``torch-compile``). An :class:`EngineBackend` turns a checked ONNX model into
+an engine on disk, loads it, and runs it (``onnxruntime``, ``tensorrt``).
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Engine(ABC):
     def run_into(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As :meth:`run`, but writes the outputs named in ``outputs`` into those tensors.
 
-        They must be contiguous, of the right dtype and shape, and share no memory with the inputs. Outputs that
-        are not named are allocated. This default copies; a backend that can bind addresses overrides it.
+        They must be contiguous, of the right dtype and shape, and share no memory with the inputs. Outputs
+        that are not named are allocated. This default copies; a backend that can bind addresses overrides it.
 
         Raises:
             EngineError: as :meth:`run`, and for an output that cannot be written to, by name.

@@ -1,7 +1,7 @@
 """ONNX Runtime: engines that run on any CPU, and on a GPU with its execution providers.
 
-An engine folder holds the graph after ONNX Runtime's own optimisation (``{component}_{precision}.onnx``, weights
-beside it) and ``engine.json``. Loading it optimises nothing again.
+An engine folder holds the graph after ONNX Runtime's own optimisation (``{component}_{precision}.onnx``,
+weights beside it) and ``engine.json``. Loading it optimises nothing again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from wan_trt_core.backends._tensors import (
     UNKNOWN,
@@ -95,8 +96,8 @@ class OnnxRuntimeEngine(Engine):
         """Run once; the outputs are new tensors on the engine's device.
 
         Raises:
-            EngineError: for a missing, superfluous, wrongly typed, shaped or placed tensor, by name; for an engine
-                that is closed; for what ONNX Runtime refuses, with its message.
+            EngineError: for a missing, superfluous, wrongly typed, shaped or placed tensor, by name; for an
+                engine that is closed; for what ONNX Runtime refuses, with its message.
         """
         return self.run_into(inputs, {})
 
@@ -125,7 +126,7 @@ class OnnxRuntimeEngine(Engine):
         self._execute(session, binding)
         results = dict(zip(self.outputs, binding.get_outputs(), strict=True))
         return {
-            name: written[name] if name in written else torch.from_dlpack(value._ortvalue)
+            name: written[name] if name in written else from_dlpack(value._ortvalue)
             for name, value in results.items()
         }
 
@@ -144,16 +145,24 @@ class OnnxRuntimeEngine(Engine):
 
     def _allocate(self, info: TensorInfo, sizes: Mapping[str, int]) -> Tensor | None:
         shape = output_shape(info, sizes)
-        return None if shape is None else torch.empty(shape, dtype=getattr(torch, info.dtype), device=self._device)
+        return (
+            None
+            if shape is None
+            else torch.empty(shape, dtype=getattr(torch, info.dtype), device=self._device)
+        )
 
     def _check_devices(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         allowed = {"cpu", self._device.type}
         for name, tensor in inputs.items():
             if tensor.device.type not in allowed:
-                raise EngineError(f"{self.name}: input {name!r} is on {tensor.device}, the engine on {self._device}")
+                raise EngineError(
+                    f"{self.name}: input {name!r} is on {tensor.device}, the engine on {self._device}"
+                )
         for name, tensor in outputs.items():
             if tensor.device.type != self._device.type:
-                raise EngineError(f"{self.name}: output {name!r} is on {tensor.device}, the engine on {self._device}")
+                raise EngineError(
+                    f"{self.name}: output {name!r} is on {tensor.device}, the engine on {self._device}"
+                )
 
     def _execute(self, session: Any, binding: Any) -> None:
         try:
@@ -185,10 +194,12 @@ class OnnxRuntimeBackend(EngineBackend):
         available = onnxruntime.get_available_providers()
         missing = [name for name in settings.onnxruntime.providers if name not in available]
         if missing:
-            hint = "; install wan-trt-core[gpu] in place of onnxruntime" if missing[0] in GPU_PROVIDERS else ""
+            hint = (
+                "; install wan-trt-core[gpu] in place of onnxruntime" if missing[0] in GPU_PROVIDERS else ""
+            )
             raise BackendUnavailable(
-                f"onnxruntime.providers: this ONNX Runtime {onnxruntime.__version__} has no {missing[0]}; it has"
-                f" {', '.join(available)}{hint}"
+                f"onnxruntime.providers: this ONNX Runtime {onnxruntime.__version__} has no {missing[0]};"
+                f" it has {', '.join(available)}{hint}"
             )
 
     def versions(self) -> dict[str, str]:
@@ -232,10 +243,9 @@ class OnnxRuntimeBackend(EngineBackend):
         }
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
-        what = f"{model.component}_{model.precision}"
-        _session(model.path, options, settings, f"building engine {what}")
+        _session(model.path, options, settings, f"building engine {model.component}_{model.precision}")
         report("optimise", 0.9)
-        description = Description(model.component, model.precision, graph.name, _weights(graph, what))
+        description = Description(model.component, model.precision, graph.name, _weights(graph))
         (folder / DESCRIPTION).write_text(json.dumps(asdict(description), indent=2) + "\n")
         report("optimise", 1.0)
         return {"build_seconds": time.perf_counter() - started, "weights": description.weights}
@@ -263,7 +273,9 @@ def _session_options(settings: Settings, level: str) -> Any:
     options.intra_op_num_threads = settings.threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # its warnings are on saved graphs being hardware specific, as `device` knows
+    options.log_severity_level = (
+        3  # its warnings are on saved graphs being hardware specific, as `device` knows
+    )
     spinning = "1" if settings.onnxruntime.allow_spinning else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     # Threads that go on spinning after a run would slow down what runs next: the other arm of a comparison.
@@ -292,7 +304,9 @@ def _session(path: Path, options: Any, settings: Settings, doing: str) -> Any:
 
 
 def _device(settings: Settings) -> torch.device:
-    return torch.device("cuda", 0) if settings.onnxruntime.providers[0] in GPU_PROVIDERS else torch.device("cpu")
+    return (
+        torch.device("cuda", 0) if settings.onnxruntime.providers[0] in GPU_PROVIDERS else torch.device("cpu")
+    )
 
 
 def _place(tensor: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
@@ -303,29 +317,20 @@ def _place(tensor: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
 
 def _info(node: Any) -> TensorInfo:
     if node.type not in _DTYPES:
-        raise EngineError(f"tensor {node.name!r} is a {node.type}, which this backend cannot exchange with PyTorch")
+        raise EngineError(
+            f"tensor {node.name!r} is a {node.type}, which this backend cannot exchange with PyTorch"
+        )
     return TensorInfo(_DTYPES[node.type], tuple(UNKNOWN if axis is None else axis for axis in node.shape))
 
 
-def _weights(graph: Path, what: str) -> int:
-    """Bytes of the weights, read from the saved graph without loading them; checks that they are all there."""
+def _weights(graph: Path) -> int:
+    """Bytes of the weights, read from the saved graph without loading them."""
     import onnx
-    from google.protobuf.message import DecodeError
 
-    try:
-        model = onnx.load(str(graph), load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise EngineError(f"building engine {what}: {graph.name} was not written whole: {error}") from error
     total = 0
-    for tensor in model.graph.initializer:
-        where = {entry.key: entry.value for entry in tensor.external_data}
-        if "location" not in where:
-            total += math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            continue
-        end = int(where.get("offset", 0)) + int(where["length"])
-        if (graph.parent / where["location"]).stat().st_size < end:
-            raise EngineError(f"building engine {what}: {where['location']} was not written whole")
-        total += int(where["length"])
+    for tensor in onnx.load(str(graph), load_external_data=False).graph.initializer:
+        itemsize: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        total += math.prod(tensor.dims) * itemsize
     return total
 
 

@@ -19,7 +19,11 @@ def backend_names() -> tuple[str, ...]:
     """Names of all backends as case files write them, in alphabetical order. Imports none of them."""
     modules = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     return tuple(
-        sorted(name.replace("_", "-") for name in modules if name not in _NOT_BACKENDS and not name.startswith("_"))
+        sorted(
+            name.replace("_", "-")
+            for name in modules
+            if name not in _NOT_BACKENDS and not name.startswith("_")
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""``torch.compile`` of diffusers' own modules: what one line of PyTorch gains, measured beside the engines."""
+"""``torch.compile`` of diffusers' own modules: what one line of PyTorch gains, beside the engines' gain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import BackendUnavailable, ModuleBackend
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from wan_trt_core.config import Settings
 
-PROBE = "#include <Python.h>\n#include <cmath>\n#include <omp.h>\nint probe() { return omp_get_max_threads(); }\n"
+PROBE = (
+    "#include <Python.h>\n#include <cmath>\n#include <omp.h>\nint probe() { return omp_get_max_threads(); }\n"
+)
 """What inductor's kernels include: without one of these headers every compilation fails at its first call."""
 PROBE_TIMEOUT = 60.0
 """Seconds after which a compiler that does not come back counts as not working."""
@@ -49,19 +51,20 @@ class TorchCompileBackend(ModuleBackend):
     def wrap(self, module: nn.Module, settings: Settings) -> nn.Module:
         """The compiled module; for a VAE a twin that shares the weights and whose decoder is compiled.
 
-        ``torch.compile`` covers a module's ``forward`` and a VAE is entered through ``decode``, so compiling the
-        VAE itself would compile nothing that runs.
+        ``torch.compile`` covers a module's ``forward`` and a VAE is entered through ``decode``, so compiling
+        the VAE itself would compile nothing that runs.
         """
         import torch
 
         mode = settings.torch_compile.mode
         decoder = getattr(module, "decoder", None)
         if decoder is None or not hasattr(module, "decode"):
-            compiled: nn.Module = torch.compile(module, mode=mode)
-            return compiled
+            compiled: Any = torch.compile(module, mode=mode)
+            return cast("nn.Module", compiled)
         twin = copy.copy(module)
-        twin._modules = dict(module._modules)  # a shallow copy shares the dict: replacing there would reach the original
-        twin.decoder = torch.compile(decoder, mode=mode)
+        compiled = torch.compile(decoder, mode=mode)
+        # A shallow copy shares the dict of submodules: replacing one there would reach the original.
+        twin._modules = {**module._modules, "decoder": cast("nn.Module", compiled)}
         return twin
 
 
@@ -82,7 +85,8 @@ def find_compiler() -> str:
         failures.append(f"{candidate}: {failure}")
     raise BackendUnavailable(
         "torch-compile needs a working C++ compiler with OpenMP and the headers of this Python: "
-        f"{'; '.join(failures) or 'none is configured'}. Install g++ and python3-dev, or name a compiler in CXX"
+        f"{'; '.join(failures) or 'none is configured'}. "
+        "Install g++ and python3-dev, or name a compiler in CXX"
     )
 
 
@@ -126,7 +130,9 @@ def _require_triton(*, required: bool) -> None:
     from torch.utils._triton import has_triton
 
     if (required or torch.cuda.is_available()) and not has_triton():
-        raise BackendUnavailable("torch-compile on a GPU needs Triton, which does not work here: pip install triton")
+        raise BackendUnavailable(
+            "torch-compile on a GPU needs Triton, which does not work here: pip install triton"
+        )
 
 
 BACKEND = TorchCompileBackend()

@@ -18,9 +18,6 @@ COMPOSITES: Mapping[str, tuple[str, ...]] = {
 }
 """Components of the case file that are several components run together."""
 
-_GROUPS = {"vae_decoder_first": "vae", "vae_decoder_next": "vae"}
-"""Names by which ``precision: {dit: fp16, vae: fp32}`` means several components at once."""
-
 
 @dataclass
 class Context:
@@ -56,19 +53,3 @@ class Context:
         if self._engines is not None:
             self._engines.close()
             self._engines = None
-
-
-def precision_of(precision: str | Mapping[str, str], component: str) -> str:
-    """The precision of one component, where a case gives one for all or one for each.
-
-    Raises:
-        ValueError: when the case gives none for this component.
-    """
-    if isinstance(precision, str):
-        return precision
-    group = _GROUPS.get(component, component)
-    if component in precision:
-        return precision[component]
-    if group in precision:
-        return precision[group]
-    raise ValueError(f"the case's precision names {', '.join(precision)}, but not {component} ({group})")

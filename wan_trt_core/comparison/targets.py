@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,9 +19,15 @@ from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.blocks import Divergence, trace
-from wan_trt_core.comparison.context import COMPOSITES, Context, precision_of
+from wan_trt_core.comparison.context import COMPOSITES, Context
+from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.component import Component
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS
+from wan_trt_core.models.prompts import PROMPT
+from wan_trt_core.pipeline.engines import VAE_DECODER, precision_of
+from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.swap import swap
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,11 @@ class Target(ABC):
     """The two arms of one case. Engines are exported, built and loaded when first needed."""
 
     fps: float = 16.0
-    steps: int = 1
 
     def __init__(self, case: Case, context: Context) -> None:
         self.case, self.context = case, context
         self.model = context.model(case)
+        self.steps = case.steps or self.model.generation.num_inference_steps
         self.profile = self.model.profile(case.profile)
         self.components = COMPOSITES.get(case.component, (case.component,))
 
@@ -131,6 +137,34 @@ class Target(ABC):
             block_outputs=block_outputs,
         )
 
+    def engine_bytes(self) -> dict[str, int]:
+        """What the engines hold, by owner, summed over the case's components: deterministic numbers."""
+        total: dict[str, int] = {}
+        for engine in self._loaded().values():
+            for owner, size in engine.memory().items():
+                total[f"engine_{owner}"] = total.get(f"engine_{owner}", 0) + size
+        return total
+
+    def stock_modules(self, part: str) -> dict[str, nn.Module]:
+        """Diffusers' own modules that an engine replaces: where one of them runs, the engine did not."""
+        module: Any = self.model.checkpoint.load(part, self.reference_precision(self.components[0]))
+        stock = {
+            "transformer": lambda: module.blocks[0],
+            "vae": lambda: module.decoder,
+            "text_encoder": lambda: module.encoder,
+        }
+        return {part: stock[part]()}
+
+    def wrapped_checkpoint(self) -> Checkpoint | None:
+        """For a backend that runs PyTorch modules: the checkpoint with its modules wrapped."""
+        backend = get_backend(self.case.backend)
+        backend.require(self.context.settings)
+        if not isinstance(backend, ModuleBackend):
+            return None
+        return _WrappedCheckpoint(
+            self.model.checkpoint, lambda module: backend.wrap(module, self.context.settings)
+        )
+
     def _loaded(self) -> dict[str, Engine]:
         if not isinstance(get_backend(self.case.backend), EngineBackend):
             return {}
@@ -153,32 +187,141 @@ class Target(ABC):
 
 
 class ComponentTarget(Target):
-    """One component: diffusers' own forward against prepare and engine."""
+    """One component: diffusers' own forward against what prepares the engine's inputs, and the engine."""
 
     @cached_property
     def reference(self) -> Arm:
-        component = get_component(self.case.component)
-        run = component.reference(self.model.checkpoint, self.reference_precision(component.name))
+        run = self._component.reference(self.model.checkpoint, self.reference_precision(self._component.name))
         return Arm(lambda call: Outputs(run(call)))
 
     @cached_property
     def candidate(self) -> Arm:
-        component, checkpoint = get_component(self.case.component), self.model.checkpoint
-        precision = self.precision(component.name)
-        prepare, engine = component.prepare(checkpoint, precision), self.engine(component.name)
+        component, precision = self._component, self.precision(self._component.name)
+        wrapped = self.wrapped_checkpoint()
+        if wrapped is not None:
+            run = component.reference(wrapped, precision)
+            return Arm(lambda call: Outputs(run(call)))
+        prepare, engine = component.prepare(self.model.checkpoint, precision), self.engine(component.name)
         return Arm(
             lambda call: Outputs(engine.run(prepare(call))),
-            once=getattr(prepare, "once", None),
-            forbidden=_stock_blocks(self, component.part),
+            once=component.once(prepare, self.perf_inputs()),
+            forbidden=self.stock_modules(component.part),
         )
 
     def perf_inputs(self) -> Any:
-        component = get_component(self.case.component)
-        return component.call_tensors(self.model.checkpoint, self.profile.opt)
+        return self._component.call_tensors(self.model.checkpoint, self.profile.opt)
 
     def parity_inputs(self) -> Mapping[str, Any]:
-        component = get_component(self.case.component)
         return {
-            point: component.call_tensors(self.model.checkpoint, self.profile.at(point), seed=index)
+            point: self._component.call_tensors(self.model.checkpoint, self.profile.at(point), seed=index)
             for index, point in enumerate(POINTS)
         }
+
+    @property
+    def _component(self) -> Component:
+        return get_component(self.case.component)
+
+
+class VaeDecoderTarget(Target):
+    """A whole video's decode: ``AutoencoderKLWan.decode`` against the two streaming engines."""
+
+    @cached_property
+    def reference(self) -> Arm:
+        return self._stock(self.model.checkpoint, self.reference_precision(VAE_DECODER[0]))
+
+    @cached_property
+    def candidate(self) -> Arm:
+        wrapped, precision = self.wrapped_checkpoint(), self.case.precision
+        if wrapped is not None:
+            return self._stock(wrapped, self.precision(VAE_DECODER[0]))
+        decoder = self.context.engines.vae_decoder(self.model, self.profile, precision, self.case.backend)
+        return Arm(
+            lambda latents: Outputs({"sample": decoder.decode(latents)}), forbidden=self.stock_modules("vae")
+        )
+
+    def perf_inputs(self) -> Any:
+        """Latents (1, 16, frames, height, width), de-normalised as ``decode`` takes them."""
+        from wan_trt_core.models.graphs.vae_reference import random_latents
+
+        video = self.profile.opt
+        shape = (video.latent_frames, video.latent_height, video.latent_width)
+        return random_latents(self.model.checkpoint.config("vae"), *shape, seed=0)
+
+    def _stock(self, checkpoint: Checkpoint, precision: str) -> Arm:
+        vae: Any = checkpoint.load("vae", precision)
+        return Arm(lambda latents: Outputs({"sample": vae.decode(latents.to(vae.dtype), return_dict=False)[0]}))
+
+
+class PipelineTarget(Target):
+    """Prompt to video: stock ``WanPipeline`` against the same pipeline with engines in it."""
+
+    def __init__(self, case: Case, context: Context) -> None:
+        super().__init__(case, context)
+        opt, defaults = self.profile.opt, self.model.generation
+        self.generation = replace(
+            defaults,
+            height=opt.height,
+            width=opt.width,
+            num_frames=opt.frames,
+            num_inference_steps=self.steps,
+        )
+        self.fps = float(defaults.fps)
+
+    @cached_property
+    def reference(self) -> Arm:
+        return self._arm(self._stock(self.model.checkpoint))
+
+    @cached_property
+    def candidate(self) -> Arm:
+        wrapped = self.wrapped_checkpoint()
+        if wrapped is not None:
+            return self._arm(self._stock(wrapped))
+        engines = self.context.engines.pipeline(
+            self.model, self.profile, self.case.precision, self.case.backend
+        )
+        pipe = swap(self._stock(self.model.checkpoint), engines)
+        return self._arm(pipe, self.stock_modules("transformer") | self.stock_modules("vae"))
+
+    def perf_inputs(self) -> Any:
+        """The prompt; both arms start from the same seed, and so from the same noise."""
+        return PROMPT
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "generation": asdict(self.generation), "prompt": PROMPT}
+
+    def _arm(self, pipe: Any, forbidden: Mapping[str, nn.Module] | None = None) -> Arm:
+        def call(prompt: str) -> Outputs:
+            generated = generate(pipe, prompt, self.generation, keep_latents=True)
+            return Outputs(video=generated.frames, latents=generated.latents)
+
+        return Arm(call, forbidden=forbidden or {})
+
+    def _stock(self, checkpoint: Checkpoint) -> Any:
+        return checkpoint.pipeline(
+            {
+                "transformer": self.reference_precision("dit"),
+                "vae": self.reference_precision(VAE_DECODER[0]),
+                "text_encoder": "fp32",
+            }
+        )
+
+
+class _WrappedCheckpoint(Checkpoint):
+    """A checkpoint whose modules come wrapped by a module backend (compiled, say)."""
+
+    def __init__(self, checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__(checkpoint.folder)
+        self._wrap = wrap
+        self._wrapped: dict[int, nn.Module] = {}
+
+    def load(self, part: str, dtype: str = "fp32", device: Any = "cpu") -> nn.Module:
+        module = super().load(part, dtype, device)
+        if id(module) not in self._wrapped:
+            self._wrapped[id(module)] = self._wrap(module)
+        return self._wrapped[id(module)]
+
+
+def target_of(case: Case, context: Context) -> Target:
+    """The target of a case: a component, or one of the composites."""
+    special: dict[str, type[Target]] = {"vae_decoder": VaeDecoderTarget, "pipeline": PipelineTarget}
+    return special.get(case.component, ComponentTarget)(case, context)

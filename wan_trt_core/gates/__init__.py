@@ -13,7 +13,7 @@ __all__ = ["Check", "Reason", "Verdict", "decide", "gate_bands", "judge"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the rules on first use: the plugin imports the verdicts in every pytest run and must stay light."""
+    """Load the rules on first use: the plugin imports the verdicts in every pytest run."""
     if name not in {"gate_bands", "judge"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from wan_trt_core.gates import judging

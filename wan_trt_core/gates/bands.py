@@ -1,7 +1,7 @@
 """The one band rule: a metric must stay near its baseline, in both directions.
 
-Worse than the band fails. Better than the band passes but asks for a new baseline, because a stale one would let
-the next slow-down of the same size through unseen.
+Worse than the band fails. Better than the band passes but asks for a new baseline, because a stale one would
+let the next slow-down of the same size through unseen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a metric may be from its baseline: the larger of ``rel`` (a fraction) and ``abs`` (its unit)."""
+    """How far a metric may be from its baseline: the larger of ``rel`` (a fraction) and ``abs``."""
 
     rel: float
     abs: float
@@ -121,7 +121,8 @@ def judge_bands(
                 name,
                 Verdict.MISSING,
                 Reason.NO_BANDS_FOR_HARDWARE,
-                f"this hardware has no {suite} baselines, so {name} is held to no band; make them with: {command}",
+                f"this hardware has no {suite} baselines, so {name} is held to no band; "
+                f"make them with: {command}",
                 value=_value(metrics, name),
                 advisory=not require_bands,
             )
@@ -157,8 +158,8 @@ def _one(name: str, band: Band, metric: Metric | None, stored: BaselineMetric | 
         return _check(name, Verdict.MISSING, Reason.METRIC_VANISHED, message)
     if (metric.unit, metric.better) != (stored.unit, stored.better):
         message = (
-            f"the baseline of {name} is in {stored.unit or 'no unit'} ({stored.better} is better), measured was "
-            f"{metric.unit or 'no unit'} ({metric.better}); {_remake(command)}"
+            f"the baseline of {name} is in {stored.unit or 'no unit'} ({stored.better} is better), "
+            f"measured was {metric.unit or 'no unit'} ({metric.better}); {_remake(command)}"
         )
         return _check(name, Verdict.INVALID, Reason.BASELINE_INVALID, message, value)
     tolerance = Tolerance(band.rel, band.abs, band.reason)
@@ -193,8 +194,8 @@ def _compare(name: str, value: float, stored: BaselineMetric, command: str) -> C
         )
         return Check("band", name, Verdict.PASS, reason, message, value, limit, evidence=evidence)
     message = (
-        f"{name} {shown} {sign} {bound} is worse than its band (baseline {base}, {change:+.1%}); find the cause, "
-        f"or accept it with: {command} --accept-regression REASON"
+        f"{name} {shown} {sign} {bound} is worse than its band (baseline {base}, {change:+.1%}); "
+        f"find the cause, or accept it with: {command} --accept-regression REASON"
     )
     return Check("band", name, Verdict.FAIL, reason, message, value, limit, evidence=evidence)
 

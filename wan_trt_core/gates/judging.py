@@ -36,12 +36,13 @@ def judge(
         baseline: the stored entry of this case for this hardware, if there is one.
         bands_for_hardware: this hardware has a baseline file for the model and suite.
         require_bands: a machine without such a file fails the case instead of being reported.
-        baseline_error: what :class:`~wan_trt_core.baselines.BaselineError` said when the file could not be read;
-            the case is then invalid, whatever its own gates say.
+        baseline_error: what :class:`~wan_trt_core.baselines.BaselineError` said when the file could not be
+            read; the case is then invalid, whatever its own gates say.
 
     Returns:
-        The checks; :func:`~wan_trt_core.gates.verdict.decide` makes the verdict of them. Where the measurement is
-        void, what its numbers would have come to is given as advisory.
+        The checks, what the suite is about first; :func:`~wan_trt_core.gates.verdict.decide` makes the
+        verdict of them. Where the measurement is void, what its numbers would have come to is given as
+        advisory.
 
     Raises:
         ValueError: when the case is not in that suite.

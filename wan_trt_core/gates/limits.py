@@ -18,8 +18,11 @@ NON_FINITE = "non_finite"
 
 
 def judge_limits(gate: str, limits: Mapping[str, Limit], metrics: Mapping[str, Metric]) -> tuple[Check, ...]:
-    """Hold each limited metric against its limit; one that was not computed is missing, never passed over."""
-    return tuple(judge_limit(gate, name, limits[name], metrics.get(name)) for name in sorted(limits))
+    """Hold each limited metric against its limit; one that was not computed is missing, never passed over.
+
+    The checks come in the order of the case file, so that its first limit heads the report.
+    """
+    return tuple(judge_limit(gate, name, limits[name], metrics.get(name)) for name in limits)
 
 
 def judge_limit(gate: str, name: str, limit: Limit, metric: Metric | None) -> Check:

@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 def judge_parity(gate: ParityGate, measurement: Measurement) -> tuple[Check, ...]:
     """The checks of a parity case that need no baseline."""
-    return judge_finite(measurement.metrics) + judge_limits("floor", gate.limits, measurement.metrics)
+    return judge_limits("floor", gate.limits, measurement.metrics) + judge_finite(measurement.metrics)

@@ -39,8 +39,8 @@ class SpeedupRule:
     Attributes:
         threshold: the least ratio of median reference time to median candidate time.
         plan: when the pairs are looked at and how sure the decision must be.
-        noise: how far the candidate differed from itself, as :func:`statistics.noise_floor` gives it; ``None``
-            when it was not measured.
+        noise: how far the candidate differed from itself, as :func:`statistics.noise_floor` gives it;
+            ``None`` when it was not measured.
         reference_extra: seconds added to every reference time (work done once a prompt, by its steps).
         candidate_extra: the same for the candidate.
     """
@@ -57,8 +57,8 @@ def decide_speedup(
 ) -> Check | None:
     """Decide from the pairs so far, or ask for more.
 
-    Every look that was due is taken in order and the first that decides stands, so that judging a stored record
-    gives what was decided while measuring.
+    Every look that was due is taken in order and the first that decides stands, so that judging a stored
+    record gives what was decided while measuring.
 
     Args:
         reference: seconds of the reference arm, one each pair, in the order measured.
@@ -90,8 +90,7 @@ def decide_speedup(
 def judge_perf(gate: PerfGate, measurement: Measurement) -> tuple[Check, ...]:
     """The checks of a performance case that need no baseline."""
     outputs = judge_finite(measurement.metrics) + judge_limits("outputs", gate.parity, measurement.metrics)
-    checks = tuple(_void_if_wrong(check) for check in outputs)
-    return (*checks, _speedup_of(gate, measurement))
+    return (_speedup_of(gate, measurement), *(_void_if_wrong(check) for check in outputs))
 
 
 def speedup_rule(
@@ -183,8 +182,8 @@ def _evidence(interval: Interval, rule: SpeedupRule) -> dict[str, Any]:
 
 def _text(interval: Interval, rule: SpeedupRule) -> str:
     return (
-        f"{interval.point:.3f}x, {rule.plan.confidence:.0%} interval {interval.low:.3f}x to {interval.high:.3f}x "
-        f"over {interval.pairs} pairs"
+        f"{interval.point:.3f}x, {rule.plan.confidence:.0%} interval {interval.low:.3f}x to "
+        f"{interval.high:.3f}x over {interval.pairs} pairs"
     )
 
 

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ _NVML_SLOWDOWNS = {
     "nvmlClocksThrottleReasonHwThermalSlowdown": "hardware thermal slowdown",
     "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power brake",
 }
-"""Reasons that make a timing void. The power cap is not one: large GPUs run at it, and it is recorded as it is."""
+"""Reasons that make a timing void. The power cap is not one: large GPUs always run at it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class SourceState:
 def hardware_key(device: Device = "cpu", *, root: Path = _ROOT) -> str:
     """Device name, core or SM count and memory as one word: ``cuda-nvidia-h200-132sm-139gib``.
 
-    Baselines are stored under it and never read under another. The cores are those this process may use (affinity
-    and cgroup quota), the memory is that of the machine or cgroup.
+    Baselines are stored under it and never read under another. The cores are those this process may use
+    (affinity and cgroup quota), the memory is that of the machine or cgroup.
 
     Args:
         device: ``cuda`` (the current device; imports torch) or ``cpu``.
@@ -132,8 +132,8 @@ def environment_record(
     Args:
         device: where both arms ran.
         source: the state of the sources; read from git in the working folder unless given.
-        throttle_before: what :func:`throttle_counters` said before the measurements; ``throttled`` then says what
-            happened since.
+        throttle_before: what :func:`throttle_counters` said before the measurements; ``throttled`` then says
+            what happened since.
     """
     source = source or source_state(Path.cwd())
     return {
@@ -164,7 +164,7 @@ def package_versions() -> dict[str, str]:
     versions = {}
     for name in PACKAGES:
         try:
-            versions[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.distribution(name).version
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
@@ -183,7 +183,9 @@ def source_state(folder: Path) -> SourceState:
 def throttle_counters() -> dict[str, int]:
     """Counters that rise when the machine is slowed down, by name; read it before and after measuring."""
     counters: dict[str, int] = {}
-    for path in sorted((_ROOT / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")):
+    for path in sorted(
+        (_ROOT / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+    ):
         if (text := _read(path).strip()).isdigit():
             counters[f"{path.parent.parent.name} thermal throttling"] = int(text)
     for line in _read(_ROOT / "sys/fs/cgroup/cpu.stat").splitlines():
@@ -211,6 +213,7 @@ def _device_record(device: Device) -> dict[str, Any]:
     gpu = _cuda_properties()
     import torch
 
+    cudnn_version: Callable[[], int | None] = torch.backends.cudnn.version
     record: dict[str, Any] = {
         "type": "cuda",
         "name": gpu.name,
@@ -218,7 +221,7 @@ def _device_record(device: Device) -> dict[str, Any]:
         "compute_capability": f"{gpu.major}.{gpu.minor}",
         "memory": gpu.total_memory,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn_version(),
     }
     return record | _nvml_record()
 
@@ -291,7 +294,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _porcelain_paths(status: str) -> list[str]:
-    """Paths of ``git status --porcelain -z``; a rename is followed by the old name, which counts as changed too."""
+    """Paths of ``git status --porcelain -z``; a rename is followed by the old name, changed as well."""
     fields = iter(status.split("\0"))
     paths = []
     for field in fields:

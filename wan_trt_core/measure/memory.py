@@ -1,7 +1,7 @@
 """Memory that a call needs, and whether repeating it makes the process grow. Everything in bytes.
 
-Three numbers that are never mixed: the resident set of the process, the peak of PyTorch's CUDA allocator, and what
-an engine says it holds (see :meth:`wan_trt_core.backends.base.Engine.memory`).
+Three numbers that are never mixed: the resident set of the process, the peak of PyTorch's CUDA allocator, and
+what an engine says it holds (see :meth:`wan_trt_core.backends.base.Engine.memory`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Peak:
         before: settled, before the call.
         peak: largest during the call.
         after: settled, after it.
-        method: ``kernel`` (the kernel's own high-water mark, exact) or ``sampled`` (every millisecond: a shorter
-            peak is missed).
+        method: ``kernel`` (the kernel's own high-water mark, exact) or ``sampled`` (every millisecond: a
+            shorter peak is missed).
     """
 
     before: int
@@ -138,8 +138,8 @@ def memory_by_run(
 def growth(held: Sequence[float]) -> float:
     """Bytes a run that ``held`` grows by: the median slope over all pairs of runs.
 
-    The estimator of Theil (1950) and Sen (1968) ignores single outliers and steps at either end of the series (an
-    allocator that takes one more arena), and a leak of the same size in each run comes out exactly.
+    The estimator of Theil (1950) and Sen (1968) ignores single outliers and steps at either end of the series
+    (an allocator that takes one more arena), and a leak of the same size in each run comes out exactly.
 
     Raises:
         ValueError: for fewer than three values.
@@ -160,7 +160,8 @@ def peak_metrics(peak: Peak) -> dict[str, Metric]:
     detail = "" if peak.method == "kernel" else "sampled every millisecond: a shorter peak is missed"
     values = {"resident_set_peak": peak.peak, "resident_set_added": peak.peak - peak.before}
     return {
-        name: Metric(value=float(value), unit="B", better="lower", detail=detail) for name, value in values.items()
+        name: Metric(value=float(value), unit="B", better="lower", detail=detail)
+        for name, value in values.items()
     }
 
 

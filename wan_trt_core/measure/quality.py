@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,8 +33,8 @@ def tensor_metrics(reference: Any, candidate: Any) -> dict[str, Metric]:
     Returns:
         ``max_abs_error``; ``relative_l2``, ``||c - r|| / ||r||``; ``cosine``, of the flattened tensors;
         ``psnr_db``, ``20 log10(peak / rms(c - r))`` with ``peak = max |r|``, at most :data:`PSNR_CAP_DB`;
-        ``non_finite``, the number of NaN or infinite elements in either. Where that is not zero, the others are
-        NaN, which no gate lets pass.
+        ``non_finite``, the number of NaN or infinite elements in either. Where that is not zero, the others
+        are NaN, which no gate lets pass.
 
     Raises:
         ValueError: when the shapes differ or there are no elements.
@@ -56,21 +56,24 @@ def video_metrics(
     Args:
         reference: the video of the reference arm.
         candidate: the video of the candidate.
-        required: metrics that the case needs. PSNR and SSIM are always computed, ``lpips`` wherever the weights of
-            its backbone are found, ``cvvdp_jod`` (seconds on a CPU) only when required.
+        required: metrics that the case needs. PSNR and SSIM are always computed, ``lpips`` wherever the
+            weights of its backbone are found, ``cvvdp_jod`` (seconds on a CPU) only when required.
         frames_per_second: of the video; ColorVideoVDP sees time. Wan's own rate is 16.
 
     Returns:
         ``psnr_db`` and ``ssim`` of the worst frame, ``psnr_db_mean`` and ``ssim_mean`` over the frames;
-        ``cvvdp_jod`` (10 is identical); ``lpips``, mean over the frames; ``non_finite`` as for tensors. A metric
-        that could not be computed has the value ``None`` and says why.
+        ``cvvdp_jod`` (10 is identical); ``lpips``, mean over the frames; ``non_finite`` as for tensors. A
+        metric that could not be computed has the value ``None`` and says why.
 
     Raises:
-        ValueError: when the shapes differ or are no video, values leave [0, 1], or a required metric is unknown.
+        ValueError: when the shapes differ or are no video, values leave [0, 1], or a required metric is
+            unknown.
     """
     unknown = sorted(set(required) - set(VIDEO_METRICS) - {"non_finite"})
     if unknown:
-        raise ValueError(f"no video metric is called {', '.join(unknown)}; there are {', '.join(VIDEO_METRICS)}")
+        raise ValueError(
+            f"no video metric is called {', '.join(unknown)}; there are {', '.join(VIDEO_METRICS)}"
+        )
     r, c = _array(reference), _array(candidate)
     _same_shape(r, c)
     if r.ndim != 4 or r.shape[-1] != 3:
@@ -82,7 +85,9 @@ def video_metrics(
         return metrics | {name: _metric(name, math.nan, detail=detail) for name in names}
     for name, video in (("reference", r), ("candidate", c)):
         if video.min() < 0 or video.max() > 1:
-            raise ValueError(f"the {name} video holds values from {video.min():g} to {video.max():g}, not in [0, 1]")
+            raise ValueError(
+                f"the {name} video holds values from {video.min():g} to {video.max():g}, not in [0, 1]"
+            )
     metrics |= _frame_metrics(r, c)
     if "cvvdp_jod" in required:
         metrics["cvvdp_jod"] = _metric("cvvdp_jod", _cvvdp(r, c, frames_per_second))
@@ -108,7 +113,9 @@ def lpips_metric(reference: Any, candidate: Any, *, random_backbone: bool = Fals
             detail = f"the backbone's weights are not in the torch hub folder (checkpoints/{_LPIPS_BACKBONE})"
             return _metric("lpips", None, detail=detail)
     if min(reference.shape[1:3]) < 32:
-        return _metric("lpips", None, detail=f"AlexNet needs frames of at least 32x32, got {reference.shape[1:3]}")
+        return _metric(
+            "lpips", None, detail=f"AlexNet needs frames of at least 32x32, got {reference.shape[1:3]}"
+        )
     network = _lpips_network(random_backbone)
     with torch.inference_mode():
         r, c = (_array_to_torch(video).permute(0, 3, 1, 2) for video in (reference, candidate))
@@ -139,8 +146,9 @@ def _frame_metrics(r: NDArray[np.float64], c: NDArray[np.float64]) -> dict[str, 
         detail = f"SSIM's window needs frames of at least 7x7, got {r.shape[1:3]}"
         ssim = {name: _metric(name, None, detail=detail) for name in ("ssim", "ssim_mean")}
     else:
+        similarity: Callable[..., Any] = structural_similarity
         frames = tuple(
-            float(structural_similarity(a, b, data_range=1.0, channel_axis=-1)) for a, b in zip(r, c, strict=True)
+            float(similarity(a, b, data_range=1.0, channel_axis=-1)) for a, b in zip(r, c, strict=True)
         )
         ssim = {
             "ssim": _metric("ssim", min(frames), samples=frames),
@@ -222,7 +230,9 @@ def _non_finite(r: NDArray[np.float64], c: NDArray[np.float64]) -> Metric:
     return Metric(value=float(sum(counts.values())), unit="", better="lower", detail=where)
 
 
-def _tensor(largest: float, relative: float, cosine: float, psnr: float, detail: str = "") -> dict[str, Metric]:
+def _tensor(
+    largest: float, relative: float, cosine: float, psnr: float, detail: str = ""
+) -> dict[str, Metric]:
     return {
         "max_abs_error": Metric(value=largest, unit="", better="lower", detail=detail),
         "relative_l2": Metric(value=relative, unit="", better="lower", detail=detail),

@@ -1,8 +1,9 @@
 """Paired, interleaved timing of two callables in one process.
 
-Pairs run in the order ABBA (reference, candidate, candidate, reference …), so that a linear drift of the machine
-cancels; A/A pairs (the candidate against itself, in the same order) show what the method finds where there is
-nothing to find. Samples come one pair at a time, so that the caller can stop as soon as its gate decides.
+Pairs run in the order ABBA (reference, candidate, candidate, reference …), so that a linear drift of the
+machine cancels; A/A pairs (the candidate against itself, in the same order) show what the method finds where
+there is nothing to find. Samples come one pair at a time, so that the caller can stop as soon as its gate
+decides.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from statistics import median
 from typing import Any, Literal
 
 from wan_trt_core.records import Metric
+
+TIMING_METRICS = ("reference_time", "candidate_time", "speedup", "noise_floor")
 
 Clock = Callable[[], float]
 Synchronize = Callable[[], object]
@@ -109,8 +112,8 @@ class PairedTimer:
     """Times a reference and a candidate against each other.
 
     Attributes:
-        outputs: what the reference and the candidate returned when they were last timed, so that the very outputs
-            of the timed runs can be compared.
+        outputs: what the reference and the candidate returned when they were last timed, so that the very
+            outputs of the timed runs can be compared.
     """
 
     outputs: tuple[Any, Any]
@@ -129,7 +132,8 @@ class PairedTimer:
         Args:
             reference: one whole call of the reference arm.
             candidate: the same work by the candidate.
-            synchronize: waits until the device has done what was asked of it; called before both clock readings.
+            synchronize: waits until the device has done what was asked of it; called before both clock
+                readings.
             clock: seconds; injected so that tests are exact.
             warmup: untimed runs of each arm, the same for both.
         """
@@ -194,7 +198,8 @@ def measure_pairs(
         decided: asked after every pair with all pairs so far; true ends the measurement.
         max_pairs: pairs at most.
         noise_pairs: A/A pairs, measured before the first pair.
-        time_budget: seconds for all of it; a pair that has begun is finished, and one pair is always measured.
+        time_budget: seconds for all of it; a pair that has begun is finished, and one pair is always
+            measured.
         clock: seconds, of the budget.
         progress: called with the number of pairs so far.
     """

@@ -92,6 +92,11 @@ def model_names() -> tuple[str, ...]:
     return tuple(_ENTRIES)
 
 
+def profile_names(model: str) -> tuple[str, ...]:
+    """The shape profiles of a model of the catalogue, the default one first."""
+    return tuple(_ENTRIES[model].profiles)
+
+
 def resolve(model: str, checkpoint: Path | None = None) -> ResolvedModel:
     """The model of a catalogue name, or of a folder in diffusers format. Nothing is downloaded.
 

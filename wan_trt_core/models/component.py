@@ -102,6 +102,10 @@ class Component(ABC):
     def prepare(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         """What runs before the engine in each call: call tensors to the graph's input tensors."""
 
+    def once(self, prepare: Callable[[Tensors], Tensors], call: Tensors) -> Callable[[], object] | None:
+        """The work that ``prepare`` does once a video and not in each call, to be timed apart; ``None`` if none."""
+        return None
+
     @abstractmethod
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         """Names of the intermediate outputs, in the order of computation (``blocks.0``, ``blocks.1`` …)."""

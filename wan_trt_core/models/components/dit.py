@@ -98,6 +98,16 @@ class Dit(Component):
 
         return DitInputs(checkpoint, precision)
 
+    def once(self, prepare: Callable[[Tensors], Tensors], call: Tensors) -> Callable[[], object] | None:
+        """The RoPE tables, which depend on the video's size alone."""
+        from wan_trt_core.models.graphs.dit import DitInputs
+
+        if not isinstance(prepare, DitInputs):
+            raise TypeError(f"expected what Dit.prepare returns, not {type(prepare).__name__}")
+        _, _, frames, height, width = call["hidden_states"].shape
+        _, rope = prepare.sources(call["hidden_states"].device)
+        return lambda: rope.compute(frames, height // 2, width // 2)
+
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         layers = self._config(checkpoint)["num_layers"]
         return ("patch_embedding", "text_embedder", *(f"blocks.{index}" for index in range(layers)), "proj_out")

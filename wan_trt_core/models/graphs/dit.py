@@ -8,7 +8,10 @@ What differs from diffusers' own graph, and why:
    head as even positions, then odd ones. The dot product of q and k does not change, and the rotation works on
    contiguous halves instead of strided slices (ScatterND in ONNX).
 3. RMSNorm is written out: the exporter has no rule for ``aten._fused_rms_norm``.
-4. Attention is ``softmax((q * scale) @ k^T) @ v``, the form that TensorRT fuses into one kernel.
+4. Attention is ``softmax(q @ k^T) @ v``, the form that TensorRT fuses into one kernel. The scale is in q's norm
+   weights: it must come before the first product, and there it costs nothing.
+5. The batch is one, so tokens are the rows of matrices (tokens, dim): a linear layer is then one Gemm with its
+   bias, where ONNX Runtime runs a product and an addition for a batch of matrices.
 
 In half precision the float32 islands are diffusers' own: layer norms, modulation, gates and the rotation; the
 residual stream is rounded to half where diffusers rounds it.
@@ -148,31 +151,31 @@ class _Attention(nn.Module):
     def __init__(self, attention: Any, *, rotated: bool) -> None:
         super().__init__()
         self.heads = attention.heads
-        self.head_dim = attention.inner_dim // attention.heads
         self.eps = attention.norm_q.eps
-        rows = half_rotation_rows(self.heads, self.head_dim) if rotated else None
-        order = slice(None) if rows is None else rows
+        head_dim = attention.inner_dim // attention.heads
+        rows = half_rotation_rows(self.heads, head_dim) if rotated else torch.arange(attention.inner_dim)
         self.to_q = copying.linear(attention.to_q, rows)
         self.to_k = copying.linear(attention.to_k, rows)
         self.to_v = copying.linear(attention.to_v)
         self.to_out = copying.linear(attention.to_out[0])
-        self.norm_q = copying.parameter(attention.norm_q.weight[order])
-        self.norm_k = copying.parameter(attention.norm_k.weight[order])
+        self.norm_q = copying.parameter(attention.norm_q.weight[rows] * (1 / math.sqrt(head_dim)))
+        self.norm_k = copying.parameter(attention.norm_k.weight[rows])
 
-    def forward(self, hidden_states: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        query = self._heads(_rms_norm(self.to_q(hidden_states), self.norm_q, self.eps))
+    def forward(self, tokens: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Attention of ``tokens`` to ``source``, each (tokens, dim)."""
+        query = self._heads(_rms_norm(self.to_q(tokens), self.norm_q, self.eps))
         key = self._heads(_rms_norm(self.to_k(source), self.norm_k, self.eps))
         value = self._heads(self.to_v(source))
         if rope is not None:
-            query, key = _rotate(query, *rope), _rotate(key, *rope)
-        query = (query * (1 / math.sqrt(self.head_dim))).to(value.dtype).transpose(1, 2)
-        key = key.to(value.dtype).transpose(1, 2)
-        attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value.transpose(1, 2)
-        mixed: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+            query, key = _rotate(query, *rope).to(value.dtype), _rotate(key, *rope).to(value.dtype)
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
+        mixed: Tensor = self.to_out(attended.transpose(1, 2).flatten(2).squeeze(0))
         return mixed
 
-    def _heads(self, tensor: Tensor) -> Tensor:
-        return tensor.unflatten(2, (self.heads, self.head_dim))
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(tokens, dim) to (1, tokens, heads, head_dim)."""
+        return tokens.unflatten(1, (self.heads, -1)).unsqueeze(0)
 
 
 class _Block(nn.Module):
@@ -189,10 +192,11 @@ class _Block(nn.Module):
         self.ffn_out = copying.linear(block.ffn.net[2])
 
     def forward(
-        self, hidden: Tensor, text: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]
+        self, hidden: Tensor, text: Tensor, modulation: tuple[Tensor, ...], rope: tuple[Tensor, Tensor]
     ) -> Tensor:
+        """One block on (tokens, dim); ``modulation`` holds six rows (1, dim)."""
         dtype = hidden.dtype
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unbind(0)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
         normed = (_layer_norm(hidden, self.eps) * (1 + scale) + shift).to(dtype)
         hidden = (hidden.float() + self.attn1(normed, normed, rope) * gate).to(dtype)
 
@@ -251,19 +255,22 @@ class DitGraph(nn.Module):
         # to be divided and every output axis stays a plain multiple of an input axis
         grid = rope_cos.shape[:3]
         rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
+        rows = modulation.flatten(0, 1).split(1)
         patches = self.patch_embedding(hidden_states)
-        hidden = patches.flatten(2).transpose(1, 2)
-        text = self.text_out(functional.gelu(self.text_in(encoder_hidden_states), approximate="tanh"))
-        taken = [patches, text]
+        hidden = patches.flatten(2).squeeze(0).transpose(0, 1)
+        text = self.text_in(encoder_hidden_states.squeeze(0))
+        text = self.text_out(functional.gelu(text, approximate="tanh"))
+        taken = [text]
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden, text, modulation[index], rope)
+            hidden = block(hidden, text, rows[6 * index : 6 * index + 6], rope)
             taken.append(hidden)
-        shift, scale = output_modulation.unbind(0)
-        normed = (_layer_norm(hidden, self.eps) * (1 + scale) + shift).to(hidden.dtype)
-        projected = self.proj_out(normed)
-        taken.append(projected)
-        sample = self._unpatchify(projected, grid)
-        return (sample, *taken) if self.block_outputs else (sample,)
+        shift, scale = output_modulation.split(1)
+        hidden = (_layer_norm(hidden, self.eps) * (1 + scale) + shift).to(hidden.dtype)
+        hidden = self.proj_out(hidden)
+        sample = self._unpatchify(hidden, grid)
+        if not self.block_outputs:
+            return (sample,)
+        return (sample, patches, *(tokens.unsqueeze(0) for tokens in (*taken, hidden)))
 
     def _unpatchify(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         tokens = tokens.reshape(1, *grid, *self.patch_size, -1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wan_trt_core.models.graphs import copying
 
@@ -42,7 +43,7 @@ class _Block(nn.Module):
         self.attention_norm = _Norm(block.layer[0].layer_norm)
         self.q, self.k = copying.linear(attention.q), copying.linear(attention.k)
         self.v, self.o = copying.linear(attention.v), copying.linear(attention.o)
-        self.distance_bias = copying.parameter(attention.relative_attention_bias.weight[buckets].T)
+        self.distance_bias = copying.parameter(attention.relative_attention_bias.weight[buckets])
         self.feed_forward_norm = _Norm(block.layer[-1].layer_norm)
         self.gated = hasattr(feed_forward, "wi_0")
         self.wi = copying.linear(feed_forward.wi_0 if self.gated else feed_forward.wi)
@@ -67,7 +68,7 @@ class _Block(nn.Module):
         query, key, value = (
             layer(normed).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
         )
-        bias = self.distance_bias[:, distances].unsqueeze(0)
+        bias = functional.embedding(distances, self.distance_bias).permute(2, 0, 1).unsqueeze(0)
         # T5 does not scale: the scale is in its weights
         weights = torch.softmax(query @ key.transpose(2, 3) + bias + mask, dim=-1)
         mixed: Tensor = self.o((weights @ value).transpose(1, 2).flatten(2))
@@ -100,7 +101,7 @@ class TextEncoderGraph(nn.Module):
             input_ids: (1, text_length) int64.
             attention_mask: (1, text_length) int64, one for each token of the prompt, zero for padding.
         """
-        hidden = self.embedding[input_ids]
+        hidden = functional.embedding(input_ids, self.embedding)
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
         distance = position[None, :] - position[:, None]
         distance = distance.clamp(-self.furthest, self.furthest) + self.furthest

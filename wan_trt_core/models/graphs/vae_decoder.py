@@ -29,36 +29,31 @@ class _Caches:
         self._taken = taken
         self.left: list[Tensor] = []
 
-    @property
-    def first(self) -> bool:
-        """There is no past: this is the first latent frame."""
-        return self._taken is None
-
-    def exchange(self, frames: Tensor) -> Tensor | None:
-        """The past frames and the present ones; ``None`` when there is no past. Keeps the last two."""
+    def exchange(self, frames: Tensor) -> Tensor:
+        """The past frames, if there is a past, and the present ones. Leaves the last two for the next step."""
         if self._taken is None:
-            self.left.append(torch.cat((torch.zeros_like(frames), frames), dim=2))
-            return None
+            self.left.append(functional.pad(frames, (0, 0, 0, 0, CACHE_FRAMES - 1, 0)))
+            return frames
         joined = torch.cat((next(self._taken), frames), dim=2)
         self.left.append(joined[:, :, -CACHE_FRAMES:])
         return joined
 
 
 class _CausalConv(nn.Module):
-    """A convolution over the present frames and the two before them."""
+    """A convolution over the present frames and the two before them.
 
-    def __init__(self, conv: Any) -> None:
+    With ``first`` there is no past. What diffusers pads with there are zeros, which only the kernel's last frame
+    does not meet, so that frame is all that is kept of it.
+    """
+
+    def __init__(self, conv: Any, *, first: bool) -> None:
         super().__init__()
-        self.weight = copying.parameter(conv.weight)
+        self.weight = copying.parameter(conv.weight[:, :, -1:] if first else conv.weight)
         self.bias = copying.parameter(conv.bias)
         self.padding = (0, conv.kernel_size[1] // 2, conv.kernel_size[2] // 2)
 
     def forward(self, frames: Tensor, caches: _Caches) -> Tensor:
-        joined = caches.exchange(frames)
-        if joined is None:
-            # the two frames before the first are zeros: only the kernel's last frame meets anything
-            return functional.conv3d(frames, self.weight[:, :, -1:], self.bias, padding=self.padding)
-        return functional.conv3d(joined, self.weight, self.bias, padding=self.padding)
+        return functional.conv3d(caches.exchange(frames), self.weight, self.bias, padding=self.padding)
 
 
 class _RmsNorm(nn.Module):
@@ -76,10 +71,10 @@ class _RmsNorm(nn.Module):
 
 
 class _Resnet(nn.Module):
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, *, first: bool) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _RmsNorm(block.norm1), _CausalConv(block.conv1)
-        self.norm2, self.conv2 = _RmsNorm(block.norm2), _CausalConv(block.conv2)
+        self.norm1, self.conv1 = _RmsNorm(block.norm1), _CausalConv(block.conv1, first=first)
+        self.norm2, self.conv2 = _RmsNorm(block.norm2), _CausalConv(block.conv2, first=first)
         shortcut = block.conv_shortcut
         self.shortcut = copying.conv3d(shortcut) if isinstance(shortcut, nn.Conv3d) else nn.Identity()
 
@@ -116,21 +111,23 @@ def _pointwise(conv: nn.Conv2d) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 class _Upsample(nn.Module):
-    """Twice the height and width; with ``time_conv`` also twice the frames, except of the first latent frame."""
+    """Twice the height and width; where diffusers has a ``time_conv``, also twice the frames.
 
-    def __init__(self, resample: Any) -> None:
+    The first latent frame is not doubled, and leaves a cache of zeros there.
+    """
+
+    def __init__(self, resample: Any, *, first: bool) -> None:
         super().__init__()
-        self.time_conv = _CausalConv(resample.time_conv) if resample.mode == "upsample3d" else None
+        self.temporal = resample.mode == "upsample3d"
+        self.time_conv = _CausalConv(resample.time_conv, first=False) if self.temporal and not first else None
         conv = resample.resample[1]
         self.weight, self.bias = copying.parameter(conv.weight), copying.parameter(conv.bias)
 
     def forward(self, frames: Tensor, caches: _Caches) -> Tensor:
         if self.time_conv is not None:
-            if caches.first:
-                zeros = torch.zeros_like(frames)
-                caches.left.append(torch.cat((zeros, zeros), dim=2))
-            else:
-                frames = self._double(self.time_conv(frames, caches))
+            frames = self._double(self.time_conv(frames, caches))
+        elif self.temporal:
+            caches.left.append(functional.pad(torch.zeros_like(frames), (0, 0, 0, 0, CACHE_FRAMES - 1, 0)))
         images = frames.transpose(1, 2).flatten(0, 1)
         # for exactly twice the size "nearest" picks the pixels that diffusers' "nearest-exact" does
         images = functional.interpolate(images, scale_factor=2.0, mode="nearest")
@@ -146,10 +143,10 @@ class _Upsample(nn.Module):
 
 
 class _UpBlock(nn.Module):
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, *, first: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(_Resnet(net) for net in block.resnets)
-        self.upsample = None if block.upsamplers is None else _Upsample(block.upsamplers[0])
+        self.resnets = nn.ModuleList(_Resnet(net, first=first) for net in block.resnets)
+        self.upsample = None if block.upsamplers is None else _Upsample(block.upsamplers[0], first=first)
 
     def forward(self, frames: Tensor, caches: _Caches) -> Tensor:
         for resnet in self.resnets:
@@ -172,12 +169,12 @@ class VaeDecoderGraph(nn.Module):
         self.first = first
         self.block_outputs = block_outputs
         self.post_quant_conv = copying.conv3d(vae.post_quant_conv)
-        self.conv_in = _CausalConv(decoder.conv_in)
-        self.mid_resnets = nn.ModuleList(_Resnet(net) for net in decoder.mid_block.resnets)
+        self.conv_in = _CausalConv(decoder.conv_in, first=first)
+        self.mid_resnets = nn.ModuleList(_Resnet(net, first=first) for net in decoder.mid_block.resnets)
         self.mid_attention = _Attention(decoder.mid_block.attentions[0])
-        self.up_blocks = nn.ModuleList(_UpBlock(block) for block in decoder.up_blocks)
+        self.up_blocks = nn.ModuleList(_UpBlock(block, first=first) for block in decoder.up_blocks)
         self.norm_out = _RmsNorm(decoder.norm_out)
-        self.conv_out = _CausalConv(decoder.conv_out)
+        self.conv_out = _CausalConv(decoder.conv_out, first=first)
         self.requires_grad_(False).eval()
 
     def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,158 @@
+"""Cases, measurements and records made up for tests of the gates, the baselines and the reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from wan_trt_core.cases import Band, Case, Limit, MemoryGate, ParityGate, PerfGate
+from wan_trt_core.gates import decide, judge
+from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
+from wan_trt_core.records import CaseRecord, CheckRecord, Measurement, Metric, RunRecord
+
+HARDWARE = "cpu-test-2c-8gib"
+TIMES = ("reference_time", "candidate_time")
+TEN_PERCENT = Band(rel=0.10, reason="ten percent")
+
+
+def make_case(case: str = "dit-fp32", *, speedup: float = 1.5, bands: dict[str, Band] | None = None) -> Case:
+    """A case that is in all three suites, its times banded at 10 % unless ``bands`` says otherwise."""
+    return Case(
+        id=case,
+        model="tiny-wan",
+        component="dit",
+        profile="128p-17f",
+        precision="fp32",
+        backend="onnxruntime",
+        parity=ParityGate(limits={"psnr_db": Limit(min=90, reason="float32")}),
+        perf=PerfGate(
+            speedup=speedup,
+            reason=None if speedup == 1.5 else "measured",
+            parity={"psnr_db": Limit(min=60, reason="what was timed is right")},
+            bands=dict.fromkeys(TIMES, TEN_PERCENT) if bands is None else bands,
+        ),
+        memory=MemoryGate(growth=Limit(max=1024, reason="a page now and then")),
+    )
+
+
+def paired_times(
+    ratio: float, *, pairs: int = 30, noise: float = 0.01, seed: int = 0, reference: float = 0.1
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Log-normal times of both arms, in seconds."""
+    rng = np.random.default_rng(seed)
+    a = reference * np.exp(rng.normal(0, noise, pairs))
+    b = reference / ratio * np.exp(rng.normal(0, noise, pairs))
+    return tuple(a.tolist()), tuple(b.tolist())
+
+
+def perf_measurement(
+    ratio: float = 1.67,
+    *,
+    reference: float = 0.1,
+    psnr_db: float = 120.0,
+    pairs: int = 30,
+    noise_pairs: int = 4,
+    seed: int = 0,
+    **changes: Any,
+) -> Measurement:
+    """What a perf case measures, at 1 % noise."""
+    a, b = paired_times(ratio, pairs=pairs, seed=seed, reference=reference)
+    first, second = paired_times(1.0, pairs=noise_pairs, noise=0.001, seed=seed + 1)
+    data: dict[str, Any] = {
+        "metrics": {
+            "psnr_db": Metric(value=psnr_db, unit="dB", better="higher"),
+            "non_finite": Metric(value=0.0, unit="", better="lower"),
+            "reference_time": Metric(value=float(np.median(a)), unit="s", better="lower", samples=a),
+            "candidate_time": Metric(value=float(np.median(b)), unit="s", better="lower", samples=b),
+            "speedup": Metric(value=float(np.median(a) / np.median(b)), unit="x", better="higher"),
+        },
+        "series": {
+            "reference_s": a,
+            "candidate_s": b,
+            "noise_first_s": first,
+            "noise_second_s": second,
+        },
+        "facts": {"sampling_plan": {"min_pairs": 5, "max_pairs": 30, "step": 5, "confidence": 0.99}},
+    }
+    return Measurement(**{**data, **changes})
+
+
+def entry(reference: float = 0.1, candidate: float = 0.06, rel: float = 0.10) -> BaselineEntry:
+    """A baseline of both times, in seconds."""
+    tolerance = Tolerance(rel, 0.0, "ten percent")
+    values = zip(TIMES, (reference, candidate), strict=True)
+    return BaselineEntry(
+        {name: BaselineMetric(value, "s", "lower", tolerance, 1, 0.0, (value,)) for name, value in values},
+        provenance(),
+    )
+
+
+def provenance() -> dict[str, Any]:
+    """Of a baseline entry."""
+    return {
+        "commit": "abc",
+        "dirty": False,
+        "date": "2026-01-01T00:00:00Z",
+        "command": ["tool"],
+        "versions": {"torch": "2.11.0"},
+        "runs": 1,
+        "accepted_regression": None,
+    }
+
+
+def case_record(
+    case: Case, measurement: Measurement, *, suite: str = "perf", baseline: BaselineEntry | None = None
+) -> CaseRecord:
+    """What the plugin makes of a measurement."""
+    checks = judge(
+        case,
+        suite,  # type: ignore[arg-type]
+        measurement,
+        baseline,
+        bands_for_hardware=baseline is not None,
+        require_bands=False,
+    )
+    decided = decide(checks)
+    return CaseRecord(
+        case=case.id,
+        suite=suite,  # type: ignore[arg-type]
+        model=case.model,
+        component=case.component,
+        profile=case.profile,
+        precision=str(case.precision),
+        backend=case.backend,
+        verdict=decided.verdict,
+        reason=decided.reason,
+        message=decided.message,
+        below_gate=suite == "perf" and case.perf is not None and case.perf.below_gate,
+        checks=tuple(
+            CheckRecord(
+                gate=check.gate,
+                metric=check.metric,
+                verdict=check.verdict,
+                reason=check.reason,
+                message=check.message,
+                value=check.value,
+                limit=check.limit,
+                advisory=check.advisory,
+                evidence=check.evidence,
+            )
+            for check in checks
+        ),
+        measurement=measurement,
+        seconds=1.5,
+    )
+
+
+def run_record(*cases: CaseRecord, hardware_key: str = HARDWARE, **environment: Any) -> RunRecord:
+    """A run on the made-up hardware, from a clean commit."""
+    source = {"commit": "abc", "dirty": False, "changed": [], "given": False}
+    return RunRecord(
+        started="2026-01-01T00:00:00Z",
+        command=("pytest", "-m", "perf", "suites"),
+        hardware_key=hardware_key,
+        environment={"source": source, "throttled": "", "packages": {"torch": "2.11.0"}, **environment},
+        settings={"perf": {"time_budget": 60}},
+        cases=cases,
+    )

@@ -1,0 +1,327 @@
+"""Baseline files: strict reading, writing that touches nothing else, and what a change means."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated import HARDWARE, TEN_PERCENT, TIMES, entry, make_case, perf_measurement, provenance
+
+from wan_trt_core.baselines import (
+    BaselineError,
+    BaselineFile,
+    Change,
+    baseline_path,
+    compare_entries,
+    find_orphans,
+    new_entry,
+    read_baselines,
+    write_baselines,
+)
+from wan_trt_core.cases import Band
+from wan_trt_core.gates import decide, judge
+from wan_trt_core.gates.verdict import Reason, Verdict
+from wan_trt_core.records import Measurement, Metric
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def written(root: Path, *cases: str) -> Path:
+    """A baseline file of perf with these cases."""
+    entries = {case: entry() for case in cases or ("dit-fp32",)}
+    return write_baselines(root, BaselineFile(HARDWARE, "tiny-wan", "perf", entries), entries)
+
+
+def read(root: Path) -> BaselineFile | None:
+    return read_baselines(root, HARDWARE, "tiny-wan", "perf")
+
+
+def test_path() -> None:
+    path = baseline_path(Path("baselines"), HARDWARE, "tiny-wan", "perf")
+    assert path == Path("baselines") / HARDWARE / "tiny-wan" / "perf.json"
+    assert baseline_path(Path("b"), HARDWARE, "/models/My Wan", "perf").parent.name == "My-Wan"
+
+
+@pytest.mark.parametrize("key", ["", "..", "../other", "a/b"])
+def test_path_stays_in_its_folder(key: str) -> None:
+    with pytest.raises(BaselineError, match="hardware key"):
+        baseline_path(Path("baselines"), key, "tiny-wan", "perf")
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    written(tmp_path)
+    stored = read(tmp_path)
+    assert stored is not None
+    assert stored.cases == {"dit-fp32": entry()}
+
+
+def test_missing_file_is_none(tmp_path: Path) -> None:
+    assert read(tmp_path) is None
+
+
+def test_other_hardware_has_no_baselines_here(tmp_path: Path) -> None:
+    written(tmp_path)
+    assert read_baselines(tmp_path, "cpu-other-4c-8gib", "tiny-wan", "perf") is None
+
+
+def edited(root: Path, edit: Edit) -> Path:
+    path = written(root)
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def metric(data: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = data["cases"]["dit-fp32"]["metrics"]["reference_time"]
+    return found
+
+
+BROKEN: dict[str, tuple[Edit, str]] = {
+    "NaN": (lambda d: metric(d).update(value=math.nan), "NaN"),
+    "infinite": (lambda d: metric(d).update(value=math.inf), "Infinity"),
+    "zero": (lambda d: metric(d).update(value=0), "reference_time.value is 0, not a positive number"),
+    "negative": (lambda d: metric(d).update(value=-0.1), "reference_time.value is -0.1"),
+    "null": (lambda d: metric(d).update(value=None), "reference_time.value is None"),
+    "text": (lambda d: metric(d).update(value="0.1"), "reference_time.value is '0.1'"),
+    "boolean": (lambda d: metric(d).update(value=True), "reference_time.value is True"),
+    "direction": (lambda d: metric(d).update(better="faster"), "allowed are 'higher' and 'lower'"),
+    "samples": (lambda d: metric(d).update(n=3), "does not hold the 3 values"),
+    "sample": (lambda d: metric(d).update(samples=[0.0]), "samples is 0.0"),
+    "tolerance": (lambda d: metric(d)["tolerance"].update(rel=-1), "tolerance.rel is -1"),
+    "tolerance key": (lambda d: metric(d)["tolerance"].pop("reason"), "key reason is absent"),
+    "metric key": (lambda d: metric(d).update(median=1), "unknown key median; allowed are"),
+    "metric key absent": (lambda d: metric(d).pop("unit"), "key unit is absent"),
+    "provenance": (lambda d: d["cases"]["dit-fp32"]["provenance"].pop("commit"), "key commit is absent"),
+    "entry": (lambda d: d["cases"].update({"dit-fp32": 3}), "not an object"),
+    "file key": (lambda d: d.update(comment="x"), "unknown key comment"),
+    "schema": (lambda d: d.update(schema_version=2), "schema_version is 2, this version reads 1"),
+    "schema absent": (lambda d: d.pop("schema_version"), "schema_version is None"),
+    "schema of another type": (lambda d: d.update(schema_version=True), "schema_version is True"),
+    "hardware": (lambda d: d.update(hardware_key="cuda-x"), "hardware_key is 'cuda-x'"),
+    "model": (lambda d: d.update(model="wan2.1"), "model is 'wan2.1'"),
+    "suite": (lambda d: d.update(suite="memory"), "suite is 'memory'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_file_is_an_error_that_names_it_and_the_way_out(name: str, tmp_path: Path) -> None:
+    edit, message = BROKEN[name]
+    path = edited(tmp_path, edit)
+    with pytest.raises(BaselineError) as caught:
+        read(tmp_path)
+    text = str(caught.value)
+    assert message in text
+    assert str(path) in text
+    assert "python tools/regenerate_baselines.py --suite perf" in text
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_file_makes_its_case_invalid(name: str, tmp_path: Path) -> None:
+    edited(tmp_path, BROKEN[name][0])
+    with pytest.raises(BaselineError) as caught:
+        read(tmp_path)
+    checks = judge(
+        make_case(),
+        "perf",
+        perf_measurement(),
+        None,
+        bands_for_hardware=True,
+        require_bands=False,
+        baseline_error=str(caught.value),
+    )
+    assert (decide(checks).verdict, decide(checks).reason) == (Verdict.INVALID, Reason.BASELINE_INVALID)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 50, 300, -3])
+def test_truncated_file_is_an_error(keep: int, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text()[:keep])
+    with pytest.raises(BaselineError, match="no whole JSON"):
+        read(tmp_path)
+
+
+def test_other_json_is_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text("[1, 2]")
+    with pytest.raises(BaselineError, match="no JSON object"):
+        read(tmp_path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(BaselineError, match="cannot be read"):
+        read(tmp_path)
+
+
+def test_key_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace('"value"', '"unit": "s", "value"'))
+    with pytest.raises(BaselineError, match="key unit is there twice"):
+        read(tmp_path)
+
+
+def test_file_copied_from_other_hardware_is_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    copied = tmp_path / "cpu-other-4c-8gib" / "tiny-wan" / "perf.json"
+    copied.parent.mkdir(parents=True)
+    copied.write_text(path.read_text())
+    with pytest.raises(BaselineError, match="hardware_key"):
+        read_baselines(tmp_path, "cpu-other-4c-8gib", "tiny-wan", "perf")
+
+
+def blocks(text: str) -> dict[str, str]:
+    """The text of every case's entry."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        if line.startswith('    "') and line.endswith("{"):
+            name = line.strip().split('"')[1]
+        if name:
+            found[name] = found.get(name, "") + line + "\n"
+        if line.rstrip(",") == "    }":
+            name = ""
+    return {name: block.rstrip(",\n") for name, block in found.items()}
+
+
+def test_untouched_entries_stay_byte_for_byte(tmp_path: Path) -> None:
+    path = written(tmp_path, "a", "b", "c")
+    before = path.read_text()
+    stored = read(tmp_path)
+    assert stored is not None
+    cases = {**stored.cases, "b": entry(0.2, 0.1), "d": entry()}
+    write_baselines(tmp_path, BaselineFile(HARDWARE, "tiny-wan", "perf", cases), {"b", "d"})
+    old, new = blocks(before), blocks(path.read_text())
+    assert set(new) == {"a", "b", "c", "d"}
+    assert (new["a"], new["c"]) == (old["a"], old["c"])
+    assert new["b"] != old["b"]
+
+
+def test_writing_the_same_again_changes_no_byte(tmp_path: Path) -> None:
+    path = written(tmp_path, "b", "a")
+    before = path.read_bytes()
+    stored = read(tmp_path)
+    assert stored is not None
+    write_baselines(tmp_path, stored, ())
+    assert path.read_bytes() == before
+
+
+def test_entry_that_was_not_regenerated_cannot_change(tmp_path: Path) -> None:
+    path = written(tmp_path, "a", "b")
+    before = path.read_bytes()
+    changed = BaselineFile(HARDWARE, "tiny-wan", "perf", {"a": entry(0.3, 0.2), "b": entry()})
+    with pytest.raises(BaselineError, match="case a would change"):
+        write_baselines(tmp_path, changed, {"b"})
+    with pytest.raises(BaselineError, match="case a would change"):
+        write_baselines(tmp_path, BaselineFile(HARDWARE, "tiny-wan", "perf", {"b": entry()}), {"b"})
+    assert path.read_bytes() == before
+
+
+def test_file_formatted_by_something_else_is_not_rewritten(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    stored = read(tmp_path)
+    assert stored is not None
+    with pytest.raises(BaselineError, match="formatted by something else"):
+        write_baselines(tmp_path, stored, {"dit-fp32"})
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path)
+    before = path.read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wan_trt_core.records.os.replace", interrupted)
+    stored = read(tmp_path)
+    assert stored is not None
+    with pytest.raises(KeyboardInterrupt):
+        write_baselines(tmp_path, stored, {"dit-fp32"})
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["perf.json"]
+
+
+def test_orphans(tmp_path: Path) -> None:
+    written(tmp_path, "a", "gone")
+    stored = read(tmp_path)
+    assert stored is not None
+    assert find_orphans(stored, {"a", "b"}) == ("gone",)
+
+
+BANDS = dict.fromkeys(TIMES, TEN_PERCENT)
+
+
+def timed(reference: float, candidate: float = 0.06) -> Measurement:
+    return Measurement(
+        metrics={
+            "reference_time": Metric(value=reference, unit="s", better="lower"),
+            "candidate_time": Metric(value=candidate, unit="s", better="lower"),
+            "speedup": Metric(value=reference / candidate, unit="x", better="higher"),
+        }
+    )
+
+
+def test_new_entry_is_the_median_of_its_runs() -> None:
+    runs = [timed(0.101), timed(0.1), timed(0.1070000123)]
+    found = new_entry("dit-fp32", BANDS, runs, provenance())
+    stored = found.metrics["reference_time"]
+    assert set(found.metrics) == set(TIMES)
+    assert (stored.value, stored.n, stored.samples) == (0.101, 3, (0.101, 0.1, 0.107))
+    assert stored.spread == pytest.approx(0.007 / 0.101, rel=1e-4)
+    assert found.provenance["runs"] == 3
+
+
+def test_stored_numbers_have_six_digits() -> None:
+    found = new_entry("dit-fp32", BANDS, [timed(0.123456789)], provenance())
+    assert found.metrics["reference_time"].value == 0.123457
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, None])
+def test_value_that_cannot_be_a_baseline(value: float | None) -> None:
+    metrics = {**timed(0.1).metrics, "candidate_time": Metric(value=value, unit="s", better="lower")}
+    with pytest.raises(BaselineError, match="candidate_time"):
+        new_entry("dit-fp32", BANDS, [Measurement(metrics=metrics)], provenance())
+
+
+def test_banded_metric_that_was_not_measured() -> None:
+    with pytest.raises(BaselineError, match="case dit-fp32: candidate_time has a band but no value"):
+        new_entry("dit-fp32", BANDS, [Measurement(metrics={"reference_time": timed(1).metrics["reference_time"]})], {})
+    with pytest.raises(BaselineError, match="no run"):
+        new_entry("dit-fp32", BANDS, [], {})
+
+
+def test_runs_that_do_not_fit_their_own_band() -> None:
+    with pytest.raises(BaselineError, match="quieter machine or widen the band"):
+        new_entry("dit-fp32", BANDS, [timed(0.1), timed(0.12), timed(0.1)], provenance())
+
+
+@pytest.mark.parametrize(
+    ("reference", "rel", "expected"),
+    [
+        (0.1, 0.10, Change.WITHIN_BAND),
+        (0.109, 0.10, Change.WITHIN_BAND),
+        (0.111, 0.10, Change.WORSE),
+        (0.089, 0.10, Change.BETTER),
+        (0.1, 0.05, Change.TIGHTER),
+        (0.107, 0.05, Change.WORSE),
+        (0.1, 0.20, Change.LOOSER),
+    ],
+)
+def test_what_a_change_means(reference: float, rel: float, expected: Change) -> None:
+    rows = compare_entries("dit-fp32", entry(0.1, 0.06), entry(reference, 0.06, rel))
+    row = next(row for row in rows if row.metric == "reference_time")
+    assert row.kind is expected
+    assert row.loosens == (expected in (Change.WORSE, Change.LOOSER))
+    assert row.change == pytest.approx(reference / 0.1 - 1)
+
+
+def test_new_and_removed_metrics_are_rows() -> None:
+    bands = {**BANDS, "speedup": Band(rel=0.1, reason="x")}
+    more = new_entry("dit-fp32", bands, [timed(0.1)], provenance())
+    kinds = {row.metric: row.kind for row in compare_entries("dit-fp32", entry(), more)}
+    assert kinds["speedup"] is Change.NEW
+    rows = compare_entries("dit-fp32", more, entry())
+    assert next(row for row in rows if row.metric == "speedup").loosens
+    assert {row.kind for row in compare_entries("dit-fp32", None, entry())} == {Change.NEW}

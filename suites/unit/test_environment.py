@@ -1,0 +1,153 @@
+"""The hardware key, the state of the sources and throttling."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wan_trt_core.measure.environment import (
+    cpu_count,
+    cpu_name,
+    environment_record,
+    hardware_key,
+    memory_bytes,
+    package_versions,
+    slug,
+    source_state,
+    throttle_counters,
+    throttled,
+)
+
+
+def machine(root: Path, **files: str) -> Path:
+    """A file system of another machine: paths with ``__`` for ``/``."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_key_of_this_machine_is_a_word_and_stable() -> None:
+    key = hardware_key("cpu")
+    assert key == hardware_key("cpu") == slug(key)
+    assert key.startswith("cpu-")
+    assert f"-{cpu_count()}c-" in key
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cpu Intel(R) Xeon(R) Platinum 8488C 2c 23gib", "cpu-intel-xeon-platinum-8488c-2c-23gib"),
+        ("cuda NVIDIA H200 132sm 139gib", "cuda-nvidia-h200-132sm-139gib"),
+        ("cpu AMD EPYC 7B13 64-Core Processor 8c 31gib", "cpu-amd-epyc-7b13-64-core-8c-31gib"),
+        ("Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz 8c", "intel-core-i7-8650u-8c"),
+    ],
+)
+def test_slug(text: str, expected: str) -> None:
+    assert slug(text) == expected
+
+
+def test_cpu_name_comes_from_the_kernel(tmp_path: Path) -> None:
+    root = machine(tmp_path, proc__cpuinfo="processor : 0\nmodel name\t: AMD EPYC 7B13\nstepping : 1\n")
+    assert cpu_name(root) == "AMD EPYC 7B13"
+
+
+def test_nameless_virtual_cpu_is_told_by_family_model_and_stepping(tmp_path: Path) -> None:
+    info = "cpu family : 6\nmodel : {}\nmodel name : Intel(R) Xeon(R) Processor\nstepping : 2\n"
+    one = cpu_name(machine(tmp_path / "a", proc__cpuinfo=info.format(207)))
+    other = cpu_name(machine(tmp_path / "b", proc__cpuinfo=info.format(143)))
+    assert one != other
+    assert slug(one) == "intel-xeon-6-207-2"
+
+
+def test_cores_are_those_that_the_quota_leaves(tmp_path: Path) -> None:
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert cpu_count(tmp_path) == affinity
+    quota = tmp_path / "sys/fs/cgroup/cpu.max"
+    quota.parent.mkdir(parents=True)
+    for text, cores in (("100000 100000", 1), ("50000 100000", 1), ("max 100000", affinity)):
+        quota.write_text(text + "\n")
+        assert cpu_count(tmp_path) == cores
+
+
+def test_memory_is_that_of_the_cgroup_where_it_is_less(tmp_path: Path) -> None:
+    path = tmp_path / "sys/fs/cgroup/memory.max"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{2**29}\n")
+    assert memory_bytes(tmp_path) == 2**29
+    path.write_text("max\n")
+    assert memory_bytes(tmp_path) > 2**29
+
+
+def test_cuda_key_without_a_device_says_so() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        assert hardware_key("cuda").startswith("cuda-")
+    else:
+        with pytest.raises(RuntimeError, match="no CUDA device"):
+            hardware_key("cuda")
+
+
+def test_record_is_json_and_holds_what_numbers_depend_on() -> None:
+    record = environment_record("cpu", throttle_before=throttle_counters())
+    assert json.loads(json.dumps(record)) == record
+    assert record["packages"]["torch"] == package_versions()["torch"]
+    assert {"hardware_key", "os", "python", "cpu", "source", "throttled"} <= set(record)
+
+
+def test_cpu_key_and_versions_do_not_import_torch() -> None:
+    code = (
+        "import sys; from wan_trt_core.measure.environment import environment_record; environment_record('cpu'); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "a.txt").write_text("a")
+    git("add", "a.txt")
+    git("-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-m", "one")
+    return tmp_path
+
+
+def test_clean_and_dirty_tree(repository: Path) -> None:
+    clean = source_state(repository)
+    assert clean.commit is not None and len(clean.commit) == 40
+    assert (clean.dirty, clean.changed) == (False, ())
+    (repository / "a.txt").write_text("b")
+    (repository / "new file.txt").write_text("n")
+    assert source_state(repository).changed == ("a.txt", "new file.txt")
+    assert source_state(repository).dirty is True
+
+
+def test_renamed_file_counts_with_both_names(repository: Path) -> None:
+    subprocess.run(["git", "-C", str(repository), "mv", "a.txt", "b.txt"], check=True)
+    assert source_state(repository).changed == ("a.txt", "b.txt")
+
+
+def test_without_git_the_commit_is_unknown(tmp_path: Path) -> None:
+    state = source_state(tmp_path)
+    assert (state.commit, state.dirty) == (None, None)
+
+
+def test_throttling_is_a_counter_that_rose() -> None:
+    before = {"cpu0 thermal throttling": 5, "cgroup quota throttling": 2}
+    assert throttled(before, before) == ""
+    assert throttled(before, {**before, "cpu0 thermal throttling": 6}) == "cpu0 thermal throttling"
+
+
+def test_a_slowed_gpu_counts_at_either_end() -> None:
+    slowed = {"GPU hardware slowdown": 1}
+    assert throttled(slowed, {}) == throttled({}, slowed) == throttled(slowed, slowed) == "GPU hardware slowdown"

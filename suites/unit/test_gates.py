@@ -1,0 +1,451 @@
+"""Every gate passes what it should, and fails, voids or misses what it should."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from fabricated import TEN_PERCENT, entry, make_case, paired_times, perf_measurement
+
+from wan_trt_core.cases import Band, Limit
+from wan_trt_core.gates import decide, judge
+from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance, judge_bands, position
+from wan_trt_core.gates.formatting import pair, quantity
+from wan_trt_core.gates.limits import judge_limit
+from wan_trt_core.gates.perf import SpeedupRule, decide_speedup
+from wan_trt_core.gates.statistics import SamplingPlan
+from wan_trt_core.gates.verdict import Check, Reason, Verdict
+from wan_trt_core.measure.timing import PairedTimer, measure_pairs
+from wan_trt_core.records import Measurement, Metric
+
+
+def verdict(
+    measurement: Measurement,
+    suite: str = "perf",
+    *,
+    baseline: BaselineEntry | None = None,
+    bands_for_hardware: bool = True,
+    require_bands: bool = False,
+    case: Any = None,
+    **options: Any,
+) -> Check:
+    checks = judge(
+        case or make_case(),
+        suite,  # type: ignore[arg-type]
+        measurement,
+        baseline,
+        bands_for_hardware=bands_for_hardware,
+        require_bands=require_bands,
+        **options,
+    )
+    return decide(checks)
+
+
+def parity_measurement(psnr_db: float | None = 120.0, non_finite: float = 0.0, detail: str = "") -> Measurement:
+    return Measurement(
+        metrics={
+            "psnr_db": Metric(value=psnr_db, unit="dB", better="higher", detail=detail),
+            "non_finite": Metric(value=non_finite, unit="", better="lower"),
+        }
+    )
+
+
+def outcome(check: Check) -> tuple[Verdict, Reason]:
+    return check.verdict, check.reason
+
+
+class TestParity:
+    def test_above_its_floor_passes(self) -> None:
+        assert outcome(verdict(parity_measurement(), "parity")) == (Verdict.PASS, Reason.WITHIN_LIMIT)
+
+    def test_below_its_floor_fails_and_says_both_numbers(self) -> None:
+        check = verdict(parity_measurement(89.9999), "parity")
+        assert outcome(check) == (Verdict.FAIL, Reason.BEYOND_LIMIT)
+        assert "89.9999 dB < 90" in check.message.replace("90.0000", "90")
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_non_finite_metric_fails(self, value: float) -> None:
+        assert outcome(verdict(parity_measurement(value), "parity")) == (Verdict.FAIL, Reason.NON_FINITE)
+
+    def test_non_finite_output_fails_although_its_metrics_look_right(self) -> None:
+        check = verdict(parity_measurement(120.0, non_finite=1.0), "parity")
+        assert outcome(check) == (Verdict.FAIL, Reason.NON_FINITE)
+
+    def test_non_finite_output_of_one_of_several_fails(self) -> None:
+        metrics = {**parity_measurement().metrics, "cache_3.non_finite": Metric(value=2, unit="", better="lower")}
+        assert verdict(Measurement(metrics=metrics), "parity").metric == "cache_3.non_finite"
+
+    def test_metric_that_could_not_be_computed_is_missing(self) -> None:
+        check = verdict(parity_measurement(None, detail="no weights"), "parity")
+        assert outcome(check) == (Verdict.MISSING, Reason.METRIC_NOT_COMPUTED)
+        assert "no weights" in check.message
+
+    def test_metric_that_is_absent_is_missing(self) -> None:
+        assert verdict(Measurement(metrics={}), "parity").reason is Reason.METRIC_NOT_COMPUTED
+
+    def test_upper_limit(self) -> None:
+        limit = Limit(max=1e-5, reason="float32")
+        metric = Metric(value=1e-4, unit="", better="lower")
+        assert judge_limit("floor", "relative_l2", limit, metric).verdict is Verdict.FAIL
+        assert judge_limit("floor", "relative_l2", limit, Metric(value=1e-6, unit="", better="lower")).verdict is Verdict.PASS
+
+
+class TestSpeedup:
+    RULE = SpeedupRule(1.5, noise=0.005)
+
+    def test_clear_speedup_passes_at_the_first_look(self) -> None:
+        a, b = paired_times(1.67, pairs=5)
+        check = decide_speedup(a, b, self.RULE)
+        assert check is not None
+        assert outcome(check) == (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)
+        assert check.evidence["pairs"] == 5
+        assert check.evidence["low"] >= 1.5
+
+    def test_injected_slowdown_of_the_candidate_fails(self) -> None:
+        """1.6 times faster, then 10 % slower: 1.45."""
+        a, b = paired_times(1.6)
+        assert outcome(decide_speedup(a, b, self.RULE, final=True)) == (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)  # type: ignore[arg-type]
+        slowed = [1.1 * time for time in b]
+        check = decide_speedup(a, slowed, self.RULE, final=True)
+        assert check is not None
+        assert outcome(check) == (Verdict.FAIL, Reason.INTERVAL_BELOW_THRESHOLD)
+
+    def test_more_pairs_are_asked_for_while_the_interval_straddles(self) -> None:
+        a, b = paired_times(1.5)
+        assert decide_speedup(a[:4], b[:4], self.RULE) is None
+        assert decide_speedup(a[:10], b[:10], self.RULE) is None
+
+    def test_straddling_at_the_end_is_inconclusive(self) -> None:
+        a, b = paired_times(1.5)
+        check = decide_speedup(a, b, self.RULE)
+        assert check is not None
+        assert outcome(check) == (Verdict.INCONCLUSIVE, Reason.BUDGET_EXHAUSTED)
+        assert "max_pairs" in check.message
+
+    def test_time_budget_that_ends_early_is_inconclusive(self) -> None:
+        a, b = paired_times(1.67, pairs=3)
+        check = decide_speedup(a, b, self.RULE, final=True)
+        assert check is not None
+        assert outcome(check) == (Verdict.INCONCLUSIVE, Reason.BUDGET_EXHAUSTED)
+        assert "time_budget" in check.message
+
+    def test_noise_as_large_as_the_margin_decides_nothing(self) -> None:
+        a, b = paired_times(1.6)
+        for noise, expected in ((0.06, Verdict.PASS), (0.07, Verdict.INCONCLUSIVE)):
+            check = decide_speedup(a, b, SpeedupRule(1.5, noise=noise), final=True)
+            assert check is not None and check.verdict is expected
+        assert check.reason is Reason.NOISE_TOO_HIGH
+
+    def test_noise_excuses_no_failure_beyond_it_either(self) -> None:
+        a, b = paired_times(1.3)
+        check = decide_speedup(a, b, SpeedupRule(1.5, noise=0.05), final=True)
+        assert check is not None and check.verdict is Verdict.FAIL
+        check = decide_speedup(a, b, SpeedupRule(1.5, noise=0.2), final=True)
+        assert check is not None and check.verdict is Verdict.INCONCLUSIVE
+
+    def test_judging_the_record_again_gives_what_was_decided_while_measuring(self) -> None:
+        for seed in range(20):
+            a, b = paired_times(1.53, seed=seed)
+            live = next(
+                check for n in range(1, 31) if (check := decide_speedup(a[:n], b[:n], self.RULE)) is not None
+            )
+            stopped = int(live.evidence["pairs"])
+            assert decide_speedup(a[:stopped], b[:stopped], self.RULE, final=True) == live
+
+    def test_work_once_a_prompt_counts(self) -> None:
+        """0.1 s against 0.06 s is 1.67; with 0.05 s more for both it is 1.36."""
+        a, b = paired_times(0.1 / 0.06)
+        rule = SpeedupRule(1.5, noise=0.0, reference_extra=0.05, candidate_extra=0.05)
+        check = decide_speedup(a, b, rule, final=True)
+        assert check is not None and check.verdict is Verdict.FAIL
+        assert check.value == pytest.approx(0.15 / 0.11, rel=0.01)
+
+    def test_arms_of_different_length_are_an_error(self) -> None:
+        with pytest.raises(ValueError, match="not pairs"):
+            decide_speedup([1.0] * 6, [1.0] * 5, self.RULE)
+
+    def test_stopping_live_with_a_fake_clock(self) -> None:
+        """The whole path: the timer yields pairs, the gate stops it, and a slowed candidate fails."""
+        for candidate, expected in ((0.060, Verdict.PASS), (0.060 * 1.2, Verdict.FAIL)):
+            now = [0.0]
+
+            def work(seconds: float, now: list[float] = now) -> Any:
+                def call() -> None:
+                    now[0] += seconds
+
+                return call
+
+            timer = PairedTimer(work(0.1), work(candidate), clock=lambda now=now: now[0])  # type: ignore[misc]
+            times = measure_pairs(
+                timer,
+                lambda pairs: decide_speedup([p.reference for p in pairs], [p.candidate for p in pairs], self.RULE)
+                is not None,
+                max_pairs=30,
+                noise_pairs=4,
+                time_budget=60,
+                clock=lambda now=now: now[0],  # type: ignore[misc]
+            )
+            measurement = perf_measurement(series=times.series())
+            assert len(times.pairs) == 5
+            assert verdict(measurement, bands_for_hardware=False).verdict is expected
+
+
+class TestPerfCase:
+    def test_passes(self) -> None:
+        check = verdict(perf_measurement(), baseline=entry(0.1, 0.06))
+        assert outcome(check) == (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)
+
+    def test_injected_slowdown_of_the_reference_is_caught_by_its_band(self) -> None:
+        """The ratio only grows when the reference slows down, so its own band has to see it."""
+        slowed = perf_measurement(1.67 * 1.15, reference=0.115)
+        check = verdict(slowed, baseline=entry(0.1, 0.06))
+        assert outcome(check) == (Verdict.FAIL, Reason.WORSE_THAN_BAND)
+        assert check.metric == "reference_time"
+
+    def test_slower_candidate_that_still_makes_the_ratio_is_caught_by_its_band(self) -> None:
+        check = verdict(perf_measurement(2.0), baseline=entry(0.1, 0.04))
+        assert (check.metric, check.reason) == ("candidate_time", Reason.WORSE_THAN_BAND)
+
+    def test_wrong_output_voids_the_time(self) -> None:
+        check = verdict(perf_measurement(psnr_db=20.0), bands_for_hardware=False)
+        assert outcome(check) == (Verdict.INVALID, Reason.OUTPUTS_DIFFER)
+
+    def test_non_finite_output_fails(self) -> None:
+        metrics = perf_measurement().metrics | {"non_finite": Metric(value=3.0, unit="", better="lower")}
+        check = verdict(perf_measurement(metrics=metrics), bands_for_hardware=False)
+        assert outcome(check) == (Verdict.FAIL, Reason.NON_FINITE)
+
+    @pytest.mark.parametrize("reason", [Reason.FALLBACK_TO_PYTORCH, Reason.SETTINGS_DIFFER])
+    def test_a_problem_voids_everything_even_a_failure(self, reason: Reason) -> None:
+        slow = perf_measurement(1.2, problems={reason: "it did"})
+        assert outcome(verdict(slow, bands_for_hardware=False)) == (Verdict.INVALID, reason)
+
+    def test_not_measured_is_missing(self) -> None:
+        absent = Measurement(metrics={}, problems={Reason.NOT_MEASURED: "no C++ compiler"})
+        assert outcome(verdict(absent)) == (Verdict.MISSING, Reason.NOT_MEASURED)
+
+    @pytest.mark.parametrize("series", ["reference_s", "candidate_s", "noise_first_s"])
+    def test_series_that_are_absent_are_missing_or_invalid(self, series: str) -> None:
+        data = dict(perf_measurement().series)
+        del data[series]
+        check = verdict(perf_measurement(series=data), bands_for_hardware=False)
+        assert check.verdict in (Verdict.MISSING, Verdict.INVALID)
+
+    def test_no_noise_floor_is_missing(self) -> None:
+        data = {name: times for name, times in perf_measurement().series.items() if "noise" not in name}
+        check = verdict(perf_measurement(series=data), bands_for_hardware=False)
+        assert outcome(check) == (Verdict.MISSING, Reason.METRIC_NOT_COMPUTED)
+
+    @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+    def test_impossible_times_are_invalid(self, bad: float) -> None:
+        data = dict(perf_measurement().series)
+        data["candidate_s"] = (bad, *data["candidate_s"][1:])
+        check = verdict(perf_measurement(series=data), bands_for_hardware=False)
+        assert check.verdict is Verdict.INVALID
+
+    def test_once_a_prompt_work_without_steps_is_invalid(self) -> None:
+        data = {**perf_measurement().series, "candidate_once_s": (0.5,)}
+        check = verdict(perf_measurement(series=data), bands_for_hardware=False)
+        assert check.verdict is Verdict.INVALID and "steps" in check.message
+        facts = {"steps": 10}
+        check = verdict(perf_measurement(series=data, facts=facts), bands_for_hardware=False)
+        assert check.verdict is Verdict.FAIL
+
+    def test_unknown_plan_is_invalid(self) -> None:
+        check = verdict(perf_measurement(facts={"sampling_plan": {"looks": 3}}), bands_for_hardware=False)
+        assert check.verdict is Verdict.INVALID
+
+    def test_the_plan_of_the_measurement_is_used(self) -> None:
+        plan = {"min_pairs": 30, "max_pairs": 40, "step": 5, "confidence": 0.9}
+        check = verdict(perf_measurement(facts={"sampling_plan": plan}), bands_for_hardware=False)
+        assert check.evidence["pairs"] == 30
+        assert check.evidence["confidence"] == 0.9
+
+    def test_case_without_that_gate_is_an_error(self) -> None:
+        case = make_case().model_copy(update={"perf": None})
+        with pytest.raises(ValueError, match="no perf gate"):
+            verdict(perf_measurement(), case=case)
+
+
+class TestMemory:
+    def measurement(self, growth: float | None, **more: Metric) -> Measurement:
+        metric = Metric(value=growth, unit="B", better="lower", samples=(1e6, 1.5e6, 2e6))
+        return Measurement(metrics={"growth": metric, **more})
+
+    def test_no_growth_passes(self) -> None:
+        assert outcome(verdict(self.measurement(0.0), "memory")) == (Verdict.PASS, Reason.NO_GROWTH)
+        assert verdict(self.measurement(-4096.0), "memory").verdict is Verdict.PASS
+
+    def test_growth_fails(self) -> None:
+        check = verdict(self.measurement(4096.0), "memory")
+        assert outcome(check) == (Verdict.FAIL, Reason.GROWTH)
+        assert "4 KiB" in check.message
+
+    def test_growth_of_the_cuda_allocator_fails_too(self) -> None:
+        cuda = Metric(value=1e6, unit="B", better="lower")
+        assert verdict(self.measurement(0.0, growth_cuda=cuda), "memory").metric == "growth_cuda"
+
+    def test_growth_that_was_not_measured_is_missing(self) -> None:
+        assert verdict(self.measurement(None), "memory").verdict is Verdict.MISSING
+        assert verdict(Measurement(metrics={}), "memory").verdict is Verdict.MISSING
+
+
+class TestBands:
+    def bands(
+        self, stored: dict[str, BaselineMetric] | None, measured: dict[str, float | None], **options: Any
+    ) -> tuple[Check, ...]:
+        metrics = {name: Metric(value=value, unit="s", better="lower") for name, value in measured.items()}
+        baseline = BaselineEntry(stored) if stored is not None else None
+        settings = {"bands_for_hardware": True, "require_bands": False, **options}
+        return judge_bands("dit-fp32", "perf", {"time": TEN_PERCENT}, metrics, baseline, **settings)
+
+    def stored(self, value: float, **changes: Any) -> BaselineMetric:
+        fields = {"unit": "s", "better": "lower", "tolerance": Tolerance(0.10, 0.0, "x"), **changes}
+        return BaselineMetric(value, **fields)
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            (1.0, (Verdict.PASS, Reason.WITHIN_BAND)),
+            (1.099, (Verdict.PASS, Reason.WITHIN_BAND)),
+            (1.101, (Verdict.FAIL, Reason.WORSE_THAN_BAND)),
+            (0.899, (Verdict.PASS, Reason.BETTER_THAN_BAND)),
+            (math.nan, (Verdict.FAIL, Reason.NON_FINITE)),
+        ],
+    )
+    def test_band(self, value: float, expected: tuple[Verdict, Reason]) -> None:
+        (check,) = self.bands({"time": self.stored(1.0)}, {"time": value})
+        assert outcome(check) == expected
+
+    def test_better_than_the_band_asks_for_a_new_baseline(self) -> None:
+        (check,) = self.bands({"time": self.stored(1.0)}, {"time": 0.5})
+        assert "python tools/regenerate_baselines.py --suite perf --case dit-fp32" in check.message
+
+    def test_direction(self) -> None:
+        higher = self.stored(40.0, better="higher")
+        assert position(30.0, higher) is Reason.WORSE_THAN_BAND
+        assert position(50.0, higher) is Reason.BETTER_THAN_BAND
+        assert position(30.0, self.stored(40.0)) is Reason.BETTER_THAN_BAND
+
+    def test_the_larger_of_relative_and_absolute_counts(self) -> None:
+        loose = self.stored(1.0, tolerance=Tolerance(0.1, 0.5, "x"))
+        assert position(1.4, loose) is Reason.WITHIN_BAND
+        assert position(1.6, loose) is Reason.WORSE_THAN_BAND
+
+    def test_machine_without_baselines_is_reported_but_does_not_decide(self) -> None:
+        (check,) = self.bands(None, {"time": 1.0}, bands_for_hardware=False)
+        assert (*outcome(check), check.advisory) == (Verdict.MISSING, Reason.NO_BANDS_FOR_HARDWARE, True)
+
+    def test_machine_without_baselines_decides_when_bands_are_required(self) -> None:
+        (check,) = self.bands(None, {"time": 1.0}, bands_for_hardware=False, require_bands=True)
+        assert (check.verdict, check.advisory) == (Verdict.MISSING, False)
+
+    @pytest.mark.parametrize("stored", [None, {}])
+    def test_case_without_a_baseline_is_missing_with_the_command(self, stored: dict[str, Any] | None) -> None:
+        (check,) = self.bands(stored, {"time": 1.0})
+        assert (*outcome(check), check.advisory) == (Verdict.MISSING, Reason.NO_BASELINE, False)
+        assert "python tools/regenerate_baselines.py --suite perf --case dit-fp32" in check.message
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+    def test_impossible_baseline_is_invalid(self, value: float) -> None:
+        (check,) = self.bands({"time": self.stored(value)}, {"time": 1.0})
+        assert outcome(check) == (Verdict.INVALID, Reason.BASELINE_INVALID)
+
+    @pytest.mark.parametrize("measured", [{}, {"time": None}])
+    def test_metric_that_vanished_is_missing(self, measured: dict[str, float | None]) -> None:
+        (check,) = self.bands({"time": self.stored(1.0)}, measured)
+        assert outcome(check) == (Verdict.MISSING, Reason.METRIC_VANISHED)
+
+    def test_metric_too_many_in_the_baseline(self) -> None:
+        stored = {"time": self.stored(1.0), "extra": self.stored(1.0)}
+        assert self.bands(stored, {"time": 1.0, "extra": 1.0})[1].reason is Reason.METRIC_UNEXPECTED
+        assert self.bands(stored, {"time": 1.0})[1].reason is Reason.METRIC_VANISHED
+        assert all(check.verdict is not Verdict.PASS for check in self.bands(stored, {"time": 1.0})[1:])
+
+    def test_tolerance_that_was_widened_by_hand_is_invalid(self) -> None:
+        (check,) = self.bands({"time": self.stored(1.0, tolerance=Tolerance(0.05, 0.0, "x"))}, {"time": 1.0})
+        assert outcome(check) == (Verdict.INVALID, Reason.BASELINE_INVALID)
+
+    def test_other_unit_or_direction_is_invalid(self) -> None:
+        for changed in (self.stored(1.0, unit="B"), self.stored(1.0, better="higher")):
+            (check,) = self.bands({"time": changed}, {"time": 1.0})
+            assert check.reason is Reason.BASELINE_INVALID
+
+    def test_unreadable_baseline_makes_the_case_invalid(self) -> None:
+        check = verdict(perf_measurement(), baseline_error="x.json: is no whole JSON")
+        assert outcome(check) == (Verdict.INVALID, Reason.BASELINE_INVALID)
+        assert "x.json" in check.message
+
+    def test_absolute_band_only(self) -> None:
+        band = Band(rel=0.0, abs=0.5, reason="half a decibel")
+        metrics = {"psnr_db": Metric(value=39.4, unit="dB", better="higher")}
+        stored = BaselineMetric(40.0, "dB", "higher", Tolerance(0.0, 0.5, "half a decibel"))
+        (check,) = judge_bands(
+            "video", "parity", {"psnr_db": band}, metrics, BaselineEntry({"psnr_db": stored}),
+            bands_for_hardware=True, require_bands=True,
+        )  # fmt: skip
+        assert check.verdict is Verdict.FAIL
+
+
+class TestFormatting:
+    @pytest.mark.parametrize(
+        ("value", "limit", "unit", "expected"),
+        [
+            (0.00100001, 0.001, "", ("0.00100001", "0.001")),
+            (1.4999999, 1.5, "x", ("1.4999999x", "1.5x")),
+            (0.0123, 0.0125, "s", ("12.3 ms", "12.5 ms")),
+            (3 * 2**30, 2 * 2**30, "B", ("3 GiB", "2 GiB")),
+            (90.0, 90.0, "dB", ("90 dB", "90 dB")),
+            (math.nan, 90.0, "dB", ("nan dB", "90 dB")),
+        ],
+    )
+    def test_pair(self, value: float, limit: float, unit: str, expected: tuple[str, str]) -> None:
+        assert pair(value, limit, unit) == expected
+
+    def test_neighbouring_floats_are_told_apart(self) -> None:
+        for value in (1.5, 0.1, 123456.0, 3e9):
+            for unit in ("", "s", "B", "x", "dB"):
+                shown, limit = pair(value, math.nextafter(value, math.inf), unit)
+                assert shown != limit
+
+    @pytest.mark.parametrize(
+        ("value", "unit", "expected"),
+        [
+            (None, "s", "not measured"),
+            (0.01234567, "s", "12.35 ms"),
+            (75.5, "s", "75.5 s"),
+            (1024, "B", "1 KiB"),
+            (12, "B", "12 B"),
+            (1.6666, "x", "1.667x"),
+            (-5 * 2**20, "B", "-5 MiB"),
+        ],
+    )
+    def test_quantity(self, value: float | None, unit: str, expected: str) -> None:
+        assert quantity(value, unit) == expected
+
+
+def test_a_case_that_nothing_judged_never_passes() -> None:
+    with pytest.raises(ValueError, match="no-op"):
+        decide([])
+
+
+def test_importing_the_gates_is_light() -> None:
+    code = (
+        "import sys, wan_trt_core.gates, wan_trt_core.gates.judging; "
+        "sys.exit(bool({'torch', 'numpy', 'scipy', 'pydantic', 'rich'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_plan_default_is_that_of_the_settings() -> None:
+    from wan_trt_core.config import PerfSettings
+
+    settings, plan = PerfSettings(), SamplingPlan()
+    assert (settings.min_pairs, settings.max_pairs, settings.confidence) == (
+        plan.min_pairs,
+        plan.max_pairs,
+        plan.confidence,
+    )

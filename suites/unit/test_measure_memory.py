@@ -1,0 +1,124 @@
+"""Resident set, peaks and growth, on this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wan_trt_core.cases import Limit
+from wan_trt_core.gates.memory import judge_growth
+from wan_trt_core.gates.verdict import Reason, Verdict
+from wan_trt_core.measure.memory import (
+    cuda_peak,
+    growth,
+    growth_metric,
+    memory_by_run,
+    peak_metrics,
+    peak_resident_set,
+    resident_set,
+)
+
+MIB = 2**20
+LIMIT = Limit(max=64 * 1024, reason="allocator noise")
+
+
+def touch(mebibytes: int) -> bytearray:
+    """Memory that is really there: every page is written."""
+    data = bytearray(mebibytes * MIB)
+    data[::4096] = b"x" * len(data[::4096])
+    return data
+
+
+def test_peak_sees_what_a_call_frees_again() -> None:
+    peak = peak_resident_set(lambda: touch(100))
+    assert 95 * MIB < peak.peak - peak.before < 130 * MIB
+    assert abs(peak.after - peak.before) < 20 * MIB
+
+
+def test_peak_is_not_that_of_an_earlier_call() -> None:
+    peak_resident_set(lambda: touch(150))
+    assert peak_resident_set(lambda: touch(10)).peak < resident_set() + 60 * MIB
+
+
+def test_peak_is_sampled_where_the_kernel_cannot_reset_its_mark(tmp_path: Path) -> None:
+    def hold() -> None:
+        data = touch(100)
+        for _ in range(30):
+            bytes(data[: 4 * MIB])
+
+    peak = peak_resident_set(hold, proc=tmp_path / "no-proc")
+    assert peak.method == "sampled"
+    assert peak.peak - peak.before > 80 * MIB
+    assert "sampled" in peak_metrics(peak)["resident_set_added"].detail
+
+
+def test_kernel_that_ignores_the_reset_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "clear_refs").touch()
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  900000 kB\nVmRSS:\t  100000 kB\n")
+    assert peak_resident_set(lambda: None, proc=tmp_path).method == "sampled"
+
+
+def test_peak_metrics() -> None:
+    peak = peak_resident_set(lambda: touch(20))
+    metrics = peak_metrics(peak)
+    assert metrics["resident_set_peak"].value == peak.peak
+    assert metrics["resident_set_added"].value == peak.peak - peak.before
+    assert metrics["resident_set_peak"].unit == "B"
+
+
+def test_injected_leak_grows_and_fails() -> None:
+    kept: list[bytearray] = []
+    held = memory_by_run(lambda: kept.append(touch(1)), 20, warmup=2)
+    assert growth(held) == pytest.approx(MIB, rel=0.1)
+    check = judge_growth("growth", LIMIT, growth_metric(held))
+    assert (check.verdict, check.reason) == (Verdict.FAIL, Reason.GROWTH)
+
+
+def test_call_that_frees_what_it_takes_passes() -> None:
+    held = memory_by_run(lambda: touch(8), 20, warmup=3)
+    check = judge_growth("growth", LIMIT, growth_metric(held))
+    assert (check.verdict, check.reason) == (Verdict.PASS, Reason.NO_GROWTH)
+
+
+def test_growth_is_the_slope_a_run() -> None:
+    assert growth([10.0 * run for run in range(20)]) == 10.0
+    assert growth([5.0] * 20) == 0.0
+
+
+def test_growth_ignores_outliers_and_one_step() -> None:
+    spike = [0.0] * 20
+    spike[7] = 1e9
+    assert growth(spike) == 0.0
+    assert growth([0.0] * 3 + [1e6] * 17) == 0.0
+
+
+def test_growth_finds_a_leak_under_noise() -> None:
+    noise = [0, 4096, -4096, 8192, 0, -8192, 4096, 0, 0, -4096] * 2
+    assert growth([20_000 * run + wobble for run, wobble in enumerate(noise)]) == pytest.approx(20_000, rel=0.1)
+
+
+def test_growth_needs_three_runs() -> None:
+    with pytest.raises(ValueError, match="three"):
+        growth([1.0, 2.0])
+    with pytest.raises(ValueError, match="three"):
+        memory_by_run(lambda: None, 2, warmup=0)
+
+
+def test_runs_are_counted_and_settled() -> None:
+    log: list[str] = []
+    held = memory_by_run(
+        lambda: log.append("run"), 3, warmup=2, read=lambda: len(log), settle=lambda: log.append("settle")
+    )
+    assert log == ["run"] * 2 + ["run", "settle"] * 3
+    assert held == (4, 6, 8)
+
+
+def test_cuda_peak_without_a_device_says_so() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        assert cuda_peak(lambda: torch.empty(MIB, device="cuda")) >= 4 * MIB
+    else:
+        with pytest.raises(RuntimeError, match="CUDA device"):
+            cuda_peak(lambda: None)

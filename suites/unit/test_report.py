@@ -1,0 +1,148 @@
+"""Reports from made-up records: nothing is lost, and they read well."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from fabricated import case_record, entry, make_case, perf_measurement, run_record
+
+from wan_trt_core.gates.verdict import Reason
+from wan_trt_core.records import Measurement, Metric, RunRecord
+from wan_trt_core.report.junit import junit_properties
+from wan_trt_core.report.markdown import markdown_report, write_markdown
+from wan_trt_core.report.summary import WHY, headline, totals, worst_first
+from wan_trt_core.report.terminal import print_report
+
+
+@pytest.fixture(scope="module")
+def record() -> RunRecord:
+    """Passed, failed, below the gate, invalid, missing bands and a stale baseline."""
+    problem = {Reason.FALLBACK_TO_PYTORCH: "a linear layer ran in PyTorch"}
+    return run_record(
+        case_record(make_case("vae-decoder-fp32"), perf_measurement(2.5), baseline=entry(0.1, 0.06)),
+        case_record(make_case("dit-fp32", speedup=1.2), perf_measurement(1.31)),
+        case_record(make_case("text-encoder-fp32"), perf_measurement(1.2, notes=("layer 3 is slow",))),
+        case_record(make_case("pipeline-fp16"), perf_measurement(problems=problem)),
+        case_record(
+            make_case("dit-fp16"),
+            Measurement(
+                metrics={
+                    "psnr_db": Metric(value=89.99999, unit="dB", better="higher"),
+                    "non_finite": Metric(value=0.0, unit="", better="lower"),
+                }
+            ),
+            suite="parity",
+        ),
+    )
+
+
+def terminal(record: RunRecord, width: int = 80) -> str:
+    stream = io.StringIO()
+    print_report(record, stream, width=width)
+    return stream.getvalue()
+
+
+def test_terminal_fits_eighty_columns_without_colour(record: RunRecord) -> None:
+    text = terminal(record)
+    assert "\x1b" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_terminal_says_all_that_matters(record: RunRecord, width: int) -> None:
+    text = terminal(record, width)
+    for case in record.cases:
+        assert case.case in text
+    squeezed = re.sub(r"\s+", " ", text)
+    for word in ("FAIL", "INVALID", "PASS", "89.99999 dB", "too slow", "layer 3 is slow", "linear layer"):
+        assert word in squeezed
+    assert "regenerate_baselines.py" in squeezed
+    assert "5 cases: 2 pass, 1 invalid, 2 fail; 1 BELOW GATE" in squeezed
+
+
+def test_below_gate_is_marked_in_its_row(record: RunRecord) -> None:
+    text = terminal(record, 200)
+    rows = [line for line in text.splitlines() if line.startswith("dit-fp32")]
+    assert len(rows) == 1 and "BELOW GATE" in rows[0]
+    assert "BELOW GATE" in markdown_report(record)
+
+
+def test_worst_first(record: RunRecord) -> None:
+    assert [case.verdict.value for case in worst_first(record)] == ["fail", "fail", "invalid", "pass", "pass"]
+    text = terminal(record)
+    assert text.index("text-encoder-fp32") < text.index("vae-decoder-fp32")
+
+
+def test_value_and_limit_never_look_alike(record: RunRecord) -> None:
+    head = headline(next(case for case in record.cases if case.case == "dit-fp16"))
+    assert (head.value, head.limit) == ("89.99999 dB", "90 dB")
+
+
+def test_every_reason_has_its_words() -> None:
+    assert set(WHY) == set(Reason)
+
+
+def test_totals() -> None:
+    assert totals(run_record()) == "no case was judged"
+    assert totals(run_record(case_record(make_case(), perf_measurement()))) == "1 case: 1 pass"
+
+
+def test_markdown_holds_everything(record: RunRecord) -> None:
+    text = markdown_report(record)
+    assert text.startswith("# wan-trt: NOT PASSED")
+    for case in record.cases:
+        assert f"`{case.case}`" in text
+        for check in case.checks:
+            assert check.message.replace("|", "\\|").replace("<", "&lt;") in text
+    for words in ("Did not decide (advisory)", "Better than the baseline", "## Environment", "packages.torch"):
+        assert words in text
+
+
+def test_markdown_tables_are_whole(record: RunRecord) -> None:
+    """Each table row has as many cells as its header, whatever the messages hold."""
+    cells = 0
+    for line in markdown_report(record).splitlines():
+        if not line.startswith("|"):
+            cells = 0
+            continue
+        found = len(re.findall(r"(?<!\\)\|", line))
+        cells = cells or found
+        assert found == cells, line
+
+
+def test_markdown_of_an_empty_or_passing_run() -> None:
+    assert "NOT PASSED" in markdown_report(run_record())
+    passed = markdown_report(run_record(case_record(make_case(), perf_measurement())))
+    assert passed.startswith("# wan-trt: pass")
+    assert "no perf baselines" in passed
+
+
+def test_markdown_messages_cannot_break_out(record: RunRecord) -> None:
+    notes = ("a | b\n<script>",)
+    text = markdown_report(run_record(case_record(make_case(), perf_measurement(notes=notes))))
+    assert "a \\| b &lt;script>" in text
+
+
+def test_summary_of_the_job_is_appended_to(record: RunRecord, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    write_markdown(record, tmp_path / "out" / "report.md", {"GITHUB_STEP_SUMMARY": str(summary)})
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert summary.read_text() == "before\n" + text
+    write_markdown(record, tmp_path / "again.md", {})
+    assert summary.read_text() == "before\n" + text
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.md"]
+
+
+def test_junit_properties_are_scalars(record: RunRecord) -> None:
+    found = {case.case: dict(junit_properties(case)) for case in record.cases}
+    assert found["dit-fp16"]["wan.verdict"] == "fail"
+    assert found["dit-fp16"]["wan.deciding_metric"] == "psnr_db"
+    assert float(found["dit-fp16"]["wan.value"]) == 89.99999
+    assert float(found["dit-fp16"]["wan.limit"]) == 90.0
+    assert found["dit-fp32"]["wan.below_gate"] == "BELOW GATE"
+    assert float(found["dit-fp32"]["wan.metric.speedup"]) == pytest.approx(1.31, rel=0.02)
+    assert all(isinstance(value, str) for properties in found.values() for value in properties.values())

@@ -1,0 +1,421 @@
+"""Making baselines: what is measured, what is refused, and what is written.
+``tools/regenerate_baselines.py``.
+
+Baselines change only here. The run that sets one must have been made by one process alone, on this hardware,
+not slowed down, from a known commit without changes, and must pass every gate but the bands. A stored value
+changes only when a metric leaves its band: within it nothing is written, so that noise does not creep into
+the baselines. What would let pass that failed before needs a reason, which is stored with the entry.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.baselines import (
+    BaselineEntry,
+    BaselineError,
+    BaselineFile,
+    Change,
+    Row,
+    compare_entries,
+    find_orphans,
+    new_entry,
+    read_baselines,
+    write_baselines,
+)
+from wan_trt_core.gates.formatting import pair, quantity
+from wan_trt_core.gates.judging import gate_bands
+from wan_trt_core.gates.verdict import Verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wan_trt_core.cases import Case, Suite
+    from wan_trt_core.measure.environment import SourceState
+    from wan_trt_core.records import CaseRecord, RunRecord
+
+
+class Refused(RuntimeError):
+    """The baselines may not be made like this; the message says why and what to do instead."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a new baseline comes from, besides what the record itself says."""
+
+    commit: str
+    date: str
+    command: tuple[str, ...]
+    accepted_regression: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What regenerating would do to the baseline file of one model; nothing is written yet.
+
+    Attributes:
+        before: the file as it is, if there is one.
+        after: the file as it would be.
+        touched: cases whose entry changes.
+        rows: old and new of every metric, those of untouched cases too.
+        orphans: cases that the file holds and no case file has; they are dropped only in a complete run.
+    """
+
+    hardware_key: str
+    model: str
+    suite: str
+    before: BaselineFile | None
+    after: BaselineFile
+    touched: frozenset[str]
+    rows: tuple[Row, ...]
+    orphans: tuple[str, ...] = field(default=())
+
+    @property
+    def loosened(self) -> tuple[Row, ...]:
+        """The rows that need a reason."""
+        return tuple(row for row in self.rows if row.loosens)
+
+
+def refuse_xdist(environ: Mapping[str, str]) -> None:
+    """Refuse to measure beside other workers.
+
+    Raises:
+        Refused: inside an xdist worker, or when ``PYTEST_ADDOPTS`` would start some.
+    """
+    if worker := environ.get("PYTEST_XDIST_WORKER"):
+        raise Refused(f"this runs inside the pytest-xdist worker {worker}; run the tool by itself")
+    options = environ.get("PYTEST_ADDOPTS", "")
+    if re.search(
+        r"(?:^|\s)(?:-n[\s=]*(?!0\b)\w|--numprocesses[\s=](?!0\b)|--dist[\s=](?!no\b)|--tx\b)", options
+    ):
+        raise Refused(
+            f"PYTEST_ADDOPTS={options!r} would measure beside other workers; unset it: PYTEST_ADDOPTS="
+        )
+
+
+def usable_commit(
+    source: SourceState, baselines: str, commit: str | None = None, tree_state: str | None = None
+) -> str:
+    """The commit that a baseline may name: known, and without changes outside the baselines folder.
+
+    Args:
+        source: what git, or the record, says of the sources.
+        baselines: the baselines folder as git names it, relative to the repository.
+        commit: given by hand, for machines without git.
+        tree_state: ``clean`` or ``dirty``, given with it.
+
+    Raises:
+        Refused: when the commit is unknown, or the tree is dirty.
+    """
+    if source.commit is None:
+        if commit is None or tree_state is None:
+            raise Refused(
+                "there is no git here; say what was measured: --commit SHA --tree-state clean|dirty"
+            )
+        source = replace(source, commit=commit, dirty=tree_state != "clean")
+    elif commit is not None and not source.commit.startswith(commit):
+        raise Refused(f"--commit {commit} was given, but git says {source.commit}")
+    folder = baselines.rstrip("/") + "/"
+    changed = [path for path in source.changed if not path.startswith(folder)]
+    if changed or (source.dirty and not source.changed):
+        names = f": {', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}" if changed else ""
+        raise Refused(f"the tree is dirty{names}; commit first, so that the baseline names what was measured")
+    assert source.commit is not None
+    return source.commit
+
+
+def check_record(record: RunRecord, hardware_key: str) -> None:
+    """Refuse a run that no baseline may come from.
+
+    Raises:
+        Refused: when it ran on other hardware, or the machine was slowed down meanwhile.
+    """
+    if record.hardware_key != hardware_key:
+        raise Refused(
+            f"the record comes from {record.hardware_key}, this machine is {hardware_key}; run the tool there"
+        )
+    if slowed := record.environment.get("throttled"):
+        raise Refused(f"the machine was slowed down while it measured ({slowed}); run again when it is not")
+    workers = [word for word in record.command if re.fullmatch(r"-n(?!0$)\w+|--numprocesses=(?!0$).+", word)]
+    if workers:
+        raise Refused(
+            f"the record was made beside other workers ({' '.join(workers)}); measure without xdist"
+        )
+
+
+def case_records(record: RunRecord, suite: str, selected: Collection[str]) -> dict[str, CaseRecord]:
+    """The selected cases of one suite in a record, each fit to be a baseline.
+
+    Raises:
+        Refused: when a selected case is absent, its measurement is void, or a gate other than the bands did
+            not pass.
+    """
+    found = {case.case: case for case in record.cases if case.suite == suite and case.case in selected}
+    if absent := sorted(set(selected) - set(found)):
+        raise Refused(f"the run did not measure {', '.join(absent)} in suite {suite}; see its output above")
+    for case in found.values():
+        for reason, why in case.measurement.problems.items():
+            raise Refused(f"case {case.case}: its measurement is void ({reason.value}): {why}")
+        for check in case.checks:
+            if check.gate != "band" and not check.advisory and check.verdict is not Verdict.PASS:
+                raise Refused(
+                    f"case {case.case}: it does not pass its own gates, so it cannot be a baseline: "
+                    f"{check.message}"
+                )
+    return found
+
+
+def plan_update(
+    root: Path,
+    suite: Suite,
+    cases: Sequence[Case],
+    records: Sequence[RunRecord],
+    provenance: Provenance,
+    *,
+    selected: Collection[str] | None = None,
+) -> tuple[Plan, ...]:
+    """What the records would change, one plan a model.
+
+    Args:
+        root: the baselines folder.
+        suite: which suite.
+        cases: all cases of the case file; those without a band in this suite have no baseline.
+        records: one or more independent runs, on the same hardware.
+        provenance: of the new entries.
+        selected: ids of the cases to regenerate; all of them unless given. Orphans are dropped only then.
+
+    Raises:
+        Refused: when a run is unfit, see :func:`case_records`.
+        BaselineError: when the stored file is invalid, or a measured value cannot be one.
+    """
+    banded = {case.id: case for case in cases if getattr(case, suite) is not None and gate_bands(case, suite)}
+    wanted = set(banded) if selected is None else set(selected)
+    if unknown := sorted(wanted - set(banded)):
+        raise Refused(
+            f"no case with bands in suite {suite} is called {', '.join(unknown)}; {_choices(banded)}"
+        )
+    if not wanted:
+        raise Refused(f"no case of the case file has bands in suite {suite}: there is nothing to store")
+    runs = [case_records(record, suite, wanted) for record in records]
+    by_model: dict[str, list[str]] = {}
+    for case in sorted(wanted):
+        by_model.setdefault(runs[0][case].model, []).append(case)
+    hardware_key = records[0].hardware_key
+    known = {case.id for case in cases if getattr(case, suite) is not None}
+    plans = []
+    for model, ids in sorted(by_model.items()):
+        entries = {}
+        for case in ids:
+            data = _provenance(provenance, records[0])
+            entries[case] = new_entry(
+                case, gate_bands(banded[case], suite), [run[case].measurement for run in runs], data
+            )
+        before = read_baselines(root, hardware_key, model, suite)
+        plans.append(
+            _plan(BaselineFile(hardware_key, model, suite, entries), before, known, complete=selected is None)
+        )
+    return tuple(plans)
+
+
+def require_reason(plans: Sequence[Plan], reason: str | None) -> None:
+    """Refuse to loosen without a reason.
+
+    Raises:
+        Refused: when a row loosens and no reason (or an empty one) is given.
+    """
+    rows = [row for plan in plans for row in plan.loosened]
+    if rows and not (reason and reason.strip()):
+        names = "; ".join(f"{row.case} {row.metric}: {row.kind.value}" for row in rows)
+        raise Refused(
+            f"this would let pass what failed before ({names}); say why: --accept-regression REASON"
+        )
+
+
+def apply(root: Path, plans: Sequence[Plan]) -> tuple[Path, ...]:
+    """Write the files that change; returns them."""
+    return tuple(write_baselines(root, plan.after, plan.touched) for plan in plans if plan.touched)
+
+
+def plan_table(plans: Sequence[Plan]) -> Table:
+    """Old, new, change and tolerance of every metric, for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("case", "metric", "old", "new", "change", "tolerance", "outcome"):
+        table.add_column(name, justify="right" if name in ("old", "new", "change") else "left")
+    styles = {Change.WITHIN_BAND: "dim", Change.NEW: "green", Change.BETTER: "green", Change.TIGHTER: "green"}
+    for row in sorted((row for plan in plans for row in plan.rows), key=lambda row: not row.loosens):
+        table.add_row(
+            row.case,
+            row.metric,
+            *_old_new(row),
+            f"{row.change:+.1%}" if row.change is not None else "",
+            _tolerance(row),
+            row.kind.value,
+            style=styles.get(row.kind, "bold red"),
+        )
+    return table
+
+
+def measurement_command(
+    suite: str, report: Path, *, suites: Path, cases: Collection[str] | None, options: Mapping[str, str]
+) -> list[str]:
+    """The pytest run that measures: this interpreter, one process, no gate, a report of its own.
+
+    Args:
+        suite: the marker.
+        report: folder that the run writes ``results.json`` into.
+        suites: folder of the suites.
+        cases: ids to run; all unless given.
+        options: values of further ``--wan-`` options by name.
+    """
+    command = [sys.executable, "-m", "pytest", "-m", suite, str(suites), "-p", "no:xdist", "--wan-no-gate"]
+    command += [f"--wan-report={report}"]
+    command += [f"--wan-{name}={value}" for name, value in sorted(options.items())]
+    return command + (["-k", " or ".join(sorted(cases))] if cases else [])
+
+
+def measure(command: Sequence[str], report: Path) -> RunRecord:
+    """Run the measurement and read its record.
+
+    Raises:
+        Refused: when pytest did not end well, or left no record.
+        RecordError: when the record is not one of this version.
+    """
+    from wan_trt_core.records import RunRecord
+
+    result = subprocess.run(list(command), check=False)
+    if result.returncode:
+        raise Refused(f"the measurement ended with code {result.returncode}: {shlex.join(command)}")
+    return RunRecord.read(report / "results.json")
+
+
+def measure_runs(
+    suite: str,
+    runs: int,
+    *,
+    suites: Path,
+    cases: Collection[str] | None,
+    options: Mapping[str, str],
+) -> list[RunRecord]:
+    """Measure ``runs`` times, each in a process of its own."""
+    records = []
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder:
+            report = Path(folder)
+            command = measurement_command(suite, report, suites=suites, cases=cases, options=options)
+            records.append(measure(command, report))
+    return records
+
+
+def now() -> str:
+    """The present time, UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def folder_in_repository(folder: Path) -> str:
+    """``folder`` as git names it: relative to the repository's root; as given where there is no git."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True
+        )
+        return Path(os.path.relpath(folder.resolve(), result.stdout.strip())).as_posix()
+    except (OSError, subprocess.SubprocessError):
+        return folder.as_posix()
+
+
+def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str], *, complete: bool) -> Plan:
+    stored = dict(before.cases) if before else {}
+    rows: list[Row] = []
+    touched: set[str] = set()
+    after = dict(stored)
+    for case, entry in new.cases.items():
+        found = compare_entries(case, stored.get(case), entry)
+        rows += found
+        if any(row.kind is not Change.WITHIN_BAND for row in found):
+            touched.add(case)
+            after[case] = _explained(entry, found)
+    orphans = find_orphans(before, known) if before else ()
+    if complete:
+        touched |= set(orphans)
+        after = {case: entry for case, entry in after.items() if case not in orphans}
+    return Plan(
+        new.hardware_key,
+        new.model,
+        new.suite,
+        before,
+        replace(new, cases=after),
+        frozenset(touched),
+        tuple(rows),
+        orphans,
+    )
+
+
+def _explained(entry: BaselineEntry, rows: Sequence[Row]) -> BaselineEntry:
+    """Keep the reason only where something was loosened: elsewhere it would explain nothing."""
+    if any(row.loosens for row in rows):
+        return entry
+    return replace(entry, provenance={**entry.provenance, "accepted_regression": None})
+
+
+def _provenance(provenance: Provenance, record: RunRecord) -> dict[str, Any]:
+    return {
+        "commit": provenance.commit,
+        "dirty": False,
+        "date": provenance.date,
+        "command": list(provenance.command),
+        "versions": dict(record.environment.get("packages", {})),
+        "accepted_regression": provenance.accepted_regression,
+    }
+
+
+def _old_new(row: Row) -> tuple[str, str]:
+    if row.old is not None and row.new is not None:
+        return pair(row.old, row.new, row.unit)
+    return (
+        quantity(row.old, row.unit) if row.old is not None else "",
+        quantity(row.new, row.unit) if row.new is not None else "",
+    )
+
+
+def _tolerance(row: Row) -> str:
+    parts = [f"{row.tolerance.rel:.3g}" if row.tolerance.rel < 0.0005 else f"{row.tolerance.rel:.1%}"]
+    if row.tolerance.abs:
+        parts.append(quantity(row.tolerance.abs, row.unit))
+    return " or ".join(parts)
+
+
+def _choices(banded: Collection[str]) -> str:
+    return f"there are {', '.join(sorted(banded))}" if banded else "the case file has none"
+
+
+__all__ = [
+    "BaselineError",
+    "Plan",
+    "Provenance",
+    "Refused",
+    "apply",
+    "case_records",
+    "check_record",
+    "folder_in_repository",
+    "measure",
+    "measure_runs",
+    "measurement_command",
+    "now",
+    "plan_table",
+    "plan_update",
+    "refuse_xdist",
+    "require_reason",
+    "usable_commit",
+]

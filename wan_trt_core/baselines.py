@@ -1,0 +1,439 @@
+"""Baselines: what a case measured when it was accepted, one file per hardware, model and suite.
+
+``<root>/<hardware key>/<model>/<suite>.json`` holds, by case, the banded metrics with their tolerances, and
+where they come from. Reading is strict: what is not exactly a baseline of this schema and this hardware is an
+error that names the file, the key and the command to mend it, never a gate that holds nothing. Nothing is
+looked up under another hardware key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from wan_trt_core.gates.bands import (
+    BaselineEntry,
+    BaselineMetric,
+    Better,
+    Tolerance,
+    band_limits,
+    position,
+    regenerate_command,
+    usable,
+)
+from wan_trt_core.gates.verdict import Reason
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Band
+    from wan_trt_core.records import Measurement
+
+__all__ = [
+    "BaselineEntry",
+    "BaselineError",
+    "BaselineFile",
+    "BaselineMetric",
+    "Change",
+    "Row",
+    "Tolerance",
+    "baseline_path",
+    "compare_entries",
+    "find_orphans",
+    "new_entry",
+    "read_baselines",
+    "write_baselines",
+]
+
+SCHEMA_VERSION = 1
+SIGNIFICANT_DIGITS = 6
+"""Stored digits: far below any noise, and few enough that a diff can be read."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
+_ENTRY_KEYS = {"metrics", "provenance"}
+_METRIC_KEYS = {"value", "unit", "better", "n", "spread", "samples", "tolerance"}
+_TOLERANCE_KEYS = {"rel", "abs", "reason"}
+_PROVENANCE_KEYS = {"commit", "dirty", "date", "command", "versions", "runs", "accepted_regression"}
+
+
+class BaselineError(ValueError):
+    """A baseline cannot be used or made; the message names the file and the key, and what to run."""
+
+
+@dataclass(frozen=True)
+class BaselineFile:
+    """The baselines of one hardware, model and suite, by case."""
+
+    hardware_key: str
+    model: str
+    suite: str
+    cases: Mapping[str, BaselineEntry]
+
+
+class Change(StrEnum):
+    """What a new measurement means for a stored metric."""
+
+    NEW = "new"
+    REMOVED = "removed"
+    WITHIN_BAND = "within band"
+    BETTER = "better"
+    WORSE = "worse"
+    TIGHTER = "tighter tolerance"
+    LOOSER = "looser tolerance"
+    OTHER_UNIT = "other unit"
+
+
+LOOSENING = frozenset({Change.WORSE, Change.LOOSER, Change.REMOVED})
+"""Changes that let something pass that failed before: they need a reason."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Old and new value of one metric; values in ``unit``.
+
+    Attributes:
+        change: the relative change of the value, ``None`` unless there is an old and a new one.
+        kind: what it means; of several (worse and looser), the one that needs a reason.
+    """
+
+    case: str
+    metric: str
+    unit: str
+    old: float | None
+    new: float | None
+    tolerance: Tolerance
+    kind: Change
+
+    @property
+    def change(self) -> float | None:
+        """The new value over the old, less one."""
+        return self.new / self.old - 1 if self.old and self.new is not None else None
+
+    @property
+    def loosens(self) -> bool:
+        """Whether accepting it needs a reason."""
+        return self.kind in LOOSENING
+
+
+def baseline_path(root: Path, hardware_key: str, model: str, suite: str) -> Path:
+    """Where the baselines of one hardware, model and suite are kept; of a model folder, its last name counts.
+
+    Raises:
+        BaselineError: when a part cannot be a folder's name.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name)
+    for what, part in (("hardware key", hardware_key), ("model", name), ("suite", suite)):
+        if not _SAFE_NAME.fullmatch(part):
+            raise BaselineError(
+                f"the {what} {part!r} cannot name a baseline; use letters, digits, '.', '_', '-'"
+            )
+    return root / hardware_key / name / f"{suite}.json"
+
+
+def read_baselines(root: Path, hardware_key: str, model: str, suite: str) -> BaselineFile | None:
+    """The baselines of this hardware, model and suite; ``None`` when it has no file.
+
+    Raises:
+        BaselineError: when there is one and it is not whole, of another schema, hardware, model or suite, has
+            a key too many or too few, or a value that is not a positive number.
+    """
+    path = baseline_path(root, hardware_key, model, suite)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaselineError(f"{path}: cannot be read: {error}") from error
+    return _Reader(path, suite).file(text, hardware_key, path.parent.name)
+
+
+def write_baselines(root: Path, baselines: BaselineFile, touched: Collection[str]) -> Path:
+    """Write a baseline file atomically; every entry but the ``touched`` ones stays byte for byte.
+
+    Args:
+        root: the baselines folder.
+        baselines: all entries of the file, untouched ones as they were read.
+        touched: cases that are new, changed or removed.
+
+    Returns:
+        The file written.
+
+    Raises:
+        BaselineError: when the file on disk is not in the form this function writes (then rewriting it would
+            touch every entry), or an untouched entry differs from the one on disk.
+    """
+    from wan_trt_core.records import write_json
+
+    path = baseline_path(root, baselines.hardware_key, baselines.model, baselines.suite)
+    data: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "hardware_key": baselines.hardware_key,
+        "model": path.parent.name,
+        "suite": baselines.suite,
+        "cases": {case: _entry_data(entry) for case, entry in baselines.cases.items()},
+    }
+    if path.exists():
+        before = path.read_text(encoding="utf-8")
+        stored = json.loads(before)
+        if _canonical(stored) != before:
+            raise BaselineError(
+                f"{path}: was formatted by something else, so writing it would touch every entry; "
+                f"restore it from version control (git checkout -- {path})"
+            )
+        for case, entry in stored["cases"].items():
+            if case not in touched and data["cases"].get(case) != entry:
+                raise BaselineError(f"{path}: case {case} would change although it was not regenerated")
+    write_json(path, _sorted(data))
+    return path
+
+
+def find_orphans(baselines: BaselineFile, cases: Collection[str]) -> tuple[str, ...]:
+    """Cases with a baseline that no case file has: nothing will ever be held against them."""
+    return tuple(sorted(set(baselines.cases) - set(cases)))
+
+
+def new_entry(
+    case: str,
+    bands: Mapping[str, Band],
+    measurements: Sequence[Measurement],
+    provenance: Mapping[str, Any],
+) -> BaselineEntry:
+    """The entry of one case from one or more independent runs: the median of each banded metric.
+
+    Raises:
+        BaselineError: when a metric was not measured, is not a positive number, changes its unit between
+            runs, or the runs do not fit into the band that they are to set.
+    """
+    if not measurements:
+        raise BaselineError(f"case {case}: no run measured it")
+    metrics = {name: _new_metric(case, name, band, measurements) for name, band in bands.items()}
+    return BaselineEntry(metrics, {**provenance, "runs": len(measurements)})
+
+
+def compare_entries(case: str, old: BaselineEntry | None, new: BaselineEntry) -> tuple[Row, ...]:
+    """Old against new, one row a metric; an entry whose rows are all within the band need not change."""
+    before = old.metrics if old else {}
+    rows = [_row(case, name, before.get(name), metric) for name, metric in new.metrics.items()]
+    for name in set(before) - set(new.metrics):
+        gone = before[name]
+        rows.append(Row(case, name, gone.unit, gone.value, None, gone.tolerance, Change.REMOVED))
+    return tuple(sorted(rows, key=lambda row: row.metric))
+
+
+def _row(case: str, name: str, old: BaselineMetric | None, new: BaselineMetric) -> Row:
+    kind = _change(old, new) if old else Change.NEW
+    return Row(case, name, new.unit, old.value if old else None, new.value, new.tolerance, kind)
+
+
+def _change(old: BaselineMetric, new: BaselineMetric) -> Change:
+    if (old.unit, old.better) != (new.unit, new.better):
+        return Change.OTHER_UNIT
+    where = position(new.value, old, new.tolerance)
+    if where is Reason.WORSE_THAN_BAND:
+        return Change.WORSE
+    if new.tolerance.looser_than(old.tolerance):
+        return Change.LOOSER
+    if where is Reason.BETTER_THAN_BAND:
+        return Change.BETTER
+    return Change.WITHIN_BAND if new.tolerance.same_width(old.tolerance) else Change.TIGHTER
+
+
+def _new_metric(case: str, name: str, band: Band, measurements: Sequence[Measurement]) -> BaselineMetric:
+    found = [measurement.metrics.get(name) for measurement in measurements]
+    values, units, better = [], set(), set()
+    for metric in found:
+        if metric is None or metric.value is None:
+            why = metric.detail if metric and metric.detail else "the run did not measure it"
+            raise BaselineError(f"case {case}: {name} has a band but no value ({why})")
+        if not usable(metric.value):
+            raise BaselineError(
+                f"case {case}: {name} measured {metric.value!r}; a band needs a positive number, "
+                "so hold it by a limit in the case file instead"
+            )
+        values.append(_rounded(metric.value))
+        units.add(metric.unit)
+        better.add(metric.better)
+    if len(units) > 1 or len(better) > 1:
+        raise BaselineError(f"case {case}: {name} changes its unit or direction between runs")
+    value = _rounded(median(values))
+    stored = BaselineMetric(
+        value,
+        units.pop(),
+        better.pop(),
+        Tolerance(band.rel, band.abs, band.reason),
+        n=len(values),
+        spread=_rounded((max(values) - min(values)) / value),
+        samples=tuple(values),
+    )
+    low, high = band_limits(stored)
+    if min(values) < low or max(values) > high:
+        raise BaselineError(
+            f"case {case}: {name} differs by {stored.spread:.1%} between {len(values)} runs, "
+            f"more than its band (rel {band.rel:g}, abs {band.abs:g}) lets through; "
+            "run on a quieter machine or widen the band"
+        )
+    return stored
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one file strictly; every error names the file, the key and the next command."""
+
+    path: Path
+    suite: str
+
+    def file(self, text: str, hardware_key: str, model: str) -> BaselineFile:
+        try:
+            data = json.loads(text, parse_constant=self._constant, object_pairs_hook=self._object)
+        except json.JSONDecodeError as error:
+            self._fail(f"is no whole JSON ({error})")
+        if not isinstance(data, dict):
+            self._fail("is no JSON object")
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION or isinstance(version, bool):
+            self._fail(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
+        self._keys("", data, _FILE_KEYS)
+        for key, expected in (("hardware_key", hardware_key), ("model", model), ("suite", self.suite)):
+            if data[key] != expected:
+                self._fail(
+                    f"{key} is {data[key]!r}, but the file lies under {expected!r}: never copied from there"
+                )
+        cases = self._dict("cases", data["cases"])
+        return BaselineFile(
+            hardware_key, model, self.suite, {case: self._entry(case, entry) for case, entry in cases.items()}
+        )
+
+    def _entry(self, case: str, data: Any) -> BaselineEntry:
+        at = f"cases.{case}"
+        self._keys(at, self._dict(at, data, case), _ENTRY_KEYS, case)
+        metrics = self._dict(f"{at}.metrics", data["metrics"], case)
+        provenance = self._dict(f"{at}.provenance", data["provenance"], case)
+        self._keys(f"{at}.provenance", provenance, _PROVENANCE_KEYS, case)
+        stored = {
+            name: self._metric(f"{at}.metrics.{name}", case, metric) for name, metric in metrics.items()
+        }
+        return BaselineEntry(stored, provenance)
+
+    def _metric(self, at: str, case: str, data: Any) -> BaselineMetric:
+        self._keys(at, self._dict(at, data, case), _METRIC_KEYS, case)
+        better: Better
+        if data["better"] == "higher":
+            better = "higher"
+        elif data["better"] == "lower":
+            better = "lower"
+        else:
+            self._fail(f"{at}.better is {data['better']!r}, allowed are 'higher' and 'lower'", case)
+        samples = data["samples"]
+        if not isinstance(samples, list) or len(samples) != data["n"]:
+            self._fail(f"{at}.samples does not hold the {data['n']!r} values that n says", case)
+        return BaselineMetric(
+            self._positive(f"{at}.value", case, data["value"]),
+            self._text(f"{at}.unit", case, data["unit"]),
+            better,
+            self._tolerance(f"{at}.tolerance", case, data["tolerance"]),
+            len(samples),
+            self._number(f"{at}.spread", case, data["spread"]),
+            tuple(self._positive(f"{at}.samples", case, sample) for sample in samples),
+        )
+
+    def _tolerance(self, at: str, case: str, data: Any) -> Tolerance:
+        self._keys(at, self._dict(at, data, case), _TOLERANCE_KEYS, case)
+        return Tolerance(
+            self._number(f"{at}.rel", case, data["rel"]),
+            self._number(f"{at}.abs", case, data["abs"]),
+            self._text(f"{at}.reason", case, data["reason"]),
+        )
+
+    def _number(self, at: str, case: str, value: Any) -> float:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or value < 0
+        ):
+            self._fail(f"{at} is {value!r}, not a number of at least 0", case)
+        return float(value)
+
+    def _positive(self, at: str, case: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not usable(value):
+            self._fail(f"{at} is {value!r}, not a positive number", case)
+        return float(value)
+
+    def _text(self, at: str, case: str, value: Any) -> str:
+        if not isinstance(value, str):
+            self._fail(f"{at} is {value!r}, not a text", case)
+        return value
+
+    def _dict(self, at: str, value: Any, case: str | None = None) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self._fail(f"{at} is {value!r}, not an object", case)
+        return value
+
+    def _keys(self, at: str, data: Mapping[str, Any], allowed: set[str], case: str | None = None) -> None:
+        where = f"{at}: " if at else ""
+        if unknown := sorted(set(data) - allowed):
+            self._fail(
+                f"{where}unknown key {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}", case
+            )
+        if absent := sorted(allowed - set(data)):
+            self._fail(f"{where}key {', '.join(absent)} is absent", case)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data = dict(pairs)
+        if len(data) != len(pairs):
+            names = [name for name, _ in pairs]
+            self._fail(f"key {next(name for name in names if names.count(name) > 1)} is there twice")
+        return data
+
+    def _constant(self, name: str) -> float:
+        self._fail(f"holds {name}, not a positive number")
+
+    def _fail(self, what: str, case: str | None = None) -> NoReturn:
+        command = (
+            regenerate_command(self.suite, case)
+            if case
+            else f"python tools/regenerate_baselines.py --suite {self.suite}"
+        )
+        raise BaselineError(
+            f"{self.path}: {what}; restore the file from version control, or delete it and make it again: "
+            f"{command}"
+        )
+
+
+def _entry_data(entry: BaselineEntry) -> dict[str, Any]:
+    return {
+        "metrics": {name: _metric_data(metric) for name, metric in entry.metrics.items()},
+        "provenance": dict(entry.provenance),
+    }
+
+
+def _metric_data(metric: BaselineMetric) -> dict[str, Any]:
+    tolerance = metric.tolerance
+    return {
+        "value": metric.value,
+        "unit": metric.unit,
+        "better": metric.better,
+        "n": metric.n,
+        "spread": metric.spread,
+        "samples": list(metric.samples),
+        "tolerance": {"rel": tolerance.rel, "abs": tolerance.abs, "reason": tolerance.reason},
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+def _canonical(data: Any) -> str:
+    """As :func:`wan_trt_core.records.write_json` writes it, keys in order."""
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
+def _sorted(data: Any) -> Any:
+    return json.loads(json.dumps(data, sort_keys=True))

@@ -1,0 +1,348 @@
+"""``wan-trt doctor``: the settings, what this machine has, and what is missing for which feature."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wan_trt_core.config import Loaded, Settings
+
+Status = Literal["ok", "missing", "error"]
+
+PROBE_TIMEOUT = 120.0
+"""Seconds after which a library that does not come back counts as not loading."""
+
+ORT_BUILDS = ("onnxruntime", "onnxruntime-gpu")
+"""Distributions of the one package ``onnxruntime``: the second overwrites files of the first."""
+
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+"""AlexNet as torchvision names it in the torch hub's folder."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what it is.
+        status: ``ok``, ``missing`` (a feature is not available) or ``error`` (wrong, and must be mended).
+        detail: what was found.
+        feature: what it is needed for.
+        fix: the command or step that mends it; empty when ok.
+        required: the main job with these settings cannot run without it.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    feature: str
+    fix: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything the doctor found."""
+
+    settings: tuple[dict[str, Any], ...]
+    machine: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """The main job can run with these settings, and nothing is installed wrongly."""
+        return not any(
+            found.status == "error" or (found.required and found.status != "ok") for found in self.findings
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON-serialisable data."""
+        findings = [asdict(found) for found in self.findings]
+        return {
+            "healthy": self.healthy,
+            "settings": list(self.settings),
+            "machine": dict(self.machine),
+            "findings": findings,
+        }
+
+
+def diagnose(loaded: Loaded) -> Diagnosis:
+    """Look at everything. Imports the heavy libraries and starts a few short processes; changes nothing."""
+    settings = loaded.settings
+    findings = [
+        *_packages(),
+        onnxruntime_build(),
+        *_providers(settings),
+        *_backends(settings),
+        _tensorrt(),
+        _checkpoint(settings),
+        _encoder(),
+        _lpips(),
+        _cache(settings),
+        _baselines(settings),
+    ]
+    return Diagnosis(tuple(asdict(row) for row in loaded.describe()), machine(), tuple(findings))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory, GPU and the versions that decide what runs here. Memory is in bytes."""
+    import torch
+
+    from wan_trt_core.measure.environment import cpu_count, cpu_name, hardware_key, memory_bytes
+
+    cuda = torch.cuda.is_available()
+    return {
+        "hardware_key": hardware_key("cuda" if cuda else "cpu"),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "cores": cpu_count(),
+        "memory": memory_bytes(),
+        "gpus": gpus(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "torch_sees_gpu": cuda,
+    }
+
+
+def gpus() -> list[dict[str, str]]:
+    """Name, driver and memory of each NVIDIA GPU as ``nvidia-smi`` tells them; empty where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = ["--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run([program, *query], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    names = ("name", "driver", "memory", "compute_capability")
+    rows = (line.split(", ") for line in answer.stdout.splitlines() if line.strip())
+    return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
+
+
+def onnxruntime_build(installed: Iterable[str] | None = None) -> Finding:
+    """Exactly one of ONNX Runtime's builds must be installed: they share one import package.
+
+    Args:
+        installed: names of the installed distributions; looked up unless given.
+    """
+    names = installed_distributions() if installed is None else set(installed)
+    found = [name for name in ORT_BUILDS if name in names]
+    feature = "the onnxruntime backend, and the check of every export"
+    if len(found) == 1:
+        version = "" if installed is not None else f" {importlib.metadata.version(found[0])}"
+        return Finding("ONNX Runtime build", "ok", f"{found[0]}{version}", feature, required=True)
+    if not found:
+        fix = 'pip install "wan-trt-core[cpu]", or "wan-trt-core[gpu]" on a machine with an NVIDIA GPU'
+        return Finding("ONNX Runtime build", "missing", "none is installed", feature, fix, required=True)
+    detail = f"{' and '.join(found)} are both installed and overwrite each other's files"
+    fix = f"pip uninstall -y {' '.join(found)} && pip install onnxruntime-gpu   (without a GPU: onnxruntime)"
+    return Finding("ONNX Runtime build", "error", detail, feature, fix, required=True)
+
+
+def installed_distributions() -> set[str]:
+    """Normalised names of everything that is installed."""
+    return {
+        str(found.metadata["Name"]).lower().replace("_", "-")
+        for found in importlib.metadata.distributions()
+        if found.metadata["Name"]
+    }
+
+
+_PACKAGES = {
+    "torch": "everything",
+    "diffusers": "the reference, and the pipeline",
+    "transformers": "the text encoder",
+    "onnx": "export",
+    "onnxscript": "export",
+    "skimage": "SSIM",
+    "pycvvdp": "ColorVideoVDP",
+    "av": "video files",
+}
+_DISTRIBUTIONS = {"skimage": "scikit-image", "pycvvdp": "cvvdp"}
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for module, feature in _PACKAGES.items():
+        name = _DISTRIBUTIONS.get(module, module)
+        try:
+            importlib.import_module(module)
+            found = Finding(name, "ok", importlib.metadata.version(name), feature, required=True)
+        except (ImportError, OSError) as error:  # OSError: a shared library of the package is missing
+            fix = f"pip install --force-reinstall {name}"
+            found = Finding(name, "missing", _first_line(error), feature, fix, required=True)
+        findings.append(found)
+    return findings
+
+
+_LIST_PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
+
+_TRY_PROVIDER = """
+import sys
+import onnx, onnxruntime
+from onnx import TensorProto, helper
+value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
+graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "probe", [value("x")], [value("y")])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[sys.argv[1]])
+if sys.argv[1] not in session.get_providers():
+    sys.exit(f"the session fell back to {', '.join(session.get_providers())}")
+import numpy
+session.run(None, {"x": numpy.ones(1, numpy.float32)})
+"""
+
+
+def _providers(settings: Settings) -> list[Finding]:
+    """Each execution provider of this ONNX Runtime, tried with a session in a process of its own.
+
+    The list that ONNX Runtime gives says what it was built with, not what loads: a missing CUDA library shows
+    only when a session falls back to the CPU.
+    """
+    listed = _python(_LIST_PROVIDERS)
+    if listed.returncode:
+        return []  # there is no ONNX Runtime; that is a finding of its own
+    wanted = settings.onnxruntime.providers
+    names = list(dict.fromkeys([*wanted, *json.loads(listed.stdout)]))
+    return [_provider(name, required=name in wanted and settings.backend == "onnxruntime") for name in names]
+
+
+def _provider(name: str, *, required: bool) -> Finding:
+    tried = _python(_TRY_PROVIDER, name)
+    if tried.returncode == 0:
+        return Finding(name, "ok", "loads and runs", "onnxruntime", required=required)
+    lines = [line for line in tried.stderr.splitlines() if line.strip()]
+    detail = lines[-1].strip() if lines else f"the process ended with {tried.returncode}"
+    fix = 'pip install "wan-trt-core[gpu]" in place of [cpu], with the CUDA and cuDNN that it was built for'
+    return Finding(
+        name, "missing", f"does not load: {detail}", "onnxruntime on this device", fix, required=required
+    )
+
+
+def _backends(settings: Settings) -> list[Finding]:
+    from wan_trt_core.backends.base import BackendUnavailable
+    from wan_trt_core.backends.registry import backend_names, get_backend
+
+    findings = []
+    for name in backend_names():
+        required = name in (settings.backend, "torch")
+        try:
+            backend = get_backend(name)
+            backend.require(settings)
+        except (BackendUnavailable, ImportError) as error:
+            feature = f"cases with backend: {name}"
+            findings.append(
+                Finding(
+                    f"backend {name}", "missing", _first_line(error), feature, str(error), required=required
+                )
+            )
+        else:
+            versions = ", ".join(f"{package} {version}" for package, version in backend.versions().items())
+            findings.append(
+                Finding(f"backend {name}", "ok", versions, f"cases with backend: {name}", required=required)
+            )
+    if settings.backend not in backend_names():
+        detail = f"there is no such backend; there are {', '.join(backend_names())}"
+        findings.append(
+            Finding(
+                f"backend {settings.backend}", "missing", detail, "the main job", "set backend", required=True
+            )
+        )
+    return findings
+
+
+def _tensorrt() -> Finding:
+    tried = _python("import tensorrt; print(tensorrt.__version__)")
+    feature = "TensorRT engines (this version has no tensorrt backend yet)"
+    if tried.returncode == 0:
+        return Finding("TensorRT", "ok", tried.stdout.strip(), feature)
+    return Finding("TensorRT", "missing", "does not import", feature, 'pip install "wan-trt-core[tensorrt]"')
+
+
+def _checkpoint(settings: Settings) -> Finding:
+    from wan_trt_core.models.catalogue import CatalogueError, resolve
+    from wan_trt_core.models.checkpoint import CheckpointError
+
+    try:
+        model = resolve(settings.model, settings.checkpoint)
+        model.profile(settings.profile)
+    except (CatalogueError, CheckpointError) as error:
+        fix = "give another model, checkpoint or profile, or install the package again"
+        return Finding(f"model {settings.model}", "missing", str(error), "the main job", fix, required=True)
+    return Finding(
+        f"model {settings.model}", "ok", str(model.checkpoint.folder), "the main job", required=True
+    )
+
+
+def _encoder() -> Finding:
+    feature = "writing videos"
+    try:
+        import av
+
+        av.codec.Codec("libx264", "w")
+    except (ImportError, ValueError) as error:
+        detail = f"PyAV has no H.264 encoder (libx264): {_first_line(error)}"
+        fix = "pip install --force-reinstall av   (its wheels have the encoder)"
+        return Finding("H.264 encoder", "missing", detail, feature, fix, required=True)
+    return Finding("H.264 encoder", "ok", f"libx264 through PyAV {av.__version__}", feature, required=True)
+
+
+def _lpips() -> Finding:
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
+    feature = "LPIPS (only for cases that require it)"
+    if path.is_file():
+        return Finding("LPIPS weights", "ok", str(path), feature)
+    fix = "python -c 'import torchvision; torchvision.models.alexnet(weights=\"DEFAULT\")'   (with a network)"
+    return Finding("LPIPS weights", "missing", f"not in the torch hub's folder: {path}", feature, fix)
+
+
+def _cache(settings: Settings) -> Finding:
+    folder = settings.cache
+    while not folder.exists():
+        folder = folder.parent
+    feature = "storing ONNX files and engines"
+    if not os.access(folder, os.W_OK):
+        fix = "set cache (WAN_TRT_CACHE) to a folder that can be written"
+        return Finding(
+            "engine cache", "missing", f"{settings.cache} cannot be written", feature, fix, required=True
+        )
+    free = shutil.disk_usage(folder).free / 2**30
+    return Finding("engine cache", "ok", f"{settings.cache}, {free:.0f} GiB free", feature, required=True)
+
+
+def _baselines(settings: Settings) -> Finding:
+    import torch
+
+    from wan_trt_core.measure.environment import hardware_key
+
+    key = hardware_key("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu")
+    folder = settings.baselines / key
+    feature = "absolute bands (without them the ratio gates decide)"
+    if folder.is_dir():
+        return Finding("baselines", "ok", str(folder), feature)
+    fix = "python tools/regenerate_baselines.py   (in the repository that keeps the baselines)"
+    return Finding("baselines", "missing", f"none for this hardware: {folder}", feature, fix)
+
+
+def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"no answer within {PROBE_TIMEOUT:g} s")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,169 @@
+"""Checks on an exported model: its interface, its validity, and that it computes what PyTorch does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.export.errors import ExportError
+from wan_trt_core.models.component import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy
+    from onnx import ValueInfoProto
+    from onnxruntime import InferenceSession
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far ONNX Runtime's output is from PyTorch's.
+
+    Attributes:
+        relative: L2 norm of the difference over that of PyTorch's output; infinite where only the latter is 0.
+        bad: values of ONNX Runtime's output that are no finite numbers.
+        bad_reference: the same in PyTorch's.
+    """
+
+    relative: float
+    size: int
+    bad: int = 0
+    bad_reference: int = 0
+
+
+def check_interface(
+    what: str, path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], extra: Sequence[str] = ()
+) -> None:
+    """Compare names and symbolic shapes with the declared ones.
+
+    An exporter that finds an axis constant writes its size instead of its name, and says nothing.
+
+    Args:
+        what: the model's name in messages.
+        extra: names of outputs beyond the declared ones, whose shapes are free.
+
+    Raises:
+        ExportError: naming the tensor, the axis, what was declared and what was found.
+    """
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    for kind, values, specs, more in (
+        ("inputs", graph.input, inputs, ()),
+        ("outputs", graph.output, outputs, extra),
+    ):
+        found = [value.name for value in values]
+        declared = [*(spec.name for spec in specs), *more]
+        if found != declared:
+            raise ExportError(f"{what}: the exported {kind} are {found}, declared are {declared}")
+        for value, spec in zip(values, specs, strict=False):
+            _check_axes(what, value, spec)
+
+
+def _check_axes(what: str, value: ValueInfoProto, spec: TensorSpec) -> None:
+    axes = [
+        axis.dim_value if axis.HasField("dim_value") else axis.dim_param
+        for axis in value.type.tensor_type.shape.dim
+    ]
+    if len(axes) != len(spec.axes):
+        raise ExportError(f"{what}: {spec.name} has {len(axes)} axes {axes}, declared are {list(spec.axes)}")
+    for index, (found, declared) in enumerate(zip(axes, spec.axes, strict=True)):
+        if _factors(found) != _factors(declared):
+            specialised = isinstance(declared, str) and isinstance(found, int)
+            raise ExportError(
+                f"{what}: axis {index} of {spec.name} is {found!r}, declared is {declared!r}"
+                + (": the export fixed the size of a dynamic axis" if specialised else "")
+            )
+
+
+def _factors(axis: int | str) -> tuple[int, tuple[str, ...]]:
+    """An axis expression as a number and its names in order, so that ``2*h`` equals ``h*2``."""
+    if isinstance(axis, int):
+        return axis, ()
+    parts = [part.strip() for part in axis.split("*")]
+    return math.prod(int(part) for part in parts if part.isdigit()), tuple(
+        sorted(part for part in parts if not part.isdigit())
+    )
+
+
+def check_model(path: Path) -> None:
+    """Let ``onnx`` check the model and infer all shapes strictly.
+
+    Raises:
+        onnx.checker.ValidationError, onnx.shape_inference.InferenceError: when it does not hold together.
+    """
+    import onnx
+
+    onnx.checker.check_model(str(path))
+    onnx.shape_inference.infer_shapes(
+        onnx.load(str(path), load_external_data=False), check_type=True, strict_mode=True, data_prop=True
+    )
+
+
+def open_session(path: Path, threads: int | None) -> InferenceSession:
+    """A session of ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def compare(
+    what: str, session: InferenceSession, graph: nn.Module, tensors: Mapping[str, Tensor]
+) -> dict[str, Difference]:
+    """Run the same inputs through ONNX Runtime and through the graph in PyTorch.
+
+    Raises:
+        ExportError: when an output's shape differs.
+    """
+    import torch
+
+    with torch.inference_mode():
+        expected = graph(*tensors.values())
+    found = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
+    names = [output.name for output in session.get_outputs()]
+    differences = {}
+    for name, want, got in zip(names, expected, found, strict=True):
+        if tuple(want.shape) != got.shape:
+            raise ExportError(f"{what}: {name} is {got.shape} in ONNX Runtime, {tuple(want.shape)} in PyTorch")
+        differences[name] = _difference(want.numpy(), got)
+    return differences
+
+
+def _difference(want: numpy.ndarray[Any, Any], got: numpy.ndarray[Any, Any]) -> Difference:
+    import numpy
+
+    want, got = want.astype(numpy.float64), got.astype(numpy.float64)
+    bad, bad_reference = (int(numpy.count_nonzero(~numpy.isfinite(values))) for values in (got, want))
+    if bad or bad_reference:
+        return Difference(math.inf, got.size, bad, bad_reference)
+    distance, length = float(numpy.linalg.norm(got - want)), float(numpy.linalg.norm(want))
+    if length == 0.0:
+        return Difference(0.0 if distance == 0.0 else math.inf, got.size)
+    return Difference(distance / length, got.size)
+
+
+def judge(what: str, differences: Mapping[str, Difference], tolerance: float) -> None:
+    """Raise unless every output is finite and within the tolerance.
+
+    Raises:
+        ExportError: naming the first output that is not.
+    """
+    for name, difference in differences.items():
+        if difference.bad or difference.bad_reference:
+            where = "PyTorch and so in the model" if difference.bad_reference else "ONNX Runtime, not in PyTorch"
+            raise ExportError(
+                f"{what}: {name} has {max(difference.bad, difference.bad_reference)} values of {difference.size}"
+                f" that are NaN or infinite, in {where}. Check the weights, or export in a wider precision"
+            )
+        if difference.relative > tolerance:
+            raise ExportError(
+                f"{what}: {name} differs from PyTorch by {difference.relative:.2e} (relative L2),"
+                f" allowed is {tolerance:.0e}"
+            )

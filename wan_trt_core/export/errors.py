@@ -1,0 +1,7 @@
+"""What goes wrong while a component becomes ONNX."""
+
+from __future__ import annotations
+
+
+class ExportError(RuntimeError):
+    """A component could not be exported, or what came out is wrong; the message names component and tensor."""

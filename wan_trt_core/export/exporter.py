@@ -1,0 +1,293 @@
+"""One component to one checked ONNX model: ``{component}_{precision}.onnx`` and its external data.
+
+The same weights, component, versions and settings give the same bytes: everything that names this machine (paths
+in stack traces, source lines) is removed. The name of the module that each node came from is kept, so that a
+backend's error can be told in terms of the model.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.backends.base import OnnxModel, Progress
+from wan_trt_core.export.errors import ExportError
+from wan_trt_core.models.catalogue import ResolvedModel
+from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
+from wan_trt_core.models.component import Component, TensorSpec
+from wan_trt_core.models.components import get_component
+from wan_trt_core.models.profiles import POINTS, ShapeProfile, Sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from wan_trt_core.config import Settings
+
+logger = logging.getLogger(__name__)
+
+MODULE_NAMES = "pkg.torch.onnx.name_scopes"
+"""The one kind of metadata that is kept: for each node, the modules it came from, outermost first."""
+
+TRACED = Sizes(height=64, width=96, frames=9, text_length=16)
+"""The video the graph is traced with. No axis is one (the tracer would take it for constant); any other will do."""
+
+
+def export_component(
+    component: Component | str,
+    model: ResolvedModel | Checkpoint,
+    profile: ShapeProfile,
+    precision: str,
+    folder: Path,
+    settings: Settings,
+    *,
+    block_outputs: bool = False,
+    progress: Progress | None = None,
+) -> OnnxModel:
+    """Export a component and check what came out.
+
+    The names and symbolic shapes of inputs and outputs must be the declared ones, ``onnx`` must accept the model
+    and infer its shapes, and (``settings.export.check``) ONNX Runtime must compute what PyTorch does at the
+    profile's min, opt and max.
+
+    Args:
+        folder: where the two files go; nothing is left there unless everything succeeded.
+        block_outputs: also give out the intermediate tensors that :meth:`Component.blocks` names.
+
+    Raises:
+        ExportError: when the exporter fails, a check fails, or the disk is full.
+        ComponentError: when the component has no such precision, or the checkpoint is not of its kind.
+        CheckpointError: when the weights cannot be loaded.
+    """
+    component = get_component(component) if isinstance(component, str) else component
+    checkpoint = model.checkpoint if isinstance(model, ResolvedModel) else model
+    report = _reporter(f"export {component.name} {precision}", progress)
+    name = f"{component.name}_{precision}.onnx"
+    blocks = component.blocks(checkpoint) if block_outputs else ()
+    graph = component.graph(checkpoint, precision, block_outputs=block_outputs)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        _explained(component, precision, "writing the ONNX model"),
+        tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary,
+    ):
+        path = Path(temporary) / name
+        _write_onnx(component, checkpoint, graph, precision, path, settings.export.opset, blocks, report)
+        _check(component, checkpoint, graph, profile, precision, path, settings, blocks, report)
+        files = sorted(Path(temporary).iterdir())
+        sha256 = _hash(files)
+        for file in files:
+            os.replace(file, folder / file.name)
+    report("done", 1.0)
+    return OnnxModel(
+        component=component.name,
+        precision=precision,
+        path=folder / name,
+        sha256=sha256,
+        profile=profile.name,
+        shapes=profile_shapes(component, checkpoint, profile),
+        inputs=tuple(spec.name for spec in component.inputs(checkpoint)),
+        outputs=tuple(spec.name for spec in component.outputs(checkpoint)),
+        block_outputs=blocks,
+    )
+
+
+def profile_shapes(
+    component: Component, checkpoint: Checkpoint, profile: ShapeProfile
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shape of every input at the profile's ``min``, ``opt`` and ``max``."""
+    return {
+        spec.name: {point: spec.shape(component.sizes(profile.at(point))) for point in POINTS}
+        for spec in component.inputs(checkpoint)
+    }
+
+
+def _write_onnx(
+    component: Component,
+    checkpoint: Checkpoint,
+    graph: nn.Module,
+    precision: str,
+    path: Path,
+    opset: int,
+    blocks: tuple[str, ...],
+    report: Progress,
+) -> None:
+    import torch
+
+    inputs, outputs = component.inputs(checkpoint), component.outputs(checkpoint)
+    axes = {name: torch.export.Dim(name, min=1) for name in component.sizes(TRACED)}
+    shapes: list[Any] = [_dynamic(spec, axes) for spec in inputs]
+    tensors = [_empty(spec, component.sizes(TRACED), precision) for spec in inputs]
+
+    report("trace", 0.0)
+    with torch.no_grad(), _explained(component, precision, "tracing with torch.export"):
+        # tracing first makes an axis that cannot be dynamic an error; torch.onnx.export alone would fix its size
+        program = torch.export.export(graph, tuple(tensors), dynamic_shapes=_as_signature(graph, shapes), strict=False)
+    report("convert", 0.3)
+    with _explained(component, precision, f"converting to ONNX opset {opset}"):
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+            input_names=[spec.name for spec in inputs],
+            output_names=[*(spec.name for spec in outputs), *blocks],
+        )
+        assert converted is not None
+        converted.rename_axes(_axis_names(converted.model, inputs))
+    report("optimize", 0.7)
+    with _explained(component, precision, "optimizing the ONNX graph"):
+        converted.optimize()
+        _strip_metadata(converted.model)
+    with _explained(component, precision, "writing the ONNX model"):
+        converted.save(path, external_data=True)
+
+
+def _check(
+    component: Component,
+    checkpoint: Checkpoint,
+    graph: nn.Module,
+    profile: ShapeProfile,
+    precision: str,
+    path: Path,
+    settings: Settings,
+    blocks: tuple[str, ...],
+    report: Progress,
+) -> None:
+    from wan_trt_core.export import checks
+
+    report("check", 0.8)
+    what = f"{component.name} {precision}"
+    checks.check_interface(what, path, component.inputs(checkpoint), component.outputs(checkpoint), blocks)
+    with _explained(component, precision, "checking the model with onnx"):
+        checks.check_model(path)
+    if not settings.export.check:
+        logger.warning("%s was not compared with PyTorch: export.check is off", what)
+        return
+    tolerance = settings.export.fp32_tolerance if precision == "fp32" else settings.export.fp16_tolerance
+    prepare = component.prepare(checkpoint, precision)
+    points = {point: profile.at(point) for point in POINTS}
+    with _explained(component, precision, "running the model with ONNX Runtime"):
+        session = checks.open_session(path, settings.threads)
+    for index, (point, video) in enumerate(points.items()):
+        report(f"compare at {point}", 0.85 + 0.05 * index)
+        with _explained(component, precision, f"running it at the profile's {point}"):
+            tensors = prepare(component.call_tensors(checkpoint, video))
+            differences = checks.compare(f"{what} at {point} of {profile.name}", session, graph, tensors)
+        checks.judge(f"{what} at {point} of {profile.name}", differences, tolerance)
+
+
+def _dynamic(spec: TensorSpec, axes: Mapping[str, Any]) -> dict[int, Any]:
+    dynamic = {}
+    for index, axis in enumerate(spec.axes):
+        if isinstance(axis, str):
+            factor, _, name = axis.rpartition("*")
+            dynamic[index] = int(factor) * axes[name] if factor else axes[name]
+    return dynamic
+
+
+def _as_signature(graph: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
+    """The inputs' shapes, nested as ``torch.export`` wants them: what ``*args`` takes is one tuple."""
+    import inspect
+
+    kinds = [parameter.kind for parameter in inspect.signature(graph.forward).parameters.values()]
+    named = sum(kind is not inspect.Parameter.VAR_POSITIONAL for kind in kinds)
+    return (*shapes[:named], tuple(shapes[named:])) if shapes[named:] else tuple(shapes)
+
+
+def _empty(spec: TensorSpec, sizes: Mapping[str, int], precision: str) -> Tensor:
+    import torch
+
+    dtype = torch_dtype(precision) if spec.dtype == "precision" else getattr(torch, spec.dtype)
+    return torch.zeros(spec.shape(sizes), dtype=dtype)
+
+
+def _axis_names(model: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, str]:
+    """The tracer's own symbols (``s33``) to the names of the axes they stand for."""
+    names = {}
+    for value, spec in zip(model.graph.inputs, inputs, strict=True):
+        for found, axis in zip(value.shape, spec.axes, strict=True):
+            if isinstance(axis, str) and not isinstance(found, int) and "*" not in axis:
+                names[str(found.value)] = axis
+    return names
+
+
+def _strip_metadata(model: Any) -> None:
+    """Remove what differs between machines and runs. Keeps :data:`MODULE_NAMES`."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    for graph in graphs:
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+            _strip_value(value)
+        for node in graph.all_nodes():
+            kept = node.metadata_props.get(MODULE_NAMES)
+            node.metadata_props.clear()
+            if kept is not None:
+                node.metadata_props[MODULE_NAMES] = kept
+            node.doc_string = None
+            for value in node.outputs:
+                _strip_value(value)
+
+
+def _strip_value(value: Any) -> None:
+    value.metadata_props.clear()
+    value.doc_string = None
+    if value.const_value is not None:
+        value.const_value.metadata_props.clear()
+        value.const_value.doc_string = None
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _reporter(what: str, progress: Progress | None) -> Callable[[str, float], None]:
+    def report(phase: str, fraction: float) -> None:
+        logger.debug("%s: %s", what, phase)
+        if progress is not None:
+            progress(f"{what}: {phase}", fraction)
+
+    return report
+
+
+@contextmanager
+def _explained(component: Component, precision: str, doing: str) -> Iterator[None]:
+    """Turn any failure of the exporter into an :class:`ExportError` that names the component and the stage."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # tracing runs the model, and the exporter raises every kind of error
+        if _disk_full(error):
+            raise ExportError(
+                f"{component.name} {precision}: the disk is full (while {doing}); free some space, or set another"
+                " cache folder with --wan-cache. Nothing was left behind"
+            ) from error
+        raise ExportError(f"{component.name} {precision}: {doing} failed: {_first_lines(error)}") from error
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _first_lines(error: BaseException, limit: int = 600) -> str:
+    text = f"{type(error).__name__}: {error}".strip()
+    return text if len(text) <= limit else f"{text[:limit]} …"

@@ -1,0 +1,331 @@
+"""From a component's name to a loaded engine: export, build, load, each only when the cache has no answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import wan_trt_core
+from wan_trt_core.backends._tensors import distribution_versions
+from wan_trt_core.backends.base import Engine, EngineBackend, EngineError, OnnxModel, Progress
+from wan_trt_core.backends.registry import get_backend
+from wan_trt_core.engine_cache import EngineCache, Entry
+from wan_trt_core.models.components import get_component
+from wan_trt_core.pipeline.streaming import StreamingDecoder
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.profiles import ShapeProfile
+
+SOURCES = ("models", "export")
+"""Subpackages whose source code decides what is exported: part of an ONNX file's identity."""
+
+EXPORTERS = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
+"""Distributions that decide what is exported."""
+
+VAE_DECODER = ("vae_decoder_first", "vae_decoder_next")
+"""The components that decode a video together."""
+
+_GROUPS = {"vae_decoder_first": "vae", "vae_decoder_next": "vae"}
+"""Names by which a precision mapping means several components at once."""
+
+Precision = str | Mapping[str, str]
+"""One precision for all components, or one for each: ``{"dit": "fp16", "vae": "fp32"}``."""
+
+
+@dataclass(frozen=True)
+class PipelineEngines:
+    """The loaded engines of a whole pipeline, and the checkpoint that they were made of.
+
+    Attributes:
+        precision: of each component, by name.
+        text_encoder: None where PyTorch encodes the prompt.
+    """
+
+    checkpoint: Checkpoint
+    precision: Mapping[str, str]
+    dit: Engine
+    vae_first: Engine
+    vae_next: Engine
+    text_encoder: Engine | None = None
+
+
+class EngineStore:
+    """The engines that are loaded, so that one session loads each of them once.
+
+    Args:
+        settings: those of the session; every engine of the store is built and loaded by them.
+        progress: told of every export and build, with what it is for.
+    """
+
+    def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
+        self._settings = settings
+        self._progress = progress
+        self._engines: dict[tuple[Any, ...], Engine] = {}
+
+    def __enter__(self) -> EngineStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def load(
+        self,
+        component: str,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str,
+        backend: str,
+        *,
+        block_outputs: bool = False,
+    ) -> Engine:
+        """The engine of a component; see :func:`load_engine`, which is called the first time only."""
+        key = (component, model.checkpoint.folder, profile, precision, backend, block_outputs)
+        if key not in self._engines:
+            self._engines[key] = load_engine(
+                component,
+                model,
+                profile,
+                precision,
+                backend,
+                self._settings,
+                block_outputs=block_outputs,
+                progress=self._progress,
+            )
+        return self._engines[key]
+
+    def vae_decoder(
+        self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
+    ) -> StreamingDecoder:
+        """The streaming decoder: the engines of the first and of every next latent frame."""
+        first, following = (
+            self.load(name, model, profile, precision_of(precision, name), backend) for name in VAE_DECODER
+        )
+        return StreamingDecoder(first, following)
+
+    def pipeline(
+        self,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: Precision,
+        backend: str,
+        *,
+        text_encoder: bool = False,
+    ) -> PipelineEngines:
+        """The engines from prompt to video: DiT and VAE decoder, and the text encoder if asked for."""
+        names = ("dit", *VAE_DECODER, *(("text_encoder",) if text_encoder else ()))
+        precisions = {name: precision_of(precision, name) for name in names}
+        loaded = {name: self.load(name, model, profile, precisions[name], backend) for name in names}
+        return PipelineEngines(
+            checkpoint=model.checkpoint,
+            precision=precisions,
+            dit=loaded["dit"],
+            vae_first=loaded["vae_decoder_first"],
+            vae_next=loaded["vae_decoder_next"],
+            text_encoder=loaded.get("text_encoder"),
+        )
+
+    def close(self) -> None:
+        """Release every engine of the store."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+
+def precision_of(precision: Precision, component: str) -> str:
+    """The precision of one component, where there is one for all or one for each.
+
+    Raises:
+        ValueError: when none is given for this component.
+    """
+    if isinstance(precision, str):
+        return precision
+    for name in (component, _GROUPS.get(component, component)):
+        if name in precision:
+            return precision[name]
+    group = _GROUPS.get(component)
+    raise ValueError(
+        f"precision names {', '.join(precision) or 'nothing'}, but not {component}"
+        + (f" (nor {group})" if group else "")
+    )
+
+
+def load_engine(
+    component: str,
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    precision: str,
+    backend: str,
+    settings: Settings,
+    *,
+    block_outputs: bool = False,
+    progress: Progress | None = None,
+) -> Engine:
+    """Export, build and load the engine of a component; what the cache holds is not made again.
+
+    Args:
+        component: its name, as ``dit``.
+        backend: the name of an engine backend.
+        block_outputs: with every block's output, to find where one diverges; another engine than without.
+        progress: told of the phases of export and build, with the component's name and precision before them.
+
+    Raises:
+        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, ExportError, EngineError,
+        CacheError: from the stage that failed.
+    """
+    runs = _engine_backend(backend)
+    runs.require(settings)
+    folder = built_engine(
+        component,
+        model,
+        profile,
+        precision,
+        backend,
+        settings,
+        block_outputs=block_outputs,
+        progress=progress,
+    ).folder
+    return runs.load(folder, settings)
+
+
+def built_engine(
+    component: str,
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    precision: str,
+    backend: str,
+    settings: Settings,
+    *,
+    block_outputs: bool = False,
+    progress: Progress | None = None,
+) -> Entry:
+    """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest."""
+    runs = _engine_backend(backend)
+    cache = EngineCache(settings.cache, settings.engine_lock_timeout)
+    source = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
+    identity = {
+        **{name: source[name] for name in ("component", "precision", "profile")},
+        "onnx": source,
+        "backend": runs.name,
+        "options": runs.options(settings),
+        "versions": runs.versions(),
+        "device": runs.device(settings),
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        onnx = exported_model(
+            component, model, profile, precision, settings, block_outputs=block_outputs, progress=progress
+        )
+        facts = runs.build(onnx, folder, settings, _titled(progress, f"build {component} {precision}"))
+        return {**facts, "onnx_sha256": onnx.sha256}
+
+    return cache.get_or_make("engines", identity, build)
+
+
+def exported_model(
+    component: str,
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    precision: str,
+    settings: Settings,
+    *,
+    block_outputs: bool = False,
+    progress: Progress | None = None,
+) -> OnnxModel:
+    """The checked ONNX model of a component, exported unless the cache holds it.
+
+    Raises:
+        ComponentError, CheckpointError, ExportError, CacheError: from the stage that failed.
+    """
+    cache = EngineCache(settings.cache, settings.engine_lock_timeout)
+    identity = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
+
+    def export(folder: Path) -> dict[str, Any]:
+        from wan_trt_core.export.exporter import export_component
+
+        onnx = export_component(
+            get_component(component),
+            model.checkpoint,
+            profile,
+            precision,
+            folder,
+            settings,
+            block_outputs=block_outputs,
+            progress=progress,
+        )
+        return {"model": {**asdict(onnx), "path": onnx.path.relative_to(folder).as_posix()}}
+
+    entry = cache.get_or_make("onnx", identity, export)
+    return _from_facts(entry)
+
+
+def onnx_identity(
+    component: str,
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    precision: str,
+    settings: Settings,
+    *,
+    block_outputs: bool = False,
+) -> dict[str, Any]:
+    """Everything that an exported ONNX file depends on."""
+    return {
+        "component": component,
+        "precision": precision,
+        "profile": profile.name,
+        "sizes": {point: asdict(sizes) for point, sizes in _points(profile).items()},
+        "block_outputs": block_outputs,
+        "weights": model.checkpoint.weights_sha256(get_component(component).part),
+        "export": settings.export.model_dump(mode="json"),
+        "versions": distribution_versions(*EXPORTERS),
+        "sources": sources_sha256(),
+    }
+
+
+def sources_sha256() -> str:
+    """Hash over the source code that decides what is exported (hex)."""
+    package = Path(wan_trt_core.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for name in SOURCES for path in (package / name).rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _engine_backend(name: str) -> EngineBackend:
+    backend = get_backend(name)
+    if not isinstance(backend, EngineBackend):
+        raise EngineError(f"the backend {name} runs PyTorch modules and has no engines")
+    return backend
+
+
+def _points(profile: ShapeProfile) -> dict[str, Any]:
+    return {"min": profile.min, "opt": profile.opt, "max": profile.max}
+
+
+def _from_facts(entry: Entry) -> OnnxModel:
+    """The model as it was described when it was exported. The manifest's own hash vouches for it."""
+    facts = dict(entry.facts["model"])
+    shapes = {
+        name: {point: tuple(shape) for point, shape in points.items()}
+        for name, points in facts["shapes"].items()
+    }
+    names = {key: tuple(facts[key]) for key in ("inputs", "outputs", "block_outputs")}
+    return OnnxModel(**{**facts, **names, "shapes": shapes, "path": entry.folder / facts["path"]})
+
+
+def _titled(progress: Progress | None, title: str) -> Progress | None:
+    return None if progress is None else partial(_report, progress, title)
+
+
+def _report(progress: Progress, title: str, phase: str, fraction: float) -> None:
+    progress(f"{title}: {phase}", fraction)

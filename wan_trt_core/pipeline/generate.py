@@ -1,0 +1,131 @@
+"""From a prompt to a video, by any ``WanPipeline``: stock, compiled or with engines inside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.models.profiles import Sizes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import WanPipeline
+    from torch import Tensor
+
+    from wan_trt_core.models.catalogue import GenerationDefaults
+
+OnStep = Callable[[int, int], None]
+"""Called after each denoising step with the steps done and the steps in all."""
+
+logger = logging.getLogger(__name__)
+
+
+class GenerationError(ValueError):
+    """A video cannot be generated as asked for; the message names the setting and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated video.
+
+    Attributes:
+        frames: (frames, height, width, 3) float32 in [0, 1].
+        latents: after each denoising step, (1, 16, latent frames, height/8, width/8) float32 on the
+            pipeline's device; empty unless asked for.
+    """
+
+    frames: np.ndarray[Any, np.dtype[np.float32]]
+    latents: tuple[Tensor, ...] = ()
+
+
+def generate(
+    pipe: WanPipeline,
+    prompt: str,
+    generation: GenerationDefaults,
+    seed: int = 0,
+    *,
+    negative_prompt: str = "",
+    keep_latents: bool = False,
+    on_step: OnStep | None = None,
+) -> Generated:
+    """Generate one video. The same seed gives the same initial noise on every device and backend.
+
+    Args:
+        prompt: what the video shows.
+        generation: size in pixels, frames, steps, guidance, padded length of the prompt in tokens.
+        negative_prompt: what it should not show; without effect at guidance 1.
+        keep_latents: return the latents after each step, to compare two runs along their trajectory.
+        on_step: for progress.
+
+    Raises:
+        GenerationError: before any work, for an empty prompt or settings that do not fit the model.
+        UnsupportedCall, EngineError: from engines inside the pipeline.
+    """
+    check_request(prompt, generation, seed)
+    _warn_of_cut(pipe, prompt, generation.max_sequence_length)
+    import torch
+
+    latents: list[Tensor] = []
+
+    def after_step(_: WanPipeline, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        if keep_latents:
+            latents.append(tensors["latents"].detach().clone())
+        if on_step is not None:
+            on_step(step + 1, generation.num_inference_steps)
+        return {}
+
+    with _without_bar(pipe):
+        output = pipe(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=generation.height,
+            width=generation.width,
+            num_frames=generation.num_frames,
+            num_inference_steps=generation.num_inference_steps,
+            guidance_scale=generation.guidance_scale,
+            max_sequence_length=generation.max_sequence_length,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            callback_on_step_end=after_step,
+            output_type="np",
+        )
+    return Generated(output.frames[0], tuple(latents))
+
+
+def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0) -> None:
+    """Check what can be checked before anything is loaded.
+
+    Raises:
+        GenerationError: for an empty prompt or settings that do not fit the model.
+    """
+    if not prompt.strip():
+        raise GenerationError("the prompt is empty: say what the video shows")
+    if generation.num_inference_steps < 1:
+        raise GenerationError(f"num_inference_steps must be positive, not {generation.num_inference_steps}")
+    if seed < 0:
+        raise GenerationError(f"the seed must not be negative, not {seed}")
+    try:
+        Sizes(generation.height, generation.width, generation.num_frames, generation.max_sequence_length)
+    except ValueError as error:
+        raise GenerationError(f"this video cannot be generated: {error}") from error
+
+
+def _warn_of_cut(pipe: WanPipeline, prompt: str, length: int) -> None:
+    tokens = len(pipe.tokenizer(prompt).input_ids)
+    if tokens > length:
+        logger.warning(
+            "the prompt has %d tokens; only the first %d count (max_sequence_length)", tokens, length
+        )
+
+
+@contextmanager
+def _without_bar(pipe: WanPipeline) -> Iterator[None]:
+    """Without the pipeline's own progress bar: progress goes to the caller."""
+    before = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)

@@ -1,0 +1,67 @@
+"""Engines inside a diffusers pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.backends.base import Engine
+from wan_trt_core.models.checkpoint import torch_dtype
+from wan_trt_core.models.components import get_component
+from wan_trt_core.pipeline.engines import PipelineEngines
+from wan_trt_core.pipeline.streaming import StreamingDecoder
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+
+def swap(pipe: WanPipeline, engines: PipelineEngines) -> WanPipeline:
+    """A pipeline that runs on engines and shares everything else with ``pipe``, which is left as it was.
+
+    Raises:
+        EngineError: when the two engines of the VAE decoder do not fit together.
+    """
+    from wan_trt_core.pipeline.parts import EngineTextEncoder, EngineTransformer, EngineVAE
+
+    def common(component: str, part: str) -> dict[str, Any]:
+        precision = engines.precision[component]
+        return {
+            "prepare": get_component(component).prepare(engines.checkpoint, precision),
+            "config": getattr(pipe, part).config,
+            "dtype": torch_dtype(precision),
+            "device": pipe.device,
+        }
+
+    decoder = StreamingDecoder(engines.vae_first, engines.vae_next)
+    parts: dict[str, Any] = {
+        "transformer": EngineTransformer(engines.dit, **common("dit", "transformer")),
+        "vae": EngineVAE(decoder, **common("vae_decoder_first", "vae")),
+    }
+    if isinstance(engines.text_encoder, Engine):
+        parts["text_encoder"] = EngineTextEncoder(
+            engines.text_encoder, **common("text_encoder", "text_encoder")
+        )
+    return with_parts(pipe, **parts)
+
+
+def with_parts(pipe: WanPipeline, **parts: Any) -> WanPipeline:
+    """A pipeline with some parts replaced; it shares the others with ``pipe``, which is left as it was.
+
+    The scheduler is copied: it holds the state of the video that is being generated.
+
+    Args:
+        parts: by the names of ``pipe.components``: ``transformer``, ``vae``, ``text_encoder`` …
+
+    Raises:
+        ValueError: for a part that the pipeline does not have.
+    """
+    components = pipe.components
+    unknown = set(parts) - set(components)
+    if unknown:
+        raise ValueError(f"the pipeline has no part {sorted(unknown)[0]!r}; it has {', '.join(components)}")
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    new: WanPipeline = type(pipe)(
+        **{**components, "scheduler": scheduler, **parts},
+        boundary_ratio=pipe.config.boundary_ratio,
+        expand_timesteps=pipe.config.expand_timesteps,
+    )
+    return new

@@ -1,0 +1,150 @@
+"""Video files: H.264 in MP4, through PyAV."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CODEC = "libx264"
+QUALITY = "18"
+"""x264's constant rate factor: 18 is held to be visually lossless."""
+
+
+class VideoError(ValueError):
+    """A video file cannot be written or read; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds; ``width`` and ``height`` in pixels, ``fps`` in frames a second."""
+
+    codec: str
+    width: int
+    height: int
+    frames: int
+    fps: float
+
+
+def check_target(path: Path) -> None:
+    """Make sure, before any work is spent on it, that a video can be written there. Makes the folder.
+
+    Raises:
+        VideoError: when the name does not end in ``.mp4``, is a folder, or the folder cannot be written to.
+    """
+    if path.suffix.lower() != ".mp4":
+        raise VideoError(f"{path}: videos are written as MP4, so the name must end in .mp4")
+    if path.is_dir():
+        raise VideoError(f"{path}: is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be written: {error}") from error
+
+
+def write_video(path: Path, frames: np.ndarray[Any, np.dtype[Any]], fps: float) -> VideoInfo:
+    """Write a video as H.264 (yuv420p, so that every player shows it) and read back what was written.
+
+    The file appears when it is complete; an interrupted or failed write leaves nothing, and what was there.
+
+    Args:
+        frames: (frames, height, width, 3), float in [0, 1] or uint8; height and width even.
+        fps: frames a second.
+
+    Raises:
+        VideoError: for frames of another shape or type, odd sizes, values that are not finite, a rate that is
+            not positive, a path that cannot be written, or a file that does not hold what went in.
+    """
+    pixels = _pixels(path, frames)
+    if not fps > 0:
+        raise VideoError(f"{path}: fps must be positive, not {fps}")
+    check_target(path)
+    with _temporary(path) as partial:
+        _encode(partial, pixels, Fraction(fps).limit_denominator(1001))
+        info = probe(partial)
+        expected = (pixels.shape[2], pixels.shape[1], pixels.shape[0])
+        if (info.width, info.height, info.frames) != expected:
+            raise VideoError(f"{path}: holds {info}, expected width, height, frames {expected}")
+        os.replace(partial, path)
+    return info
+
+
+def probe(path: Path) -> VideoInfo:
+    """What a video file holds, every frame decoded.
+
+    Raises:
+        VideoError: when there is no such file, or it is no video.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: has no video stream")
+            stream = container.streams.video[0]
+            frames = sum(1 for _ in container.decode(stream))
+            rate = float(stream.average_rate or 0)
+            return VideoInfo(stream.codec_context.name, stream.width, stream.height, frames, rate)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be read as a video: {error}") from error
+
+
+def _pixels(path: Path, frames: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    import numpy as np
+
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.shape[0] < 1:
+        raise VideoError(f"{path}: frames have shape {frames.shape}, expected (frames, height, width, 3)")
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise VideoError(
+            f"{path}: {frames.shape[2]}x{frames.shape[1]} pixels; H.264 (yuv420p) needs even width and height"
+        )
+    if frames.dtype == np.uint8:
+        return frames
+    if not np.issubdtype(frames.dtype, np.floating):
+        raise VideoError(f"{path}: frames are {frames.dtype}, expected float in [0, 1] or uint8")
+    if not np.isfinite(frames).all():
+        raise VideoError(f"{path}: the video holds values that are not finite, so it was not written")
+    return (frames.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name in the same folder for the file in the making; it is gone afterwards."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".part.mp4")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        partial.chmod(0o666 & ~_umask())  # mkstemp makes it for the owner alone
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encode(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], rate: Fraction) -> None:
+    import av
+
+    try:
+        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            stream: Any = container.add_stream(CODEC, rate=rate, options={"crf": QUALITY})
+            stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
+            for image in pixels:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be written: {error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

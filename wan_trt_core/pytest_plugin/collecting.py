@@ -1,0 +1,125 @@
+"""From the case file to test items: one for each case of the suite that a test is marked with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from wan_trt_core.pytest_plugin import options, xdist
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Case, Suite
+    from wan_trt_core.pytest_plugin.session import WanSession
+
+FIXTURE = "wan_case"
+
+
+@dataclass(frozen=True)
+class NoCases:
+    """Stands for the cases of a suite that has none: a test on it fails, for nothing would be judged."""
+
+    suite: Suite
+    path: Path
+
+    @property
+    def message(self) -> str:
+        """What is wrong and what to do."""
+        return (
+            f"no case of {self.path} has a {self.suite} gate, so the {self.suite} suite judges nothing: give a case "
+            f"the key '{self.suite}', or leave the suite out with -m 'not {self.suite}'"
+        )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an item judges."""
+
+    case: Case | NoCases
+    suite: Suite
+
+    @property
+    def name(self) -> str:
+        """The case's id; what stands for it where there is none."""
+        return f"no-{self.suite}-cases" if isinstance(self.case, NoCases) else self.case.id
+
+
+def suite_of(node: pytest.Item | pytest.Function) -> Suite:
+    """The suite that a test with ``wan_case`` is marked with.
+
+    Raises:
+        pytest.fail.Exception: when it is marked with none, or with several.
+    """
+    suites: tuple[Suite, ...] = ("parity", "perf", "memory")
+    marked = [suite for suite in suites if node.get_closest_marker(suite)]
+    if len(marked) != 1:
+        found = " and ".join(marked) or "none"
+        pytest.fail(
+            f"{node.nodeid}: a test with {FIXTURE} has one of the markers {', '.join(options.MARKERS)}, not {found}",
+            pytrace=False,
+        )
+    return marked[0]
+
+
+def subject_of(item: pytest.Item) -> Subject | None:
+    """What an item judges; ``None`` for every test that is not ours."""
+    callspec = getattr(item, "callspec", None)
+    case = callspec.params.get(FIXTURE) if callspec else None
+    return None if case is None else Subject(case, suite_of(item))
+
+
+def parametrize(metafunc: pytest.Metafunc, session: WanSession) -> None:
+    """Give a test that asks for ``wan_case`` the cases of its suite."""
+    if FIXTURE not in metafunc.fixturenames:
+        return
+    suite = suite_of(metafunc.definition)
+    nothing = NoCases(suite, session.case_path)
+    cases = (_cases(session, suite) if session.refusal is None else ()) or (nothing,)
+    ids = [Subject(case, suite).name for case in cases]
+    metafunc.parametrize(FIXTURE, cases, ids=ids, indirect=True)
+
+
+def _cases(session: WanSession, suite: Suite) -> tuple[Case, ...]:
+    from wan_trt_core.cases import CaseFileError
+    from wan_trt_core.config import ConfigError
+
+    try:
+        return session.cases(suite)
+    except (CaseFileError, ConfigError) as error:
+        session.refusal = str(
+            error
+        )  # the whole collection is refused once it is complete, with this one message
+        return ()
+
+
+def check(session: WanSession, items: list[pytest.Item]) -> None:
+    """Refuse a selection that cannot be judged.
+
+    Raises:
+        pytest.UsageError: with what is wrong (under xdist the controller raises it in effect).
+    """
+    subjects = [(item, subject) for item in items if (subject := subject_of(item))]
+    perf = [item.nodeid for item, subject in subjects if subject.suite == "perf"]
+    refusal = session.refusal or _judged_twice([subject for _, subject in subjects])
+    refusal = refusal or xdist.perf_refusal(session.config, perf)
+    if refusal:
+        xdist.refuse(session, items, refusal)
+    if subjects:
+        from wan_trt_core.measure.environment import throttle_counters
+
+        session.throttle_before = throttle_counters()
+
+
+def _judged_twice(subjects: list[Subject]) -> str | None:
+    """Results are kept by case: of two tests on one case, one would vanish."""
+    count = Counter((subject.name, subject.suite) for subject in subjects)
+    for (name, suite), number in count.items():
+        if number > 1:
+            return (
+                f"{number} of the selected tests judge case {name} in the {suite} suite, and a case has one result; "
+                "select one of them by its path"
+            )
+    return None

@@ -1,0 +1,25 @@
+"""Hooks of this plugin, for projects that measure by their own means and for tests that need no engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Case, Suite
+    from wan_trt_core.pytest_plugin.session import WanSession
+    from wan_trt_core.records import Measurement
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_wan_measure(case: Case, suite: Suite, session: WanSession) -> Measurement | None:
+    """Measure one case for one suite; ``None`` leaves it to the next plugin.
+
+    An exception becomes a record with the verdict ``invalid``, and fails the item.
+    """
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_wan_hardware_key(session: WanSession) -> str | None:
+    """The name under which this machine's baselines are stored; ``None`` leaves it to the next plugin."""

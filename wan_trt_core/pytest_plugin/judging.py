@@ -1,0 +1,177 @@
+"""Measurement -> checks -> verdict -> test outcome, and the record that goes with the test's report."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import pytest
+
+from wan_trt_core.gates.verdict import Check, Reason, Verdict, decide
+from wan_trt_core.pytest_plugin.collecting import NoCases, Subject, subject_of
+from wan_trt_core.pytest_plugin.session import SESSION
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Case, Suite
+    from wan_trt_core.pytest_plugin.session import WanSession
+    from wan_trt_core.records import CaseRecord, Measurement
+
+STARTED = pytest.StashKey[float]()
+"""When measuring began, on the clock of :func:`time.perf_counter`."""
+
+RECORD = pytest.StashKey["CaseRecord"]()
+
+_NEXT = {
+    Verdict.FAIL: "if the change is meant, say so in the case file or the baseline, with its reason",
+    Verdict.INVALID: "nothing was proven either way; mend the cause and run again",
+    Verdict.MISSING: "a gate without its numbers lets nothing through; supply them",
+    Verdict.INCONCLUSIVE: "not proven either way; a quieter machine or a larger budget decides it",
+}
+
+
+def judge_item(
+    item: pytest.Item, session: WanSession, case: Case, suite: Suite, measurement: Measurement
+) -> CaseRecord:
+    """Judge, keep the record with the item, and fail the item unless it passes (or gating is off)."""
+    __tracebackhide__ = True
+    seconds = time.perf_counter() - item.stash.get(STARTED, time.perf_counter())
+    record = item.stash[RECORD] = judge_case(session, case, suite, measurement, seconds)
+    if record.verdict is Verdict.PASS:
+        return record
+    message = failure_message(record, str(session.settings.report / "report.md"))
+    if session.gating:
+        pytest.fail(message, pytrace=False)
+    item.add_report_section("call", "wan-trt (not gating)", message)
+    return record
+
+
+def judge_case(
+    session: WanSession, case: Case, suite: Suite, measurement: Measurement, seconds: float
+) -> CaseRecord:
+    """The record of one case: every check of its gate, and the verdict they come to."""
+    from wan_trt_core.gates import judge
+
+    stored = session.stored(case, suite)
+    checks = judge(
+        case,
+        suite,
+        measurement,
+        stored.entry,
+        bands_for_hardware=stored.for_hardware,
+        require_bands=session.require_bands,
+        baseline_error=stored.error,
+    )
+    return _record(Subject(case, suite), checks, measurement, seconds)
+
+
+def not_measured(
+    subject: Subject, why: str, seconds: float, verdict: Verdict = Verdict.INVALID
+) -> CaseRecord:
+    """The record of a case that could not be measured: it stays in every report."""
+    from wan_trt_core.records import Measurement
+
+    check = Check("validity", "", verdict, Reason.NOT_MEASURED, why)
+    return _record(subject, (check,), Measurement(metrics={}), seconds)
+
+
+def _record(
+    subject: Subject, checks: tuple[Check, ...], measurement: Measurement, seconds: float
+) -> CaseRecord:
+    from wan_trt_core.records import CaseRecord, CheckRecord
+
+    decisive = decide(checks)
+    case = None if isinstance(subject.case, NoCases) else subject.case
+    return CaseRecord(
+        case=subject.name,
+        suite=subject.suite,
+        model=case.model if case else "",
+        component=case.component if case else "",
+        profile=case.profile if case else "",
+        precision=case.precision_label if case else "",
+        backend=case.backend if case else "",
+        verdict=decisive.verdict,
+        reason=decisive.reason,
+        message=decisive.message,
+        below_gate=bool(case and subject.suite == "perf" and case.perf and case.perf.below_gate),
+        checks=tuple(CheckRecord(**asdict(check)) for check in checks),
+        measurement=measurement,
+        seconds=seconds,
+    )
+
+
+def failure_message(record: CaseRecord, report: str) -> str:
+    """What a person reads first: case, verdict, reason and numbers in one line, then the rest and what to do."""
+    others = [
+        f"  {check.verdict.value} ({check.reason.value}): {check.message}"
+        for check in record.checks
+        if check.verdict is not Verdict.PASS and not check.advisory and check.message != record.message
+    ]
+    lines = [
+        f"{record.case} ({record.suite}) {record.verdict.value.upper()} ({record.reason.value}): {record.message}",
+        *others,
+        *(f"  {note}" for note in record.measurement.notes),
+        f"  {_NEXT[record.verdict]}; all numbers are in {report}",
+    ]
+    return "\n".join(lines)
+
+
+def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Put the record on the report as JSON: it reaches the controller under xdist too.
+
+    A case that passes its setup gets a preliminary record, which stands if the process dies while measuring.
+    """
+    subject = subject_of(item)
+    if subject is None or report.when == "teardown" or (report.when == "setup" and report.skipped):
+        return
+    if report.when == "setup" and report.passed:
+        _send(report, not_measured(subject, "the test did not end: its process died or was interrupted", 0.0))
+        return
+    record = item.stash.get(RECORD, None)
+    if record is None:
+        record = _without_judgement(item, call, report, subject)
+    from wan_trt_core.report.junit import junit_properties
+
+    properties = junit_properties(record)
+    item.user_properties.extend(properties)
+    report.user_properties.extend(properties)
+    _send(report, record)
+
+
+def received(report: pytest.TestReport) -> CaseRecord | None:
+    """The record that :func:`attach` put on a report, if there is one."""
+    from wan_trt_core.records import CaseRecord
+
+    text = getattr(report, "wan_record", None)
+    return None if text is None else CaseRecord.model_validate(json.loads(text))
+
+
+def _send(report: pytest.TestReport, record: CaseRecord) -> None:
+    report.wan_record = json.dumps(record.model_dump(mode="json"))
+
+
+def _without_judgement(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, subject: Subject
+) -> CaseRecord:
+    """The record of an item that ended before a verdict; the item fails, whatever ended it."""
+    if isinstance(subject.case, NoCases):
+        return not_measured(subject, subject.case.message, call.duration, Verdict.MISSING)
+    settings_report = str(item.config.stash[SESSION].settings.report / "report.md")
+    if call.excinfo is None or report.outcome != "failed":
+        ended = (
+            "it was skipped while measuring" if report.skipped else "the test ended without calling wan_judge"
+        )
+        detail = f" ({call.excinfo.value})" if call.excinfo else ""
+        record = not_measured(subject, f"nothing was judged: {ended}{detail}", call.duration)
+        report.outcome = "failed"
+        report.longrepr = failure_message(record, settings_report)
+        return record
+    error = call.excinfo.value
+    record = not_measured(subject, f"{type(error).__name__}: {error}", call.duration)
+    if type(error).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        # one of our own errors: its message says what to do, a traceback would only hide it
+        shown = pytest.fail.Exception(failure_message(record, settings_report), pytrace=False)
+        excinfo = pytest.ExceptionInfo.from_exception(shown.with_traceback(call.excinfo.tb))
+        report.longrepr = excinfo.getrepr(style="value")
+    return record

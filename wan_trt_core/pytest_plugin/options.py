@@ -1,0 +1,62 @@
+"""Options and markers. Every option defaults to ``None``: the settings tree decides what was not given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MARKERS = {
+    "parity": "the candidate's outputs match the reference and the stored baseline (wan_case: one test a case)",
+    "perf": "the candidate's speed-up over stock diffusers reaches the case's threshold (never under xdist)",
+    "memory": "the candidate stays within its memory bounds and does not grow over repeated runs",
+}
+
+SETTINGS = ("model", "checkpoint", "backend", "profile", "cache", "baselines", "report")
+"""Options that are settings of the same name."""
+
+DEFAULT_CASES = Path("suites") / "cases.yaml"
+"""The case file unless another is named, under pytest's rootdir."""
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the options ``--wan-…``."""
+    group = parser.getgroup("wan-trt", "validation of Wan models (wan-trt-core)")
+
+    def option(name: str, help: str, **kwargs: Any) -> None:
+        dest = "wan_" + name.replace("-", "_")
+        group.addoption(f"--wan-{name}", dest=dest, default=None, help=help, **kwargs)
+
+    option("cases", f"Case file (default: {DEFAULT_CASES.as_posix()} under the rootdir).", metavar="FILE")
+    option("config", "Settings file (default: config.yaml in the working directory).", metavar="FILE")
+    option("model", "Model of all cases: a catalogue name or a folder in diffusers format.", metavar="MODEL")
+    option(
+        "checkpoint", "Folder of the weights of a model whose checkpoint is not installed.", metavar="FOLDER"
+    )
+    option("backend", "Backend of all cases, instead of the case file's.", metavar="NAME")
+    option("profile", "Shape profile of all cases, instead of the case file's.", metavar="NAME")
+    option("baselines", "Folder of the stored baselines.", metavar="FOLDER")
+    option("cache", "Folder of the ONNX files and engines.", metavar="FOLDER")
+    option("report", "Folder that results.json and report.md are written to.", metavar="FOLDER")
+    option(
+        "require-bands", "Fail cases on hardware without stored baselines (for GPU CI).", action="store_true"
+    )
+    option(
+        "no-gate",
+        "Measure and record only: a verdict fails no test (not recommended; for making baselines).",
+        action="store_true",
+    )
+
+
+def add_markers(config: pytest.Config) -> None:
+    """Register the suites' markers, so that ``--strict-markers`` knows them."""
+    for name, help in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {help}")
+
+
+def given(config: pytest.Config) -> dict[str, Any]:
+    """What was given on the command line, by option name without the prefix."""
+    names = (*SETTINGS, "cases", "config", "require_bands", "no_gate")
+    values = {name: config.getoption(f"wan_{name}") for name in names}
+    return {name: value for name, value in values.items() if value is not None}

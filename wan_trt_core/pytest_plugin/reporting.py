@@ -1,0 +1,137 @@
+"""What people see of a session, in the process that reports (under xdist the controller)."""
+
+from __future__ import annotations
+
+import io
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from wan_trt_core.pytest_plugin import judging
+
+if TYPE_CHECKING:
+    from wan_trt_core.pytest_plugin.session import WanSession
+    from wan_trt_core.records import CaseRecord, RunRecord
+
+NO_GATE = "NOT GATING (--wan-no-gate): verdicts are recorded and fail no test"
+RESULTS, REPORT = "results.json", "report.md"
+
+
+def header(session: WanSession) -> list[str]:
+    """What is judged, on what, and whether it gates; nothing in runs that are not about us."""
+    if not session.active:
+        return []
+    from wan_trt_core.config import ConfigError
+
+    try:
+        settings, sources, overrides = session.settings, session.loaded.sources, session.overrides
+        hardware = session.hardware_key
+    except (ConfigError, RuntimeError) as error:
+        return [f"wan-trt: {error}"]
+
+    def chosen(name: str) -> str:
+        return f"{overrides[name]} ({sources[name]})" if name in overrides else "by case"
+
+    bands = "required" if session.require_bands else "where this hardware has them"
+    return [
+        f"wan-trt: model {chosen('model')}, backend {chosen('backend')}, profile {chosen('profile')}",
+        f"wan-trt: hardware {hardware}, cases {session.case_path}",
+        f"wan-trt: baselines {settings.baselines}, bands {bands}",
+        f"wan-trt: {'gating: everything but pass fails its test' if session.gating else NO_GATE}",
+    ]
+
+
+class Collector:
+    """Collects the records of all cases and, at the end, writes and prints them."""
+
+    def __init__(self, session: WanSession) -> None:
+        self.session = session
+        self._records: dict[tuple[str, str], CaseRecord] = {}
+        self._started = datetime.now(UTC)
+        self._run: RunRecord | None = None
+        self._not_written: str | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the record of a case; a later one (of the call) replaces an earlier one (of the setup)."""
+        record = judging.received(report)
+        if record is not None:
+            self._records[record.suite, record.case] = record
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write ``results.json`` and ``report.md``, and turn a worker's refusal into a usage error."""
+        if self.session.refusal:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        elif self._records:
+            self._run = self.run_record()
+            try:
+                self._write(self._run, self.session.settings.report)
+            except OSError as error:
+                self._not_written = f"the results could not be written: {error}"
+                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the table of verdicts and where the files are."""
+        if self.session.refusal:
+            terminalreporter.write_line(f"ERROR: {self.session.refusal}", red=True)
+        if self._run is None:
+            return
+        terminalreporter.write_sep("=", "wan-trt")
+        terminalreporter.write(self._table(self._run, terminalreporter))
+        if not self.session.gating:
+            terminalreporter.write_line(NO_GATE, yellow=True, bold=True)
+        if self._not_written:
+            terminalreporter.write_line(f"ERROR: {self._not_written}", red=True)
+            return
+        for name in (RESULTS, REPORT):
+            terminalreporter.write_line(f"{name}: {self.session.settings.report / name}")
+
+    def run_record(self) -> RunRecord:
+        """Everything that was measured and decided so far, in the order of the suites and the case file."""
+        from wan_trt_core.measure.environment import environment_record
+        from wan_trt_core.pytest_plugin.measuring import device_of
+        from wan_trt_core.records import RunRecord
+
+        session = self.session
+        environment = environment_record(device_of(session.settings), throttle_before=session.throttle_before)
+        order = {case.id: index for index, case in enumerate(session.case_file.cases)}
+        suites = ("parity", "perf", "memory")
+        records = sorted(
+            self._records.values(),
+            key=lambda record: (suites.index(record.suite), order.get(record.case, -1)),
+        )
+        return RunRecord(
+            started=self._started.isoformat(timespec="seconds"),
+            command=(Path(sys.argv[0]).name, *map(str, session.config.invocation_params.args)),
+            hardware_key=session.hardware_key,
+            environment={**environment, "gating": session.gating, "require_bands": session.require_bands},
+            settings=session.settings.flat(),
+            cases=tuple(records),
+        )
+
+    @staticmethod
+    def _write(run: RunRecord, folder: Path) -> None:
+        from wan_trt_core.report.markdown import write_markdown
+
+        run.write(folder / RESULTS)
+        write_markdown(run, folder / REPORT)
+
+    @staticmethod
+    def _table(run: RunRecord, terminalreporter: pytest.TerminalReporter) -> str:
+        from rich.console import Console
+
+        from wan_trt_core.report.terminal import render
+
+        writer = terminalreporter.config.get_terminal_writer()
+        text = io.StringIO()
+        console = Console(
+            file=text,
+            width=writer.fullwidth,
+            force_terminal=writer.hasmarkup,
+            no_color=not writer.hasmarkup,
+            highlight=False,
+        )
+        render(run, console)
+        return text.getvalue()

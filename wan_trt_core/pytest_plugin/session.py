@@ -1,0 +1,188 @@
+"""What one pytest session knows: settings, cases, context and baselines, each read when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from wan_trt_core.pytest_plugin import options
+
+if TYPE_CHECKING:
+    from wan_trt_core.baselines import BaselineFile
+    from wan_trt_core.cases import Allowed, Case, CaseFile, Suite
+    from wan_trt_core.comparison.context import Context
+    from wan_trt_core.config import Loaded, Settings
+    from wan_trt_core.gates.bands import BaselineEntry
+
+SESSION = pytest.StashKey["WanSession"]()
+
+OVERRIDES = ("model", "backend", "profile")
+"""Fields of a case that the command line and the environment override."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the baselines hold for one case.
+
+    Attributes:
+        entry: the case's own baseline.
+        for_hardware: this hardware has a baseline file for the model and suite.
+        error: why the file could not be used.
+    """
+
+    entry: BaselineEntry | None
+    for_hardware: bool
+    error: str | None = None
+
+
+class WanSession:
+    """State of one pytest session (under xdist: of one of its processes).
+
+    Attributes:
+        refusal: why this session must not judge anything; set while collecting.
+        throttle_before: the machine's throttling counters before the first test.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.refusal: str | None = None
+        self.throttle_before: Mapping[str, int] | None = None
+        self._baselines: dict[tuple[str, str], BaselineFile | None] = {}
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """What was given on the command line."""
+        return options.given(self.config)
+
+    @property
+    def gating(self) -> bool:
+        """Whether verdicts fail tests."""
+        return "no_gate" not in self.options
+
+    @property
+    def require_bands(self) -> bool:
+        """Whether a machine without baselines fails."""
+        return "require_bands" in self.options
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The settings and where each came from.
+
+        Raises:
+            ConfigError: when a setting is wrong.
+        """
+        from wan_trt_core.config import load_settings
+
+        file = self.options.get("config")
+        overrides = {name: self.options.get(name) for name in options.SETTINGS}
+        return load_settings(Path(file) if file else None, overrides, option_prefix="--wan-")
+
+    @property
+    def settings(self) -> Settings:
+        """The settings."""
+        return self.loaded.settings
+
+    @property
+    def case_path(self) -> Path:
+        """The case file named on the command line, or the default one."""
+        named = self.options.get("cases")
+        if named is None:
+            return self.config.rootpath / options.DEFAULT_CASES
+        return Path(self.config.invocation_params.dir, Path(named).expanduser())
+
+    @property
+    def active(self) -> bool:
+        """Whether this run seems to be about us: an option is given, or there is a case file."""
+        return bool(self.options) or self.case_path.is_file()
+
+    @cached_property
+    def overrides(self) -> dict[str, str]:
+        """Fields that the command line or the environment replaces in every case.
+
+        ``config.yaml`` does not: it holds defaults, and the case file is more specific.
+        """
+        from wan_trt_core.config import ENVIRONMENT_PREFIX
+
+        values = {name: getattr(self.settings, name) for name in OVERRIDES}
+        return {
+            name: str(value)
+            for name, value in values.items()
+            if value is not None and self.loaded.sources[name].startswith(("--", ENVIRONMENT_PREFIX))
+        }
+
+    @cached_property
+    def case_file(self) -> CaseFile:
+        """The cases, overrides applied.
+
+        Raises:
+            CaseFileError: when the file or an override is wrong.
+            ConfigError: when a setting is wrong.
+        """
+        from wan_trt_core.cases import load_cases
+
+        allowed = allowed_names()
+        case_file = load_cases(self.case_path, allowed).overridden(**self.overrides)
+        if self.overrides:
+            case_file.require_names(allowed, ", ".join(self.loaded.sources[name] for name in self.overrides))
+        return case_file
+
+    def cases(self, suite: Suite) -> tuple[Case, ...]:
+        """The cases of one suite."""
+        return self.case_file.of_suite(suite)
+
+    @cached_property
+    def context(self) -> Context:
+        """What measurements share: opened checkpoints and loaded engines."""
+        from wan_trt_core.comparison.context import Context
+
+        return Context(self.settings)
+
+    @cached_property
+    def hardware_key(self) -> str:
+        """This machine's name, under which its baselines are stored."""
+        return str(self.config.hook.pytest_wan_hardware_key(session=self))
+
+    def stored(self, case: Case, suite: Suite) -> Stored:
+        """What the baselines hold for a case on this hardware."""
+        from wan_trt_core.baselines import BaselineError, read_baselines
+
+        key = (case.model, suite)
+        try:
+            if key not in self._baselines:
+                self._baselines[key] = read_baselines(self.settings.baselines, self.hardware_key, *key)
+        except BaselineError as error:
+            return Stored(None, for_hardware=True, error=str(error))
+        file = self._baselines[key]
+        return Stored(file.cases.get(case.id) if file else None, for_hardware=file is not None)
+
+    def close(self) -> None:
+        """Release what the context holds, if there is one."""
+        if "context" in self.__dict__:
+            self.context.close()
+
+
+def allowed_names() -> Allowed:
+    """The names that a case file may use. Imports no backend, no component and not torch."""
+    from wan_trt_core.backends.registry import backend_names
+    from wan_trt_core.cases import Allowed
+    from wan_trt_core.measure.quality import TENSOR_METRICS, VIDEO_METRICS
+    from wan_trt_core.measure.timing import TIMING_METRICS
+    from wan_trt_core.models.catalogue import model_names, profile_names
+    from wan_trt_core.models.components import component_names
+
+    parity = (
+        *TENSOR_METRICS,
+        *(f"video.{name}" for name in (*VIDEO_METRICS, "non_finite")),
+        *(f"latents.{name}" for name in TENSOR_METRICS),
+    )
+    return Allowed(
+        components=component_names(),
+        backends=backend_names(),
+        models={model: profile_names(model) for model in model_names()},
+        metrics={"parity": parity, "perf": (*TIMING_METRICS, *parity)},
+    )

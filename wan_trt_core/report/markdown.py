@@ -1,0 +1,146 @@
+"""The full report in Markdown, for a file and for the summary page of a GitHub Actions job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wan_trt_core.gates.formatting import quantity
+from wan_trt_core.gates.verdict import Verdict
+from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
+from wan_trt_core.report.summary import (
+    BELOW_GATE,
+    WHY,
+    advisory_checks,
+    check_headline,
+    headline,
+    stale_baselines,
+    totals,
+    worst_first,
+)
+
+SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+"""GitHub Actions names the file of the job's summary in it."""
+
+
+def markdown_report(record: RunRecord) -> str:
+    """The report: verdicts, what is missing, every case's checks and metrics, and the environment."""
+    verdict = "pass" if _passed(record) else "NOT PASSED"
+    parts = [
+        f"# wan-trt: {verdict}",
+        f"{totals(record)}. Hardware `{record.hardware_key}`, started {record.started}.",
+        _verdicts(record),
+        _listed("Better than the baseline", stale_baselines(record)),
+        _listed("Did not decide (advisory)", advisory_checks(record)),
+        "## Cases",
+        *(_case(case) for case in worst_first(record)),
+        "## Environment",
+        _table(("what", "value"), _flat(record.environment)),
+        "## Settings",
+        _table(("setting", "value"), _flat(record.settings)),
+        f"Command: `{' '.join(record.command)}`",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_markdown(record: RunRecord, path: Path, environ: Mapping[str, str] = os.environ) -> None:
+    """Write the report to ``path``, and append it to the job's summary where there is one.
+
+    Args:
+        record: the run.
+        path: the report's file; its folder is made.
+        environ: the environment; ``GITHUB_STEP_SUMMARY`` names the summary's file.
+    """
+    text = markdown_report(record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if summary := environ.get(SUMMARY_VARIABLE):
+        with open(summary, "a", encoding="utf-8") as stream:
+            stream.write(text)
+
+
+def _passed(record: RunRecord) -> bool:
+    return bool(record.cases) and all(case.verdict is Verdict.PASS for case in record.cases)
+
+
+def _verdicts(record: RunRecord) -> str:
+    rows = []
+    for case in worst_first(record):
+        head = headline(case)
+        why = WHY[case.reason] + (f" **{BELOW_GATE}**" if case.below_gate else "")
+        verdict = case.verdict.value if case.verdict is Verdict.PASS else f"**{case.verdict.value.upper()}**"
+        rows.append((f"`{case.case}`", case.suite, verdict, head.metric, head.value, head.limit, why))
+    return _table(("case", "suite", "verdict", "metric", "measured", "limit", "why"), rows)
+
+
+def _listed(title: str, found: list[tuple[CaseRecord, CheckRecord]]) -> str:
+    if not found:
+        return ""
+    lines = [f"- `{case.case}` ({case.suite}): {_escape(check.message)}" for case, check in found]
+    return "\n".join([f"## {title}", "", *lines])
+
+
+def _case(case: CaseRecord) -> str:
+    mark = f", {BELOW_GATE}" if case.below_gate else ""
+    title = f"{case.verdict.value.upper()} {case.case} ({case.suite}{mark})"
+    what = (
+        f"{case.model} / {case.component} / {case.profile} / {case.precision} / {case.backend}, "
+        f"{case.seconds:.1f} s"
+    )
+    parts = [what, _escape(case.message), _checks(case), _metrics(case)]
+    if case.measurement.notes:
+        parts.append("\n".join(f"- {_escape(note)}" for note in case.measurement.notes))
+    if case.measurement.facts:
+        parts.append(_table(("fact", "value"), _flat(case.measurement.facts)))
+    body = "\n\n".join(part for part in parts if part)
+    opened = "" if case.verdict is Verdict.PASS else " open"
+    return f"<details{opened}><summary>{_escape(title)}</summary>\n\n{body}\n\n</details>"
+
+
+def _checks(case: CaseRecord) -> str:
+    rows = []
+    for check in case.checks:
+        head = check_headline(case, check)
+        verdict = check.verdict.value + (" (advisory)" if check.advisory else "")
+        rows.append((check.gate, check.metric, verdict, head.value, head.limit, check.message))
+    return _table(("gate", "metric", "verdict", "measured", "limit", "message"), rows)
+
+
+def _metrics(case: CaseRecord) -> str:
+    rows = [
+        (name, quantity(metric.value, metric.unit), str(len(metric.samples) or ""), metric.detail)
+        for name, metric in sorted(case.measurement.metrics.items())
+    ]
+    return _table(("metric", "value", "samples", "detail"), rows)
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [" | ".join(_escape(cell) for cell in row) for row in rows]
+    if not lines:
+        return ""
+    head = [" | ".join(header), " | ".join("---" for _ in header)]
+    return "\n".join(f"| {line} |" for line in head + lines)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted names."""
+    rows: list[tuple[str, str]] = []
+    for key, value in sorted(data.items()):
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name}.")
+        else:
+            rows.append((name, str(value)))
+    return rows
+
+
+def _escape(text: str) -> str:
+    """Keep a cell in its cell: no line breaks, no bars, no tags."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\r", " ").replace("\n", " ")

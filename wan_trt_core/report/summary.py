@@ -1,0 +1,108 @@
+"""What every report says of a case: the check that decided, its two numbers, and the order of the rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from wan_trt_core.gates.formatting import pair, quantity
+from wan_trt_core.gates.verdict import SEVERITY, Reason, Verdict
+from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
+
+BELOW_GATE = "BELOW GATE"
+"""The mark of a case whose own threshold lies under the product's speed-up gate."""
+
+WHY = {
+    Reason.WITHIN_LIMIT: "within limit",
+    Reason.BEYOND_LIMIT: "beyond limit",
+    Reason.WITHIN_BAND: "within band",
+    Reason.WORSE_THAN_BAND: "worse than baseline",
+    Reason.BETTER_THAN_BAND: "better than baseline",
+    Reason.NO_BANDS_FOR_HARDWARE: "no baselines for this hardware",
+    Reason.NO_BASELINE: "no baseline",
+    Reason.BASELINE_INVALID: "baseline unusable",
+    Reason.METRIC_VANISHED: "metric vanished",
+    Reason.METRIC_UNEXPECTED: "metric not in case",
+    Reason.METRIC_NOT_COMPUTED: "not computed",
+    Reason.NON_FINITE: "NaN or infinite",
+    Reason.INTERVAL_ABOVE_THRESHOLD: "fast enough",
+    Reason.INTERVAL_BELOW_THRESHOLD: "too slow",
+    Reason.BUDGET_EXHAUSTED: "not decided in time",
+    Reason.NOISE_TOO_HIGH: "machine too noisy",
+    Reason.OUTPUTS_DIFFER: "timed output wrong",
+    Reason.SETTINGS_DIFFER: "arms set differently",
+    Reason.FALLBACK_TO_PYTORCH: "fell back to PyTorch",
+    Reason.NOT_MEASURED: "not measured",
+    Reason.GROWTH: "memory grows",
+    Reason.NO_GROWTH: "no growth",
+}
+"""A few words for each reason code, for tables."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The two numbers that decided a case, as people read them; empty where there are none."""
+
+    metric: str
+    value: str
+    limit: str
+
+
+def deciding_check(case: CaseRecord) -> CheckRecord | None:
+    """The check that made the verdict; ``None`` when nothing was judged (the case broke before)."""
+    deciding = [check for check in case.checks if not check.advisory]
+    return min(deciding, key=lambda check: SEVERITY.index(check.verdict), default=None)
+
+
+def headline(case: CaseRecord) -> Headline:
+    """What decided ``case``, with enough digits to tell the value from its limit."""
+    check = deciding_check(case)
+    return check_headline(case, check) if check else Headline("", "", "")
+
+
+def check_headline(case: CaseRecord, check: CheckRecord) -> Headline:
+    """The numbers of one check of ``case``."""
+    metric = case.measurement.metrics.get(check.metric)
+    unit = metric.unit if metric else ""
+    if check.value is None:
+        limit = quantity(check.limit, unit) if check.limit is not None else ""
+        return Headline(check.metric, "", limit)
+    if check.limit is None:
+        return Headline(check.metric, quantity(check.value, unit), "")
+    return Headline(check.metric, *pair(check.value, check.limit, unit))
+
+
+def worst_first(record: RunRecord) -> list[CaseRecord]:
+    """The cases of a run, most severe verdict first, then by suite and name."""
+    return sorted(record.cases, key=lambda case: (SEVERITY.index(case.verdict), case.suite, case.case))
+
+
+def advisory_checks(record: RunRecord) -> list[tuple[CaseRecord, CheckRecord]]:
+    """What was found but did not decide, and did not pass (bands that this hardware lacks)."""
+    return [
+        (case, check)
+        for case in worst_first(record)
+        for check in case.checks
+        if check.advisory and check.verdict is not Verdict.PASS
+    ]
+
+
+def stale_baselines(record: RunRecord) -> list[tuple[CaseRecord, CheckRecord]]:
+    """Metrics that are better than their band: a new baseline would keep the gain."""
+    return [
+        (case, check)
+        for case in worst_first(record)
+        for check in case.checks
+        if check.reason is Reason.BETTER_THAN_BAND and not check.advisory
+    ]
+
+
+def totals(record: RunRecord) -> str:
+    """One line: how many cases came to which verdict."""
+    if not record.cases:
+        return "no case was judged"
+    counts = Counter(case.verdict for case in record.cases)
+    parts = [f"{counts[verdict]} {verdict.value}" for verdict in SEVERITY[::-1] if counts[verdict]]
+    below = sum(case.below_gate for case in record.cases)
+    cases = "case" if len(record.cases) == 1 else "cases"
+    return f"{len(record.cases)} {cases}: {', '.join(parts)}" + (f"; {below} {BELOW_GATE}" if below else "")

@@ -1,0 +1,128 @@
+"""The table of verdicts in the terminal, worst first; it reads well at 80 columns and without colour."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING
+
+from wan_trt_core.gates.verdict import Verdict
+from wan_trt_core.records import CaseRecord, RunRecord
+from wan_trt_core.report.summary import (
+    BELOW_GATE,
+    WHY,
+    advisory_checks,
+    headline,
+    stale_baselines,
+    totals,
+    worst_first,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+_STYLES = {
+    Verdict.PASS: "green",
+    Verdict.FAIL: "bold red",
+    Verdict.INVALID: "bold magenta",
+    Verdict.MISSING: "bold yellow",
+    Verdict.INCONCLUSIVE: "bold cyan",
+}
+
+
+def print_report(record: RunRecord, stream: IO[str] | None = None, *, width: int | None = None) -> None:
+    """Print the table, the reason of everything that did not pass, and the totals.
+
+    Args:
+        record: the run.
+        stream: where to (standard output unless given); colours only if it is a terminal.
+        width: columns; the terminal's own unless given.
+    """
+    from rich.console import Console
+
+    render(record, Console(file=stream, width=width, highlight=False))
+
+
+def render(record: RunRecord, console: Console) -> None:
+    """Print the report to a rich console."""
+    console.print(verdict_table(record))
+    for case in worst_first(record):
+        if case.verdict is not Verdict.PASS:
+            _explain(case, console)
+    for case, check in stale_baselines(record):
+        _line(console, "note", f"{case.case} ({case.suite}): {check.message}", "yellow")
+    _advisory(record, console)
+    _line(console, "hardware", record.hardware_key, "")
+    _line(console, "total", totals(record), "bold")
+
+
+def verdict_table(record: RunRecord) -> Table:
+    """One row a case: case, suite, verdict, the number that decided, its limit, and why."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("case", overflow="fold", ratio=None)
+    table.add_column("suite", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("measured", justify="right")
+    table.add_column("limit", justify="right")
+    table.add_column("why")
+    for case in worst_first(record):
+        head = headline(case)
+        verdict = case.verdict.value.upper()
+        table.add_row(
+            Text(case.case),
+            case.suite,
+            Text(verdict, style=_STYLES[case.verdict]),
+            Text(head.value),
+            Text(head.limit),
+            _why(case, head.metric),
+        )
+    return table
+
+
+def _why(case: CaseRecord, metric: str) -> Text:
+    from rich.text import Text
+
+    text = Text(WHY[case.reason])
+    if metric and metric != "speedup":
+        text.append(f" ({metric})")
+    if case.below_gate:
+        text.append(f" {BELOW_GATE}", style="bold yellow")
+    return text
+
+
+def _explain(case: CaseRecord, console: Console) -> None:
+    where = f"{case.case} ({case.suite})"
+    _line(console, case.verdict.value.upper(), f"{where}: {case.message}", _STYLES[case.verdict])
+    others = [
+        check.message
+        for check in case.checks
+        if check.verdict is not Verdict.PASS and not check.advisory and check.message != case.message
+    ]
+    for text in (*others, *case.measurement.notes):
+        _line(console, "", text, "")
+
+
+def _advisory(record: RunRecord, console: Console) -> None:
+    found = advisory_checks(record)
+    if found:
+        cases = sorted({case.case for case, _ in found})
+        text = (
+            f"{len(found)} checks of {len(cases)} cases did not decide (advisory), as: {found[0][1].message}"
+        )
+        _line(console, "missing", text, "yellow")
+
+
+def _line(console: Console, label: str, text: str, style: str) -> None:
+    """A label and a text that wraps beside it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=12, no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label, style=style), Text(text))
+    console.print(grid)

@@ -7,6 +7,7 @@ REPORT ?= outputs/report
 
 VENV := .venv
 TOX := $(VENV)/bin/tox
+MAIN := .tox/main/.installed
 IN_MAIN := $(TOX) -q exec -e main --
 
 .DEFAULT_GOAL := help
@@ -25,10 +26,14 @@ $(TOX):
 	  echo "python3 has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check "tox>=4.25" "tox-uv>=1.20" || { rm -rf $(VENV); exit 1; }
 
-demo: export WAN_TRT_REPORT := $(REPORT)
-demo: $(TOX) ## export, build, generate a video from PROMPT, run the three suites
+# The environment of all targets, made again when what it is made from changes.
+$(MAIN): pyproject.toml tox.ini | $(TOX)
 	@echo "== Environment (the first time installs PyTorch and the rest)"
-	@$(IN_MAIN) python -c "import wan_trt_core"
+	@$(TOX) run -q -e main --notest
+	@touch $@
+
+demo: export WAN_TRT_REPORT := $(REPORT)
+demo: $(MAIN) ## export, build, generate a video from PROMPT, run the three suites
 	@echo "== Export, build and generate: $(PROMPT)"
 	@$(IN_MAIN) wan-trt run --prompt "$(PROMPT)" --out "$(VIDEO)"
 	@echo "== Suites"
@@ -39,23 +44,23 @@ demo: $(TOX) ## export, build, generate a video from PROMPT, run the three suite
 	echo "Report: $(abspath $(REPORT))"; \
 	exit $$status
 
-test: $(TOX) ## lint, types, unit tests and the three suites
+test: $(MAIN) ## lint, types, unit tests and the three suites
 	@$(TOX) run -q -e main
 
-test-all: $(TOX) ## everything, the slow tier too
+test-all: $(MAIN) ## everything, the slow tier too
 	@$(TOX) run -q -e main
 	@$(IN_MAIN) pytest suites/unit -m slow
 
-lint: $(TOX) ## ruff and mypy only
+lint: $(MAIN) ## ruff and mypy only
 	@$(IN_MAIN) ruff check
 	@$(IN_MAIN) ruff format --check
 	@$(IN_MAIN) mypy
 
-format: $(TOX) ## let ruff format and fix the sources
+format: $(MAIN) ## let ruff format and fix the sources
 	@$(IN_MAIN) ruff check --fix
 	@$(IN_MAIN) ruff format
 
-doctor: $(TOX) ## what this machine can run, and what is missing
+doctor: $(MAIN) ## what this machine can run, and what is missing
 	@$(IN_MAIN) wan-trt doctor
 
 clean: ## remove environments, outputs and caches of this folder (not the engine cache: wan-trt engines prune)

@@ -2,10 +2,10 @@
 
     python tools/check_tiny_wan.py --report docs/tiny_wan_check
 
-generates 96 held-out captions (colour-shape-direction triples that training never saw), measures the frames and
-writes `<report>.md` (the table) and `<report>.json` (every clip). The same measurement is first applied to
-rendered ground truth, where it must be right, to captions shuffled among the clips, where it must be at chance,
-and to the autoencoder's reconstructions.
+generates 96 held-out captions (colour-shape-direction triples that training never saw), measures the frames
+and writes `<report>.md` (the table) and `<report>.json` (every clip). The same measurement is first applied
+to rendered ground truth, where it must be right, to captions shuffled among the clips, where it must be at
+chance, and to the autoencoder's reconstructions.
 """
 
 from __future__ import annotations
@@ -19,12 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import clips
 import torch
-
-try:
-    from tools import clips
-except ImportError:  # run as a script: tools/ itself is on the path
-    import clips
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "wan_trt_core" / "models" / "tiny_wan"
 MEASURED = ("colour", "shape", "direction")
@@ -55,7 +51,8 @@ class Agreement:
     direction: float
 
     def lowest(self) -> float:
-        return min(asdict(self).values())
+        """The worst of the three."""
+        return min(self.colour, self.shape, self.direction)
 
 
 def saturation(video: torch.Tensor) -> torch.Tensor:
@@ -80,7 +77,7 @@ def dominant_colours(video: torch.Tensor) -> list[str]:
 
 
 def shape_templates(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, list[str]]:
-    """Zero-mean, unit-norm masks of every shape in every size, centred: (templates, H, W), and their names."""
+    """Zero-mean, unit-norm masks of all shapes and sizes, centred: (templates, H, W), and their shapes."""
     y = (torch.arange(height, device=device) + 0.5 - height / 2).view(-1, 1)
     x = (torch.arange(width, device=device) + 0.5 - width / 2).view(1, -1)
     masks, names = [], []
@@ -166,7 +163,9 @@ def agreement(measured: list[Measurement], specs: torch.Tensor) -> Agreement:
     return Agreement(**shares)
 
 
-def shuffled_agreement(measured: list[Measurement], specs: torch.Tensor, permutations: int = 200) -> Agreement:
+def shuffled_agreement(
+    measured: list[Measurement], specs: torch.Tensor, permutations: int = 200
+) -> Agreement:
     """Agreement with captions dealt to the wrong clips: the mean over random permutations, chance level."""
     generator = torch.Generator().manual_seed(0)
     totals = dict.fromkeys(MEASURED, 0.0)
@@ -199,7 +198,9 @@ def load_generation_defaults(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "generation.json").read_text())
 
 
-def generate(pipe: Any, specs: torch.Tensor, defaults: dict[str, Any], *, seed: int, batch: int) -> torch.Tensor:
+def generate(
+    pipe: Any, specs: torch.Tensor, defaults: dict[str, Any], *, seed: int, batch: int
+) -> torch.Tensor:
     """Generate one clip per specification with the stock pipeline, clip `i` from seed `seed + i`.
 
     Returns (count, 3, frames, height, width) in [0, 1].
@@ -231,17 +232,19 @@ def draw_contact_sheet(video: torch.Tensor, captions: list[str], path: Path, col
 
     half = math.ceil(len(captions) / 2)
     chosen = torch.linspace(0, video.shape[2] - 1, columns).round().long().tolist()
-    figure = plt.figure(figsize=(13, 1.42 * half + 0.45), dpi=100)
+    figure = plt.figure(figsize=(13, 1.07 * half + 0.35), dpi=100)
     blocks = figure.subfigures(1, 2, wspace=0.01)
     for block, first in zip(blocks, (0, half), strict=True):
         rows = list(range(first, min(first + half, len(captions))))
         axes = block.subplots(half, columns, squeeze=False)
-        block.subplots_adjust(left=0.21, right=0.99, top=0.92, bottom=0.01, wspace=0.04, hspace=0.06)
+        block.subplots_adjust(left=0.22, right=0.99, top=0.93, bottom=0.02, wspace=0.04, hspace=0.06)
         for axis in axes.flat:
             axis.axis("off")
         for line, row in enumerate(rows):
-            label = textwrap.fill(captions[row], 17)
-            axes[line][0].text(-0.08, 0.5, label, transform=axes[line][0].transAxes, ha="right", va="center")
+            label = textwrap.fill(captions[row], 16)
+            axes[line][0].text(
+                -0.08, 0.5, label, transform=axes[line][0].transAxes, ha="right", va="center", fontsize=9
+            )
             for column, frame in enumerate(chosen):
                 axes[line][column].imshow(video[row, :, frame].permute(1, 2, 0).clamp(0, 1).numpy())
                 if line == 0:
@@ -289,7 +292,9 @@ def markdown_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def check(folder: Path, *, prompts: int, batch: int, seed: int, truth: int) -> tuple[dict[str, Any], torch.Tensor]:
+def check(
+    folder: Path, *, prompts: int, batch: int, seed: int, truth: int
+) -> tuple[dict[str, Any], torch.Tensor]:
     """Run every measurement on the checkpoint in `folder`. Returns the results and the generated clips."""
     from diffusers import WanPipeline
 
@@ -328,13 +333,17 @@ def check(folder: Path, *, prompts: int, batch: int, seed: int, truth: int) -> t
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="checkpoint folder")
     parser.add_argument("--prompts", type=int, default=96, help="held-out captions to generate")
     parser.add_argument("--truth", type=int, default=432, help="rendered clips for the checker's own test")
     parser.add_argument("--batch", type=int, default=8, help="clips generated at once")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first clip")
-    parser.add_argument("--minimum", type=float, default=0.9, help="required agreement; below it, exit status 1")
+    parser.add_argument(
+        "--minimum", type=float, default=0.9, help="required agreement; below it, exit status 1"
+    )
     parser.add_argument("--report", type=Path, help="write REPORT.md and REPORT.json")
     parser.add_argument("--contact-sheet", type=Path, help="write a PNG with eight of the clips")
     return parser.parse_args()
@@ -361,7 +370,8 @@ def main() -> int:
         draw_contact_sheet(video[rows], captions, arguments.contact_sheet)
     lowest = min(results["generated"][name] for name in MEASURED)
     passed = lowest >= arguments.minimum
-    print(f"{'PASS' if passed else 'FAIL'}: lowest agreement {100 * lowest:.1f} %, required {100 * arguments.minimum:.0f} %")
+    verdict = "PASS" if passed else "FAIL"
+    print(f"{verdict}: lowest agreement {100 * lowest:.1f} %, required {100 * arguments.minimum:.0f} %")
     return 0 if passed else 1
 
 

@@ -50,7 +50,7 @@ class Rendered:
     """A batch of rendered clips.
 
     video: (batch, 3, frames, height, width), values in [-1, 1].
-    distance: (batch, 1, frames, height, width), signed distance to the shape's edge in pixels, negative inside.
+    distance: (batch, 1, frames, height, width), distance to the shape's edge in pixels, negative inside.
     """
 
     video: torch.Tensor
@@ -78,8 +78,8 @@ def all_specs(*, held_out: bool) -> torch.Tensor:
 def held_out_benchmark(count: int = 96) -> torch.Tensor:
     """The fixed list of held-out specifications that the checker generates.
 
-    Round robin over the 24 held-out triples, each time with another size, speed and ground, so any multiple of
-    24 covers all triples equally.
+    Round robin over the 24 held-out triples, each time with another size, speed and ground, so any multiple
+    of 24 covers all triples equally.
 
     Returns (count, 6) indices on the CPU.
     """
@@ -105,13 +105,18 @@ def describe(spec: Sequence[int] | torch.Tensor) -> dict[str, str]:
     return {name: values[int(spec[COLUMN[name]])] for name, values in ATTRIBUTES.items()}
 
 
-def caption(spec: Sequence[int] | torch.Tensor, *, ground: bool = False, size: bool = True, speed: bool = True) -> str:
+def caption(
+    spec: Sequence[int] | torch.Tensor, *, ground: bool = False, size: bool = True, speed: bool = True
+) -> str:
     """The caption of one clip, such as "a small red square moves left slowly". spec: (6,) indices.
 
     The flags say which of the optional words are spoken.
     """
     words = describe(spec)
-    parts = ["a", *([words["size"]] if size else []), words["colour"], words["shape"], "moves", words["direction"]]
+    parts = ["a"]
+    if size:
+        parts.append(words["size"])
+    parts += [words["colour"], words["shape"], "moves", words["direction"]]
     if speed:
         parts.append(words["speed"])
     if ground:
@@ -119,7 +124,9 @@ def caption(spec: Sequence[int] | torch.Tensor, *, ground: bool = False, size: b
     return " ".join(parts)
 
 
-def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor | float) -> torch.Tensor:
+def signed_distance(
+    shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor | float
+) -> torch.Tensor:
     """Signed distance (pixels, negative inside, approximate at corners) to a shape centred on the origin.
 
     x, y: coordinates in pixels, y downwards; broadcast against each other and `radius`.

@@ -3,13 +3,14 @@
 Three steps, each resumable; `--total-minutes` is the length of the learning-rate schedule and `--minutes` the
 part of it that this call runs:
 
-    python tools/train_tiny_wan.py vae    --minutes 10 --total-minutes 10 --run runs/tiny_wan
-    python tools/train_tiny_wan.py dit    --minutes 17 --total-minutes 17 --run runs/tiny_wan
+    python tools/train_tiny_wan.py vae --run runs/tiny_wan --minutes 9 --total-minutes 9 --compile
+    python tools/train_tiny_wan.py dit --run runs/tiny_wan --minutes 14.2 --total-minutes 14.2 --compile
     python tools/train_tiny_wan.py export --run runs/tiny_wan --output wan_trt_core/models/tiny_wan
 
-`vae` trains the autoencoder and measures its latent statistics; `dit` trains the diffusion transformer together
-with the text encoder on latents of freshly rendered clips; `export` writes the diffusers folder. `plot` draws
-the loss curves and `init` writes an untrained checkpoint. Only the training split of `clips.py` is rendered.
+`vae` trains the autoencoder and measures its latent statistics; `dit` trains the diffusion transformer
+together with the text encoder on latents of freshly rendered clips; `export` writes the diffusers folder.
+`plot` draws the loss curves and `init` writes an untrained checkpoint. Only the training split of `clips.py`
+is trained on; the held-out clips are rendered for evaluation alone.
 """
 
 from __future__ import annotations
@@ -22,22 +23,17 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import clips
 import torch
+from check_tiny_wan import agreement, measure, psnr
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-try:
-    from tools import clips
-    from tools.check_tiny_wan import agreement, measure, psnr
-except ImportError:  # run as a script: tools/ itself is on the path
-    import clips
-    from check_tiny_wan import agreement, measure, psnr
 
 GENERATION: dict[str, float | int] = {
     "height": clips.FRAME_SIZE,
@@ -55,7 +51,7 @@ VOCABULARY = ("<pad>", "</s>", "<unk>", *dict.fromkeys(clips.CAPTION_WORDS))
 VOCABULARY_SIZE = 32  # embedding rows; the vocabulary's size rounded up
 
 
-# --------------------------------------------------------------------------------------------- the model
+# ------------------------------------------------------------------------------------------------- the model
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -107,7 +103,10 @@ def build_vae(mean: torch.Tensor | None = None, std: torch.Tensor | None = None)
 
 def build_scheduler() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=FLOW_SHIFT,
+        num_train_timesteps=1000,
     )
 
 
@@ -157,7 +156,7 @@ class Denoiser(torch.nn.Module):
         return self.transformer(latents, timestep, self.embed(tokens), return_dict=False)[0]
 
 
-# -------------------------------------------------------------------------------------------- the training loop
+# ----------------------------------------------------------------------------------------- the training loop
 
 
 @dataclass
@@ -214,12 +213,22 @@ class Trainer:
     """What both stages share: schedule by wall clock, optimiser step, EMA, resumable state, CSV log."""
 
     def __init__(
-        self, module: torch.nn.Module, run: Run, *, rate: float, betas: tuple[float, float], decay: float,
-        minutes: float, total_minutes: float, seed: int,
+        self,
+        module: torch.nn.Module,
+        run: Run,
+        *,
+        rate: float,
+        betas: tuple[float, float],
+        decay: float,
+        minutes: float,
+        total_minutes: float,
+        seed: int,
     ) -> None:
         self.module, self.run, self.rate = module, run, rate
         self.budget, self.total = minutes * 60, total_minutes * 60
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=rate, betas=betas, weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=rate, betas=betas, weight_decay=0.01, fused=True
+        )
         self.ema = Ema(module, decay)
         self.step, self.spent, self.seed = 0, 0.0, seed
         self.rows: list[dict[str, float]] = []
@@ -292,7 +301,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-# ----------------------------------------------------------------------------------------------- the autoencoder
+# ------------------------------------------------------------------------------------------- the autoencoder
 
 
 Coder = Callable[[AutoencoderKLWan, torch.Tensor], torch.Tensor]
@@ -357,8 +366,14 @@ def train_vae(arguments: argparse.Namespace) -> None:
     vae = channels_last(build_vae().to(device))
     run = Run(arguments.run, "vae")
     trainer = Trainer(
-        vae, run, rate=1.5e-3, betas=(0.9, 0.95), decay=0.998,
-        minutes=arguments.minutes, total_minutes=arguments.total_minutes, seed=arguments.seed,
+        vae,
+        run,
+        rate=1.5e-3,
+        betas=(0.9, 0.95),
+        decay=0.998,
+        minutes=arguments.minutes,
+        total_minutes=arguments.total_minutes,
+        seed=arguments.seed,
     )
     generator = torch.Generator(device).manual_seed(trainer.stream)
     pool = clips.all_specs(held_out=False).to(device)
@@ -378,13 +393,15 @@ def train_vae(arguments: argparse.Namespace) -> None:
             trainer.ema.swap()
             score = vae_score(vae, reference)
             trainer.ema.swap()
-            trainer.record(loss=loss.item(), psnr=score, **{key: value.item() for key, value in parts.items()})
+            values = {key: value.item() for key, value in parts.items()}
+            trainer.record(loss=loss.item(), psnr=score, **values)
+            trainer.save()
     trainer.save()
 
     trainer.ema.swap()
     mean, std = latent_statistics(vae, pool, generator, arguments.statistics)
-    print(f"held-out PSNR {vae_score(vae, reference):.2f} dB, latent mean {mean.min():.2f} to {mean.max():.2f}, "
-          f"std {std.min():.2f} to {std.max():.2f}", flush=True)  # fmt: skip
+    print(f"held-out PSNR {vae_score(vae, reference):.2f} dB", flush=True)
+    print(f"latent std {std.min():.2f} to {std.max():.2f}", flush=True)
     weights = {f"vae.{key}": value.contiguous().cpu() for key, value in vae.state_dict().items()}
     save_file(weights | {"latents_mean": mean.cpu(), "latents_std": std.cpu()}, run.weights)
 
@@ -397,11 +414,11 @@ def load_vae(path: Path) -> AutoencoderKLWan:
     return vae.eval()
 
 
-# ------------------------------------------------------------------------------------- the diffusion transformer
+# --------------------------------------------------------------------------------- the diffusion transformer
 
 
 class LatentPool:
-    """Normalised latents of rendered training clips on the device, replaced little by little as training runs."""
+    """Normalised latents of rendered training clips on the device, gradually replaced as training runs."""
 
     def __init__(self, vae: AutoencoderKLWan, size: int, chunk: int, generator: torch.Generator) -> None:
         self.vae, self.chunk, self.generator = vae, chunk, generator
@@ -429,15 +446,16 @@ class LatentPool:
 
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A random batch: latents (count, 16, 5, 16, 16) and their specifications (count, 6)."""
-        rows = torch.randint(len(self.specs), (count,), generator=self.generator, device=self.generator.device)
+        device = self.generator.device
+        rows = torch.randint(len(self.specs), (count,), generator=self.generator, device=device)
         return self.latents[rows], self.specs[rows]
 
 
 class CaptionTable:
     """Token ids of every caption that the clips can have, on the device, so that batches need no tokenizing.
 
-    Every specification has eight captions: with and without its size, its speed and its ground. A tenth of the
-    drawn captions is empty, for classifier-free guidance.
+    Every specification has eight captions: with and without its size, its speed and its ground. A tenth of
+    the drawn captions is empty, for classifier-free guidance.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -480,7 +498,10 @@ def sample_sigmas(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def flow_loss(
-    denoiser: Denoiser, transformer: torch.nn.Module, latents: torch.Tensor, tokens: torch.Tensor,
+    denoiser: Denoiser,
+    transformer: Callable[..., Any],
+    latents: torch.Tensor,
+    tokens: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Flow matching: the velocity `noise - latents` is predicted from their mixture at a random noise level.
@@ -531,8 +552,14 @@ def train_dit(arguments: argparse.Namespace) -> None:
     denoiser = Denoiser().to(device)
     run = Run(arguments.run, "dit")
     trainer = Trainer(
-        denoiser, run, rate=1e-3, betas=(0.9, 0.98), decay=0.999,
-        minutes=arguments.minutes, total_minutes=arguments.total_minutes, seed=arguments.seed,
+        denoiser,
+        run,
+        rate=1e-3,
+        betas=(0.9, 0.98),
+        decay=0.999,
+        minutes=arguments.minutes,
+        total_minutes=arguments.total_minutes,
+        seed=arguments.seed,
     )
     vae = load_vae(Run(arguments.run, "vae").weights).to(device)
     generator = torch.Generator(device).manual_seed(trainer.stream)
@@ -557,7 +584,8 @@ def train_dit(arguments: argparse.Namespace) -> None:
             video = generate(denoiser, vae, prompts, empty, seed=0)
             trainer.ema.swap()
             shares = agreement([m for chunk in video.split(16) for m in measure(chunk)], held_out)
-            trainer.record(loss=loss.item(), colour=shares.colour, shape=shares.shape, direction=shares.direction)
+            trainer.record(loss=loss.item(), **asdict(shares))
+            trainer.save()
     trainer.save()
     trainer.ema.swap()
     weights = {key: value.contiguous().cpu() for key, value in denoiser.state_dict().items()}
@@ -565,7 +593,7 @@ def train_dit(arguments: argparse.Namespace) -> None:
     save_file(weights, run.weights)
 
 
-# ------------------------------------------------------------------------------------------- the shipped checkpoint
+# ------------------------------------------------------------------------------------ the shipped checkpoint
 
 
 def load_denoiser(path: Path) -> Denoiser:
@@ -624,8 +652,8 @@ def plot(arguments: argparse.Namespace) -> None:
             rows += [{"stage": stage, **row} for row in csv.DictReader(file)]
 
     def series(stage: str, column: str) -> tuple[list[float], list[float]]:
-        points = [(float(r["minutes"]), float(r[column])) for r in rows if r["stage"] == stage and r.get(column)]
-        return [x for x, _ in points], [y for _, y in points]
+        chosen = [row for row in rows if row["stage"] == stage and row.get(column)]
+        return [float(row["minutes"]) for row in chosen], [float(row[column]) for row in chosen]
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained", dpi=90)
     for (axis, stage, columns, title), log_scale in zip(
@@ -655,27 +683,31 @@ def plot(arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
 
-    def training(name: str, function: Any, batch: int, every: int) -> argparse.ArgumentParser:
+    def training(name: str, function: Any, batch: int, every: int, evaluate: int) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=function.__doc__)
         command.set_defaults(function=function)
         command.add_argument("--run", type=Path, required=True, help="folder of states, weights and logs")
         command.add_argument("--minutes", type=float, required=True, help="minutes to run now")
-        command.add_argument("--total-minutes", type=float, required=True, help="length of the whole schedule")
+        command.add_argument(
+            "--total-minutes", type=float, required=True, help="length of the whole schedule"
+        )
         command.add_argument("--batch", type=int, default=batch, help="clips a step")
         command.add_argument("--every", type=int, default=every, help="steps between evaluations")
-        command.add_argument("--evaluate", type=int, default=96, help="held-out clips in an evaluation")
+        command.add_argument("--evaluate", type=int, default=evaluate, help="held-out clips in an evaluation")
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--compile", action="store_true", help="use torch.compile")
         return command
 
-    vae = training("vae", train_vae, batch=8, every=500)
+    vae = training("vae", train_vae, batch=8, every=500, evaluate=24)
     vae.add_argument("--statistics", type=int, default=1024, help="clips for the latent statistics")
-    dit = training("dit", train_dit, batch=256, every=1000)
-    dit.add_argument("--pool", type=int, default=16384, help="encoded clips held ready")
+    dit = training("dit", train_dit, batch=256, every=2000, evaluate=96)
+    dit.add_argument("--pool", type=int, default=12288, help="encoded clips held ready")
     dit.add_argument("--log-every", type=int, default=50, help="steps between log rows")
 
     command = commands.add_parser("export", help="write the shipped checkpoint")

@@ -45,6 +45,12 @@ if TYPE_CHECKING:
     from wan_trt_core.records import CaseRecord, RunRecord
 
 
+_XDIST = re.compile(
+    r"(?:^|\s)(?:-n[\s=]*(?!0(?:\s|$))\w+|--numprocesses[\s=]+(?!0(?:\s|$))|--dist[\s=]+(?!no(?:\s|$))|--tx\b)"
+)
+"""Options of pytest-xdist that start workers; ``-n0`` and ``--dist no`` do not."""
+
+
 class Refused(RuntimeError):
     """The baselines may not be made like this; the message says why and what to do instead."""
 
@@ -95,9 +101,7 @@ def refuse_xdist(environ: Mapping[str, str]) -> None:
     if worker := environ.get("PYTEST_XDIST_WORKER"):
         raise Refused(f"this runs inside the pytest-xdist worker {worker}; run the tool by itself")
     options = environ.get("PYTEST_ADDOPTS", "")
-    if re.search(
-        r"(?:^|\s)(?:-n[\s=]*(?!0\b)\w|--numprocesses[\s=](?!0\b)|--dist[\s=](?!no\b)|--tx\b)", options
-    ):
+    if _XDIST.search(options):
         raise Refused(
             f"PYTEST_ADDOPTS={options!r} would measure beside other workers; unset it: PYTEST_ADDOPTS="
         )
@@ -146,11 +150,8 @@ def check_record(record: RunRecord, hardware_key: str) -> None:
         )
     if slowed := record.environment.get("throttled"):
         raise Refused(f"the machine was slowed down while it measured ({slowed}); run again when it is not")
-    workers = [word for word in record.command if re.fullmatch(r"-n(?!0$)\w+|--numprocesses=(?!0$).+", word)]
-    if workers:
-        raise Refused(
-            f"the record was made beside other workers ({' '.join(workers)}); measure without xdist"
-        )
+    if _XDIST.search(command := " ".join(record.command)):
+        raise Refused(f"the record was made beside other workers ({command}); measure without xdist")
 
 
 def case_records(record: RunRecord, suite: str, selected: Collection[str]) -> dict[str, CaseRecord]:
@@ -253,7 +254,9 @@ def plan_table(plans: Sequence[Plan]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("case", "metric", "old", "new", "change", "tolerance", "outcome"):
-        table.add_column(name, justify="right" if name in ("old", "new", "change") else "left")
+        table.add_column(
+            name, justify="right" if name in ("old", "new", "change") else "left", overflow="fold"
+        )
     styles = {Change.WITHIN_BAND: "dim", Change.NEW: "green", Change.BETTER: "green", Change.TIGHTER: "green"}
     for row in sorted((row for plan in plans for row in plan.rows), key=lambda row: not row.loosens):
         table.add_row(
@@ -280,7 +283,9 @@ def measurement_command(
         cases: ids to run; all unless given.
         options: values of further ``--wan-`` options by name.
     """
-    command = [sys.executable, "-m", "pytest", "-m", suite, str(suites), "-p", "no:xdist", "--wan-no-gate"]
+    own = suites / suite  # where there is one, the other suites and the unit tests need not be collected
+    folder = own if own.is_dir() else suites
+    command = [sys.executable, "-m", "pytest", "-m", suite, str(folder), "-p", "no:xdist", "--wan-no-gate"]
     command += [f"--wan-report={report}"]
     command += [f"--wan-{name}={value}" for name, value in sorted(options.items())]
     return command + (["-k", " or ".join(sorted(cases))] if cases else [])
@@ -311,7 +316,8 @@ def measure_runs(
 ) -> list[RunRecord]:
     """Measure ``runs`` times, each in a process of its own."""
     records = []
-    for _ in range(runs):
+    for run in range(runs):
+        print(f"measuring, run {run + 1} of {runs}", flush=True)
         with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder:
             report = Path(folder)
             command = measurement_command(suite, report, suites=suites, cases=cases, options=options)
@@ -374,7 +380,7 @@ def _provenance(provenance: Provenance, record: RunRecord) -> dict[str, Any]:
         "commit": provenance.commit,
         "dirty": False,
         "date": provenance.date,
-        "command": list(provenance.command),
+        "command": shlex.join(provenance.command),
         "versions": dict(record.environment.get("packages", {})),
         "accepted_regression": provenance.accepted_regression,
     }

@@ -395,11 +395,7 @@ class _Reader:
         self._fail(f"holds {name}, not a positive number")
 
     def _fail(self, what: str, case: str | None = None) -> NoReturn:
-        command = (
-            regenerate_command(self.suite, case)
-            if case
-            else f"python tools/regenerate_baselines.py --suite {self.suite}"
-        )
+        command = regenerate_command(self.suite, case)
         raise BaselineError(
             f"{self.path}: {what}; restore the file from version control, or delete it and make it again: "
             f"{command}"

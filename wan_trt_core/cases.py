@@ -78,7 +78,7 @@ class Limit(_Model):
 
 
 class Band(_Model):
-    """How far a metric may be from its baseline: the larger of ``rel`` (a fraction) and ``abs`` (its unit)."""
+    """How far a metric may be from its baseline: the larger of ``rel`` (a fraction) and ``abs`` (a value)."""
 
     rel: Number = Field(ge=0, le=10)
     abs: Number = Field(default=0.0, ge=0)
@@ -86,7 +86,7 @@ class Band(_Model):
 
 
 class ParityGate(_Model):
-    """Quality floors against the reference (``limits``) and bands against the baseline (``bands``), by metric."""
+    """By metric, floors against the reference (``limits``) and bands around the baseline (``bands``)."""
 
     limits: dict[str, Limit] = Field(min_length=1)
     bands: dict[str, Band] = Field(default_factory=dict)
@@ -180,7 +180,7 @@ class CaseFile:
         return tuple(case for case in self.cases if suite in case.suites)
 
     def overridden(self, **fields: str | None) -> CaseFile:
-        """The same cases with ``model``, ``backend`` or ``profile`` replaced in all of them; ``None`` keeps."""
+        """The same cases with ``model``, ``backend`` or ``profile`` replaced in all; ``None`` keeps."""
         given = {name: value for name, value in fields.items() if value is not None}
         return CaseFile(self.path, self.version, tuple(case.model_copy(update=given) for case in self.cases))
 
@@ -231,6 +231,9 @@ Keys = tuple[str | int, ...]
 """Where something is in the document: mapping keys and list indices from the root."""
 
 _GATES: Mapping[str, type[_Model]] = {"parity": ParityGate, "perf": PerfGate, "memory": MemoryGate}
+_BY_METRIC = ("limits", "bands", "parity")
+"""Keys of a gate that hold one entry a metric."""
+
 _DEFAULTS = ("model", "component", "profile", "precision", "reference_precision", "backend", *_GATES)
 
 
@@ -309,11 +312,12 @@ class _Document:
         return CaseFileError("\n".join(f"{self.path}:{line}: {message}" for line, message in located))
 
     def _line(self, keys: Keys) -> int:
-        """The line of the nearest key that the file has: in the case, in the defaults, or what is around it."""
+        """The line of the nearest key that the file has: in the case, the defaults, or around it."""
+        if keys[:1] == ("cases",) and len(keys) > 2:
+            whole = _taken_whole(keys[2:])
+            if (*keys[:2], *whole) not in self.lines and ("defaults", *whole) in self.lines:
+                keys = ("defaults", *keys[2:])
         while keys and keys not in self.lines:
-            in_defaults = ("defaults", *keys[2:]) if keys[:1] == ("cases",) else ()
-            if len(in_defaults) > 1 and in_defaults in self.lines:
-                return self.lines[in_defaults]
             keys = keys[:-1]
         return self.lines.get(keys, 1)
 
@@ -329,7 +333,7 @@ def _plain(
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*keys, index), loader, lines, above) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node)
     _refuse_twice(node)
     loader.flatten_mapping(node)  # resolves "<<"; the mapping's own keys come last and win
     mapping: dict[str, Any] = {}
@@ -390,14 +394,21 @@ def _with_defaults(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
 
 
 def _completed(own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """A gate completed: metric by metric, whole limits only, so that a number never gets another one's reason."""
+    """A gate completed, metric by metric: whole limits only, or a number would get another one's reason."""
     gate = {**default, **own}
     if "speedup" in own and "reason" not in own:
         gate.pop("reason", None)
-    for name in ("limits", "bands", "parity"):
+    for name in _BY_METRIC:
         if isinstance(own.get(name), dict) and isinstance(default.get(name), dict):
             gate[name] = {**default[name], **own[name]}
     return gate
+
+
+def _taken_whole(keys: Keys) -> Keys:
+    """The part of a case around ``keys`` that comes either from the case or from the defaults."""
+    if keys[0] not in _GATES:
+        return keys[:1]
+    return keys[:3] if keys[1:2] and keys[1] in _BY_METRIC else keys[:2]
 
 
 def _name_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Problem]:
@@ -441,12 +452,12 @@ def _precision_problems(key: str, value: Any, composite: bool) -> Iterator[_Prob
 
 
 def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Problem]:
-    """What a schema cannot say: metrics that do not exist, limits on the wrong side, a gate under the product's."""
+    """What a schema cannot say: unknown metrics, limits on the wrong side, a gate under the product's."""
     for suite in _GATES:
         gate = values.get(suite)
         if not isinstance(gate, dict):
             continue
-        for name in ("limits", "bands", "parity"):
+        for name in _BY_METRIC:
             entries = gate.get(name)
             if isinstance(entries, dict) and name in _GATES[suite].model_fields:
                 metrics = allowed.metrics.get("parity" if name == "parity" else suite, ())
@@ -488,15 +499,16 @@ def _speedup_problems(gate: Mapping[str, Any], component: Any) -> Iterator[_Prob
         or not 0 < speedup < DEFAULT_SPEEDUP
     ):
         return
+    given = f"key 'perf.speedup' is {speedup:g}"
     if component == "pipeline":
         yield _Problem(
             ("perf", "speedup"),
-            f"key 'perf.speedup' is {speedup:g}: the whole-video case holds the gate; allowed: {DEFAULT_SPEEDUP:g} and more",
+            f"{given}: the whole-video case always holds the gate; allowed: {DEFAULT_SPEEDUP:g} and more",
         )
     elif not gate.get("reason"):
         yield _Problem(
             ("perf", "speedup"),
-            f"key 'perf.speedup' is {speedup:g}, under the gate of {DEFAULT_SPEEDUP:g}: it needs a 'reason' beside it",
+            f"{given}, under the gate of {DEFAULT_SPEEDUP:g}: it needs a 'reason' beside it",
         )
 
 

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 it failed, or a verdict did; 2 wrong usage; 3 wrong input 
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -97,6 +98,9 @@ class _Common:
 def main() -> None:
     """The console script: run a command, and turn our own errors into one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # A checkpoint is a folder: no library shall ask a hub for one, nor draw its bars through ours.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv[1:]
     try:
         app()
@@ -540,24 +544,21 @@ def _is_hardware(key: str, wanted: str) -> bool:
 
 
 def _orphans(files: list[BaselineFile], case_file: Path) -> list[str]:
-    from wan_trt_core.backends.registry import backend_names
     from wan_trt_core.baselines import find_orphans
-    from wan_trt_core.cases import Allowed, load_cases
-    from wan_trt_core.models.catalogue import known_profiles
-    from wan_trt_core.models.components import component_names
+    from wan_trt_core.cases import load_cases
+    from wan_trt_core.pytest_plugin.session import allowed_names
 
-    cases = load_cases(case_file, Allowed(component_names(), backend_names(), known_profiles()))
+    cases = load_cases(case_file, allowed_names()).cases
     found = []
     for stored in files:
-        known = [
-            case.id for case in cases.cases if case.model == stored.model and stored.suite in case.suites
-        ]
+        known = [case.id for case in cases if case.model == stored.model and stored.suite in case.suites]
         where = f"{stored.hardware_key}/{stored.model}/{stored.suite}.json"
         found += [f"{where}: {name}" for name in find_orphans(stored, known)]
     return found
 
 
 def _print_baselines(stored: BaselineFile) -> None:
+    from wan_trt_core.gates.bands import band_limits
     from wan_trt_core.gates.formatting import quantity
 
     rows = [
@@ -565,13 +566,13 @@ def _print_baselines(stored: BaselineFile) -> None:
             case,
             name,
             quantity(metric.value, metric.unit),
-            f"±{metric.tolerance.rel:.1%}"
-            + (f" or {quantity(metric.tolerance.abs, metric.unit)}" if metric.tolerance.abs else ""),
+            f"{quantity(low, metric.unit)} to {quantity(high, metric.unit)}",
             str(metric.n),
             str(entry.provenance.get("date", ""))[:10],
         )
         for case, entry in stored.cases.items()
         for name, metric in entry.metrics.items()
+        for low, high in [band_limits(metric)]
     ]
     title = f"{stored.hardware_key} / {stored.model} / {stored.suite}"
     _print_table(title, ("case", "metric", "baseline", "band", "runs", "from"), rows)
@@ -677,10 +678,16 @@ def _precision(text: str) -> str | dict[str, str]:
     """``fp16``, or ``dit=fp16,vae=fp32`` by component."""
     if "=" not in text:
         return text
-    pairs = [part.partition("=")[::2] for part in text.split(",")]
-    if not all(name.strip() and value.strip() for name, value in pairs):
-        raise typer.BadParameter(f"{text!r} is not as in dit=fp16,vae=fp32", param_hint="--precision")
-    return {name.strip(): value.strip() for name, value in pairs}
+    from wan_trt_core.pipeline.engines import precision_of
+
+    pairs = (part.partition("=")[::2] for part in text.split(","))
+    precision = {name.strip(): value.strip() for name, value in pairs}
+    try:
+        for component in ("dit", "vae_decoder_first", "vae_decoder_next"):
+            precision_of(precision, component)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--precision") from error
+    return precision
 
 
 def _resolve(settings: Settings) -> ResolvedModel:
@@ -699,7 +706,6 @@ def _component_names(wanted: list[str] | None) -> tuple[str, ...]:
 
 def _copy_files(source: Path, target: Path, name: str) -> Path:
     """Copy an exported model; each file becomes visible only when it is whole."""
-    import os
     import shutil
 
     target.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,7 @@ class PerfSettings(_Model):
     )
     warmup: int = Field(default=2, ge=0, description="runs of each arm before any is timed")
     noise_pairs: int = Field(
-        default=4, ge=2, description="pairs of the reference against itself: the noise floor"
+        default=4, ge=2, description="pairs of the candidate against itself: the noise floor"
     )
     allow_tf32: bool = Field(default=False, description="let both arms use TF32 for float32 products")
 

@@ -37,6 +37,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
+_KEYS = frozenset({"kind", "key", "identity", "versions", "created", "files", "facts", "sha256"})
+
 FULL_BELOW = 1 << 20
 """Free bytes under which a failed build is put down to a full disk, whatever the library in it said."""
 
@@ -357,26 +359,30 @@ def _check(
     Raises:
         _BadEntry: when it is corrupted, or belongs to something else.
     """
-    manifest = _read_manifest(folder, kind, key)
-    if identity is not None and manifest["identity"] != identity:
-        raise _BadEntry(f"foreign: {_difference(manifest['identity'], identity)}")
+    manifest = _read_manifest(folder, kind, key, identity)
     files: Mapping[str, Any] = manifest["files"]
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     missing, extra = sorted(set(files) - present), sorted(present - set(files) - {MANIFEST})
     if missing:
         raise _BadEntry(f"corrupted: {missing[0]} is missing")
     if extra:
         raise _BadEntry(f"corrupted: {extra[0]} is not in its manifest")
     for name, expected in files.items():
-        size = (folder / name).stat().st_size
+        try:
+            size = (folder / name).stat().st_size
+            same = size == expected["bytes"] and _sha256(folder / name) == expected["sha256"]
+        except OSError as error:
+            raise _BadEntry(f"corrupted: {name} is not readable: {error}") from error
         if size != expected["bytes"]:
             raise _BadEntry(f"corrupted: {name} has {size} bytes, its manifest says {expected['bytes']}")
-        if _sha256(folder / name) != expected["sha256"]:
+        if not same:
             raise _BadEntry(f"corrupted: {name} differs from the hash in its manifest")
     return manifest
 
 
-def _read_manifest(folder: Path, kind: Kind, key: str) -> Mapping[str, Any]:
+def _read_manifest(
+    folder: Path, kind: Kind, key: str, identity: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -389,8 +395,10 @@ def _read_manifest(folder: Path, kind: Kind, key: str) -> Mapping[str, Any]:
     if manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version")
         raise _BadEntry(f"foreign: its manifest is of schema {found!r}, this version reads {SCHEMA_VERSION}")
-    if manifest.get("sha256") != _manifest_hash(manifest):
+    if not manifest.keys() >= _KEYS or manifest["sha256"] != _manifest_hash(manifest):
         raise _BadEntry(f"corrupted: {MANIFEST} differs from its own hash")
+    if identity is not None and manifest["identity"] != identity:
+        raise _BadEntry(f"foreign: {_difference(manifest['identity'], identity)}")
     if (manifest["kind"], manifest["key"], _key(manifest["identity"])) != (kind, key, key):
         raise _BadEntry(f"foreign: its manifest is that of {manifest['kind']}/{manifest['key'][:12]}…")
     return manifest

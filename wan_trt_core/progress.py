@@ -1,4 +1,4 @@
-"""Progress: a bar with the time left for each phase, or plain lines where there is no terminal."""
+"""Progress: a bar with the time left for each job, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ERR = Console(stderr=True)
 """Everything but results goes to stderr, so that standard output can be piped on."""
 
 Report = Callable[[str, float], None]
-"""Called with the name of the phase and the fraction done, 0 to 1."""
+"""Called with the job, as ``export dit fp32: trace`` (after the colon its stage), and the fraction done."""
 
 
 @contextmanager
 def progress(console: Console = ERR) -> Iterator[Report]:
-    """What to hand on as ``progress=``; on a terminal each phase gets a bar, elsewhere two lines."""
+    """What to hand on as ``progress=``; on a terminal each job gets a bar, elsewhere two lines."""
     if not console.is_terminal:
         yield _Lines(console)
         return
@@ -48,28 +48,36 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, phase: str, fraction: float) -> None:
-        task = self._tasks.get(phase)
-        if task is None:
-            task = self._tasks[phase] = self._bars.add_task(phase, total=1.0)
-        self._bars.update(task, completed=fraction)
+        job, stage = _split(phase)
+        if job not in self._tasks:
+            self._tasks[job] = self._bars.add_task(job, total=1.0)
+        shown = f"{job}: {stage}" if stage and fraction < 1 else job
+        self._bars.update(self._tasks[job], completed=fraction, description=shown)
 
 
 class _Lines:
-    """The begin and the end of each phase: a log of CI has no use for a hundred lines of per cent."""
+    """The begin and the end of each job: a log of CI has no use for a hundred lines of per cent."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._started: dict[str, float] = {}
 
     def __call__(self, phase: str, fraction: float) -> None:
-        if phase not in self._started:
+        job, _ = _split(phase)
+        if job not in self._started:
             if fraction >= 1:
                 return  # there was nothing to do
-            self._started[phase] = time.perf_counter()
-            self._print(f"{phase} …")
+            self._started[job] = time.perf_counter()
+            self._print(f"{job} …")
         elif fraction >= 1:
-            seconds = time.perf_counter() - self._started.pop(phase)
-            self._print(f"{phase}: done in {seconds:.1f} s")
+            seconds = time.perf_counter() - self._started.pop(job)
+            self._print(f"{job}: done in {seconds:.1f} s")
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)
+
+
+def _split(phase: str) -> tuple[str, str]:
+    """``build dit fp32: optimise`` is one job at one of its stages; the fraction is that of the job."""
+    job, _, stage = phase.partition(": ")
+    return job, stage

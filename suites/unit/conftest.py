@@ -1,7 +1,8 @@
-"""Fixtures of the unit tests: the embedded checkpoint and settings that touch no user folder."""
+"""Fixtures of the unit tests: checkpoints, and settings that touch no user folder."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,11 +10,49 @@ import pytest
 
 import wan_trt_core
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture(scope="session")
 def tiny_wan_folder() -> Path:
     """The embedded checkpoint (another folder of the same configuration may be named while training)."""
     embedded = Path(wan_trt_core.__file__).parent / "models" / "tiny_wan"
     return Path(os.environ.get("WAN_TRT_TEST_CHECKPOINT", embedded))
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights, a third of tiny-wan's layers and half its channels: quick to export."""
+    import torch
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=32, num_layers=3, ffn_dim=128, text_dim=32, freq_dim=32
+    )
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+            elif "norm" in name:
+                parameter.normal_(mean=1.0, std=0.2)
+    vae = AutoencoderKLWan(base_dim=8, latents_mean=[0.1] * 16, latents_std=[1.5] * 16)
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.0)
+    )
+    pipe = WanPipeline(
+        tokenizer=AutoTokenizer.from_pretrained(tiny_wan_folder / "tokenizer"),
+        text_encoder=encoder,
+        vae=vae,
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=transformer,
+    )
+    folder = tmp_path_factory.mktemp("small") / "checkpoint"
+    pipe.save_pretrained(folder)
+    generation = {
+        "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2, "guidance_scale": 3.0,
+        "max_sequence_length": 16, "fps": 8,
+    }  # fmt: skip
+    (folder / "generation.json").write_text(json.dumps(generation))
+    return folder

@@ -94,7 +94,7 @@ def provenance() -> dict[str, Any]:
         "commit": "abc",
         "dirty": False,
         "date": "2026-01-01T00:00:00Z",
-        "command": ["tool"],
+        "command": "tool",
         "versions": {"torch": "2.11.0"},
         "runs": 1,
         "accepted_regression": None,

@@ -287,7 +287,12 @@ def test_value_that_cannot_be_a_baseline(value: float | None) -> None:
 
 def test_banded_metric_that_was_not_measured() -> None:
     with pytest.raises(BaselineError, match="case dit-fp32: candidate_time has a band but no value"):
-        new_entry("dit-fp32", BANDS, [Measurement(metrics={"reference_time": timed(1).metrics["reference_time"]})], {})
+        new_entry(
+            "dit-fp32",
+            BANDS,
+            [Measurement(metrics={"reference_time": timed(1).metrics["reference_time"]})],
+            {},
+        )
     with pytest.raises(BaselineError, match="no run"):
         new_entry("dit-fp32", BANDS, [], {})
 

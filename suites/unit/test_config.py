@@ -129,7 +129,7 @@ class TestMistakes:
             ("- model\n", ("config.yaml:1: the file must be a mapping",)),
             ("model: a\nmodel: b\n", ("config.yaml:2: model: given twice",)),
             ("model: [\n", ("config.yaml:2: not valid YAML",)),
-            ("model: !!python/object/apply:os.getcwd []\n", ("config.yaml:1: model: not a plain YAML value",)),
+            ("model: !!python/object/apply:os.getcwd []\n", ("config.yaml:1: model: not a plain YAML",)),
         ],
     )
     def test_wrong_values_name_line_key_and_what_is_allowed(self, yaml: str, parts: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import (
     cpu_count,
     cpu_name,
@@ -104,8 +105,8 @@ def test_record_is_json_and_holds_what_numbers_depend_on() -> None:
 
 def test_cpu_key_and_versions_do_not_import_torch() -> None:
     code = (
-        "import sys; from wan_trt_core.measure.environment import environment_record; environment_record('cpu'); "
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from wan_trt_core.measure.environment import environment_record; "
+        "environment_record('cpu'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -148,6 +149,35 @@ def test_throttling_is_a_counter_that_rose() -> None:
     assert throttled(before, {**before, "cpu0 thermal throttling": 6}) == "cpu0 thermal throttling"
 
 
+class FakeNvml:
+    """NVML of a GPU that is slowed down by heat and by its power cap, and keeps its temperature to itself."""
+
+    NVMLError = RuntimeError
+    nvmlClocksThrottleReasonSwThermalSlowdown = 0x20
+    NVML_CLOCK_SM = 1
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: object) -> int:
+        return 0x20 | 0x4
+
+    def nvmlSystemGetDriverVersion(self) -> bytes:
+        return b"580.1"
+
+    def nvmlDeviceGetUUID(self, handle: object) -> str:
+        raise self.NVMLError("not supported")
+
+
+def test_gpu_slowed_by_heat_is_seen_and_its_power_cap_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_nvml", lambda: (FakeNvml(), object()))
+    assert [name for name in throttle_counters() if "GPU" in name] == ["GPU software thermal slowdown"]
+
+
+def test_gpu_that_keeps_its_state_to_itself_is_recorded_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_nvml", lambda: (FakeNvml(), object()))
+    assert environment._nvml_record() == {"nvml_error": "not supported"}
+
+
 def test_a_slowed_gpu_counts_at_either_end() -> None:
     slowed = {"GPU hardware slowdown": 1}
-    assert throttled(slowed, {}) == throttled({}, slowed) == throttled(slowed, slowed) == "GPU hardware slowdown"
+    assert (
+        throttled(slowed, {}) == throttled({}, slowed) == throttled(slowed, slowed) == "GPU hardware slowdown"
+    )

@@ -14,7 +14,8 @@ from wan_trt_core.cases import Band, Limit
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance, judge_bands, position
 from wan_trt_core.gates.formatting import pair, quantity
-from wan_trt_core.gates.limits import judge_limit
+from wan_trt_core.gates.limits import judge_finite, judge_limit
+from wan_trt_core.gates.memory import judge_growth
 from wan_trt_core.gates.perf import SpeedupRule, decide_speedup
 from wan_trt_core.gates.statistics import SamplingPlan
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
@@ -44,7 +45,9 @@ def verdict(
     return decide(checks)
 
 
-def parity_measurement(psnr_db: float | None = 120.0, non_finite: float = 0.0, detail: str = "") -> Measurement:
+def parity_measurement(
+    psnr_db: float | None = 120.0, non_finite: float = 0.0, detail: str = ""
+) -> Measurement:
     return Measurement(
         metrics={
             "psnr_db": Metric(value=psnr_db, unit="dB", better="higher", detail=detail),
@@ -75,7 +78,10 @@ class TestParity:
         assert outcome(check) == (Verdict.FAIL, Reason.NON_FINITE)
 
     def test_non_finite_output_of_one_of_several_fails(self) -> None:
-        metrics = {**parity_measurement().metrics, "cache_3.non_finite": Metric(value=2, unit="", better="lower")}
+        metrics = {
+            **parity_measurement().metrics,
+            "cache_3.non_finite": Metric(value=2, unit="", better="lower"),
+        }
         assert verdict(Measurement(metrics=metrics), "parity").metric == "cache_3.non_finite"
 
     def test_metric_that_could_not_be_computed_is_missing(self) -> None:
@@ -90,7 +96,54 @@ class TestParity:
         limit = Limit(max=1e-5, reason="float32")
         metric = Metric(value=1e-4, unit="", better="lower")
         assert judge_limit("floor", "relative_l2", limit, metric).verdict is Verdict.FAIL
-        assert judge_limit("floor", "relative_l2", limit, Metric(value=1e-6, unit="", better="lower")).verdict is Verdict.PASS
+        assert (
+            judge_limit("floor", "relative_l2", limit, Metric(value=1e-6, unit="", better="lower")).verdict
+            is Verdict.PASS
+        )
+
+
+class TestLimit:
+    @pytest.mark.parametrize(
+        ("bounds", "value", "expected", "bound", "text"),
+        [
+            ({"min": 90}, 90.0, Verdict.PASS, 90, "psnr_db 90 dB >= 90 dB"),
+            ({"min": 90}, 89.0, Verdict.FAIL, 90, "psnr_db 89 dB < 90 dB (limit: why)"),
+            ({"max": 10}, 10.0, Verdict.PASS, 10, "psnr_db 10 dB <= 10 dB"),
+            ({"max": 10}, 11.0, Verdict.FAIL, 10, "psnr_db 11 dB > 10 dB (limit: why)"),
+            ({"min": 5, "max": 10}, 4.0, Verdict.FAIL, 5, "< 5 dB"),
+            ({"min": 5, "max": 10}, 11.0, Verdict.FAIL, 10, "> 10 dB"),
+            ({"min": 5, "max": 10}, 7.0, Verdict.PASS, 5, ">= 5 dB"),
+            ({"min": 90}, None, Verdict.MISSING, 90, "no weights"),
+            ({"max": 10}, None, Verdict.MISSING, 10, "no weights"),
+            ({"min": 90}, math.nan, Verdict.FAIL, 90, "psnr_db is nan (no weights)"),
+            ({"max": 10}, -math.inf, Verdict.FAIL, 10, "psnr_db is -inf (no weights)"),
+        ],
+    )
+    def test_limit(
+        self, bounds: dict[str, float], value: float | None, expected: Verdict, bound: float, text: str
+    ) -> None:
+        metric = Metric(value=value, unit="dB", better="higher", detail="no weights")
+        check = judge_limit("floor", "psnr_db", Limit(**bounds, reason="why"), metric)
+        assert (check.verdict, check.limit) == (expected, bound)
+        assert text in check.message
+
+    def test_limit_without_a_bound_passes_nothing(self) -> None:
+        limit = Limit.model_construct(min=None, max=None, reason="why")
+        metric = Metric(value=1.0, unit="", better="higher")
+        assert judge_limit("floor", "psnr_db", limit, metric).verdict is Verdict.INVALID
+        assert judge_growth("growth", limit, metric).verdict is Verdict.INVALID
+
+    def test_count_of_non_finite_elements(self) -> None:
+        for value, detail, expected, text in (
+            (0.0, "", Verdict.PASS, "every element is finite"),
+            (3.0, "3 of 9 in the candidate", Verdict.FAIL, "NaN or infinite (3 of 9 in the candidate)"),
+            (None, "no output", Verdict.MISSING, "no output"),
+            (None, "", Verdict.MISSING, "not measured"),
+        ):
+            metric = Metric(value=value, unit="", better="lower", detail=detail)
+            (check,) = judge_finite({"non_finite": metric, "psnr_db": metric})
+            assert check.verdict is expected
+            assert text in check.message
 
 
 class TestSpeedup:
@@ -107,7 +160,10 @@ class TestSpeedup:
     def test_injected_slowdown_of_the_candidate_fails(self) -> None:
         """1.6 times faster, then 10 % slower: 1.45."""
         a, b = paired_times(1.6)
-        assert outcome(decide_speedup(a, b, self.RULE, final=True)) == (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)  # type: ignore[arg-type]
+        assert outcome(decide_speedup(a, b, self.RULE, final=True)) == (
+            Verdict.PASS,
+            Reason.INTERVAL_ABOVE_THRESHOLD,
+        )  # type: ignore[arg-type]
         slowed = [1.1 * time for time in b]
         check = decide_speedup(a, slowed, self.RULE, final=True)
         assert check is not None
@@ -181,8 +237,10 @@ class TestSpeedup:
             timer = PairedTimer(work(0.1), work(candidate), clock=lambda now=now: now[0])  # type: ignore[misc]
             times = measure_pairs(
                 timer,
-                lambda pairs: decide_speedup([p.reference for p in pairs], [p.candidate for p in pairs], self.RULE)
-                is not None,
+                lambda pairs: (
+                    decide_speedup([p.reference for p in pairs], [p.candidate for p in pairs], self.RULE)
+                    is not None
+                ),
                 max_pairs=30,
                 noise_pairs=4,
                 time_budget=60,
@@ -319,6 +377,37 @@ class TestBands:
     def test_band(self, value: float, expected: tuple[Verdict, Reason]) -> None:
         (check,) = self.bands({"time": self.stored(1.0)}, {"time": value})
         assert outcome(check) == expected
+
+    @pytest.mark.parametrize(
+        ("value", "better", "limit", "text"),
+        [
+            (1.2, "lower", 1.1, "time 1200 ms > 1100 ms is worse than its band (baseline 1000 ms, +20.0%)"),
+            (0.8, "lower", 0.9, "time 800 ms < 900 ms is better than its band (baseline 1000 ms, -20.0%)"),
+            (0.8, "higher", 0.9, "time 800 ms < 900 ms is worse than its band (baseline 1000 ms, -20.0%)"),
+            (1.2, "higher", 1.1, "time 1200 ms > 1100 ms is better than its band (baseline 1000 ms, +20.0%)"),
+            (1.0, "lower", 1.1, "time 1000 ms is within its band (baseline 1000 ms, +0.0%)"),
+            (1.0, "higher", 0.9, "time 1000 ms is within its band (baseline 1000 ms, +0.0%)"),
+        ],
+    )
+    def test_message_and_limit(self, value: float, better: Any, limit: float, text: str) -> None:
+        metrics = {"time": Metric(value=value, unit="s", better=better)}
+        (check,) = judge_bands(
+            "dit-fp32",
+            "perf",
+            {"time": TEN_PERCENT},
+            metrics,
+            BaselineEntry({"time": self.stored(1.0, better=better)}),
+            bands_for_hardware=True,
+            require_bands=False,
+        )
+        assert check.limit == pytest.approx(limit)
+        assert text in check.message
+
+    def test_machine_without_baselines_still_shows_what_was_measured(self) -> None:
+        (check,) = self.bands(None, {"time": 1.0}, bands_for_hardware=False)
+        assert check.value == 1.0
+        (check,) = self.bands(None, {}, bands_for_hardware=False)
+        assert check.value is None
 
     def test_better_than_the_band_asks_for_a_new_baseline(self) -> None:
         (check,) = self.bands({"time": self.stored(1.0)}, {"time": 0.5})

@@ -95,7 +95,9 @@ def test_growth_ignores_outliers_and_one_step() -> None:
 
 def test_growth_finds_a_leak_under_noise() -> None:
     noise = [0, 4096, -4096, 8192, 0, -8192, 4096, 0, 0, -4096] * 2
-    assert growth([20_000 * run + wobble for run, wobble in enumerate(noise)]) == pytest.approx(20_000, rel=0.1)
+    assert growth([20_000 * run + wobble for run, wobble in enumerate(noise)]) == pytest.approx(
+        20_000, rel=0.1
+    )
 
 
 def test_growth_needs_three_runs() -> None:

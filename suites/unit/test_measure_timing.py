@@ -19,7 +19,9 @@ class FakeClock:
     def __call__(self) -> float:
         return self.now
 
-    def work(self, seconds: Callable[[], float] | float, log: list[str] | None = None, name: str = "") -> Callable[[], str]:
+    def work(
+        self, seconds: Callable[[], float] | float, log: list[str] | None = None, name: str = ""
+    ) -> Callable[[], str]:
         def call() -> str:
             self.now += seconds() if callable(seconds) else seconds
             if log is not None:

@@ -47,7 +47,7 @@ def test_interval_cancels_what_slows_both_arms_of_a_pair() -> None:
     ("a", "b"), [([1.0, 1.0], [1.0, 1.0]), ([1.0] * 3, [1.0] * 4), ([1.0] * 3, [1.0, 1.0, 0.0])]
 )
 def test_interval_refuses_what_is_no_series_of_pairs(a: list[float], b: list[float]) -> None:
-    with pytest.raises(ValueError, match="pairs|positive"):
+    with pytest.raises(ValueError, match=r"pairs|positive"):
         ratio_interval(a, b, 0.01)
 
 
@@ -100,7 +100,7 @@ def test_error_rates_at_one_percent_noise() -> None:
 
 
 def test_error_rate_on_the_threshold_itself() -> None:
-    """Six looks do not add errors up: on 1.5 itself 1 % may pass and 1 % fail (a plain bootstrap: 4 % each)."""
-    found = verdicts(1.5, 250)
-    assert found.count(Verdict.PASS) <= 6
-    assert found.count(Verdict.FAIL) <= 6
+    """Six looks do not add errors up: on 1.5 itself 1 % may pass and 1 % fail (plain bootstrap: 4 %)."""
+    found = verdicts(1.5, 180)
+    assert found.count(Verdict.PASS) <= 5
+    assert found.count(Verdict.FAIL) <= 5

@@ -189,8 +189,13 @@ class OnnxRuntimeBackend(EngineBackend):
         except ImportError as error:
             raise BackendUnavailable(
                 f"the onnxruntime backend needs ONNX Runtime, which does not import here: {error};"
-                " pip install onnxruntime, or wan-trt-core[gpu] for a GPU (never both)"
+                ' pip install "wan-trt-core[cpu]", or "wan-trt-core[gpu]" for a GPU (never both)'
             ) from error
+        if len(builds := self.versions()) > 1:
+            raise BackendUnavailable(
+                f"{' and '.join(builds)} are both installed and overwrite each other's files: pip uninstall -y"
+                f" {' '.join(builds)}, then install one of them"
+            )
         available = onnxruntime.get_available_providers()
         missing = [name for name in settings.onnxruntime.providers if name not in available]
         if missing:
@@ -353,11 +358,12 @@ def _cpu_model() -> str:
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:
-    """Every exception of ONNX Runtime; they have no base class of their own."""
+    """Every exception of ONNX Runtime: they have no common base, and some are plain RuntimeErrors."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     found = (getattr(state, name) for name in dir(state))
-    return tuple(kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception))
+    own = (kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError)
 
 
 BACKEND = OnnxRuntimeBackend()

@@ -24,7 +24,7 @@ def measure(case: Case, context: Context) -> Measurement:
             for point, inputs in target.parity_inputs().items()
         }
         measurement = Measurement(
-            metrics=worst({point: metrics for point, metrics in by_point.items()}),
+            metrics=worst(by_point),
             facts={"conditions": snapshot(), **target.facts()},
         )
         checks = judge_parity(case.parity, measurement)
@@ -61,14 +61,15 @@ def compare(
 
 def worst(by_source: dict[str, dict[str, Metric]]) -> dict[str, Metric]:
     """Each metric at its worst over several sources, which its detail names; the samples are all of them."""
+    if len(by_source) == 1:
+        return dict(*by_source.values())
     merged: dict[str, Metric] = {}
     for name in dict.fromkeys(name for metrics in by_source.values() for name in metrics):
         found = {source: metrics[name] for source, metrics in by_source.items() if name in metrics}
         source, metric = min(found.items(), key=lambda item: _badness(item[1]))
-        detail = f"worst at {source}" if len(by_source) > 1 else ""
         samples = tuple(other.value for other in found.values() if other.value is not None)
         merged[name] = metric.model_copy(
-            update={"detail": "; ".join(part for part in (detail, metric.detail) if part), "samples": samples}
+            update={"detail": "; ".join(filter(None, (f"worst at {source}", metric.detail))), "samples": samples}
         )
     return merged
 

@@ -35,7 +35,11 @@ class Difference:
 
 
 def check_interface(
-    what: str, path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], extra: Sequence[str] = ()
+    what: str,
+    path: Path,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    extra: Sequence[str] = (),
 ) -> None:
     """Compare names and symbolic shapes with the declared ones.
 
@@ -114,6 +118,16 @@ def open_session(path: Path, threads: int | None) -> InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def grown(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor repeated along its axes and cut to a shape.
+
+    Real inputs are made once, at the smallest size: making a video's VAE caches anew for every size would take
+    longer than all the rest. A graph is a function of its inputs, whatever they show.
+    """
+    times = [math.ceil(wanted / size) for wanted, size in zip(shape, tensor.shape, strict=True)]
+    return tensor.repeat(times)[tuple(slice(wanted) for wanted in shape)].contiguous()
+
+
 def compare(
     what: str, session: InferenceSession, graph: nn.Module, tensors: Mapping[str, Tensor]
 ) -> dict[str, Difference]:
@@ -131,7 +145,9 @@ def compare(
     differences = {}
     for name, want, got in zip(names, expected, found, strict=True):
         if tuple(want.shape) != got.shape:
-            raise ExportError(f"{what}: {name} is {got.shape} in ONNX Runtime, {tuple(want.shape)} in PyTorch")
+            raise ExportError(
+                f"{what}: {name} is {got.shape} in ONNX Runtime, {tuple(want.shape)} in PyTorch"
+            )
         differences[name] = _difference(want.numpy(), got)
     return differences
 
@@ -157,7 +173,9 @@ def judge(what: str, differences: Mapping[str, Difference], tolerance: float) ->
     """
     for name, difference in differences.items():
         if difference.bad or difference.bad_reference:
-            where = "PyTorch and so in the model" if difference.bad_reference else "ONNX Runtime, not in PyTorch"
+            where = (
+                "PyTorch and so in the model" if difference.bad_reference else "ONNX Runtime, not in PyTorch"
+            )
             raise ExportError(
                 f"{what}: {name} has {max(difference.bad, difference.bad_reference)} values of {difference.size}"
                 f" that are NaN or infinite, in {where}. Check the weights, or export in a wider precision"

@@ -23,7 +23,7 @@ from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
 from wan_trt_core.models.component import Component, TensorSpec
 from wan_trt_core.models.components import get_component
-from wan_trt_core.models.profiles import POINTS, ShapeProfile, Sizes
+from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,15 +72,14 @@ def export_component(
     blocks = component.blocks(checkpoint) if block_outputs else ()
     graph = component.graph(checkpoint, precision, block_outputs=block_outputs)
 
-    folder.mkdir(parents=True, exist_ok=True)
     with (
-        _explained(component, precision, "writing the ONNX model"),
-        tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary,
+        _on_disk(component, precision, folder),
+        _temporary_folder(folder) as temporary,
     ):
-        path = Path(temporary) / name
+        path = temporary / name
         _write_onnx(component, checkpoint, graph, precision, path, settings.export.opset, blocks, report)
         _check(component, checkpoint, graph, profile, precision, path, settings, blocks, report)
-        files = sorted(Path(temporary).iterdir())
+        files = sorted(temporary.iterdir())
         sha256 = _hash(files)
         for file in files:
             os.replace(file, folder / file.name)
@@ -128,7 +127,9 @@ def _write_onnx(
     report("trace", 0.0)
     with torch.no_grad(), _explained(component, precision, "tracing with torch.export"):
         # tracing first makes an axis that cannot be dynamic an error; torch.onnx.export alone would fix its size
-        program = torch.export.export(graph, tuple(tensors), dynamic_shapes=_as_signature(graph, shapes), strict=False)
+        program = torch.export.export(
+            graph, tuple(tensors), dynamic_shapes=_as_signature(graph, shapes), strict=False
+        )
     report("convert", 0.3)
     with _explained(component, precision, f"converting to ONNX opset {opset}"):
         converted = torch.onnx.export(
@@ -172,16 +173,30 @@ def _check(
         logger.warning("%s was not compared with PyTorch: export.check is off", what)
         return
     tolerance = settings.export.fp32_tolerance if precision == "fp32" else settings.export.fp16_tolerance
-    prepare = component.prepare(checkpoint, precision)
-    points = {point: profile.at(point) for point in POINTS}
     with _explained(component, precision, "running the model with ONNX Runtime"):
         session = checks.open_session(path, settings.threads)
-    for index, (point, video) in enumerate(points.items()):
+    prepare = component.prepare(checkpoint, precision)
+    with _explained(component, precision, "preparing its inputs"):
+        tensors = prepare(component.call_tensors(checkpoint, profile.min))
+    for index, (point, shapes) in enumerate(_points(component, checkpoint, profile)):
         report(f"compare at {point}", 0.85 + 0.05 * index)
+        where = f"{what} at {point} of {profile.name}"
         with _explained(component, precision, f"running it at the profile's {point}"):
-            tensors = prepare(component.call_tensors(checkpoint, video))
-            differences = checks.compare(f"{what} at {point} of {profile.name}", session, graph, tensors)
-        checks.judge(f"{what} at {point} of {profile.name}", differences, tolerance)
+            grown = {name: checks.grown(tensor, shapes[name]) for name, tensor in tensors.items()}
+            differences = checks.compare(where, session, graph, grown)
+        checks.judge(where, differences, tolerance)
+
+
+def _points(
+    component: Component, checkpoint: Checkpoint, profile: ShapeProfile
+) -> list[tuple[Point, dict[str, tuple[int, ...]]]]:
+    """The profile's points and the shape of each input there; a point that repeats another is left out."""
+    points: dict[str, tuple[Point, dict[str, tuple[int, ...]]]] = {}
+    for point in POINTS:
+        sizes = component.sizes(profile.at(point))
+        shapes = {spec.name: spec.shape(sizes) for spec in component.inputs(checkpoint)}
+        points.setdefault(str(shapes), (point, shapes))
+    return list(points.values())
 
 
 def _dynamic(spec: TensorSpec, axes: Mapping[str, Any]) -> dict[int, Any]:
@@ -265,6 +280,13 @@ def _reporter(what: str, progress: Progress | None) -> Callable[[str, float], No
 
 
 @contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        yield Path(temporary)
+
+
+@contextmanager
 def _explained(component: Component, precision: str, doing: str) -> Iterator[None]:
     """Turn any failure of the exporter into an :class:`ExportError` that names the component and the stage."""
     try:
@@ -273,11 +295,26 @@ def _explained(component: Component, precision: str, doing: str) -> Iterator[Non
         raise
     except Exception as error:  # tracing runs the model, and the exporter raises every kind of error
         if _disk_full(error):
-            raise ExportError(
-                f"{component.name} {precision}: the disk is full (while {doing}); free some space, or set another"
-                " cache folder with --wan-cache. Nothing was left behind"
-            ) from error
+            raise _disk_error(component, precision, doing) from error
         raise ExportError(f"{component.name} {precision}: {doing} failed: {_first_lines(error)}") from error
+
+
+@contextmanager
+def _on_disk(component: Component, precision: str, folder: Path) -> Iterator[None]:
+    """Tell a full disk from other trouble with the files in ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        if _disk_full(error):
+            raise _disk_error(component, precision, f"writing to {folder}") from error
+        raise ExportError(f"{component.name} {precision}: cannot write to {folder}: {error}") from error
+
+
+def _disk_error(component: Component, precision: str, doing: str) -> ExportError:
+    return ExportError(
+        f"{component.name} {precision}: the disk is full (while {doing}). Nothing was left behind: free some space,"
+        " or set another cache folder with --wan-cache"
+    )
 
 
 def _disk_full(error: BaseException | None) -> bool:

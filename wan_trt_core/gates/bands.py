@@ -90,9 +90,10 @@ def usable(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
-def regenerate_command(suite: str, case: str) -> str:
-    """The command that makes the baseline of one case."""
-    return f"python tools/regenerate_baselines.py --suite {suite} --case {case}"
+def regenerate_command(suite: str, case: str | None = None) -> str:
+    """The command that makes the baseline of one case, or of the whole suite."""
+    command = f"python tools/regenerate_baselines.py --suite {suite}"
+    return f"{command} --case {case}" if case else command
 
 
 def judge_bands(

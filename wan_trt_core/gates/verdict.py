@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """Outcome of a gate. Only ``PASS`` lets a merge through."""
 
     PASS = "pass"
@@ -22,7 +22,7 @@ SEVERITY = (Verdict.FAIL, Verdict.INVALID, Verdict.MISSING, Verdict.INCONCLUSIVE
 """Most severe first: the verdict of a case is that of its most severe check."""
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Stable machine-readable reason codes. A code is never renamed, only added."""
 
     WITHIN_LIMIT = "within_limit"

@@ -40,7 +40,7 @@ PACKAGES = (
 _GIB = 2**30
 _ROOT = Path("/")
 _NVML_SLOWDOWNS = {
-    "nvmlClocksEventReasonSwThermalSlowdown": "software thermal slowdown",
+    "nvmlClocksThrottleReasonSwThermalSlowdown": "software thermal slowdown",
     "nvmlClocksThrottleReasonHwSlowdown": "hardware slowdown",
     "nvmlClocksThrottleReasonHwThermalSlowdown": "hardware thermal slowdown",
     "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power brake",

@@ -183,11 +183,11 @@ class Checkpoint:
         dtypes = dtypes or {}
         unknown = set(dtypes) - set(PARTS)
         if unknown:
-            raise CheckpointError(f"no part {sorted(unknown)[0]!r} with weights; there are {', '.join(PARTS)}")
+            raise CheckpointError(
+                f"no part {sorted(unknown)[0]!r} with weights; there are {', '.join(PARTS)}"
+            )
         modules = {part: self.load(part, dtypes.get(part, "fp32"), device) for part in PARTS}
-        pipeline: WanPipeline = WanPipeline(
-            tokenizer=self.tokenizer(), scheduler=self.scheduler(), **modules
-        )
+        pipeline: WanPipeline = WanPipeline(tokenizer=self.tokenizer(), scheduler=self.scheduler(), **modules)
         return pipeline
 
     def inspect(self) -> dict[str, Any]:
@@ -230,7 +230,11 @@ class Checkpoint:
             import diffusers
 
             module, info = getattr(diffusers, PARTS[part]).from_pretrained(
-                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
         problems = {kind: info.get(kind) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
         if problems:
@@ -255,7 +259,9 @@ class Checkpoint:
                 f"{index_path}: a {pipeline}, not a WanPipeline; only Wan 2.1 text-to-video is supported"
             )
         if (index.get("transformer_2") or [None])[0] is not None or index.get("expand_timesteps"):
-            raise CheckpointError(f"{index_path}: a Wan 2.2 pipeline; only Wan 2.1 text-to-video is supported")
+            raise CheckpointError(
+                f"{index_path}: a Wan 2.2 pipeline; only Wan 2.1 text-to-video is supported"
+            )
         for part, expected in PARTS.items():
             entry = index.get(part)
             found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
@@ -288,7 +294,9 @@ def _shards(index: Path) -> tuple[Path, ...]:
     files = []
     for name in sorted(set(map(str, names.values()))):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: weight_map names {name!r}, expected a safetensors file beside it")
+            raise CheckpointError(
+                f"{index}: weight_map names {name!r}, expected a safetensors file beside it"
+            )
         if not (index.parent / name).exists():
             raise CheckpointError(f"{index.parent / name}: missing; {index.name} names it")
         files.append(index.parent / name)

@@ -30,7 +30,9 @@ class Sizes:
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             if getattr(self, name) <= 0 or getattr(self, name) % (2 * SPATIAL):
-                raise ValueError(f"{name} must be a positive multiple of {2 * SPATIAL} pixels, not {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be a positive multiple of {2 * SPATIAL} pixels, not {getattr(self, name)}"
+                )
         if self.frames < 1 or (self.frames - 1) % TEMPORAL:
             raise ValueError(f"frames must be 4k+1 (1, 5, 9, …), not {self.frames}")
         if self.text_length < 1:

@@ -109,5 +109,7 @@ class VaeDecoder(Component):
     def _config(self, checkpoint: Checkpoint) -> dict[str, Any]:
         config = checkpoint.config(self.part)
         if config.get("is_residual") or config.get("patch_size"):
-            raise ComponentError(f"{checkpoint.folder / self.part}: a Wan 2.2 VAE; {self.name} decodes Wan 2.1's")
+            raise ComponentError(
+                f"{checkpoint.folder / self.part}: a Wan 2.2 VAE; {self.name} decodes Wan 2.1's"
+            )
         return config

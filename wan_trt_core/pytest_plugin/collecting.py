@@ -29,8 +29,8 @@ class NoCases:
     def message(self) -> str:
         """What is wrong and what to do."""
         return (
-            f"no case of {self.path} has a {self.suite} gate, so the {self.suite} suite judges nothing: give a case "
-            f"the key '{self.suite}', or leave the suite out with -m 'not {self.suite}'"
+            f"no case of {self.path} has a {self.suite} gate, so the {self.suite} suite judges nothing: "
+            f"give a case the key '{self.suite}', or leave the suite out with -m 'not {self.suite}'"
         )
 
 
@@ -57,10 +57,9 @@ def suite_of(node: pytest.Item | pytest.Function) -> Suite:
     marked = [suite for suite in suites if node.get_closest_marker(suite)]
     if len(marked) != 1:
         found = " and ".join(marked) or "none"
-        pytest.fail(
-            f"{node.nodeid}: a test with {FIXTURE} has one of the markers {', '.join(options.MARKERS)}, not {found}",
-            pytrace=False,
-        )
+        allowed = ", ".join(options.MARKERS)
+        message = f"{node.nodeid}: a test with {FIXTURE} has one of the markers {allowed}, not {found}"
+        pytest.fail(message, pytrace=False)
     return marked[0]
 
 
@@ -105,6 +104,7 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
     perf = [item.nodeid for item, subject in subjects if subject.suite == "perf"]
     refusal = session.refusal or _judged_twice([subject for _, subject in subjects])
     refusal = refusal or xdist.perf_refusal(session.config, perf)
+    refusal = refusal or (_unknown_hardware(session) if subjects else None)
     if refusal:
         xdist.refuse(session, items, refusal)
     if subjects:
@@ -113,13 +113,21 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
         session.throttle_before = throttle_counters()
 
 
+def _unknown_hardware(session: WanSession) -> str | None:
+    """Why this machine has no name to store its results under: a GPU is asked for and not there."""
+    try:
+        return None if session.hardware_key else "this machine has no hardware key"
+    except RuntimeError as error:
+        return str(error)
+
+
 def _judged_twice(subjects: list[Subject]) -> str | None:
     """Results are kept by case: of two tests on one case, one would vanish."""
     count = Counter((subject.name, subject.suite) for subject in subjects)
     for (name, suite), number in count.items():
         if number > 1:
             return (
-                f"{number} of the selected tests judge case {name} in the {suite} suite, and a case has one result; "
-                "select one of them by its path"
+                f"{number} of the selected tests judge case {name} in the {suite} suite, and a case has one "
+                "result; select one of them by its path"
             )
     return None

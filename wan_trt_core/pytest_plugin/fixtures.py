@@ -32,7 +32,7 @@ def wan_settings(request: pytest.FixtureRequest) -> Settings:
 
 @pytest.fixture
 def wan_case(request: pytest.FixtureRequest) -> Case:
-    """One case of the suite that the test is marked with (parity, perf or memory): a test runs once for each."""
+    """A case of the suite that the test is marked with (parity, perf, memory): one test for each."""
     case: Case | NoCases = request.param
     if isinstance(case, NoCases):
         pytest.fail(case.message, pytrace=False)

@@ -22,4 +22,8 @@ def pytest_wan_measure(case: Case, suite: Suite, session: WanSession) -> Measure
 
 @pytest.hookspec(firstresult=True)
 def pytest_wan_hardware_key(session: WanSession) -> str | None:
-    """The name under which this machine's baselines are stored; ``None`` leaves it to the next plugin."""
+    """The name under which this machine's baselines are stored; ``None`` leaves it to the next plugin.
+
+    Raises:
+        RuntimeError: when the device asked for is not there; nothing is run then.
+    """

@@ -102,14 +102,15 @@ def _record(
 
 
 def failure_message(record: CaseRecord, report: str) -> str:
-    """What a person reads first: case, verdict, reason and numbers in one line, then the rest and what to do."""
+    """Case, verdict, reason and numbers in the first line, then the rest and what to do."""
     others = [
         f"  {check.verdict.value} ({check.reason.value}): {check.message}"
         for check in record.checks
         if check.verdict is not Verdict.PASS and not check.advisory and check.message != record.message
     ]
+    verdict = f"{record.verdict.value.upper()} ({record.reason.value})"
     lines = [
-        f"{record.case} ({record.suite}) {record.verdict.value.upper()} ({record.reason.value}): {record.message}",
+        f"{record.case} ({record.suite}) {verdict}: {record.message}",
         *others,
         *(f"  {note}" for note in record.measurement.notes),
         f"  {_NEXT[record.verdict]}; all numbers are in {report}",
@@ -148,7 +149,7 @@ def received(report: pytest.TestReport) -> CaseRecord | None:
 
 
 def _send(report: pytest.TestReport, record: CaseRecord) -> None:
-    report.wan_record = json.dumps(record.model_dump(mode="json"))
+    report.__dict__["wan_record"] = json.dumps(record.model_dump(mode="json"))  # xdist sends what is in here
 
 
 def _without_judgement(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 MARKERS = {
-    "parity": "the candidate's outputs match the reference and the stored baseline (wan_case: one test a case)",
+    "parity": "the candidate's outputs match the reference and the stored baseline",
     "perf": "the candidate's speed-up over stock diffusers reaches the case's threshold (never under xdist)",
     "memory": "the candidate stays within its memory bounds and does not grow over repeated runs",
 }

@@ -61,10 +61,8 @@ class Collector:
             self._records[record.suite, record.case] = record
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write ``results.json`` and ``report.md``, and turn a worker's refusal into a usage error."""
-        if self.session.refusal:
-            session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        elif self._records:
+        """Write ``results.json`` and ``report.md``."""
+        if self._records:
             self._run = self.run_record()
             try:
                 self._write(self._run, self.session.settings.report)
@@ -74,8 +72,6 @@ class Collector:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table of verdicts and where the files are."""
-        if self.session.refusal:
-            terminalreporter.write_line(f"ERROR: {self.session.refusal}", red=True)
         if self._run is None:
             return
         terminalreporter.write_sep("=", "wan-trt")

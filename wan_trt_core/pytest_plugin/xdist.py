@@ -36,9 +36,9 @@ def perf_refusal(config: pytest.Config, perf_items: Sequence[str]) -> str | None
     if not perf_items or not is_worker(config):
         return None
     return (
-        f"performance cannot be measured under pytest-xdist, workers disturb each other's times: {len(perf_items)} "
-        f"perf tests are selected ({perf_items[0]} …). Run them alone with 'pytest -m perf -n0' (or '-p no:xdist'), "
-        "and the others with 'pytest -m \"not perf\"'"
+        f"performance cannot be measured under pytest-xdist, whose workers disturb each other's times: "
+        f"{len(perf_items)} perf tests are selected ({perf_items[0]} …). Run them alone with "
+        "'pytest -m perf -n0' (or '-p no:xdist'), and the others with 'pytest -m \"not perf\"'"
     )
 
 
@@ -61,6 +61,7 @@ class Controller:
 
     def __init__(self, session: WanSession) -> None:
         self.session = session
+        self._distributed = session.config.getoption("dist", "no") != "no"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -68,3 +69,14 @@ class Controller:
         message = getattr(node, "workeroutput", {}).get(REFUSAL)
         if message:
             self.session.refusal = message
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """A worker's refusal is a usage error of the whole run."""
+        if self.session.refusal:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say why nothing ran."""
+        if self._distributed and self.session.refusal:
+            terminalreporter.write_line(f"ERROR: {self.session.refusal}", red=True)

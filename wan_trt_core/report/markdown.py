@@ -16,6 +16,7 @@ from wan_trt_core.report.summary import (
     advisory_checks,
     check_headline,
     headline,
+    missing_bands,
     stale_baselines,
     totals,
     worst_first,
@@ -33,6 +34,7 @@ def markdown_report(record: RunRecord) -> str:
         f"{totals(record)}. Hardware `{record.hardware_key}`, started {record.started}.",
         _verdicts(record),
         _listed("Better than the baseline", stale_baselines(record)),
+        _missing(record),
         _listed("Did not decide (advisory)", advisory_checks(record)),
         "## Cases",
         *(_case(case) for case in worst_first(record)),
@@ -85,6 +87,11 @@ def _listed(title: str, found: list[tuple[CaseRecord, CheckRecord]]) -> str:
         return ""
     lines = [f"- `{case.case}` ({case.suite}): {_escape(check.message)}" for case, check in found]
     return "\n".join([f"## {title}", "", *lines])
+
+
+def _missing(record: RunRecord) -> str:
+    lines = [f"- {_escape(line)}" for line in missing_bands(record)]
+    return "\n".join(["## Missing bands (advisory)", "", *lines]) if lines else ""
 
 
 def _case(case: CaseRecord) -> str:

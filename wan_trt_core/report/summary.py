@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from wan_trt_core.gates.bands import regenerate_command
 from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.verdict import SEVERITY, Reason, Verdict
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
@@ -78,13 +79,34 @@ def worst_first(record: RunRecord) -> list[CaseRecord]:
 
 
 def advisory_checks(record: RunRecord) -> list[tuple[CaseRecord, CheckRecord]]:
-    """What was found but did not decide, and did not pass (bands that this hardware lacks)."""
+    """What was found but did not decide and did not pass, besides :func:`missing_bands`."""
     return [
         (case, check)
         for case in worst_first(record)
         for check in case.checks
-        if check.advisory and check.verdict is not Verdict.PASS
+        if check.advisory
+        and check.verdict is not Verdict.PASS
+        and check.reason is not Reason.NO_BANDS_FOR_HARDWARE
     ]
+
+
+def missing_bands(record: RunRecord) -> list[str]:
+    """One line a suite that this hardware has no baselines for, where that does not decide."""
+    lines = []
+    for suite in sorted({case.suite for case in record.cases}):
+        found = [
+            (case.case, check.metric)
+            for case in record.cases
+            for check in case.checks
+            if case.suite == suite and check.advisory and check.reason is Reason.NO_BANDS_FOR_HARDWARE
+        ]
+        if found:
+            cases = len({case for case, _ in found})
+            lines.append(
+                f"{len(found)} {suite} bands of {cases} {'case' if cases == 1 else 'cases'} hold nothing: "
+                f"this hardware has no {suite} baselines; make them with: {regenerate_command(suite)}"
+            )
+    return lines
 
 
 def stale_baselines(record: RunRecord) -> list[tuple[CaseRecord, CheckRecord]]:

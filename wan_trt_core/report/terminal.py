@@ -11,6 +11,7 @@ from wan_trt_core.report.summary import (
     WHY,
     advisory_checks,
     headline,
+    missing_bands,
     stale_baselines,
     totals,
     worst_first,
@@ -63,7 +64,7 @@ def verdict_table(record: RunRecord) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("case", overflow="fold", ratio=None)
+    table.add_column("case", overflow="fold")
     table.add_column("suite", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("measured", justify="right")
@@ -87,7 +88,7 @@ def _why(case: CaseRecord, metric: str) -> Text:
     from rich.text import Text
 
     text = Text(WHY[case.reason])
-    if metric and metric != "speedup":
+    if metric and metric != "speedup" and case.verdict is not Verdict.PASS:
         text.append(f" ({metric})")
     if case.below_gate:
         text.append(f" {BELOW_GATE}", style="bold yellow")
@@ -107,13 +108,10 @@ def _explain(case: CaseRecord, console: Console) -> None:
 
 
 def _advisory(record: RunRecord, console: Console) -> None:
-    found = advisory_checks(record)
-    if found:
-        cases = sorted({case.case for case, _ in found})
-        text = (
-            f"{len(found)} checks of {len(cases)} cases did not decide (advisory), as: {found[0][1].message}"
-        )
+    for text in missing_bands(record):
         _line(console, "missing", text, "yellow")
+    for case, check in advisory_checks(record):
+        _line(console, "advisory", f"{case.case} ({case.suite}): {check.message}", "yellow")
 
 
 def _line(console: Console, label: str, text: str, style: str) -> None:

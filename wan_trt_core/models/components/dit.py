@@ -31,7 +31,9 @@ class Dit(Component):
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         rope = ("frames", "half_height", "half_width", config["attention_head_dim"] // 2)
         return (
-            TensorSpec("hidden_states", (1, config["in_channels"], "frames", "2*half_height", "2*half_width")),
+            TensorSpec(
+                "hidden_states", (1, config["in_channels"], "frames", "2*half_height", "2*half_width")
+            ),
             TensorSpec("modulation", (config["num_layers"], 6, dim), "float32"),
             TensorSpec("output_modulation", (2, dim), "float32"),
             TensorSpec("rope_cos", rope, "float32"),
@@ -110,7 +112,12 @@ class Dit(Component):
 
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         layers = self._config(checkpoint)["num_layers"]
-        return ("patch_embedding", "text_embedder", *(f"blocks.{index}" for index in range(layers)), "proj_out")
+        return (
+            "patch_embedding",
+            "text_embedder",
+            *(f"blocks.{index}" for index in range(layers)),
+            "proj_out",
+        )
 
     def reference_blocks(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         from wan_trt_core.models.graphs.taps import tapped

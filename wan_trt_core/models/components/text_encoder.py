@@ -25,7 +25,11 @@ class TextEncoder(Component):
 
     name = "text_encoder"
     part = "text_encoder"
-    fp32_islands = ("RMS norm variances", "feed-forward output layers (wo)", "residual stream after the first")
+    fp32_islands = (
+        "RMS norm variances",
+        "feed-forward output layers (wo)",
+        "residual stream after the first",
+    )
 
     def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
         shape = (1, "text_length")
@@ -62,7 +66,7 @@ class TextEncoder(Component):
 
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         layers = checkpoint.config(self.part)["num_layers"]
-        return (*(f"block.{index}" for index in range(layers)), "final_layer_norm")
+        return tuple(f"block.{index}" for index in range(layers))  # the final norm gives the graph's output
 
     def reference_blocks(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         from wan_trt_core.models.graphs.taps import tapped

@@ -55,7 +55,9 @@ def rope_tables(rope: nn.Module, frames: int, half_height: int, half_width: int)
         axes = []
         for axis, (length, part) in enumerate(zip(grid, buffer.split(sizes, dim=1), strict=True)):
             if length > part.shape[0]:
-                raise ValueError(f"a video of {length} positions; this checkpoint has {part.shape[0]} per axis")
+                raise ValueError(
+                    f"a video of {length} positions; this checkpoint has {part.shape[0]} per axis"
+                )
             view = [1, 1, 1, -1]
             view[axis] = length
             axes.append(part[:length, first::2].float().reshape(view).expand(*grid, -1))
@@ -152,13 +154,13 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads = attention.heads
         self.eps = attention.norm_q.eps
-        head_dim = attention.inner_dim // attention.heads
-        rows = half_rotation_rows(self.heads, head_dim) if rotated else torch.arange(attention.inner_dim)
+        self.head_dim = attention.inner_dim // attention.heads
+        rows = half_rotation_rows(self.heads, self.head_dim) if rotated else torch.arange(attention.inner_dim)
         self.to_q = copying.linear(attention.to_q, rows)
         self.to_k = copying.linear(attention.to_k, rows)
         self.to_v = copying.linear(attention.to_v)
         self.to_out = copying.linear(attention.to_out[0])
-        self.norm_q = copying.parameter(attention.norm_q.weight[rows] * (1 / math.sqrt(head_dim)))
+        self.norm_q = copying.parameter(attention.norm_q.weight[rows] * (1 / math.sqrt(self.head_dim)))
         self.norm_k = copying.parameter(attention.norm_k.weight[rows])
 
     def forward(self, tokens: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -170,12 +172,12 @@ class _Attention(nn.Module):
             query, key = _rotate(query, *rope).to(value.dtype), _rotate(key, *rope).to(value.dtype)
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
-        mixed: Tensor = self.to_out(attended.transpose(1, 2).flatten(2).squeeze(0))
+        mixed: Tensor = self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
         return mixed
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(tokens, dim) to (1, tokens, heads, head_dim)."""
-        return tokens.unflatten(1, (self.heads, -1)).unsqueeze(0)
+        return tokens.view(1, -1, self.heads, self.head_dim)
 
 
 class _Block(nn.Module):
@@ -286,7 +288,9 @@ def _rms_norm(tensor: Tensor, weight: Tensor, eps: float) -> Tensor:
     return tensor * root.reciprocal().to(tensor.dtype) * weight
 
 
-def _layer_norm(tensor: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def _layer_norm(
+    tensor: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
     wide = tensor.float()
     return functional.layer_norm(wide, wide.shape[-1:], weight, bias, eps)
 

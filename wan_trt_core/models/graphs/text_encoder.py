@@ -112,7 +112,7 @@ class TextEncoderGraph(nn.Module):
             hidden = block(hidden, distance, mask)
             taken.append(hidden)
         states = self.final_norm(hidden)
-        return (states, *taken, states) if self.block_outputs else (states,)
+        return (states, *taken) if self.block_outputs else (states,)
 
 
 def distance_buckets(attention: Any, furthest: int) -> Tensor:

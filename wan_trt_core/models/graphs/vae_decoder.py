@@ -22,6 +22,7 @@ from wan_trt_core.models.vae_caches import CACHE_FRAMES
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
+
 class _Caches:
     """Hands each causal convolution its cache and collects what it leaves, in the order of use."""
 

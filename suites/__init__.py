@@ -1,0 +1,1 @@
+"""The product's suites: every case of a case file, measured and judged."""

@@ -1,0 +1,213 @@
+# ruff: noqa: E501 (one line a mistake is easier to read)
+"""The case file: what it means, and that every mistake in it is named with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wan_trt_core.cases import Allowed, CaseFile, CaseFileError, load_cases
+from wan_trt_core.pytest_plugin.session import allowed_names
+
+ALLOWED = Allowed(
+    components=("dit", "text_encoder"),
+    backends=("onnxruntime", "torch"),
+    models={"tiny-wan": ("128p-17f",)},
+    metrics={"parity": ("psnr_db", "relative_l2", "cosine", "video.cvvdp_jod")},
+)
+
+HEAD = """\
+version: 1
+defaults: {model: tiny-wan, profile: 128p-17f, precision: fp32, backend: onnxruntime}
+cases:
+"""
+DIT = "  - id: one\n    component: dit\n"
+PARITY = "    parity: {limits: {psnr_db: {min: 90, reason: floor}}}\n"
+PERF = "    perf: {parity: {psnr_db: {min: 90, reason: floor}}%s}\n"
+GOOD = HEAD + DIT + PARITY
+
+Load = Callable[[str], CaseFile]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Write a case file and load it."""
+
+    def write_and_load(text: str) -> CaseFile:
+        path = tmp_path / "cases.yaml"
+        path.write_text(text)
+        return load_cases(path, ALLOWED)
+
+    return write_and_load
+
+
+def test_a_case(load: Load) -> None:
+    (case,) = load(GOOD).cases
+    assert (case.id, case.model, case.component, case.backend) == ("one", "tiny-wan", "dit", "onnxruntime")
+    assert case.suites == ("parity",)
+    assert case.parity is not None
+    assert case.parity.limits["psnr_db"].min == 90
+
+
+def test_this_repository_s_own_file() -> None:
+    file = load_cases(Path(__file__).parents[1] / "cases.yaml", allowed_names())
+    components = {
+        suite: {case.component for case in file.of_suite(suite)} for suite in ("parity", "perf", "memory")
+    }
+    assert components["parity"] == {
+        "dit", "text_encoder", "vae_decoder", "vae_decoder_first", "vae_decoder_next", "pipeline"
+    }  # fmt: skip
+    assert components["perf"] == components["memory"] == {"dit", "vae_decoder", "pipeline"}
+    assert any(case.precision == {"dit": "fp16", "vae": "fp32"} for case in file.cases)
+
+
+def test_own_keys_win_over_defaults(load: Load) -> None:
+    (case,) = load(HEAD + DIT + "    backend: torch\n    precision: fp16\n" + PARITY).cases
+    assert (case.backend, case.precision) == ("torch", "fp16")
+
+
+def test_gate_defaults_complete_gates_but_give_none(load: Load) -> None:
+    head = HEAD.replace(
+        "onnxruntime}",
+        "onnxruntime, perf: {speedup: 1.2, reason: slow, parity: {psnr_db: {min: 60, reason: r}}}}",
+    )
+    file = load(head + DIT + "    perf: {}\n  - id: two\n    component: dit\n" + PARITY)
+    first, second = file.cases
+    assert first.perf is not None
+    assert (first.perf.speedup, first.perf.reason, first.perf.below_gate) == (1.2, "slow", True)
+    assert second.suites == ("parity",)
+    with pytest.raises(CaseFileError, match=r"under the gate of 1\.5: it needs a 'reason' beside it"):
+        load(head + DIT + "    perf: {speedup: 1.3}\n")  # another number does not inherit the reason
+
+
+def test_limits_are_completed_whole(load: Load) -> None:
+    head = HEAD.replace("onnxruntime}", "onnxruntime, memory: {growth: {max: 10, reason: r}}}")
+    with pytest.raises(CaseFileError, match=r"cases.yaml:6: .*'memory.growth.reason' is missing"):
+        load(head + DIT + "    memory: {growth: {max: 99}}\n")
+
+
+def test_anchors_merge_keys_and_exponents(load: Load) -> None:
+    text = HEAD + DIT + (
+        "    parity: &gate\n      limits: {relative_l2: {max: 1e-5, reason: r}}\n"
+        "  - id: two\n    component: dit\n    parity:\n      <<: *gate\n"
+        "  - id: three\n    component: dit\n    parity: *gate\n"
+    )  # fmt: skip
+    for case in load(text).cases:
+        assert case.parity is not None
+        assert case.parity.limits["relative_l2"].max == 1e-5
+
+
+def test_precision_by_part_only_of_composites(load: Load) -> None:
+    mixed = "    precision: {dit: fp16, vae: fp32}\n"
+    (case,) = load(HEAD + DIT.replace("dit", "pipeline") + mixed + PARITY).cases
+    assert case.precision_label == "dit=fp16,vae=fp32"
+    with pytest.raises(
+        CaseFileError, match=r"cases.yaml:6: .*only vae_decoder and pipeline have a precision for"
+    ):
+        load(HEAD + DIT + mixed + PARITY)
+
+
+def gate(text: str) -> str:
+    return HEAD + DIT + f"    parity: {{limits: {{{text}}}}}\n"
+
+
+MISTAKES = {
+    "empty file": ("", r"cases.yaml:1: the file is empty"),
+    "only comments": ("# nothing\n", r"cases.yaml:1: the file is empty"),
+    "no YAML": ("version: 1\ncases: [}\n", r"cases.yaml:2: not valid YAML"),
+    "a tag that makes objects": ("version: !!python/object:os.system 1\n", r"cases.yaml:1: not valid YAML"),
+    "a list": ("- 1\n", r"cases.yaml:1: the file must be a mapping; allowed: version, defaults, cases"),
+    "no version": ("cases: []\n", r"cases.yaml:1: key 'version' is None; allowed: 1"),
+    "another version": (GOOD.replace("version: 1", "version: 2"), r"cases.yaml:1: key 'version' is 2; allowed: 1"),
+    "no cases": (HEAD, r"cases.yaml:3: key 'cases' must be a list with at least one case"),
+    "an empty list of cases": (HEAD.replace("cases:", "cases: []"), r"cases.yaml:3: key 'cases' must be a list"),
+    "a case that is none": (HEAD + "  - one\n", r"cases.yaml:4: a case must be a mapping; allowed: id, model"),
+    "unknown root key": (GOOD + "case: []\n", r"cases.yaml:7: key 'case' is unknown; did you mean 'cases'\?; allowed: v"),
+    "unknown default": (GOOD.replace("{model", "{modle: x, model"), r"cases.yaml:2: key 'modle' is unknown; did you mean 'model'"),
+    "id among the defaults": (GOOD.replace("{model", "{id: x, model"), r"cases.yaml:2: key 'id' is unknown"),
+    "unknown key": (GOOD + "    wibble: 1\n", r"cases.yaml:7: case 'one': key 'wibble' is unknown; allowed: id, model, comp"),
+    "key given twice": (GOOD + "    component: dit\n", r"cases.yaml:7: not valid YAML: key 'component' is given twice"),
+    "recursive alias": (GOOD + "    perf: &a {parity: *a}\n", r"cases.yaml:7: not valid YAML: an alias refers to what"),
+    "unknown key in a limit": (gate("psnr_db: {mim: 90, reason: r}"), r"cases.yaml:6: case 'one': key 'parity.limits.psnr_db.mim' is unknown; did you mean 'min'\?; allowed: min, max, reason"),
+    "misspelt component": (GOOD.replace("component: dit", "component: dut"), r"cases.yaml:5: case 'one': key 'component': no component 'dut'; did you mean 'dit'\?; allowed: dit, text_encoder, vae_decoder, pipeline"),
+    "misspelt backend": (GOOD + "    backend: onnxruntim\n", r"cases.yaml:7: .*no backend 'onnxruntim'; did you mean 'onnxruntime'\?"),
+    "misspelt default": (GOOD.replace("onnxruntime", "onxruntime"), r"cases.yaml:2: .*no backend 'onxruntime'"),
+    "misspelt model": (GOOD + "    model: tinywan\n", r"cases.yaml:7: .*no model 'tinywan'; did you mean 'tiny-wan'\?; allowed: tiny-wan, or a folder"),
+    "misspelt profile": (GOOD + "    profile: 128p-71f\n", r"cases.yaml:7: .*no profile '128p-71f'; did you mean '128p-17f'"),
+    "misspelt precision": (GOOD + "    precision: fp23\n", r"cases.yaml:7: .*no precision 'fp23'; .*allowed: fp32, fp16, bf16, fp8, int8"),
+    "precision of no kind": (GOOD + "    precision: 16\n", r"cases.yaml:7: .*no precision '16'"),
+    "misspelt precision of a part": (GOOD.replace("dit", "pipeline") + "    precision: {dit: fp23}\n", r"cases.yaml:7: .*no precision.dit 'fp23'"),
+    "misspelt part": (GOOD.replace("dit", "pipeline") + "    precision: {tid: fp16}\n", r"cases.yaml:7: .*'precision.tid' is unknown; did you mean 'precision.dit'"),
+    "misspelt metric": (gate("psnr_bd: {min: 90, reason: r}"), r"cases.yaml:6: .*no metric 'psnr_bd'; did you mean 'psnr_db'\?"),
+    "no reason": (gate("psnr_db: {min: 90}"), r"cases.yaml:6: .*'parity.limits.psnr_db.reason' is missing"),
+    "empty reason": (gate("psnr_db: {min: 90, reason: ''}"), r"cases.yaml:6: .*reason' is '': string must have at least 1"),
+    "no bound": (gate("psnr_db: {reason: r}"), r"cases.yaml:6: .*'parity.limits.psnr_db' needs a min or a max"),
+    "NaN": (gate("psnr_db: {min: .nan, reason: r}"), r"cases.yaml:6: .*psnr_db.min' is nan: must be a finite number"),
+    "infinite": (gate("relative_l2: {max: .inf, reason: r}"), r"cases.yaml:6: .*max' is inf: must be a finite number"),
+    "negative floor": (gate("psnr_db: {min: -90, reason: r}"), r"cases.yaml:6: .*min' is -90: must be greater than 0"),
+    "zero floor": (gate("psnr_db: {min: 0, reason: r}"), r"cases.yaml:6: .*min' is 0: must be greater than 0"),
+    "negative ceiling": (gate("relative_l2: {max: -1, reason: r}"), r"cases.yaml:6: .*max' is -1: must be greater than or"),
+    "a truth value": (gate("psnr_db: {min: yes, reason: r}"), r"cases.yaml:6: .*psnr_db.min' must be a number, not True"),
+    "a word": (gate("psnr_db: {min: ninety, reason: r}"), r"cases.yaml:6: .*psnr_db.min' must be a number, not 'ninety'"),
+    "min over max": (gate("psnr_db: {min: 90, max: 60, reason: r}"), r"cases.yaml:6: .*has a min \(90\) above its max \(60\)"),
+    "bounded on the wrong side": (gate("psnr_db: {max: 90, reason: r}"), r"cases.yaml:6: .*psnr_db' needs a min: psnr_db is better when higher"),
+    "the other wrong side": (gate("relative_l2: {min: 1, reason: r}"), r"cases.yaml:6: .*relative_l2' needs a max"),
+    "out of reach": (gate("video.cvvdp_jod: {min: 11, reason: r}"), r"cases.yaml:6: .*min' is 11, cvvdp_jod ends at 10"),
+    "parity without limits": (HEAD + DIT + "    parity: {limits: {}}\n", r"cases.yaml:6: .*'parity.limits' is {}"),
+    "band without width": (GOOD.replace("}}}\n", "}}, bands: {psnr_db: {reason: r}}}\n"), r"cases.yaml:6: .*psnr_db.rel' is missing"),
+    "no gate": (HEAD + DIT, r"cases.yaml:4: case 'one': has no gate, so nothing would judge it"),
+    "no growth": (HEAD + DIT + "    memory: {}\n", r"cases.yaml:6: .*'memory.growth' is missing"),
+    "growth without max": (HEAD + DIT + "    memory: {growth: {min: 1, reason: r}}\n", r"cases.yaml:6: .*growth' needs a max"),
+    "same id": (GOOD + DIT + PARITY, r"cases.yaml:7: key 'id' is 'one', as in case number 1; ids must differ"),
+    "id that is no name": (GOOD.replace("one", "One Two"), r"cases.yaml:4: .*key 'id' is 'One Two': string must match pattern"),
+    "no id": (HEAD + "  - component: dit\n" + PARITY, r"cases.yaml:4: case 'number 1': key 'id' is missing"),
+    "speed-up of zero": (HEAD + DIT + PERF % ", speedup: 0", r"cases.yaml:6: .*'perf.speedup' is 0: must be greater than 0"),
+    "under the gate without reason": (HEAD + DIT + PERF % ", speedup: 1.2", r"cases.yaml:6: .*'perf.speedup' is 1.2, under the gate of 1.5: it needs a 'reason'"),
+    "whole video under the gate": (HEAD + DIT.replace("dit", "pipeline") + PERF % ", speedup: 1.49, reason: r", r"cases.yaml:6: .*is 1.49: the whole-video case always holds the gate; allowed: 1.5 and more"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_named_with_its_line(load: Load, text: str, message: str) -> None:
+    with pytest.raises(CaseFileError, match=message):
+        load(text)
+
+
+def test_all_mistakes_at_once_in_the_order_of_the_file(load: Load) -> None:
+    text = GOOD.replace("component: dit", "component: dot") + "    wibble: 1\n" + DIT + PARITY
+    with pytest.raises(CaseFileError) as caught:
+        load(text)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[1] for line in lines] == ["5", "7", "8"]
+
+
+def test_under_the_gate_with_its_reason(load: Load) -> None:
+    (case,) = load(HEAD + DIT + PERF % ", speedup: 1.2, reason: memory bound").cases
+    assert case.perf is not None
+    assert case.perf.below_gate
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CaseFileError, match=r"none\.yaml: no such case file; name one with --wan-cases FILE"):
+        load_cases(tmp_path / "none.yaml", ALLOWED)
+    with pytest.raises(CaseFileError, match="not readable"):
+        load_cases(tmp_path, ALLOWED)
+    (tmp_path / "latin.yaml").write_bytes(b"version: 1 # \xe9\n")
+    with pytest.raises(CaseFileError, match="not readable"):
+        load_cases(tmp_path / "latin.yaml", ALLOWED)
+
+
+def test_model_may_be_a_folder(load: Load, tmp_path: Path) -> None:
+    (case,) = load(GOOD + f"    model: {tmp_path}\n    profile: 64p-9f\n").cases
+    assert case.model == str(tmp_path)
+
+
+def test_overrides(load: Load) -> None:
+    file = load(GOOD)
+    assert file.overridden(backend="torch", model=None).cases[0].backend == "torch"
+    with pytest.raises(
+        CaseFileError, match=r"--wan-backend does not fit case 'one' of .*no backend 'tensorflow'"
+    ):
+        file.overridden(backend="tensorflow").require_names(ALLOWED, "--wan-backend")

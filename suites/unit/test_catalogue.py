@@ -1,0 +1,93 @@
+"""Names and folders become models with profiles; what does not is explained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wan_trt_core.models import catalogue
+from wan_trt_core.models.catalogue import CatalogueError, GenerationDefaults, model_names, resolve
+from wan_trt_core.models.checkpoint import CheckpointError
+from wan_trt_core.models.profiles import POINTS
+
+
+def test_the_catalogue() -> None:
+    assert model_names() == ("tiny-wan", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b")
+
+
+def test_tiny_wan_is_embedded(tiny_wan_folder: Path) -> None:
+    model = resolve("tiny-wan", tiny_wan_folder)
+    profile = model.profile("128p-17f")
+    assert [(profile.at(p).height, profile.at(p).width, profile.at(p).frames) for p in POINTS] == [
+        (64, 64, 5), (128, 128, 17), (160, 160, 21),
+    ]  # fmt: skip
+    assert model.profile() is profile
+    stored = json.loads((tiny_wan_folder / "generation.json").read_text())
+    assert profile.opt.text_length == model.generation.max_sequence_length == stored["max_sequence_length"]
+
+
+def test_without_an_embedded_checkpoint_the_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "EMBEDDED", tmp_path / "tiny_wan")
+    with pytest.raises(CheckpointError, match="no checkpoint at .*tiny_wan"):
+        resolve("tiny-wan")
+
+
+@pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "wan2.1-t2v-14b"])
+def test_a_model_whose_weights_are_not_installed_says_how_to_get_them(name: str) -> None:
+    with pytest.raises(CatalogueError, match=r"hf download Wan-AI/Wan2\.1-T2V-.*--wan-checkpoint FOLDER"):
+        resolve(name)
+
+
+def test_a_named_model_takes_its_weights_from_a_folder(small_checkpoint: Path) -> None:
+    model = resolve("wan2.1-t2v-1.3b", small_checkpoint)
+    assert set(model.profiles) == {"480p-17f", "480p-81f"}
+    assert model.checkpoint.folder == small_checkpoint
+
+
+def test_an_unknown_model_lists_what_there_is() -> None:
+    with pytest.raises(CatalogueError, match=r"no model 'tiny-wam'.*tiny-wan, wan2\.1-t2v-1\.3b"):
+        resolve("tiny-wam")
+
+
+def test_an_unknown_profile_lists_what_there_is(small_checkpoint: Path) -> None:
+    with pytest.raises(CatalogueError, match="no profile '4k'; there are 64p-9f"):
+        resolve(str(small_checkpoint)).profile("4k")
+
+
+def test_a_folder_of_unknown_size_gets_the_profile_of_its_own_video(small_checkpoint: Path) -> None:
+    model = resolve(str(small_checkpoint))
+    assert model.name == small_checkpoint.name
+    profile = model.profile("64p-9f")
+    assert profile.min == profile.opt == profile.max
+    assert profile.opt.text_length == 16
+
+
+def test_a_folder_of_a_known_size_gets_that_model_s_profiles(tiny_wan_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_wan_folder, tmp_path / "mine")
+    assert set(resolve(str(copy)).profiles) == {"128p-17f"}
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", ["8", 0, -1, True, 2.5])
+def test_a_wrong_generation_setting_is_named(small_checkpoint: Path, tmp_path: Path, value: object) -> None:
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "mine"))
+    (copy / "generation.json").write_text(json.dumps({"fps": value}))
+    with pytest.raises(CheckpointError, match=r"generation\.json: fps is .*, expected a positive integer"):
+        resolve(str(copy))
+
+
+def test_a_checkpoint_without_generation_settings_gets_wan_s_own(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "mine"))
+    (copy / "generation.json").unlink()
+    assert resolve(str(copy)).generation == GenerationDefaults()

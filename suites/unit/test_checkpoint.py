@@ -1,0 +1,209 @@
+"""Checkpoints: what is accepted, what is refused and why, and what loading gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError, torch_dtype
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(small_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    return Checkpoint.open(small_checkpoint)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*/absent.*--wan-checkpoint"):
+        Checkpoint.open(tmp_path / "absent")
+
+
+def test_a_folder_without_an_index_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
+        Checkpoint.open(tmp_path)
+
+
+def test_another_pipeline_is_refused(folder: Path) -> None:
+    edit(folder / "model_index.json", lambda index: index.update(_class_name="FluxPipeline"))
+    with pytest.raises(CheckpointError, match="a FluxPipeline, not a WanPipeline"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"transformer_2": ["diffusers", "WanTransformer3DModel"]}, {"expand_timesteps": True}]
+)
+def test_wan_2_2_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    edit(folder / "model_index.json", lambda index: index.update(change))
+    with pytest.raises(CheckpointError, match=r"Wan 2\.2"):
+        Checkpoint.open(folder)
+
+
+def test_another_class_of_a_part_is_refused(folder: Path) -> None:
+    edit(folder / "model_index.json", lambda index: index.update(vae=["diffusers", "AutoencoderKL"]))
+    with pytest.raises(CheckpointError, match="vae is AutoencoderKL, expected AutoencoderKLWan"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("name", ["vae", "scheduler", "tokenizer"])
+def test_a_missing_part_is_named(folder: Path, name: str) -> None:
+    shutil.rmtree(folder / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: missing"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_configuration_is_named(folder: Path, text: str) -> None:
+    (folder / "vae" / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"vae/config\.json"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 1000, -1])
+def test_truncated_weights_are_named(folder: Path, keep: int) -> None:
+    file = folder / WEIGHTS
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.safetensors: truncated or corrupt"):
+        Checkpoint.open(folder)
+
+
+def test_weights_with_a_corrupt_header_are_named(folder: Path) -> None:
+    file = folder / WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[8:12] = b"\xff\xff\xff\xff"
+    file.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        Checkpoint.open(folder)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.safetensors: missing"):
+        Checkpoint.open(folder)
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="pickled weights run code"):
+        Checkpoint.open(folder)
+
+
+def shard(folder: Path, name: str = "shard-1.safetensors") -> None:
+    (folder / WEIGHTS).rename(folder / "transformer" / "shard-1.safetensors")
+    index = folder / f"{WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": {"proj_out.weight": name}}))
+
+
+def test_sharded_weights_are_found(folder: Path) -> None:
+    shard(folder)
+    assert [file.name for file in Checkpoint.open(folder).weight_files("transformer")] == [
+        "shard-1.safetensors"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shard-2.safetensors", "missing"),
+        ("../x.safetensors", "expected a safetensors"),
+        ("a.bin", "expected a"),
+    ],
+)
+def test_a_wrong_shard_is_named(folder: Path, name: str, message: str) -> None:
+    shard(folder, name)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(folder: Path) -> None:
+    edit(folder / "transformer" / "config.json", lambda config: config.update(num_layers=4))
+    with pytest.raises(
+        CheckpointError, match=r"do not fit config\.json: \d+ missing keys, such as blocks\.3"
+    ):
+        Checkpoint.open(folder).load("transformer")
+
+
+def test_modules_are_loaded_once_for_inference(checkpoint: Checkpoint) -> None:
+    module = checkpoint.load("vae")
+    assert checkpoint.load("vae", "float32", "cpu") is module
+    assert checkpoint.load("vae", "fp16") is not module
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_half_precision_keeps_the_float32_islands(checkpoint: Checkpoint) -> None:
+    transformer: Any = checkpoint.load("transformer", "fp16")
+    assert transformer.blocks[0].attn1.to_q.weight.dtype == torch.float16
+    assert transformer.blocks[0].scale_shift_table.dtype == torch.float32
+    assert transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+    encoder: Any = checkpoint.load("text_encoder", "fp16")
+    assert encoder.encoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype == torch.float32
+
+
+def test_unknown_parts_and_dtypes_are_named(checkpoint: Checkpoint) -> None:
+    with pytest.raises(CheckpointError, match=r"no part 'unet'.*transformer, vae, text_encoder"):
+        checkpoint.load("unet")
+    with pytest.raises(CheckpointError, match=r"no dtype 'fp8'.*fp32, fp16, bf16"):
+        checkpoint.load("vae", "fp8")
+    with pytest.raises(CheckpointError, match="no part 'unet'"):
+        checkpoint.pipeline({"unet": "fp16"})
+    assert torch_dtype("bf16") is torch_dtype("bfloat16") is torch.bfloat16
+
+
+def test_the_hash_follows_weights_and_configuration(checkpoint: Checkpoint, folder: Path) -> None:
+    same = Checkpoint.open(folder)
+    assert all(same.weights_sha256(part) == checkpoint.weights_sha256(part) for part in PARTS)
+
+    file = folder / WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    edit(folder / "vae" / "config.json", lambda config: config["latents_mean"].__setitem__(0, 0.5))
+    changed = Checkpoint.open(folder)
+    assert changed.weights_sha256("transformer") != checkpoint.weights_sha256("transformer")
+    assert changed.weights_sha256("vae") != checkpoint.weights_sha256("vae")
+    assert changed.weights_sha256("text_encoder") == checkpoint.weights_sha256("text_encoder")
+
+
+def test_inspecting_agrees_with_the_loaded_modules(checkpoint: Checkpoint) -> None:
+    facts = checkpoint.inspect()
+    for part in ("transformer", "vae"):
+        parameters = dict(checkpoint.load(part).named_parameters())
+        assert facts[part]["class"] == PARTS[part]
+        assert facts[part]["parameters"] == sum(value.numel() for value in parameters.values())
+        assert facts[part]["bytes"] == 4 * facts[part]["parameters"]
+        assert facts[part]["dtypes"] == {"F32": facts[part]["parameters"]}
+        assert facts[part]["tensors"].keys() == parameters.keys()
+    assert facts["vae"]["tensors"]["decoder.conv_in.bias"] == {"dtype": "F32", "shape": [32]}
+
+
+def test_the_pipeline_is_stock_and_runs(checkpoint: Checkpoint) -> None:
+    pipeline = checkpoint.pipeline()
+    assert type(pipeline).__name__ == "WanPipeline"
+    assert pipeline.transformer is checkpoint.load("transformer")
+    pipeline.set_progress_bar_config(disable=True)
+    video = pipeline(
+        "a small red square moves left", height=32, width=32, num_frames=5, num_inference_steps=1,
+        guidance_scale=1.0, max_sequence_length=16, output_type="np",
+    ).frames  # fmt: skip
+    assert video.shape == (1, 5, 32, 32, 3)

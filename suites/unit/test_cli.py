@@ -1,0 +1,404 @@
+"""The command line: what each command prints, its exit codes, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement, run_record
+
+from wan_trt_core import __version__, cli
+from wan_trt_core.baselines import BaselineFile, write_baselines
+from wan_trt_core.config import Loaded
+from wan_trt_core.doctor import Diagnosis, Finding
+from wan_trt_core.engine_cache import EngineCache
+from wan_trt_core.progress import progress
+
+CASES = """
+version: 1
+cases:
+  - id: other
+    model: tiny-wan
+    component: dit
+    profile: 128p-17f
+    precision: fp32
+    backend: onnxruntime
+    parity: {limits: {psnr_db: {min: 90, reason: a test}}}
+"""
+
+Wan = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def wan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Wan:
+    """Run a command in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.OUT, "_width", 200)
+    for name in [name for name in os.environ if name.startswith("WAN_TRT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WAN_TRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test process keeps its own handlers
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["wan-trt", *map(str, arguments)])
+        code: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capfd.readouterr()
+        assert isinstance(code, int) or code is None
+        return code or 0, out, err
+
+    return run
+
+
+def commands() -> list[tuple[str, ...]]:
+    groups = {"engines": cli.engines_app, "baselines": cli.baselines_app}
+    names = [
+        (found.name or found.callback.__name__,) for found in cli.app.registered_commands if found.callback
+    ]
+    names += [(group, found.name or "") for group, app in groups.items() for found in app.registered_commands]
+    return names
+
+
+class TestHelp:
+    def test_every_command_has_help_with_an_example(self, wan: Wan) -> None:
+        assert {("run",), ("export",), ("build",), ("doctor",), ("engines", "prune")} <= set(commands())
+        for command in commands():
+            code, out, _ = wan(*command, "--help")
+            assert code == 0
+            assert f"Example: wan-trt {' '.join(command)}" in " ".join(out.split()), command
+
+    def test_version(self, wan: Wan) -> None:
+        assert wan("--version") == (0, f"{__version__}\n", "")
+
+    def test_no_command_shows_the_commands(self, wan: Wan) -> None:
+        code, out, err = wan()
+        assert code == 2
+        assert "doctor" in out + err
+
+
+class TestWrongInput:
+    """One line on standard error, the documented exit code, no traceback."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "part"),
+        [
+            (("run", "--prompt", "x"), 2, "--out"),
+            (("run", "--prompt", "", "--out", "v.mp4"), 3, "the prompt is empty"),
+            (("run", "--prompt", "x", "--out", "v.avi"), 3, "must end in .mp4"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "6"), 3, "frames must be 4k+1"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--height", "512"), 2, "outside the profile"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--precision", "dit=fp16"),
+                2,
+                "not vae_decoder_first",
+            ),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--backend", "nope"), 3, "there are onnxruntime"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--profile", "1p"), 3, "has no profile '1p'"),
+            (("export", "dti"), 3, "no component 'dti'; there are dit"),
+            (("export", "dit", "--precision", "fp33"), 3, "fp33"),
+            (("inspect", "nowhere"), 3, "neither a folder nor one of tiny-wan"),
+            (("inspect", "wan2.1-t2v-14b"), 3, "needs its checkpoint"),
+            (("report", "nowhere.json"), 3, "nowhere.json: not a readable result record"),
+            (("engines", "prune", "--older-than", "7x"), 2, "units s, m, h, d"),
+            (("engines", "prune", "--max-size", "much"), 2, "units B, KiB, MiB, GiB"),
+            (("--config", "nowhere.yaml", "doctor"), 2, "nowhere.yaml"),
+            (("--log-level", "loud", "engines", "list"), 3, "log.level: 'loud' is not allowed"),
+        ],
+    )
+    def test_is_told_in_one_message(
+        self,
+        wan: Wan,
+        tiny_wan_folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: Any,
+        code: int,
+        part: str,
+    ) -> None:
+        monkeypatch.setenv(
+            "WAN_TRT_CHECKPOINT", str(tiny_wan_folder) if arguments[0] in ("run", "export") else ""
+        )
+        got, out, err = wan(*arguments)
+        assert got == code, err
+        assert part in " ".join(err.replace("│", " ").split())
+        assert "Traceback" not in err
+        assert out == ""
+        if code == 3:
+            assert err.startswith("error: ")
+        assert not list(Path().glob("*.mp4"))
+
+    def test_debug_shows_the_traceback(self, wan: Wan) -> None:
+        with pytest.raises(ValueError, match="neither a folder"):
+            wan("--debug", "inspect", "nowhere")
+
+    def test_a_mistake_of_ours_keeps_its_traceback(self, wan: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("wan_trt_core.engine_cache.EngineCache.list", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            wan("engines", "list")
+
+    def test_wrong_settings_name_their_source(self, wan: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
+        Path("config.yaml").write_text("perf:\n  warmpu: 1\n")
+        code, _, err = wan("engines", "list")
+        assert (code, "config.yaml:2: perf.warmpu" in err) == (3, True)
+        monkeypatch.setenv("WAN_TRT_CONFIG", "")
+        monkeypatch.setenv("WAN_TRT_THREADS", "many")
+        code, _, err = wan("engines", "list")
+        assert (code, "WAN_TRT_THREADS: threads: 'many'" in err) == (3, True)
+
+    def test_a_failure_of_the_system_is_one_line(self, wan: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(self: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("wan_trt_core.engine_cache.EngineCache.list", full)
+        code, _, err = wan("engines", "list")
+        assert (code, err) == (1, "error: [Errno 28] No space left on device\n")
+
+
+class TestInspect:
+    def test_lists_parts_components_and_tensors(self, wan: Wan, tiny_wan_folder: Path) -> None:
+        code, out, _ = wan("inspect", tiny_wan_folder, "--tensors")
+        assert code == 0
+        for part in ("WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel", "vae_decoder_next"):
+            assert part in out
+        assert "transformer.blocks.0.attn1.to_q.weight" in out
+
+    def test_json(self, wan: Wan, tiny_wan_folder: Path) -> None:
+        code, out, _ = wan("inspect", tiny_wan_folder, "--json")
+        data = json.loads(out)
+        assert code == 0
+        assert set(data["parts"]) == {"transformer", "vae", "text_encoder"}
+        assert {each["component"] for each in data["components"]} >= {"dit", "text_encoder"}
+
+    def test_a_truncated_file_is_named(self, wan: Wan, tiny_wan_folder: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "broken"
+        for path in tiny_wan_folder.rglob("*"):
+            if path.is_file():
+                (copy / path.relative_to(tiny_wan_folder)).parent.mkdir(parents=True, exist_ok=True)
+                (copy / path.relative_to(tiny_wan_folder)).write_bytes(path.read_bytes())
+        weights = next((copy / "vae").glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-1000])
+        code, _, err = wan("inspect", copy)
+        assert code == 3
+        assert weights.name in err
+
+
+class TestDoctor:
+    @pytest.fixture
+    def found(self, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+        findings = [Finding("LPIPS weights", "missing", "not there", "LPIPS", "fetch them")]
+        machine = {"hardware_key": "cpu-test", "memory": 2**33, "gpus": [{"name": "A100", "driver": "580"}]}
+
+        def diagnose(loaded: Loaded) -> Diagnosis:
+            rows = tuple(asdict(row) for row in loaded.describe())
+            return Diagnosis(rows, machine, tuple(findings))
+
+        monkeypatch.setattr("wan_trt_core.doctor.diagnose", diagnose)
+        return findings
+
+    def test_shows_settings_with_sources_machine_and_what_is_missing(
+        self, wan: Wan, found: list[Finding]
+    ) -> None:
+        Path("config.yaml").write_text("threads: 3\n")
+        code, out, _ = wan("doctor", "--backend", "torch")
+        assert code == 0
+        for part in ("config.yaml:1", "--backend", "8 GiB", "A100, 580", "needed for: LPIPS", "fetch them"):
+            assert part in out
+        assert out.endswith("The main job can run.\n")
+
+    def test_fails_when_the_main_job_cannot_run(self, wan: Wan, found: list[Finding]) -> None:
+        found.append(Finding("torch", "missing", "none", "everything", "pip install torch", required=True))
+        assert wan("doctor")[0] == 1
+        code, out, _ = wan("doctor", "--json")
+        assert code == 1
+        assert json.loads(out)["healthy"] is False
+
+
+class TestEngines:
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> EngineCache:
+        store = EngineCache(tmp_path / "cache")
+
+        def make(folder: Path) -> dict[str, Any]:
+            (folder / "graph.onnx").write_bytes(b"graph")
+            return {}
+
+        store.get_or_make("onnx", {"component": "dit", "precision": "fp32", "versions": {}}, make)
+        return store
+
+    def test_list(self, wan: Wan, store: EngineCache) -> None:
+        code, out, _ = wan("engines", "list")
+        assert code == 0
+        assert "dit fp32" in out
+        assert "ok" in out
+
+    def test_list_as_json(self, wan: Wan, store: EngineCache) -> None:
+        (entry,) = json.loads(wan("engines", "list", "--json")[1])
+        assert entry["identity"]["component"] == "dit"
+        assert entry["problem"] is None
+
+    def test_verify_names_a_flipped_byte_and_fails(self, wan: Wan, store: EngineCache) -> None:
+        assert wan("engines", "verify")[0] == 0
+        (store.list()[0].folder / "graph.onnx").write_bytes(b"grapH")
+        code, out, err = wan("engines", "verify")
+        assert code == 1
+        assert "graph.onnx differs from the hash" in out
+        assert "graph.onnx differs from the hash" in err
+
+    def test_prune(self, wan: Wan, store: EngineCache) -> None:
+        assert "0 removed, 1 kept" in wan("engines", "prune", "--older-than", "1d")[1]
+        assert "0 removed, 1 kept" in wan("engines", "prune", "--max-size", "1MiB")[1]
+        code, out, _ = wan("engines", "prune", "--all", "--json")
+        assert code == 0
+        assert len(json.loads(out)["removed"]) == 1
+        assert store.list() == ()
+
+
+class TestReport:
+    def test_passed(self, wan: Wan, tmp_path: Path) -> None:
+        run_record(case_record(make_case(), perf_measurement(2.0))).write(tmp_path / "results.json")
+        code, out, _ = wan("report", "results.json", "--markdown", "new/report.md")
+        assert code == 0
+        assert "1 case: 1 pass" in out
+        assert Path("new/report.md").read_text().startswith("# wan-trt: pass")
+
+    def test_a_verdict_that_is_no_pass_fails(self, wan: Wan, tmp_path: Path) -> None:
+        run_record(case_record(make_case(), perf_measurement(1.2))).write(tmp_path / "results.json")
+        code, out, _ = wan("report", "results.json", "--json")
+        assert code == 1
+        assert json.loads(out)[0]["verdict"] == "fail"
+
+    def test_nothing_judged_is_no_pass(self, wan: Wan, tmp_path: Path) -> None:
+        run_record().write(tmp_path / "results.json")
+        assert wan("report", "results.json")[0] == 1
+
+
+class TestBaselines:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        stored = BaselineFile(HARDWARE, "tiny-wan", "perf", {"dit-fp32": entry()})
+        return write_baselines(tmp_path / "baselines", stored, ["dit-fp32"])
+
+    def test_show(self, wan: Wan, folder: Path) -> None:
+        code, out, _ = wan("baselines", "show")
+        assert code == 0
+        assert "dit-fp32" in out
+        assert "reference_time" in out
+        assert "no baselines for other" in wan("baselines", "show", "--hardware", "other")[1]
+
+    def test_show_as_json(self, wan: Wan, folder: Path) -> None:
+        (stored,) = json.loads(wan("baselines", "show", "--json")[1])
+        assert stored["hardware_key"] == HARDWARE
+
+    def test_check(self, wan: Wan, folder: Path) -> None:
+        code, out, _ = wan("baselines", "check")
+        assert (code, "1 files, 1 entries, all readable" in out) == (0, True)
+
+    def test_check_names_a_damaged_file(self, wan: Wan, folder: Path) -> None:
+        folder.write_text(folder.read_text()[:-20])
+        code, _, err = wan("baselines", "check")
+        assert (code, "perf.json" in err) == (3, True)
+
+    def test_check_names_an_entry_without_a_case(self, wan: Wan, folder: Path) -> None:
+        Path("cases.yaml").write_text(CASES)
+        code, _, err = wan("baselines", "check", "--cases", "cases.yaml")
+        assert code == 1
+        assert f"{HARDWARE}/tiny-wan/perf.json: dit-fp32" in err
+
+
+class TestRun:
+    def test_writes_the_video_says_so_and_logs_to_a_file(self, wan: Wan, small_checkpoint: Path) -> None:
+        """With stock PyTorch: what goes through engines takes longer, and has its own test."""
+        too_long = " ".join(["red"] * 200)
+        code, out, err = wan(
+            *("--log-file", "logs/run.log", "run", "--prompt", too_long, "--out", "new/v.mp4", "--json"),
+            *("--backend", "torch", "--model", small_checkpoint, "--steps", 2),
+            *("--height", 64, "--width", 80, "--frames", 5),
+        )
+        assert code == 0, err
+        result = json.loads(out)
+        assert Path(result["video"]).is_file()
+        assert (result["width"], result["height"], result["frames"]) == (80, 64, 5)
+        assert (result["codec"], result["steps"], result["backend"]) == ("h264", 2, "torch")
+        assert "generate: done" in err
+        assert "only the first 16 count" in " ".join(err.split())
+        assert "WARNING wan_trt_core.pipeline.generate: the prompt has" in Path("logs/run.log").read_text()
+
+    @pytest.mark.slow
+    def test_export_build_and_run_on_engines(self, wan: Wan, small_checkpoint: Path, tmp_path: Path) -> None:
+        model = ("--model", small_checkpoint)
+        code, out, err = wan("export", "dit", *model, "--out", tmp_path / "onnx", "--json")
+        assert code == 0, err
+        assert Path(json.loads(out)[0]["file"]) == tmp_path / "onnx" / "dit_fp32.onnx"
+        assert {path.name for path in (tmp_path / "onnx").iterdir()} >= {"dit_fp32.onnx"}
+        code, out, err = wan("build", "dit", *model, "--json")
+        assert code == 0, err
+        assert "export dit" not in err, "what was exported is not exported again"
+        code, out, err = wan("run", "--prompt", "red", "--out", "v.mp4", *model)
+        assert code == 0, err
+        assert "build dit" not in err, "what was built is not built again"
+        assert "build vae_decoder_next fp32: done" in err
+        assert "9 frames of 64x64, h264" in out
+
+
+class TestInterrupt:
+    SCRIPT = """
+import pathlib, time
+from wan_trt_core import cli, engine_cache
+def slow(self):
+    pathlib.Path("started").touch()
+    time.sleep(60)
+engine_cache.EngineCache.list = slow
+cli.main()
+"""
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_ends_at_once_with_its_own_exit_code(
+        self, tmp_path: Path, number: signal.Signals, code: int
+    ) -> None:
+        started = tmp_path / "started"
+        command = [sys.executable, "-c", self.SCRIPT, "engines", "list"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        deadline = time.monotonic() + 30
+        while not started.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+
+
+class TestProgress:
+    def test_without_a_terminal_each_job_is_two_lines(self, capfd: pytest.CaptureFixture[str]) -> None:
+        with progress() as report:
+            for stage, fraction in (("trace", 0.0), ("convert", 0.5), ("done", 1.0)):
+                report(f"export dit fp32: {stage}", fraction)
+            report("build dit fp32: cached", 1.0)
+        first, second = capfd.readouterr().err.splitlines()
+        assert first == "export dit fp32 …"
+        assert second.startswith("export dit fp32: done in ")
+
+    def test_on_a_terminal_there_is_a_bar_with_the_time_left(self) -> None:
+        from io import StringIO
+
+        from rich.console import Console
+
+        stream = StringIO()
+        with progress(Console(file=stream, force_terminal=True, width=120)) as report:
+            report("generate", 0.0)
+            report("generate", 0.5)
+            report("generate", 1.0)
+        shown = stream.getvalue()
+        assert "generate" in shown
+        assert "100%" in shown
+        assert "left" in shown

@@ -1,0 +1,342 @@
+"""Reference and candidate side by side: healthy cases pass, and every injected fault is caught and placed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from wan_trt_core.cases import Case, Limit
+from wan_trt_core.comparison import measure_case
+from wan_trt_core.comparison.blocks import find_divergence
+from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.memory import measure_call
+from wan_trt_core.comparison.perf import time_target
+from wan_trt_core.comparison.targets import Arm, Outputs
+from wan_trt_core.config import PerfSettings, Settings, load_settings
+from wan_trt_core.gates import judge
+from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
+from wan_trt_core.gates.verdict import Reason, Verdict, decide
+from wan_trt_core.models.components import get_component
+from wan_trt_core.records import Measurement, Metric
+
+PROFILE = "64p-9f"
+
+
+@pytest.fixture
+def settings(small_checkpoint: Path, tmp_path: Path) -> Settings:
+    """A cache of its own: an engine with an injected fault must never reach another test."""
+    given = {"cache": str(tmp_path / "cache"), "checkpoint": str(small_checkpoint), "export.check": False}
+    return load_settings(overrides=given, environ={}).settings
+
+
+def case_of(component: str, settings: Settings, **fields: Any) -> Case:
+    video = component == "pipeline"
+    floor = {"video.psnr_db" if video else "psnr_db": {"min": 90.0, "reason": "float32"}}
+    row = {
+        "id": f"small-{component}", "model": str(settings.checkpoint), "component": component, "profile": PROFILE,
+        "precision": "fp32", "backend": "onnxruntime", "parity": {"limits": floor}, "perf": {"parity": floor},
+        "memory": {"growth": {"max": 65536, "reason": "allocator noise"}}, **fields,
+    }  # fmt: skip
+    return Case.model_validate(row)
+
+
+def verdict_of(case: Case, suite: Any, measurement: Measurement, baseline: BaselineEntry | None = None) -> Any:
+    checks = judge(
+        case, suite, measurement, baseline, bands_for_hardware=baseline is not None, require_bands=False
+    )
+    return decide(checks)
+
+
+@pytest.mark.parametrize("component", ["dit", "vae_decoder_next", "vae_decoder", "text_encoder", "pipeline"])
+def test_a_healthy_case_passes(component: str, settings: Settings) -> None:
+    case = case_of(component, settings)
+    measurement = measure_case(case, "parity", Context(settings))
+    assert verdict_of(case, "parity", measurement).verdict is Verdict.PASS
+    assert measurement.notes == ()
+
+
+def test_a_pipeline_is_compared_along_its_whole_trajectory(settings: Settings) -> None:
+    case = case_of("pipeline", settings, steps=3)
+    measurement = measure_case(case, "parity", Context(settings))
+    assert len(measurement.metrics["latents.psnr_db"].samples) == 3
+
+
+class _Identity(nn.Module):
+    def forward(self, hidden: torch.Tensor, *_: Any) -> torch.Tensor:
+        return hidden
+
+
+def _dropped(graph: Any) -> None:
+    graph.blocks[1] = _Identity()
+
+
+def _swapped_heads(graph: Any) -> None:
+    rows = graph.blocks[1].attn1.to_v
+    head = rows.weight.shape[0] // 2
+    rows.weight.data = rows.weight.data.roll(head, 0)
+
+
+def _one_percent(graph: Any) -> None:
+    graph.blocks[1].ffn_out.weight.data *= 1.01
+
+
+def _nan(graph: Any) -> None:
+    graph.blocks[1].ffn_out.bias.data[0] = float("nan")
+
+
+@pytest.mark.parametrize("fault", [_dropped, _swapped_heads, _one_percent, _nan])
+def test_a_fault_in_one_block_fails_and_names_the_block(
+    fault: Callable[[Any], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = get_component("dit")
+    healthy = component.graph
+
+    def faulty(*args: Any, **kwargs: Any) -> nn.Module:
+        graph = healthy(*args, **kwargs)
+        fault(graph)
+        return graph
+
+    monkeypatch.setattr(component, "graph", faulty)
+    case = case_of("dit", settings)
+    measurement = measure_case(case, "parity", Context(settings))
+    check = verdict_of(case, "parity", measurement)
+    assert check.verdict is Verdict.FAIL
+    assert check.reason is (Reason.NON_FINITE if fault is _nan else Reason.BEYOND_LIMIT)
+    assert "first diverging block: blocks.1 " in measurement.notes[0]
+
+
+def test_negated_rope_angles_fail_from_the_first_block_on(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wan_trt_core.models.graphs import dit
+
+    tables = dit.rope_tables
+
+    def negated(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = tables(*args)
+        return cos, -sin
+
+    monkeypatch.setattr(dit, "rope_tables", negated)
+    case = case_of("dit", settings)
+    measurement = measure_case(case, "parity", Context(settings))
+    assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
+    assert "first diverging block: blocks.0 " in measurement.notes[0]
+
+
+@pytest.mark.parametrize("component", ["vae_decoder_next", "vae_decoder"])
+def test_permuted_caches_fail(
+    component: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
+
+    healthy = VaeDecoderGraph.forward
+
+    def permuted(self: VaeDecoderGraph, latents: torch.Tensor, *taken: torch.Tensor) -> Any:
+        return healthy(self, latents, *(taken and (taken[0], taken[2], taken[1], *taken[3:])))
+
+    monkeypatch.setattr(VaeDecoderGraph, "forward", permuted)
+    case = case_of(component, settings)
+    measurement = measure_case(case, "parity", Context(settings))
+    assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
+    assert any("vae_decoder_next: first diverging block: mid_block" in note for note in measurement.notes)
+
+
+def test_divergence_is_found_where_it_starts() -> None:
+    reference = {"a": torch.ones(4), "b": torch.ones(4), "c": torch.ones(4)}
+    broken = {"a": torch.ones(4), "b": torch.tensor([1.0, 1.0, 1.0, 1.1]), "c": torch.zeros(4)}
+    assert find_divergence(reference, reference, 1e-4).first is None
+    assert find_divergence(reference, broken, 1e-4).first == "b"
+    with pytest.raises(KeyError):
+        find_divergence(reference, {"a": torch.ones(4)}, 1e-4)
+
+
+class FakeTarget:
+    """Two arms on a clock of their own: each call takes exactly as long as told."""
+
+    fps = 8.0
+    steps = 4
+
+    def __init__(self, reference_s: float, candidate_s: float) -> None:
+        self.now = 0.0
+        self.calls = 0
+        self.outputs = Outputs({"sample": torch.ones(2, 2)})
+        self.reference = Arm(lambda _: self._take(reference_s))
+        self.candidate = Arm(lambda _: self._take(candidate_s))
+
+    def clock(self) -> float:
+        return self.now
+
+    def perf_inputs(self) -> None:
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def _take(self, seconds: float) -> Outputs:
+        self.calls += 1
+        self.now += seconds * (1 + 0.002 * (self.calls % 3))  # a little noise, the same in every run
+        return self.outputs
+
+
+def timed(target: FakeTarget, **changes: Any) -> Measurement:
+    perf = PerfSettings(**{"time_budget": 1000.0, **changes})
+    target_: Any = target
+    return time_target(target_, 1.5, perf, frozenset({"psnr_db"}), clock=target.clock)
+
+
+@pytest.fixture
+def perf_case() -> Case:
+    band = {"rel": 0.05, "reason": "a clock without noise"}
+    return Case.model_validate(
+        {
+            "id": "fake", "model": "fake", "component": "dit", "profile": "p", "precision": "fp32",
+            "backend": "onnxruntime",
+            "perf": {
+                "parity": {"psnr_db": {"min": 90.0, "reason": "x"}},
+                "bands": {"reference_time": band, "candidate_time": band},
+            },
+            "memory": {"growth": {"max": 65536, "reason": "allocator noise"}},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def perf_baseline() -> BaselineEntry:
+    tolerance = Tolerance(0.05, 0.0, "a clock without noise")
+    return BaselineEntry(
+        {
+            "reference_time": BaselineMetric(2.0, "s", "lower", tolerance),
+            "candidate_time": BaselineMetric(1.0, "s", "lower", tolerance),
+        }
+    )
+
+
+def test_a_fast_candidate_passes_and_stops_at_the_first_look(perf_case: Case, perf_baseline: BaselineEntry) -> None:
+    measurement = timed(FakeTarget(2.0, 1.0))
+    assert verdict_of(perf_case, "perf", measurement, perf_baseline).verdict is Verdict.PASS
+    assert measurement.facts["pairs"] == PerfSettings().min_pairs
+
+
+@pytest.mark.parametrize(
+    ("reference_s", "candidate_s", "metric"),
+    [(2.0, 1.1, "candidate_time"), (2.2, 1.0, "reference_time")],
+    ids=["candidate 10 % slower", "reference 10 % slower"],
+)
+def test_a_slow_down_of_ten_percent_is_caught_by_its_band(
+    reference_s: float, candidate_s: float, metric: str, perf_case: Case, perf_baseline: BaselineEntry
+) -> None:
+    """The ratio alone lets both pass: it is 1.8 in the one, and better than ever in the other."""
+    measurement = timed(FakeTarget(reference_s, candidate_s))
+    check = verdict_of(perf_case, "perf", measurement, perf_baseline)
+    assert (check.verdict, check.reason, check.metric) == (Verdict.FAIL, Reason.WORSE_THAN_BAND, metric)
+
+
+def test_a_candidate_that_loses_its_lead_fails_the_gate(perf_case: Case) -> None:
+    check = verdict_of(perf_case, "perf", timed(FakeTarget(1.45, 1.0)))
+    assert (check.verdict, check.reason) == (Verdict.FAIL, Reason.INTERVAL_BELOW_THRESHOLD)
+
+
+def test_the_end_of_the_budget_is_inconclusive(perf_case: Case) -> None:
+    measurement = timed(FakeTarget(1.5, 1.0), time_budget=20.0)
+    check = verdict_of(perf_case, "perf", measurement)
+    assert check.verdict is Verdict.INCONCLUSIVE
+    assert measurement.facts["stopped_by"] == "time_budget"
+
+
+def test_work_done_once_a_prompt_counts_by_its_share_of_a_step(perf_case: Case) -> None:
+    target = FakeTarget(2.0, 1.0)
+    target.candidate = replace(target.candidate, once=lambda: target._take(4.0))
+    measurement = timed(target)
+    assert measurement.metrics["candidate_time"].value == pytest.approx(1.0 + 4.0 / target.steps, rel=0.01)
+    assert verdict_of(perf_case, "perf", measurement).verdict is Verdict.FAIL
+
+
+def test_a_fallback_to_pytorch_is_invalid(perf_case: Case) -> None:
+    target, stock = FakeTarget(2.0, 1.0), nn.Linear(1, 1)
+    fast = target.candidate.call
+
+    def falls_back(inputs: Any) -> Outputs:
+        stock(torch.ones(1, 1))
+        return fast(inputs)
+
+    target.candidate = Arm(falls_back, forbidden={"transformer": stock})
+    check = verdict_of(perf_case, "perf", timed(target))
+    assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.FALLBACK_TO_PYTORCH)
+    assert "transformer" in check.message
+
+
+def test_different_settings_of_the_arms_are_invalid(perf_case: Case) -> None:
+    target = FakeTarget(2.0, 1.0)
+    fast = target.candidate.call
+
+    def with_tf32(inputs: Any) -> Outputs:
+        torch.backends.cudnn.allow_tf32 = not before
+        return fast(inputs)
+
+    def reference(inputs: Any) -> Outputs:
+        torch.backends.cudnn.allow_tf32 = before
+        return slow(inputs)
+
+    before, slow = torch.backends.cudnn.allow_tf32, target.reference.call
+    target.candidate, target.reference = Arm(with_tf32), Arm(reference)
+    try:
+        check = verdict_of(perf_case, "perf", timed(target))
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.SETTINGS_DIFFER)
+    assert "cudnn_tf32" in check.message
+
+
+def test_a_wrong_timed_output_is_invalid(perf_case: Case) -> None:
+    target = FakeTarget(2.0, 1.0)
+    fast = target.candidate.call
+    target.candidate = Arm(lambda inputs: (fast(inputs), Outputs({"sample": torch.full((2, 2), 1.01)}))[1])
+    check = verdict_of(perf_case, "perf", timed(target))
+    assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.OUTPUTS_DIFFER)
+
+
+def test_a_leak_is_caught(perf_case: Case, settings: Settings) -> None:
+    leaked: list[torch.Tensor] = []
+    healthy = measure_call(lambda: torch.ones(1 << 18).sum(), settings)
+    leaking = measure_call(lambda: leaked.append(torch.ones(1 << 18)), settings)
+    assert verdict_of(perf_case, "memory", healthy).verdict is Verdict.PASS
+    check = verdict_of(perf_case, "memory", leaking)
+    assert (check.verdict, check.reason) == (Verdict.FAIL, Reason.GROWTH)
+    assert check.value == pytest.approx(1 << 20, rel=0.2)
+
+
+def test_memory_is_measured_in_a_process_of_its_own(settings: Settings) -> None:
+    case = case_of("dit", settings)
+    measurement = measure_case(case, "memory", Context(settings))
+    assert verdict_of(case, "memory", measurement).verdict is Verdict.PASS
+    assert measurement.metrics["engine_weights"].value
+    assert len(measurement.metrics["growth"].samples) == settings.memory.runs
+
+
+def test_a_dying_measuring_process_is_an_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wan_trt_core.backends.base import EngineError
+    from wan_trt_core.comparison import memory
+
+    monkeypatch.setattr(memory.sys, "executable", "/bin/false")
+    with pytest.raises(EngineError, match="measuring process failed"):
+        measure_case(case_of("dit", settings), "memory", Context(settings))
+
+
+def test_worst_prefers_what_could_not_be_computed() -> None:
+    from wan_trt_core.comparison.parity import worst
+
+    def metric(value: float | None) -> dict[str, Metric]:
+        return {"psnr_db": Metric(value=value, unit="dB", better="higher")}
+
+    assert worst({"a": metric(90.0), "b": metric(60.0)})["psnr_db"].value == 60.0
+    assert worst({"a": metric(90.0), "b": metric(None)})["psnr_db"].value is None
+    nan = worst({"a": metric(float("nan")), "b": metric(1.0)})["psnr_db"].value
+    assert nan is not None and nan != nan
+    assert "worst at b" in worst({"a": metric(90.0), "b": metric(60.0)})["psnr_db"].detail
+    assert Limit(min=1.0, reason="x").min == 1.0

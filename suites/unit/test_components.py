@@ -1,0 +1,348 @@
+"""The rewritten graphs compute what diffusers' and transformers' own modules do, and notice when they do not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from faults import drop_block, negate_angles, permute_caches, relative, scale_block, swap_heads
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.components import ComponentError, component_names, get_component
+from wan_trt_core.models.graphs import dit
+from wan_trt_core.models.graphs.text_encoder import TextEncoderGraph
+from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
+from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.models.prompts import PROMPT, encode_prompt
+from wan_trt_core.models.vae_caches import cache_specs
+
+TOLERANCE = 1e-5
+"""Relative L2 of a rewritten graph in float32."""
+
+FAULT = 1e-3
+"""What a fault must move the output by, at the least: a hundred tolerances."""
+
+NAMES = ("dit", "text_encoder", "vae_decoder_first", "vae_decoder_next")
+VIDEO = Sizes(height=32, width=48, frames=9, text_length=12)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    return Checkpoint.open(small_checkpoint)
+
+
+def randomised(module: nn.Module, seed: int = 0) -> Any:
+    """Norm weights and biases are ones and zeros in a new module; a graph that mixed them up would pass."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        elif "norm" in name or "gamma" in name:
+            parameter.data = 1 + 0.5 * torch.randn(parameter.shape, generator=generator)
+    return module.eval().requires_grad_(False)
+
+
+def transformer(**changes: Any) -> Any:
+    config = {
+        "num_attention_heads": 3, "attention_head_dim": 32, "num_layers": 3, "ffn_dim": 160, "text_dim": 48,
+        "freq_dim": 64, "rope_max_seq_len": 64, **changes,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return randomised(WanTransformer3DModel(**config))
+
+
+def dit_call(shape: tuple[int, int, int] = (3, 8, 12), text_length: int = 20) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "hidden_states": torch.randn((1, 16, *shape), generator=generator),
+        "timestep": torch.tensor([637]),
+        "encoder_hidden_states": torch.randn((1, text_length, 48), generator=generator),
+    }
+
+
+def run_dit(model: Any, call: dict[str, Tensor], fault: Callable[[Any], None] | None = None) -> Tensor:
+    graph = dit.DitGraph(model)
+    if fault is not None:
+        fault(graph)
+    modulation = dit.Modulation(model)(call["timestep"], call["encoder_hidden_states"].dtype)
+    rope = dit.RopeTables(model)(call["hidden_states"])
+    sample: Tensor = graph(call["hidden_states"], *modulation, *rope, call["encoder_hidden_states"])[0]
+    return sample
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 12), (1, 4, 4), (5, 10, 6), (2, 16, 20)])
+def test_dit_equals_diffusers(shape: tuple[int, int, int]) -> None:
+    model, call = transformer(), dit_call(shape)
+    assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eps": 1e-3},
+        {"cross_attn_norm": False},
+        {"attention_head_dim": 12},
+        {"attention_head_dim": 64},
+        {"attention_head_dim": 128, "num_attention_heads": 1},
+    ],
+)
+def test_dit_equals_diffusers_in_every_configuration(changes: dict[str, Any]) -> None:
+    model, call = transformer(**changes), dit_call()
+    assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("fault", [drop_block, swap_heads, scale_block])
+def test_a_fault_in_the_dit_is_far_beyond_the_tolerance(fault: Callable[[Any], None]) -> None:
+    model, call = transformer(), dit_call()
+    assert relative(run_dit(model, call, fault), model(**call, return_dict=False)[0]) > FAULT
+
+
+def test_negated_angles_are_far_beyond_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, call = transformer(), dit_call()
+    tables = dit.rope_tables
+    monkeypatch.setattr(dit, "rope_tables", lambda *sizes: negate_angles(tables(*sizes)))
+    assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) > FAULT
+
+
+def test_unpermuted_rows_are_far_beyond_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, call = transformer(), dit_call()
+    monkeypatch.setattr(dit, "half_rotation_rows", lambda heads, dim: torch.arange(heads * dim))
+    assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) > FAULT
+
+
+def test_rope_tables_are_computed_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+    original = dit.rope_tables
+
+    def counted(rope: nn.Module, *size: int) -> tuple[Tensor, Tensor]:
+        sizes.append(size)
+        return original(rope, *size)
+
+    monkeypatch.setattr(dit, "rope_tables", counted)
+    tables = dit.RopeTables(transformer())
+    small, large = torch.zeros(1, 16, 1, 4, 4), torch.zeros(1, 16, 2, 4, 6)
+    assert tables(small)[0] is tables(small)[0]
+    assert tables(large)[0].shape == (2, 2, 3, 16)
+    assert sizes == [(1, 2, 2), (2, 2, 3)]
+
+
+def test_a_video_beyond_the_rope_tables_is_an_error() -> None:
+    with pytest.raises(ValueError, match="65 positions; this checkpoint has 64"):
+        dit.RopeTables(transformer())(torch.zeros(1, 16, 65, 4, 4))
+
+
+def test_graphs_never_share_weights_with_the_stock_module() -> None:
+    model = transformer()
+    stock = {parameter.data_ptr() for parameter in model.parameters()}
+    graph = dit.DitGraph(model)
+    assert not stock & {parameter.data_ptr() for parameter in graph.parameters()}
+
+
+def autoencoder(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    return randomised(AutoencoderKLWan(**{"base_dim": 8, **changes}))
+
+
+def decode(vae: Any, latents: Tensor, between: Callable[..., tuple[Tensor, ...]] | None = None) -> Tensor:
+    """A whole video by the two graphs, one latent frame at a time."""
+    first, following = VaeDecoderGraph(vae, first=True), VaeDecoderGraph(vae, first=False)
+    frames = latents.split(1, dim=2)
+    sample, *caches = first(frames[0])
+    samples = [sample]
+    for frame in frames[1:]:
+        taken = tuple(caches) if between is None else between(tuple(caches))
+        sample, *caches = following(frame, *taken)
+        samples.append(sample)
+    return torch.cat(samples, dim=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({}, (4, 4, 6)),
+        ({}, (1, 8, 4)),
+        ({"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "num_res_blocks": 1}, (3, 6, 4)),
+        ({"temperal_downsample": [True, True, False]}, (3, 4, 4)),
+    ],
+)
+def test_a_video_decoded_in_steps_equals_decode(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    vae = autoencoder(**changes)
+    latents = torch.randn((1, vae.config.z_dim, *shape), generator=torch.Generator().manual_seed(1))
+    expected = vae.decode(latents, return_dict=False)[0]
+    assert 0.01 < float((expected.abs() < 1).float().mean()), "everything is clamped: nothing is compared"
+    assert relative(decode(vae, latents), expected) < TOLERANCE
+
+
+def test_a_permuted_cache_is_far_beyond_the_tolerance() -> None:
+    vae = autoencoder()
+    latents = torch.randn((1, 16, 3, 4, 6), generator=torch.Generator().manual_seed(1))
+    expected = vae.decode(latents, return_dict=False)[0]
+    assert relative(decode(vae, latents, between=permute_caches), expected) > FAULT
+
+
+def test_caches_that_are_not_carried_are_far_beyond_the_tolerance() -> None:
+    vae = autoencoder()
+    latents = torch.randn((1, 16, 3, 4, 6), generator=torch.Generator().manual_seed(1))
+    expected = vae.decode(latents, return_dict=False)[0]
+    forgotten = decode(vae, latents, between=lambda caches: tuple(map(torch.zeros_like, caches)))
+    assert relative(forgotten, expected) > FAULT
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_res_blocks": 1, "base_dim": 4}, {"decoder_base_dim": 16}])
+def test_the_cache_specs_are_those_of_the_stock_decoder(changes: dict[str, Any]) -> None:
+    vae = autoencoder(**changes)
+    specs = cache_specs(vae.config)
+    slots: list[Any] = [None] * 64
+    latents = torch.zeros(1, 16, 1, 4, 6)
+    vae.decoder(latents, feat_cache=slots, feat_idx=[0], first_chunk=True)
+    vae.decoder(latents, feat_cache=slots, feat_idx=[0])
+    found = [tuple(slot.shape) for slot in slots if slot is not None]
+    assert found == [spec.taken().shape({"height": 4, "width": 6}) for spec in specs]
+    assert len({spec.name for spec in specs} | {spec.output for spec in specs}) == 2 * len(specs)
+
+
+def encoder(**changes: Any) -> Any:
+    config = {
+        "vocab_size": 64, "d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 3, "num_heads": 3,
+        "dropout_rate": 0.0, **changes,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return randomised(UMT5EncoderModel(UMT5Config(**config)))
+
+
+@pytest.mark.parametrize(("length", "words"), [(12, 12), (32, 5), (200, 180)])
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_text_encoder_equals_transformers(length: int, words: int, gated: bool) -> None:
+    model = encoder(feed_forward_proj="gated-gelu" if gated else "relu")
+    ids = torch.randint(1, 64, (1, length), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(length) < words).long()[None]
+    expected = model(ids, mask).last_hidden_state
+    assert relative(TextEncoderGraph(model)(ids, mask)[0], expected) < TOLERANCE
+    if words < length:
+        assert relative(TextEncoderGraph(model)(ids, torch.ones_like(mask))[0], expected) > FAULT
+
+
+@pytest.mark.parametrize("fault", [drop_block, scale_block])
+def test_a_fault_in_the_text_encoder_is_far_beyond_the_tolerance(fault: Callable[[Any], None]) -> None:
+    model = encoder()
+    graph = TextEncoderGraph(model)
+    fault(graph)
+    ids, mask = torch.arange(1, 13)[None], torch.ones(1, 12, dtype=torch.long)
+    assert relative(graph(ids, mask)[0], model(ids, mask).last_hidden_state) > FAULT
+
+
+def test_components_are_found_by_file() -> None:
+    assert component_names() == NAMES
+    assert all(get_component(name).name == name for name in NAMES)
+    with pytest.raises(
+        ComponentError, match="no component 'unet'; there are dit, text_encoder, vae_decoder_first"
+    ):
+        get_component("unet")
+
+
+def test_describing_components_needs_no_torch(small_checkpoint: Path) -> None:
+    script = (
+        "import sys; from wan_trt_core.models.checkpoint import Checkpoint;"
+        "from wan_trt_core.models.components import component_names, get_component;"
+        f"checkpoint = Checkpoint.open({str(small_checkpoint)!r});"
+        "[get_component(name).describe(checkpoint) for name in component_names()]; checkpoint.inspect();"
+        "assert not {'torch', 'diffusers', 'transformers', 'onnx'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_component_keeps_what_it_declares(name: str, checkpoint: Checkpoint) -> None:
+    component, sizes = get_component(name), get_component(name).sizes(VIDEO)
+    call = component.call_tensors(checkpoint, VIDEO)
+    tensors = component.prepare(checkpoint, "fp32")(call)
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
+        spec.name: spec.shape(sizes) for spec in component.inputs(checkpoint)
+    }
+    assert list(tensors) == [spec.name for spec in component.inputs(checkpoint)]
+
+    outputs, blocks = component.outputs(checkpoint), component.blocks(checkpoint)
+    expected = component.reference(checkpoint, "fp32")(call)
+    expected_blocks = component.reference_blocks(checkpoint, "fp32")(call)
+    assert {key: tuple(tensor.shape) for key, tensor in expected.items()} == {
+        spec.name: spec.shape(sizes) for spec in outputs
+    }
+    assert tuple(expected_blocks) == blocks
+
+    found = component.graph(checkpoint, "fp32", block_outputs=True)(*tensors.values())
+    named = dict(zip([*(spec.name for spec in outputs), *blocks], found, strict=True))
+    for key, tensor in {**expected, **expected_blocks}.items():
+        assert named[key].shape == tensor.shape
+        assert relative(named[key], tensor) < TOLERANCE or not tensor.any(), key
+    plain = component.graph(checkpoint, "fp32")(*tensors.values())
+    assert len(plain) == len(outputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_stays_near_float32(name: str, checkpoint: Checkpoint) -> None:
+    component = get_component(name)
+    call = component.call_tensors(checkpoint, VIDEO)
+    tensors = component.prepare(checkpoint, "fp16")(call)
+    found = component.graph(checkpoint, "fp16")(*tensors.values())[0]
+    expected = next(iter(component.reference(checkpoint, "fp32")(call).values()))
+    assert found.dtype == torch.float16
+    assert relative(found, expected) < 1e-2
+
+
+def test_hooks_are_gone_after_the_blocks_were_taken(checkpoint: Checkpoint) -> None:
+    component = get_component("dit")
+    component.reference_blocks(checkpoint, "fp32")(component.call_tensors(checkpoint, VIDEO))
+    assert not any(module._forward_hooks for module in checkpoint.load("transformer").modules())
+
+
+def test_call_tensors_follow_the_seed(checkpoint: Checkpoint) -> None:
+    component = get_component("dit")
+    first, again, other = (
+        component.call_tensors(checkpoint, VIDEO, seed=seed)["hidden_states"] for seed in (0, 0, 1)
+    )
+    assert first.equal(again)
+    assert not first.equal(other)
+
+
+def test_the_prompt_is_encoded_as_the_pipeline_does_it(checkpoint: Checkpoint) -> None:
+    expected, _ = checkpoint.pipeline().encode_prompt(
+        PROMPT, do_classifier_free_guidance=False, max_sequence_length=12
+    )
+    assert encode_prompt(checkpoint, PROMPT, 12).equal(expected)
+
+
+def test_an_unknown_precision_is_named(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ComponentError, match="dit has no precision 'int8'; it has fp32, fp16"):
+        get_component("dit").graph(checkpoint, "int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "change", "message"),
+    [
+        ("dit", "transformer", {"image_dim": 1280}, "image-to-video"),
+        ("dit", "transformer", {"patch_size": [1, 1, 1]}, r"patch_size is \[1, 1, 1\]"),
+        ("vae_decoder_next", "vae", {"is_residual": True}, r"Wan 2\.2 VAE"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused(
+    name: str, part: str, change: dict[str, Any], message: str, checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = {**checkpoint.config(part), **change}
+    monkeypatch.setattr(checkpoint, "config", lambda part: config)
+    with pytest.raises(ComponentError, match=message):
+        get_component(name).inputs(checkpoint)

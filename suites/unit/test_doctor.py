@@ -1,0 +1,168 @@
+"""The doctor: what it finds, and what it says is missing for which feature."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wan_trt_core import doctor
+from wan_trt_core.config import Loaded, load_settings
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, tiny_wan_folder: Path) -> Loaded:
+    options = {
+        "checkpoint": tiny_wan_folder,
+        "cache": tmp_path / "cache",
+        "baselines": tmp_path / "baselines",
+    }
+    return load_settings(None, options, {"WAN_TRT_CONFIG": ""})
+
+
+def found(diagnosis: doctor.Diagnosis) -> dict[str, doctor.Finding]:
+    return {each.name: each for each in diagnosis.findings}
+
+
+def test_this_machine_can_run_the_main_job(loaded: Loaded) -> None:
+    diagnosis = doctor.diagnose(loaded)
+    findings = found(diagnosis)
+    assert diagnosis.healthy, [each for each in diagnosis.findings if each.status != "ok"]
+    for name in ("torch", "H.264 encoder", "CPUExecutionProvider", "backend onnxruntime", "model tiny-wan"):
+        assert findings[name].status == "ok", findings[name]
+    assert findings["baselines"].status == "missing"
+    assert diagnosis.machine["cores"] >= 1
+    for each in diagnosis.findings:
+        assert each.feature
+        assert bool(each.fix) == (each.status != "ok"), f"{each.name}: what is not ok comes with its mending"
+    data = diagnosis.as_json()
+    assert data["healthy"] is True
+    sources = {row["key"]: row["source"] for row in data["settings"]}
+    assert (sources["checkpoint"], sources["threads"]) == ("--checkpoint", "default")
+
+
+class TestOnnxRuntimeBuild:
+    """Exactly one of the two distributions may be installed."""
+
+    def test_one_is_right(self) -> None:
+        assert doctor.onnxruntime_build(["torch", "onnxruntime"]).status == "ok"
+        assert doctor.onnxruntime_build(["onnxruntime-gpu"]).status == "ok"
+
+    def test_both_are_an_error_with_the_commands_that_mend_it(self) -> None:
+        finding = doctor.onnxruntime_build(["onnxruntime", "onnxruntime-gpu"])
+        assert finding.status == "error"
+        assert "pip uninstall -y onnxruntime onnxruntime-gpu" in finding.fix
+        assert not doctor.Diagnosis((), {}, (finding,)).healthy
+
+    def test_the_backend_refuses_both(self, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+        from wan_trt_core.backends import onnxruntime
+        from wan_trt_core.backends.base import BackendUnavailable
+
+        both = {"onnxruntime": "1.23", "onnxruntime-gpu": "1.23"}
+        monkeypatch.setattr(onnxruntime, "distribution_versions", lambda *_: both)
+        with pytest.raises(BackendUnavailable, match="both installed"):
+            onnxruntime.BACKEND.require(loaded.settings)
+
+    def test_none_names_the_extras(self) -> None:
+        finding = doctor.onnxruntime_build([])
+        assert (finding.status, finding.required) == ("missing", True)
+        assert "wan-trt-core[cpu]" in finding.fix
+        assert "wan-trt-core[gpu]" in finding.fix
+        assert not doctor.Diagnosis((), {}, (finding,)).healthy
+
+    def test_the_installed_ones_are_looked_up(self) -> None:
+        assert {"torch", "pytest"} <= doctor.installed_distributions()
+
+
+class TestProviders:
+    def test_a_provider_that_does_not_load_is_told_with_the_reason(self, loaded: Loaded) -> None:
+        settings = load_settings(
+            None, {"onnxruntime.providers": "CUDAExecutionProvider"}, {"WAN_TRT_CONFIG": ""}
+        ).settings
+        findings = {each.name: each for each in doctor._providers(settings)}
+        cuda = findings["CUDAExecutionProvider"]
+        assert findings["CPUExecutionProvider"].status == "ok"
+        if cuda.status == "ok":
+            pytest.skip("this machine has the CUDA provider")
+        assert cuda.required
+        assert "fell back to CPUExecutionProvider" in cuda.detail or "CUDA" in cuda.detail
+
+    def test_no_onnxruntime_is_left_to_its_own_finding(
+        self, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(doctor, "_LIST_PROVIDERS", "import no_such_module")
+        assert doctor._providers(loaded.settings) == []
+
+    def test_a_library_that_hangs_counts_as_not_loading(
+        self, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(doctor, "PROBE_TIMEOUT", 1.0)
+        monkeypatch.setattr(doctor, "_TRY_PROVIDER", "import time; time.sleep(60)")
+        finding = doctor._provider("CPUExecutionProvider", required=True)
+        assert finding.status == "missing"
+        assert "no answer within 1 s" in finding.detail
+
+
+class TestWhatIsMissing:
+    def test_a_model_without_its_checkpoint(self, loaded: Loaded, tmp_path: Path) -> None:
+        settings = loaded.settings.model_copy(update={"checkpoint": tmp_path / "nowhere"})
+        finding = doctor._checkpoint(settings)
+        assert (finding.status, finding.required) == ("missing", True)
+        assert "nowhere" in finding.detail
+
+    def test_a_backend_that_does_not_exist(self, loaded: Loaded) -> None:
+        settings = loaded.settings.model_copy(update={"backend": "tensorrt"})
+        finding = {each.name: each for each in doctor._backends(settings)}["backend tensorrt"]
+        assert (finding.status, finding.required) == ("missing", True)
+        assert "there are onnxruntime" in finding.detail
+
+    def test_a_compiler_for_torch_compile(self, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+        from wan_trt_core.backends import torch_compile
+        from wan_trt_core.backends.base import BackendUnavailable
+
+        def none() -> str:
+            raise BackendUnavailable("torch.compile needs a C++ compiler: apt-get install g++")
+
+        monkeypatch.setattr(torch_compile, "find_compiler", none)
+        finding = {each.name: each for each in doctor._backends(loaded.settings)}["backend torch-compile"]
+        assert (finding.status, finding.required) == ("missing", False)
+        assert "apt-get install g++" in finding.fix
+
+    def test_an_encoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import av
+
+        def refuse(*_: Any) -> None:
+            raise ValueError("unknown codec")
+
+        monkeypatch.setattr(av.codec, "Codec", refuse)
+        assert (doctor._encoder().status, doctor._encoder().required) == ("missing", True)
+
+    def test_a_cache_that_cannot_be_written(self, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+        finding = doctor._cache(loaded.settings)
+        assert (finding.status, "WAN_TRT_CACHE" in finding.fix) == ("missing", True)
+
+    def test_lpips_weights_when_they_are_there(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+        assert doctor._lpips().status == "missing"
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / doctor.LPIPS_BACKBONE).touch()
+        assert doctor._lpips().status == "ok"
+
+
+class TestGpus:
+    def test_rows_of_nvidia_smi(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows = "NVIDIA H200, 580.65.06, 143771 MiB, 9.0\nNVIDIA H200, 580.65.06, 143771 MiB, 9.0\n"
+        monkeypatch.setattr(doctor.shutil, "which", lambda _: "nvidia-smi")
+        monkeypatch.setattr(
+            doctor.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, rows, "")
+        )
+        assert [gpu["name"] for gpu in doctor.gpus()] == ["NVIDIA H200", "NVIDIA H200"]
+        assert doctor.gpus()[0]["driver"] == "580.65.06"
+
+    def test_none_where_nvidia_smi_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor.shutil, "which", lambda _: sys.executable)
+        assert doctor.gpus() == []

@@ -1,0 +1,435 @@
+"""Exports are exact, dynamic and repeatable; what goes wrong is told with component, tensor and axis."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import onnx
+import onnxruntime
+import pytest
+import torch
+from faults import poison, relative
+from torch import Tensor, nn
+
+import wan_trt_core
+from wan_trt_core.backends.base import OnnxModel
+from wan_trt_core.config import ExportSettings, Settings
+from wan_trt_core.export import ExportError, checks, export_component
+from wan_trt_core.export.coverage import operator_counts
+from wan_trt_core.export.exporter import MODULE_NAMES
+from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.component import TensorSpec
+from wan_trt_core.models.components import ComponentError, component_names, get_component
+from wan_trt_core.models.profiles import ShapeProfile, Sizes
+
+PROFILE = ShapeProfile("test", Sizes(32, 32, 5, 16), Sizes(64, 48, 9, 16), Sizes(64, 80, 13, 24))
+ELSEWHERE = Sizes(80, 112, 17, 20)
+"""A size that no check of the export has seen."""
+
+SETTINGS = Settings(threads=1)
+UNCHECKED = Settings(threads=1, export=ExportSettings(check=False))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    return Checkpoint.open(small_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OnnxModel]:
+    """Exports on demand, each once."""
+    made: dict[tuple[str, str, bool], OnnxModel] = {}
+
+    def export(name: str, precision: str = "fp32", block_outputs: bool = False) -> OnnxModel:
+        key = (name, precision, block_outputs)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("onnx")
+            made[key] = export_component(
+                name, checkpoint, PROFILE, precision, folder, SETTINGS, block_outputs=block_outputs
+            )
+        return made[key]
+
+    return export
+
+
+def run(model: OnnxModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    session = onnxruntime.InferenceSession(str(model.path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
+    return dict(zip((*model.outputs, *model.block_outputs), map(torch.from_numpy, found), strict=True))
+
+
+@pytest.mark.parametrize("name", component_names())
+def test_an_export_equals_diffusers_at_a_size_it_was_never_checked_at(
+    name: str, exported: Callable[..., OnnxModel], checkpoint: Checkpoint
+) -> None:
+    component, model = get_component(name), exported(name)
+    call = component.call_tensors(checkpoint, ELSEWHERE, seed=5)
+    found = run(model, component.prepare(checkpoint, "fp32")(call))
+    for key, expected in component.reference(checkpoint, "fp32")(call).items():
+        assert found[key].equal(expected) or relative(found[key], expected) < 1e-5, key
+
+
+def test_a_half_precision_dit_keeps_60_db(exported: Callable[..., OnnxModel], checkpoint: Checkpoint) -> None:
+    component, model = get_component("dit"), exported("dit", "fp16")
+    call = component.call_tensors(checkpoint, PROFILE.opt, seed=5)
+    found = run(model, component.prepare(checkpoint, "fp16")(call))["sample"]
+    expected = component.reference(checkpoint, "fp32")(call)["sample"]
+    assert found.dtype == torch.float16
+    rms = (found.double() - expected.double()).pow(2).mean().sqrt()
+    assert 20 * math.log10(float(expected.max() - expected.min()) / float(rms)) > 60
+
+
+def test_block_outputs_are_the_reference_s(
+    exported: Callable[..., OnnxModel], checkpoint: Checkpoint
+) -> None:
+    component = get_component("text_encoder")
+    model = exported("text_encoder", block_outputs=True)
+    assert model.block_outputs == component.blocks(checkpoint) == ("block.0", "final_layer_norm")
+    call = component.call_tensors(checkpoint, PROFILE.opt)
+    found = run(model, component.prepare(checkpoint, "fp32")(call))
+    for key, expected in component.reference_blocks(checkpoint, "fp32")(call).items():
+        assert relative(found[key], expected) < 1e-5
+
+
+def test_the_model_is_described(exported: Callable[..., OnnxModel], checkpoint: Checkpoint) -> None:
+    model = exported("dit")
+    assert model.path.name == "dit_fp32.onnx"
+    assert sorted(file.name for file in model.path.parent.iterdir()) == [
+        "dit_fp32.onnx",
+        "dit_fp32.onnx.data",
+    ]
+    assert (model.component, model.precision, model.profile) == ("dit", "fp32", "test")
+    assert model.inputs == tuple(spec.name for spec in get_component("dit").inputs(checkpoint))
+    assert model.outputs == ("sample",)
+    assert model.shapes["hidden_states"] == {
+        "min": (1, 16, 2, 4, 4), "opt": (1, 16, 3, 8, 6), "max": (1, 16, 4, 8, 10),
+    }  # fmt: skip
+    assert model.shapes["encoder_hidden_states"]["max"] == (1, 24, 32)
+
+
+def test_operators_are_counted(exported: Callable[..., OnnxModel]) -> None:
+    counts = operator_counts(exported("dit").path)
+    assert counts["Softmax"] == 2 * 3  # self- and cross-attention of three blocks
+    assert "ScatterND" not in counts
+    assert list(counts.values()) == sorted(counts.values(), reverse=True)
+    assert all("::" not in name for name in counts), "an operator outside the standard domain"
+
+
+def test_an_export_repeats_to_the_byte(
+    exported: Callable[..., OnnxModel], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; from pathlib import Path; from wan_trt_core.config import Settings;"
+        "from wan_trt_core.export import export_component;"
+        "from wan_trt_core.models.checkpoint import Checkpoint;"
+        "from wan_trt_core.models.profiles import ShapeProfile, Sizes;"
+        f"print(export_component('text_encoder', Checkpoint.open({str(small_checkpoint)!r}), {PROFILE!r}, 'fp32',"
+        "Path('elsewhere'), Settings(threads=1)).sha256)"
+    )
+    package = str(Path(wan_trt_core.__file__).parents[1])
+    printed = subprocess.run(
+        [sys.executable, "-c", script],
+        check=True, timeout=120, capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": package},
+    )  # fmt: skip
+    assert printed.stdout.strip() == exported("text_encoder").sha256
+
+
+@pytest.mark.parametrize("name", ["dit", "vae_decoder_first"])
+def test_the_model_names_its_modules_and_nothing_of_this_machine(
+    name: str, exported: Callable[..., OnnxModel]
+) -> None:
+    model = exported(name)
+    data = model.path.read_bytes()
+    for trace in (str(Path(wan_trt_core.__file__).parents[1]), ".py", "0x7f", "stack_trace"):
+        assert trace.encode() not in data, trace
+    nodes = onnx.load(str(model.path), load_external_data=False).graph.node
+    kept = [prop for node in nodes for prop in node.metadata_props]
+    assert {prop.key for prop in kept} == {MODULE_NAMES}
+    assert any("blocks.1" in prop.value or "up_blocks.1" in prop.value for prop in kept)
+
+
+def test_the_weights_decide_the_hash(
+    exported: Callable[..., OnnxModel],
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nudge(graph: Any) -> None:
+        graph.final_norm.weight = nn.Parameter(graph.final_norm.weight * 1.0001, requires_grad=False)
+
+    changed(monkeypatch, "text_encoder", nudge)
+    model = export_component("text_encoder", checkpoint, PROFILE, "fp32", tmp_path, UNCHECKED)
+    assert model.sha256 != exported("text_encoder").sha256
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Any], Any]) -> None:
+    """Let the component's graph be changed, or replaced by what ``change`` returns."""
+    component = get_component(name)
+    healthy = component.graph
+
+    def graph(*args: Any, **kwargs: Any) -> nn.Module:
+        module = healthy(*args, **kwargs)
+        replaced = change(module)
+        return module if replaced is None else replaced
+
+    monkeypatch.setattr(component, "graph", graph)
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, graph: nn.Module, after: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.graph, self.after = graph, after
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        return (self.after(self.graph(input_ids, attention_mask)[0], input_ids),)
+
+
+def refuse(
+    checkpoint: Checkpoint, folder: Path, match: str, **options: Any
+) -> pytest.ExceptionInfo[ExportError]:
+    with pytest.raises(ExportError, match=match) as caught:
+        export_component(
+            "text_encoder", checkpoint, PROFILE, "fp32", folder, options.pop("settings", SETTINGS), **options
+        )
+    assert not list(folder.iterdir()), "something was left behind"
+    return caught
+
+
+def test_a_specialised_output_axis_is_an_error(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(
+        monkeypatch,
+        "text_encoder",
+        lambda graph: _Wrapped(graph, lambda states, _: states[:, :1] + torch.zeros(1, 16, 1)),
+    )
+    refuse(
+        checkpoint, tmp_path,
+        "text_encoder fp32: axis 1 of last_hidden_state is 16, declared is 'text_length': the export fixed the size",
+    )  # fmt: skip
+
+
+def test_an_axis_that_cannot_be_dynamic_is_an_error(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(
+        monkeypatch, "text_encoder", lambda graph: _Wrapped(graph, lambda states, _: states.view(1, 16, 32))
+    )
+    refuse(checkpoint, tmp_path, r"text_encoder fp32: tracing with torch\.export failed: .*text_length")
+
+
+def test_a_failing_graph_is_named_and_chained(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(states: Tensor, _: Tensor) -> Tensor:
+        raise RuntimeError("no such kernel")
+
+    changed(monkeypatch, "text_encoder", lambda graph: _Wrapped(graph, fail))
+    caught = refuse(checkpoint, tmp_path, "text_encoder fp32: tracing .* failed: .*no such kernel")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_an_output_with_nan_is_an_error(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(
+        monkeypatch,
+        "text_encoder",
+        lambda graph: _Wrapped(graph, lambda states, _: states / (states - states)),
+    )
+    refuse(
+        checkpoint,
+        tmp_path,
+        "at min of test: last_hidden_state has 512 values of 512 that are NaN or infinite",
+    )
+
+
+def test_nan_among_the_weights_is_found(exported: Callable[..., OnnxModel], checkpoint: Checkpoint) -> None:
+    component = get_component("dit")
+    graph = component.graph(checkpoint, "fp32")
+    poison(graph)
+    tensors = component.prepare(checkpoint, "fp32")(component.call_tensors(checkpoint, PROFILE.min))
+    differences = checks.compare("dit", checks.open_session(exported("dit").path, 1), graph, tensors)
+    with pytest.raises(ExportError, match="sample has .* NaN or infinite, in PyTorch and so in the model"):
+        checks.judge("dit", differences, 1e-4)
+
+
+def test_another_graph_is_beyond_the_tolerance(
+    exported: Callable[..., OnnxModel], checkpoint: Checkpoint
+) -> None:
+    component = get_component("text_encoder")
+    graph: Any = component.graph(checkpoint, "fp32")
+    session = checks.open_session(exported("text_encoder").path, 1)
+    tensors = component.prepare(checkpoint, "fp32")(component.call_tensors(checkpoint, PROFILE.opt))
+    checks.judge("same", checks.compare("same", session, graph, tensors), 1e-4)
+    graph.final_norm.weight = nn.Parameter(graph.final_norm.weight * 1.001, requires_grad=False)
+    with pytest.raises(
+        ExportError, match=r"other: last_hidden_state differs .* 1\.00e-03 .*allowed is 1e-04"
+    ):
+        checks.judge("other", checks.compare("other", session, graph, tensors), 1e-4)
+
+
+def test_the_comparison_may_be_left_out(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed(monkeypatch, "text_encoder", lambda graph: _Wrapped(graph, lambda states, _: states * math.nan))
+    export_component("text_encoder", checkpoint, PROFILE, "fp32", tmp_path, UNCHECKED)
+    assert "was not compared with PyTorch" in caplog.text
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_told_and_leaves_nothing(
+    wrapped: bool, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(self: Any, destination: Path, **_: Any) -> None:
+        Path(destination).write_bytes(b"half")
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
+        except OSError as error:
+            if wrapped:
+                raise RuntimeError("could not serialise") from error
+            raise
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", save)
+    caught = refuse(
+        checkpoint, tmp_path, "text_encoder fp32: the disk is full .*--wan-cache", settings=UNCHECKED
+    )
+    assert caught.value.__cause__ is not None
+
+
+def test_a_folder_that_cannot_be_made_is_told(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ExportError, match="cannot write to .*file/below"):
+        export_component("text_encoder", checkpoint, PROFILE, "fp32", file / "below", SETTINGS)
+
+
+def test_an_interrupted_export_leaves_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    phases: list[str] = []
+
+    def interrupt(phase: str, fraction: float) -> None:
+        phases.append(phase)
+        if "compare" in phase:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_component("text_encoder", checkpoint, PROFILE, "fp32", tmp_path, SETTINGS, progress=interrupt)
+    assert len(phases) == 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_precision_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ComponentError, match="it has fp32, fp16"):
+        export_component("dit", checkpoint, PROFILE, "int4", tmp_path, SETTINGS)
+
+
+def saved(tmp_path: Path, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]]) -> Path:
+    """A model that adds its first input to itself, with the given names and axes."""
+    values = [
+        [
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes)
+            for name, axes in side.items()
+        ]
+        for side in (inputs, outputs)
+    ]
+    node = onnx.helper.make_node("Add", [next(iter(inputs))] * 2, [next(iter(outputs))])
+    graph = onnx.helper.make_graph([node], "g", *values)
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    return tmp_path / "model.onnx"
+
+
+SPEC = TensorSpec("x", (1, "2*height", "frames"))
+RESULT = TensorSpec("y", (1, "2*height", "frames"))
+
+
+def test_the_declared_interface_is_accepted(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"x": [1, "2*height", "frames"]}, {"y": [1, "height*2", "frames"]})
+    checks.check_interface("m", path, [SPEC], [RESULT])
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ([1, 8, "frames"], r"axis 1 of x is 8, declared is '2\*height': the export fixed"),
+        ([1, "height", "frames"], r"axis 1 of x is 'height', declared is '2\*height'$"),
+        ([1, "4*height", "frames"], r"axis 1 of x is '4\*height'"),
+        ([1, "2*height", "s7"], "axis 2 of x is 's7', declared is 'frames'"),
+        (["batch", "2*height", "frames"], "axis 0 of x is 'batch', declared is 1"),
+        ([1, "2*height"], "x has 2 axes"),
+    ],
+)
+def test_another_shape_is_named(axes: list[Any], message: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, {"x": axes}, {"y": [1, "2*height", "frames"]})
+    with pytest.raises(ExportError, match=message):
+        checks.check_interface("m", path, [SPEC], [RESULT])
+
+
+def test_another_output_shape_is_named(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"x": [1, "2*height", "frames"]}, {"y": [1, "2*height", 9]})
+    with pytest.raises(ExportError, match="axis 2 of y is 9, declared is 'frames': the export fixed"):
+        checks.check_interface("m", path, [SPEC], [RESULT])
+
+
+def test_another_name_is_named(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"z": [1, "2*height", "frames"]}, {"y": [1, "2*height", "frames"]})
+    with pytest.raises(ExportError, match=r"the exported inputs are \['z'\], declared are \['x'\]"):
+        checks.check_interface("m", path, [SPEC], [RESULT])
+
+
+def test_an_invalid_model_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"x": [1, 2]}, {"y": [1, 3]})
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        checks.check_model(path)
+    model = onnx.load(str(path))
+    model.graph.node[0].op_type = "Adf"
+    onnx.save(model, str(path))
+    with pytest.raises(onnx.checker.ValidationError):
+        checks.check_model(path)
+
+
+def test_tensors_grow_to_a_shape() -> None:
+    tensor = torch.arange(6).reshape(2, 3)
+    assert checks.grown(tensor, (2, 3)).equal(tensor)
+    assert checks.grown(tensor, (3, 5)).tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4], [0, 1, 2, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], checks.Difference(0.0, 2)),
+        ([0.0, 0.0], [0.0, 0.0], checks.Difference(0.0, 2)),
+        ([0.0, 1.0], [0.0, 0.0], checks.Difference(math.inf, 2)),
+        ([3.0, 4.5], [3.0, 4.0], checks.Difference(0.1, 2)),
+        ([math.nan, 1.0], [0.0, 1.0], checks.Difference(math.inf, 2, bad=1)),
+        ([0.0, 1.0], [0.0, math.inf], checks.Difference(math.inf, 2, bad_reference=1)),
+    ],
+)
+def test_differences(got: list[float], want: list[float], expected: checks.Difference) -> None:
+    assert checks._difference(numpy.array(want), numpy.array(got)) == expected
+
+
+def test_values_that_only_onnxruntime_makes_infinite_are_told() -> None:
+    with pytest.raises(ExportError, match="y has 3 values of 9 .* in ONNX Runtime, not in PyTorch"):
+        checks.judge("m", {"y": checks.Difference(math.inf, 9, bad=3)}, 1e-4)
+
+
+@pytest.mark.slow
+def test_all_of_tiny_wan_is_exported_within_a_minute(tiny_wan_folder: Path, tmp_path: Path) -> None:
+    model = resolve("tiny-wan", tiny_wan_folder)
+    started = time.perf_counter()
+    for name in component_names():
+        export_component(name, model, model.profile(), "fp32", tmp_path, Settings(threads=2))
+    assert time.perf_counter() - started < 60, "on two idle cores this takes about 45 s"
+    assert len(list(tmp_path.iterdir())) == 2 * len(component_names())

@@ -1,0 +1,428 @@
+"""Engines in the place of a pipeline's modules, and the way from a component's name to a loaded engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from module_engine import ModuleEngine, component_engine
+
+from wan_trt_core.backends.base import BackendUnavailable, EngineError
+from wan_trt_core.backends.registry import UnknownBackend
+from wan_trt_core.config import Settings
+from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
+from wan_trt_core.models.components import ComponentError, get_component
+from wan_trt_core.models.profiles import ShapeProfile, Sizes
+from wan_trt_core.pipeline import engines as engines_module
+from wan_trt_core.pipeline.engines import (
+    EngineStore,
+    PipelineEngines,
+    exported_model,
+    load_engine,
+    precision_of,
+)
+from wan_trt_core.pipeline.generate import GenerationError, check_request, generate
+from wan_trt_core.pipeline.swap import swap, with_parts
+
+PROMPT = "a small red square moves left"
+SMALL = GenerationDefaults(
+    32, 48, 9, num_inference_steps=3, guidance_scale=3.0, max_sequence_length=16, fps=8
+)
+SIZES = Sizes(32, 32, 5, 16)
+PROFILE = ShapeProfile("tiny", SIZES, SIZES, Sizes(32, 48, 9, 16))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_wan_folder: Path) -> ResolvedModel:
+    return resolve("tiny-wan", tiny_wan_folder)
+
+
+@pytest.fixture(scope="module")
+def pipe(model: ResolvedModel) -> Any:
+    return model.checkpoint.pipeline()
+
+
+def module_engines(
+    model: ResolvedModel, precision: dict[str, str], text_encoder: bool = False
+) -> PipelineEngines:
+    names = {"dit": "dit", "vae_first": "vae_decoder_first", "vae_next": "vae_decoder_next"}
+    if text_encoder:
+        names["text_encoder"] = "text_encoder"
+    precisions = {name: precision_of(precision, name) for name in names.values()}
+    made = {
+        field: component_engine(name, model.checkpoint, precisions[name]) for field, name in names.items()
+    }
+    return PipelineEngines(checkpoint=model.checkpoint, precision=precisions, **made)
+
+
+@pytest.fixture(scope="module")
+def engines(model: ResolvedModel) -> PipelineEngines:
+    return module_engines(model, {"dit": "fp32", "vae": "fp32", "text_encoder": "fp32"}, text_encoder=True)
+
+
+# engines in the pipeline
+
+
+def test_a_pipeline_on_engines_makes_the_same_video(pipe: Any, engines: PipelineEngines) -> None:
+    steps: list[tuple[int, int]] = []
+    expected = generate(pipe, PROMPT, SMALL, seed=3, keep_latents=True)
+    before = {name: getattr(engines, name).runs for name in ("dit", "vae_first", "vae_next", "text_encoder")}
+    found = generate(
+        swap(pipe, engines),
+        PROMPT,
+        SMALL,
+        seed=3,
+        keep_latents=True,
+        on_step=lambda *step: steps.append(step),
+    )
+    assert found.frames.shape == (9, 32, 48, 3)
+    assert found.frames.dtype == np.float32
+    assert 0 <= found.frames.min() < found.frames.max() <= 1
+    assert np.abs(found.frames - expected.frames).max() < 1e-3
+    assert len(found.latents) == len(expected.latents) == 2
+    for latents, wanted in zip(found.latents, expected.latents, strict=True):
+        assert latents.shape == (1, 16, 3, 4, 6)
+        assert (latents - wanted).norm() / wanted.norm() < 1e-4
+    assert not torch.equal(found.latents[0], found.latents[1])
+    assert steps == [(1, 2), (2, 2)]
+    ran = {name: getattr(engines, name).runs - count for name, count in before.items()}
+    assert ran == {"dit": 4, "vae_first": 1, "vae_next": 2, "text_encoder": 2}
+
+
+def test_the_callers_pipeline_is_left_as_it_was(pipe: Any, engines: PipelineEngines) -> None:
+    components = dict(pipe.components)
+    config = dict(pipe.config)
+    swapped = swap(pipe, engines)
+    generate(swapped, PROMPT, dataclasses.replace(SMALL, num_inference_steps=1, guidance_scale=1.0))
+    assert pipe.components == components
+    assert dict(pipe.config) == config
+    assert swapped.tokenizer is pipe.tokenizer
+    assert swapped.transformer is not pipe.transformer
+    assert swapped.scheduler is not pipe.scheduler
+    assert swapped.scheduler.config == pipe.scheduler.config
+    assert swapped.vae_scale_factor_temporal == pipe.vae_scale_factor_temporal == 4
+    assert swapped.vae_scale_factor_spatial == pipe.vae_scale_factor_spatial == 8
+    assert swapped.device == pipe.device
+
+
+def test_a_half_precision_transformer_beside_a_full_precision_vae(model: ResolvedModel, pipe: Any) -> None:
+    swapped = swap(pipe, module_engines(model, {"dit": "fp16", "vae": "fp32"}))
+    assert (swapped.transformer.dtype, swapped.vae.dtype) == (torch.float16, torch.float32)
+    assert swapped.text_encoder is pipe.text_encoder
+    one_step = dataclasses.replace(SMALL, num_inference_steps=1, num_frames=1, guidance_scale=1.0)
+    found, expected = generate(swapped, PROMPT, one_step), generate(pipe, PROMPT, one_step)
+    assert 0 < np.abs(found.frames - expected.frames).max() < 0.1
+
+
+def test_the_swapped_modules_return_what_diffusers_does(pipe: Any, engines: PipelineEngines) -> None:
+    swapped = swap(pipe, engines)
+    call = {
+        "hidden_states": torch.randn(1, 16, 2, 4, 4),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(1, 16, pipe.transformer.config.text_dim),
+    }
+    with torch.no_grad():
+        expected = pipe.transformer(**call)
+    found = swapped.transformer(**call)
+    assert type(found) is type(expected)
+    torch.testing.assert_close(found.sample, expected.sample, rtol=1e-4, atol=1e-4)
+    assert torch.equal(swapped.transformer(**call, return_dict=False)[0], found.sample)
+    latents = torch.randn(1, 16, 2, 4, 4)
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents)
+    assert type(swapped.vae.decode(latents)) is type(decoded)
+    torch.testing.assert_close(swapped.vae.decode(latents).sample, decoded.sample, rtol=1e-4, atol=1e-4)
+    assert isinstance(swapped.vae.decode(latents, return_dict=False), tuple)
+    assert swapped.vae.config.z_dim == 16
+
+
+def test_what_an_engine_cannot_do_is_refused(pipe: Any, engines: PipelineEngines) -> None:
+    swapped = swap(pipe, engines)
+    good = {
+        "hidden_states": torch.zeros(1, 16, 2, 4, 4),
+        "timestep": torch.tensor([1]),
+        "encoder_hidden_states": torch.zeros(1, 16, 64),
+    }
+    refused: list[tuple[Callable[[], object], str]] = [
+        (lambda: swapped.transformer(**good, encoder_hidden_states_image=torch.zeros(1)), "_image"),
+        (lambda: swapped.transformer(**good, attention_kwargs={"scale": 0.5}), r"attention_kwargs \(scale\)"),
+        (
+            lambda: swapped.transformer(**good | {"hidden_states": torch.zeros(2, 16, 2, 4, 4)}),
+            "batch size 2",
+        ),
+        (lambda: swapped.transformer(**good | {"timestep": torch.zeros(1, 8)}), "timestep has shape"),
+        (lambda: swapped.vae.decode(torch.zeros(2, 16, 2, 4, 4)), "z has batch size 2"),
+        (lambda: swapped.vae.encode(torch.zeros(1, 3, 5, 32, 32)), "the engines decode"),
+        (lambda: swapped.text_encoder(torch.zeros(2, 4).long(), torch.ones(2, 4).long()), "batch size 2"),
+    ]
+    for call, message in refused:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_with_parts_replaces_what_it_is_told(pipe: Any) -> None:
+    replacement = torch.nn.Identity()
+    other = with_parts(pipe, transformer=replacement)
+    assert other.transformer is replacement
+    assert other.vae is pipe.vae
+    with pytest.raises(ValueError, match=r"no part 'unet'; it has .*transformer"):
+        with_parts(pipe, unet=replacement)
+
+
+# generation
+
+
+def test_the_seed_decides(pipe: Any) -> None:
+    quick = dataclasses.replace(SMALL, num_inference_steps=1, num_frames=1, guidance_scale=1.0)
+    one, again, other = (generate(pipe, PROMPT, quick, seed=seed).frames for seed in (1, 1, 2))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_latents_are_kept_only_when_asked_for(pipe: Any) -> None:
+    quick = dataclasses.replace(SMALL, num_inference_steps=1, num_frames=1, guidance_scale=1.0)
+    assert generate(pipe, PROMPT, quick).latents == ()
+
+
+def test_the_pipelines_progress_bar_is_off_and_restored(
+    pipe: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = dataclasses.replace(SMALL, num_inference_steps=1, num_frames=1, guidance_scale=1.0)
+    pipe.set_progress_bar_config(desc="mine")
+    generate(pipe, PROMPT, quick)
+    assert "%" not in capsys.readouterr().err
+    assert pipe._progress_bar_config == {"desc": "mine"}
+    pipe.set_progress_bar_config()
+
+
+def test_a_prompt_that_is_too_long_is_told(pipe: Any, caplog: pytest.LogCaptureFixture) -> None:
+    quick = dataclasses.replace(
+        SMALL, num_inference_steps=1, num_frames=1, guidance_scale=1.0, max_sequence_length=4
+    )
+    with caplog.at_level(logging.WARNING):
+        generate(pipe, PROMPT, quick)
+    assert "the prompt has 7 tokens; only the first 4 count" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes", "seed", "message"),
+    [
+        ("", {}, 0, "the prompt is empty"),
+        (" \n", {}, 0, "the prompt is empty"),
+        (PROMPT, {"height": 40}, 0, "height must be a positive multiple of 16"),
+        (PROMPT, {"width": 0}, 0, "width must be a positive multiple of 16"),
+        (PROMPT, {"num_frames": 8}, 0, r"frames must be 4k\+1"),
+        (PROMPT, {"num_inference_steps": 0}, 0, "num_inference_steps must be positive"),
+        (PROMPT, {"max_sequence_length": 0}, 0, "text_length must be positive"),
+        (PROMPT, {}, -1, "the seed must not be negative"),
+    ],
+)
+def test_what_cannot_be_generated_is_told_before_any_work(
+    prompt: str, changes: dict[str, Any], seed: int, message: str
+) -> None:
+    with pytest.raises(GenerationError, match=message):
+        check_request(prompt, dataclasses.replace(SMALL, **changes), seed)
+    with pytest.raises(GenerationError, match=message):
+        generate(None, prompt, dataclasses.replace(SMALL, **changes), seed)  # type: ignore[arg-type]
+
+
+# from a name to an engine
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(cache=tmp_path_factory.mktemp("cache"), threads=1, export={"check": False})
+
+
+class Phases:
+    """Collects the phases that it is told of; interrupts at one when asked to, as Ctrl-C would."""
+
+    def __init__(self, interrupt_at: str | None = None) -> None:
+        self.seen: list[str] = []
+        self.interrupt_at = interrupt_at
+
+    def __call__(self, phase: str, fraction: float) -> None:
+        assert 0 <= fraction <= 1
+        self.seen.append(phase)
+        if self.interrupt_at is not None and self.interrupt_at in phase:
+            raise KeyboardInterrupt
+
+
+def load(model: ResolvedModel, settings: Settings, **keywords: Any) -> Any:
+    return load_engine("text_encoder", model, PROFILE, "fp32", "onnxruntime", settings, **keywords)
+
+
+def leftovers(settings: Settings) -> list[str]:
+    return [file.name for file in (settings.cache / "tmp").glob("*")]
+
+
+def test_an_engine_is_made_once_and_survives_interruptions(
+    model: ResolvedModel, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one test, since each stage goes on from what the last one left in the cache."""
+    with pytest.raises(KeyboardInterrupt):  # Ctrl-C in the export
+        load(model, settings, progress=Phases("convert"))
+    assert leftovers(settings) == []
+    assert list((settings.cache / "onnx").glob("*")) == []
+
+    with pytest.raises(KeyboardInterrupt):  # Ctrl-C in the build: what was exported stays
+        load(model, settings, progress=Phases("build text_encoder fp32: optimise"))
+    assert leftovers(settings) == []
+
+    phases = Phases()
+    engine = load(model, settings, progress=phases)
+    assert set(phases.seen) == {"build text_encoder fp32: optimise"}
+    component = get_component("text_encoder")
+    call = component.call_tensors(model.checkpoint, SIZES)
+    with torch.no_grad():
+        expected = component.reference(model.checkpoint, "fp32")(call)["last_hidden_state"]
+    found = engine.run(component.prepare(model.checkpoint, "fp32")(call))["last_hidden_state"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    phases = Phases()
+    load(model, settings, progress=phases)
+    assert phases.seen == []
+
+    (graph,) = (settings.cache / "engines").glob("*/text_encoder_fp32.onnx")
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    phases = Phases()
+    load(model, settings, progress=phases)
+    assert set(phases.seen) == {"build text_encoder fp32: optimise"}
+    assert "corrupted: text_encoder_fp32.onnx differs" in caplog.text
+
+    onnx = exported_model("text_encoder", model, PROFILE, "fp32", settings)
+    assert onnx.path.is_file()
+    assert (onnx.component, onnx.precision, onnx.profile) == ("text_encoder", "fp32", "tiny")
+    assert onnx.shapes["input_ids"] == {"min": (1, 16), "opt": (1, 16), "max": (1, 16)}
+    assert onnx.outputs == ("last_hidden_state",)
+
+
+def test_the_store_loads_each_engine_once(
+    model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, str, bool]] = []
+
+    def fake(component: str, *args: Any, block_outputs: bool = False, **_: Any) -> ModuleEngine:
+        loaded.append((component, args[2], block_outputs))
+        return component_engine(component, model.checkpoint, args[2])
+
+    monkeypatch.setattr(engines_module, "load_engine", fake)
+    with EngineStore(settings) as store:
+        whole = store.pipeline(model, PROFILE, {"dit": "fp16", "vae": "fp32"}, "onnxruntime")
+        decoder = store.vae_decoder(model, PROFILE, "fp32", "onnxruntime")
+        assert decoder.engines == (whole.vae_first, whole.vae_next)
+        assert whole.text_encoder is None
+        assert whole.precision == {"dit": "fp16", "vae_decoder_first": "fp32", "vae_decoder_next": "fp32"}
+        again = store.load("dit", model, PROFILE, "fp16", "onnxruntime")
+        assert again is whole.dit
+        assert store.load("dit", model, PROFILE, "fp16", "onnxruntime", block_outputs=True) is not again
+        other = dataclasses.replace(PROFILE, max=SIZES)
+        assert store.load("dit", model, other, "fp16", "onnxruntime") is not again
+    assert loaded == [
+        ("dit", "fp16", False),
+        ("vae_decoder_first", "fp32", False),
+        ("vae_decoder_next", "fp32", False),
+        ("dit", "fp16", True),
+        ("dit", "fp16", False),
+    ]
+    assert whole.dit.closed  # type: ignore[attr-defined]
+
+
+def test_precision_of_a_component() -> None:
+    both = {"dit": "fp16", "vae": "fp32"}
+    assert precision_of("fp16", "dit") == "fp16"
+    assert precision_of(both, "vae_decoder_next") == "fp32"
+    assert precision_of({"vae": "fp32", "vae_decoder_next": "fp16"}, "vae_decoder_next") == "fp16"
+    with pytest.raises(ValueError, match="precision names dit, vae, but not text_encoder"):
+        precision_of(both, "text_encoder")
+    with pytest.raises(ValueError, match=r"names dit, but not vae_decoder_first \(nor vae\)"):
+        precision_of({"dit": "fp16"}, "vae_decoder_first")
+
+
+def test_the_identity_of_an_export_covers_what_it_depends_on(
+    model: ResolvedModel, settings: Settings
+) -> None:
+    def identity(
+        component: str = "dit", profile: ShapeProfile = PROFILE, precision: str = "fp32", **changes: Any
+    ) -> Any:
+        chosen = settings.model_copy(update=changes.pop("settings", {}))
+        return engines_module.onnx_identity(component, model, profile, precision, chosen, **changes)
+
+    base = identity()
+    assert identity() == base
+    larger = dataclasses.replace(PROFILE, max=Sizes(64, 64, 9, 16))
+    export = settings.export.model_copy(update={"opset": 21})
+    for other in (
+        identity("vae_decoder_first"),
+        identity(profile=larger),
+        identity(precision="fp16"),
+        identity(block_outputs=True),
+        identity(settings={"export": export}),
+    ):
+        assert other != base
+    assert identity(settings={"threads": 2}) == base
+    assert {"torch", "onnx", "diffusers"} <= set(base["versions"])
+
+
+def test_the_identity_covers_the_source_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("models", "export", "report"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.py").write_text("a = 1\n")
+    monkeypatch.setattr(engines_module.wan_trt_core, "__file__", str(tmp_path / "__init__.py"))
+    before = engines_module.sources_sha256()
+    (tmp_path / "report" / "file.py").write_text("a = 2\n")
+    assert engines_module.sources_sha256() == before
+    (tmp_path / "export" / "file.py").write_text("a = 2\n")
+    assert engines_module.sources_sha256() != before
+
+
+def test_what_has_no_engine_is_told(model: ResolvedModel, settings: Settings, tiny_wan_folder: Path) -> None:
+    def attempt(
+        component: str = "dit", precision: str = "fp32", backend: str = "onnxruntime", **changes: Any
+    ) -> None:
+        load_engine(component, model, PROFILE, precision, backend, settings.model_copy(update=changes))
+
+    with pytest.raises(UnknownBackend, match="no backend 'rocket'"):
+        attempt(backend="rocket")
+    with pytest.raises(EngineError, match="the backend torch runs PyTorch modules and has no engines"):
+        attempt(backend="torch")
+    with pytest.raises(ComponentError, match="no component 'unet'"):
+        attempt("unet")
+    with pytest.raises(ComponentError):
+        attempt(precision="int3")
+    elsewhere = settings.onnxruntime.model_copy(update={"providers": ("RocketExecutionProvider",)})
+    with pytest.raises(BackendUnavailable, match="RocketExecutionProvider"):
+        attempt(onnxruntime=elsewhere)
+    assert leftovers(settings) == []
+
+
+def test_importing_the_engines_imports_no_diffusers() -> None:
+    code = (
+        "import sys, wan_trt_core.pipeline.engines, wan_trt_core.pipeline.generate, wan_trt_core.pipeline.video;"
+        "assert not {'diffusers', 'transformers', 'onnx', 'onnxruntime', 'av'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dit", ["fp32", "fp16"])
+def test_onnx_runtime_makes_the_video_that_diffusers_makes(
+    model: ResolvedModel, pipe: Any, settings: Settings, dit: str
+) -> None:
+    with EngineStore(settings) as store:
+        loaded = store.pipeline(model, PROFILE, {"dit": dit, "vae": "fp32"}, "onnxruntime")
+        found = generate(swap(pipe, loaded), PROMPT, SMALL, keep_latents=True)
+        expected = generate(pipe, PROMPT, SMALL, keep_latents=True)
+        assert np.abs(found.frames - expected.frames).max() < (1e-3 if dit == "fp32" else 0.1)
+        decoder = store.vae_decoder(model, PROFILE, "fp32", "onnxruntime")
+        assert sum(frames.shape[2] for frames in decoder.decode_steps(torch.randn(1, 16, 40, 4, 4))) == 157

@@ -1,0 +1,231 @@
+"""Every verdict, and every way to end without one, fails the item and stays in the report."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from plugin_support import HARDWARE, Project, project
+
+__all__ = ["project"]
+
+CONDITIONS = [
+    (),
+    ("-n0",),
+    ("-n2",),
+    ("-p", "no:cacheprovider"),
+    ("-p", "no:xdist"),
+    ("-p", "no:terminal"),
+]
+
+
+@pytest.mark.parametrize("arguments", CONDITIONS, ids=" ".join)
+def test_parity_and_memory_under_every_condition(project: Project, arguments: tuple[str, ...]) -> None:
+    project.cases("good-one", "bad-one", "nan-one", "absent-one", "void-one", suites=("parity", "memory"))
+    result = project.run("-m", "parity or memory", *arguments)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert project.verdicts() == {
+        ("parity", "good-one"): ("pass", "within_limit"),
+        ("parity", "bad-one"): ("fail", "beyond_limit"),
+        ("parity", "nan-one"): ("fail", "non_finite"),
+        ("parity", "absent-one"): ("missing", "metric_not_computed"),
+        ("parity", "void-one"): ("invalid", "fallback_to_pytorch"),
+        ("memory", "good-one"): ("pass", "no_growth"),
+        ("memory", "bad-one"): ("fail", "growth"),
+        ("memory", "nan-one"): ("pass", "no_growth"),
+        ("memory", "absent-one"): ("pass", "no_growth"),
+        ("memory", "void-one"): ("pass", "no_growth"),
+    }
+    if "no:terminal" not in arguments:
+        result.assert_outcomes(passed=5, failed=5)
+
+
+def test_perf(project: Project) -> None:
+    project.cases("good-one", "bad-one", "unsure-one", suites=("perf",))
+    result = project.run("-m", "perf")
+    result.assert_outcomes(passed=1, failed=2, deselected=2)
+    assert project.verdicts() == {
+        ("perf", "good-one"): ("pass", "interval_above_threshold"),
+        ("perf", "bad-one"): ("fail", "interval_below_threshold"),
+        ("perf", "unsure-one"): ("inconclusive", "budget_exhausted"),
+    }
+
+
+def test_all_pass(project: Project) -> None:
+    project.cases("good-one", suites=("parity", "perf", "memory"))
+    result = project.run()
+    result.assert_outcomes(passed=3)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*good-one*parity*PASS*", "results.json: *", "report.md: *"])
+    assert (project.path / "outputs" / "report" / "report.md").is_file()
+
+
+def test_first_lines_carry_the_answer(project: Project) -> None:
+    project.cases("bad-one")
+    result = project.run("-m", "parity")
+    result.stdout.fnmatch_lines(
+        [
+            "bad-one (parity) FAIL (beyond_limit): psnr_db 81.5* < 90*the floor*",
+            "*first diverging block: blocks.3",
+            "*report.md",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+@pytest.mark.parametrize(
+    ("case", "shown", "traceback"),
+    [
+        ("unavailable-one", "BackendUnavailable: no such runtime here; install wan-trt-core[[]cpu]", False),
+        ("broken-one", "ZeroDivisionError: a mistake in the measuring code", True),
+        ("skips-one", "nothing was judged: it was skipped while measuring (*not today*)", False),
+    ],
+)
+def test_what_could_not_be_measured_fails_and_stays_in_the_report(
+    project: Project, case: str, shown: str, traceback: bool
+) -> None:
+    project.cases("good-one", case)
+    result = project.run("-m", "parity")
+    result.assert_outcomes(passed=1, failed=1, deselected=2)
+    assert project.verdicts()["parity", case] == ("invalid", "not_measured")
+    result.stdout.fnmatch_lines([f"*{shown}*"])
+    assert ("conftest.py:" in result.stdout.str()) is traceback
+
+
+def test_process_that_dies_leaves_its_case_in_the_report(project: Project) -> None:
+    project.cases("good-one", "dies-one", "good-two")
+    result = project.run("-m", "parity", "-n1")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    verdicts = project.verdicts()
+    assert verdicts["parity", "dies-one"] == ("invalid", "not_measured")
+    assert verdicts["parity", "good-one"] == verdicts["parity", "good-two"] == ("pass", "within_limit")
+
+
+def test_setup_that_crashes_stays_in_the_report(project: Project) -> None:
+    project.cases("good-one")
+    project.pytester.makepyfile(
+        test_own="""
+        import pytest
+
+        @pytest.fixture
+        def crashes():
+            raise OSError("no disk")
+
+        @pytest.mark.parity
+        def test_own(crashes, wan_case, wan_measure, wan_judge):
+            wan_judge(wan_measure(wan_case, "parity"))
+        """
+    )
+    result = project.run("test_own.py")
+    result.assert_outcomes(errors=1)
+    assert project.verdicts() == {("parity", "good-one"): ("invalid", "not_measured")}
+    assert "no disk" in project.results()["cases"][0]["message"]
+
+
+def test_a_test_that_judges_nothing_fails(project: Project) -> None:
+    project.cases("good-one")
+    project.pytester.makepyfile(
+        test_own="""
+        import pytest
+
+        @pytest.mark.parity
+        def test_own(wan_case):
+            pass
+        """
+    )
+    result = project.run("test_own.py")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*nothing was judged: the test ended without calling wan_judge*"])
+    assert project.verdicts() == {("parity", "good-one"): ("invalid", "not_measured")}
+
+
+def test_no_baselines_for_this_hardware_is_reported_and_decides_only_when_required(project: Project) -> None:
+    project.cases("good-one", bands=True)
+    assert project.run("-m", "parity").ret == 0
+    checks = project.results()["cases"][0]["checks"]
+    assert [check["reason"] for check in checks if check["advisory"]] == ["no_bands_for_hardware"]
+    result = project.run("-m", "parity", "--wan-require-bands")
+    result.assert_outcomes(failed=1, deselected=2)
+    assert project.verdicts()["parity", "good-one"] == ("missing", "no_bands_for_hardware")
+
+
+@pytest.mark.parametrize(
+    ("stored", "verdict"),
+    [
+        ({"good-one": 1e-5}, ("pass", "within_limit")),
+        ({"good-one": 1e-6}, ("fail", "worse_than_band")),
+        ({"other": 1e-5}, ("missing", "no_baseline")),
+        ({"good-one": 0.0}, ("invalid", "baseline_invalid")),
+    ],
+)
+def test_baselines(project: Project, stored: dict[str, float], verdict: tuple[str, str]) -> None:
+    import json
+
+    project.cases("good-one", bands=True)
+    entry = {
+        "unit": "", "better": "lower", "n": 1, "spread": 0.0,
+        "tolerance": {"rel": 0.5, "abs": 0.0, "reason": "rounding"},
+    }  # fmt: skip
+    provenance = dict.fromkeys(
+        ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
+    )
+    cases = {
+        case: {
+            "metrics": {"relative_l2": {**entry, "value": value, "samples": [value]}},
+            "provenance": provenance,
+        }
+        for case, value in stored.items()
+    }
+    head = {"schema_version": 1, "hardware_key": HARDWARE, "model": "tiny-wan", "suite": "parity"}
+    project.file(json.dumps({**head, "cases": cases}), f"baselines/{HARDWARE}/tiny-wan/parity.json")
+    result = project.run("-m", "parity")
+    assert project.verdicts()["parity", "good-one"] == verdict
+    assert (result.ret == 0) == (verdict[0] == "pass")
+
+
+def test_stop_at_first_failure(project: Project) -> None:
+    project.cases("bad-one", "good-one")
+    project.run("-m", "parity", "-x").assert_outcomes(failed=1, deselected=2)
+    assert list(project.verdicts()) == [("parity", "bad-one")]
+
+
+def test_last_failed_and_keywords(project: Project) -> None:
+    project.cases("bad-one", "good-one")
+    project.run("-m", "parity").assert_outcomes(failed=1, passed=1, deselected=2)
+    project.run("-m", "parity", "--lf").assert_outcomes(failed=1)
+    assert list(project.verdicts()) == [("parity", "bad-one")]
+    project.run("-m", "parity", "-k", "good").assert_outcomes(passed=1, deselected=3)
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n2",)], ids=["plain", "n2"])
+def test_junit_has_the_failure_and_the_numbers(project: Project, arguments: tuple[str, ...]) -> None:
+    project.cases("bad-one", "unavailable-one", "broken-one", "skips-one")
+    project.run("-m", "parity", "--junitxml=junit.xml", *arguments)
+    assert [verdict for verdict, _ in project.verdicts().values()] == [
+        "fail",
+        "invalid",
+        "invalid",
+        "invalid",
+    ]
+    suite = ElementTree.parse(project.path / "junit.xml").getroot()[0]
+    assert suite.attrib["failures"] == "4"
+    found = {case.attrib["name"]: case for case in suite.findall("testcase")}
+    bad = found["test_parity[bad-one]"]
+    failure = bad.find("failure")
+    assert failure is not None
+    assert failure.attrib["message"].startswith("Failed: bad-one (parity) FAIL (beyond_limit): psnr_db 81.5")
+    properties = [(p.attrib["name"], p.attrib["value"]) for p in bad.iter("property")]
+    assert len(properties) == len(dict(properties))
+    assert dict(properties)["wan.verdict"] == "fail"
+    assert dict(properties)["wan.metric.psnr_db"] == "81.5"
+    unavailable = found["test_parity[unavailable-one]"]
+    values = {p.attrib["name"]: p.attrib["value"] for p in unavailable.iter("property")}
+    assert values["wan.reason"] == "not_measured"
+
+
+def test_unwritable_report_is_no_success(project: Project) -> None:
+    project.cases("good-one")
+    project.file("a file, not a folder", "outputs/report")
+    result = project.run("-m", "parity")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["ERROR: the results could not be written: *"])

@@ -1,0 +1,385 @@
+"""Baselines change only through the tool, and the tool refuses what would make them worthless."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from fabricated import HARDWARE, TEN_PERCENT, TIMES, case_record, make_case, perf_measurement, run_record
+
+from wan_trt_core import baseline_update as update
+from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
+from wan_trt_core.cases import Band, Case
+from wan_trt_core.gates.verdict import Reason
+from wan_trt_core.measure.environment import SourceState
+from wan_trt_core.records import Metric, RunRecord
+
+PROVENANCE = update.Provenance("abc", "2026-01-01T00:00:00Z", ("tool",))
+CASES = (make_case("dit-fp32"), make_case("vae-fp32"), make_case("unbanded", bands={}))
+CLEAN = SourceState("abcdef", False)
+
+
+def record(
+    *, reference: float = 0.1, ratio: float = 1.67, cases: tuple[Case, ...] = CASES, **options: Any
+) -> RunRecord:
+    measured = [case_record(case, perf_measurement(ratio, reference=reference)) for case in cases]
+    return run_record(*measured, **options)
+
+
+def plan(root: Path, *records: RunRecord, cases: tuple[Case, ...] = CASES, **options: Any) -> update.Plan:
+    (found,) = update.plan_update(root, "perf", cases, records, PROVENANCE, **options)
+    return found
+
+
+def stored(root: Path) -> Path:
+    """Baselines of both cases, at 0.1 s and 0.06 s."""
+    update.apply(root, [plan(root, record())])
+    return baseline_path(root, HARDWARE, "tiny-wan", "perf")
+
+
+class TestPlan:
+    def test_first_baselines_hold_the_banded_metrics_of_the_banded_cases(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        file = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
+        assert file is not None
+        assert set(file.cases) == {"dit-fp32", "vae-fp32"}
+        assert set(file.cases["dit-fp32"].metrics) == set(TIMES)
+        assert file.cases["dit-fp32"].provenance["versions"] == {"torch": "2.11.0"}
+
+    def test_nothing_is_written_while_all_is_within_the_bands(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        before = path.read_bytes()
+        found = plan(tmp_path, record(reference=0.103))
+        assert found.touched == frozenset()
+        assert update.apply(tmp_path, [found]) == ()
+        assert path.read_bytes() == before
+
+    def test_only_the_selected_case_is_touched(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        before = json.loads(path.read_text())["cases"]
+        found = plan(tmp_path, record(reference=0.05), selected=["dit-fp32"])
+        assert found.touched == {"dit-fp32"}
+        update.apply(tmp_path, [found])
+        after = json.loads(path.read_text())["cases"]
+        assert after["vae-fp32"] == before["vae-fp32"]
+        assert after["dit-fp32"]["metrics"]["reference_time"]["value"] == pytest.approx(0.05, rel=0.02)
+
+    def test_several_runs_are_one_baseline(self, tmp_path: Path) -> None:
+        found = plan(tmp_path, record(reference=0.1), record(reference=0.104), record(reference=0.102))
+        metric = found.after.cases["dit-fp32"].metrics["reference_time"]
+        assert (metric.n, len(metric.samples)) == (3, 3)
+        assert metric.value == sorted(metric.samples)[1]
+
+    def test_worse_beyond_the_band_needs_a_reason(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        found = plan(tmp_path, record(reference=0.13, ratio=2.0))
+        assert {row.kind.value for row in found.loosened} == {"worse"}
+        for reason in (None, "", "  "):
+            with pytest.raises(update.Refused, match="--accept-regression REASON"):
+                update.require_reason([found], reason)
+        update.require_reason([found], "the reference now pads")
+
+    def test_wider_tolerance_needs_a_reason(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        wider = dict.fromkeys(TIMES, Band(rel=0.2, reason="twenty"))
+        cases = (make_case("dit-fp32", bands=wider), make_case("vae-fp32"))
+        found = plan(tmp_path, record(cases=cases), cases=cases)
+        with pytest.raises(update.Refused, match="looser tolerance"):
+            update.require_reason([found], None)
+
+    def test_tighter_tolerance_and_gains_need_none(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        tighter = dict.fromkeys(TIMES, Band(rel=0.05, reason="five"))
+        cases = (make_case("dit-fp32", bands=tighter), make_case("vae-fp32"))
+        found = plan(tmp_path, record(cases=cases), cases=cases)
+        assert found.touched == {"dit-fp32"}
+        update.require_reason([found], None)
+        update.require_reason([plan(tmp_path, record(reference=0.05))], None)
+
+    def test_metric_that_loses_its_band_needs_a_reason(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        cases = (make_case("dit-fp32", bands={"reference_time": TEN_PERCENT}), make_case("vae-fp32"))
+        found = plan(tmp_path, record(cases=cases), cases=cases)
+        with pytest.raises(update.Refused, match="candidate_time: removed"):
+            update.require_reason([found], None)
+
+    def test_the_reason_is_stored_where_it_applies(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        slow = run_record(
+            case_record(CASES[0], perf_measurement(2.0, reference=0.13)),
+            case_record(CASES[1], perf_measurement(1.67, reference=0.05)),
+        )
+        provenance = update.Provenance("abc", "2026-01-02T00:00:00Z", ("tool",), "the reference now pads")
+        plans = update.plan_update(tmp_path, "perf", CASES, [slow], provenance)
+        update.apply(tmp_path, plans)
+        cases = json.loads(path.read_text())["cases"]
+        assert cases["dit-fp32"]["provenance"]["accepted_regression"] == "the reference now pads"
+        assert cases["vae-fp32"]["provenance"]["accepted_regression"] is None
+
+    def test_orphans_go_only_in_a_complete_run(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        left = (CASES[0],)
+        part = plan(tmp_path, record(), cases=left, selected=["dit-fp32"])
+        assert (part.orphans, part.touched) == (("vae-fp32",), frozenset())
+        whole = plan(tmp_path, record(), cases=left)
+        assert whole.touched == {"vae-fp32"}
+        update.apply(tmp_path, [whole])
+        file = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
+        assert file is not None and set(file.cases) == {"dit-fp32"}
+
+    def test_damaged_file_is_not_overwritten(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        path.write_text(path.read_text()[:100])
+        with pytest.raises(BaselineError, match="no whole JSON"):
+            plan(tmp_path, record())
+
+    def test_unknown_case_is_refused_with_the_choices(self, tmp_path: Path) -> None:
+        for name in ("dit-fp23", "unbanded"):
+            with pytest.raises(update.Refused, match="dit-fp32, vae-fp32"):
+                plan(tmp_path, record(), selected=[name])
+
+    def test_suite_without_bands_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(update.Refused, match="nothing to store"):
+            plan(tmp_path, record(), cases=(CASES[2],))
+
+    def test_case_that_was_not_measured_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(update.Refused, match="did not measure vae-fp32"):
+            plan(tmp_path, record(cases=CASES[:1]))
+
+    def test_void_measurement_is_refused(self, tmp_path: Path) -> None:
+        void = perf_measurement(problems={Reason.FALLBACK_TO_PYTORCH: "it ran in PyTorch"})
+        with pytest.raises(update.Refused, match="it ran in PyTorch"):
+            plan(tmp_path, run_record(case_record(CASES[0], void)), selected=["dit-fp32"])
+
+    @pytest.mark.parametrize("measured", [perf_measurement(1.2), perf_measurement(psnr_db=10.0)])
+    def test_case_that_fails_its_own_gates_is_refused(self, measured: Any, tmp_path: Path) -> None:
+        with pytest.raises(update.Refused, match="does not pass its own gates"):
+            plan(tmp_path, run_record(case_record(CASES[0], measured)), selected=["dit-fp32"])
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+    def test_impossible_values_are_refused(self, value: float, tmp_path: Path) -> None:
+        good = perf_measurement()
+        metrics = {**good.metrics, "candidate_time": Metric(value=value, unit="s", better="lower")}
+        bad = run_record(case_record(CASES[0], perf_measurement(metrics=metrics)))
+        with pytest.raises(BaselineError, match="candidate_time"):
+            plan(tmp_path, bad, selected=["dit-fp32"])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "environ",
+        [
+            {"PYTEST_XDIST_WORKER": "gw0"},
+            {"PYTEST_ADDOPTS": "-n2"},
+            {"PYTEST_ADDOPTS": "-q -n auto"},
+            {"PYTEST_ADDOPTS": "--numprocesses=4"},
+            {"PYTEST_ADDOPTS": "--dist loadgroup"},
+        ],
+    )
+    def test_xdist(self, environ: dict[str, str]) -> None:
+        with pytest.raises(update.Refused):
+            update.refuse_xdist(environ)
+
+    @pytest.mark.parametrize("options", ["", "-q", "-n0", "-n 0", "--dist no", "--no-header", "-p no:xdist"])
+    def test_no_xdist(self, options: str) -> None:
+        update.refuse_xdist({"PYTEST_ADDOPTS": options})
+
+    @pytest.mark.parametrize("command", [("pytest", "-n2"), ("pytest", "-n", "2"), ("pytest", "-n=auto")])
+    def test_record_of_parallel_workers(self, command: tuple[str, ...]) -> None:
+        with pytest.raises(update.Refused, match="other workers"):
+            update.check_record(record().model_copy(update={"command": command}), HARDWARE)
+
+    def test_other_hardware(self) -> None:
+        update.check_record(record(), HARDWARE)
+        with pytest.raises(update.Refused, match=f"comes from {HARDWARE}, this machine is cuda-x"):
+            update.check_record(record(), "cuda-x")
+
+    def test_throttled(self) -> None:
+        with pytest.raises(update.Refused, match="GPU hardware slowdown"):
+            update.check_record(record(throttled="GPU hardware slowdown"), HARDWARE)
+
+    def test_dirty_tree(self) -> None:
+        assert update.usable_commit(CLEAN, "baselines") == "abcdef"
+        dirty = SourceState("abcdef", True, ("wan_trt_core/cli.py",))
+        with pytest.raises(update.Refused, match=r"wan_trt_core/cli\.py"):
+            update.usable_commit(dirty, "baselines")
+        with pytest.raises(update.Refused, match="dirty"):
+            update.usable_commit(SourceState("abcdef", True), "baselines")
+
+    def test_only_the_baselines_may_be_dirty(self) -> None:
+        own = SourceState("abcdef", True, ("baselines/cpu/tiny-wan/perf.json",))
+        assert update.usable_commit(own, "baselines") == "abcdef"
+        other = SourceState("abcdef", True, ("baselines_old/perf.json",))
+        with pytest.raises(update.Refused, match="baselines_old"):
+            update.usable_commit(other, "baselines")
+
+    def test_without_git_commit_and_state_are_given(self) -> None:
+        unknown = SourceState(None, None)
+        for given in ({}, {"commit": "abc"}, {"tree_state": "clean"}):
+            with pytest.raises(update.Refused, match="--commit SHA --tree-state"):
+                update.usable_commit(unknown, "baselines", **given)
+        assert update.usable_commit(unknown, "baselines", "abc", "clean") == "abc"
+        with pytest.raises(update.Refused, match="dirty"):
+            update.usable_commit(unknown, "baselines", "abc", "dirty")
+
+    def test_given_commit_must_be_that_of_git(self) -> None:
+        assert update.usable_commit(CLEAN, "baselines", "abc", "clean") == "abcdef"
+        with pytest.raises(update.Refused, match="git says abcdef"):
+            update.usable_commit(CLEAN, "baselines", "123", "clean")
+
+
+class TestMeasuring:
+    def test_command(self, tmp_path: Path) -> None:
+        command = update.measurement_command(
+            "perf", tmp_path, suites=Path("suites"), cases=["b", "a"], options={"cases": "c.yaml"}
+        )
+        assert command[:3] == [sys.executable, "-m", "pytest"]
+        assert {"--wan-no-gate", "no:xdist", f"--wan-report={tmp_path}", "--wan-cases=c.yaml"} <= set(command)
+        assert command[-2:] == ["-k", "a or b"]
+
+    def test_run_that_breaks_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(update.Refused, match="code 5"):
+            update.measure([sys.executable, "-c", "raise SystemExit(5)"], tmp_path)
+
+    def test_run_leaves_a_record(self, tmp_path: Path) -> None:
+        record().write(tmp_path / "made.json")
+        copy = (
+            f"import shutil; shutil.copy({str(tmp_path / 'made.json')!r}, {str(tmp_path / 'results.json')!r})"
+        )
+        assert update.measure([sys.executable, "-c", copy], tmp_path) == record()
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "tools" / "regenerate_baselines.py"
+    spec = importlib.util.spec_from_file_location("regenerate_baselines", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CASE_FILE = """
+version: 1
+defaults: {model: tiny-wan, profile: 128p-17f, precision: fp32, backend: onnxruntime}
+cases:
+  - id: dit-fp32
+    component: dit
+    perf:
+      parity: {psnr_db: {min: 60, reason: what was timed is right}}
+      bands:
+        reference_time: {rel: 0.1, reason: ten percent}
+        candidate_time: {rel: 0.1, reason: ten percent}
+"""
+
+Run = Callable[..., int]
+
+
+class TestTool:
+    @pytest.fixture
+    def run(self, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+        """The tool in an empty folder without git, on a record of the made-up hardware."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+        (tmp_path / "cases.yaml").write_text(CASE_FILE)
+
+        def call(*options: str, made: RunRecord | None = None, hardware: str = HARDWARE) -> int:
+            (made or record(cases=CASES[:1])).write(tmp_path / "results.json")
+            given = ["--suite", "perf", "--cases", "cases.yaml", "--from-record", "results.json"]
+            code: int = tool.main([*given, *(["--hardware", hardware] if hardware else []), *options])
+            return code
+
+        return call
+
+    def test_writes_then_finds_nothing_to_do(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run() == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        before = path.read_bytes()
+        assert "wrote" in capsys.readouterr().out
+        assert run() == 0
+        assert "nothing to write" in capsys.readouterr().out
+        assert path.read_bytes() == before
+
+    def test_dry_run_shows_and_writes_nothing(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("--dry-run") == 0
+        shown = capsys.readouterr().out
+        assert "reference_time" in shown and "new" in shown and "dry run" in shown
+        assert not (tmp_path / "baselines").exists()
+
+    def test_check(self, run: Run, tmp_path: Path) -> None:
+        assert run("--check") == 1
+        assert not (tmp_path / "baselines").exists()
+        assert run() == 0
+        assert run("--check") == 0
+        assert run("--check", made=record(reference=0.05, cases=CASES[:1])) == 1
+
+    def test_check_of_a_damaged_file(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run() == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        path.write_text(path.read_text().replace('"value": 0.', '"value": -0.'))
+        assert run("--check") == 1
+        assert "not a positive number" in capsys.readouterr().out
+
+    def test_regression(self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        slow = record(reference=0.13, ratio=2.0, cases=CASES[:1])
+        assert run() == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        before = path.read_bytes()
+        assert run(made=slow) == 1
+        assert "--accept-regression REASON" in capsys.readouterr().out
+        assert path.read_bytes() == before
+        assert run("--accept-regression", "pads now", made=slow) == 0
+        entry = json.loads(path.read_text())["cases"]["dit-fp32"]
+        assert entry["provenance"]["accepted_regression"] == "pads now"
+        assert entry["provenance"]["command"].startswith("tools/regenerate_baselines.py --suite perf ")
+        assert "--accept-regression 'pads now'" in entry["provenance"]["command"]
+
+    def test_refusals_write_nothing(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        dirty = record(
+            cases=CASES[:1], source={"commit": "abc", "dirty": True, "changed": ["x.py"], "given": False}
+        )
+        assert run(made=dirty) == 1
+        assert run(made=record(cases=CASES[:1], throttled="cgroup quota throttling")) == 1
+        assert run(hardware="") == 1
+        assert (
+            run(
+                made=record(
+                    cases=CASES[:1], source={"commit": None, "dirty": None, "changed": [], "given": False}
+                )
+            )
+            == 1
+        )
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-n2")
+        assert run() == 1
+        assert not (tmp_path / "baselines").exists()
+
+    def test_without_git_the_commit_is_given(self, run: Run, tmp_path: Path) -> None:
+        unknown = record(
+            cases=CASES[:1], source={"commit": None, "dirty": None, "changed": [], "given": False}
+        )
+        assert run("--commit", "f00d", "--tree-state", "clean", made=unknown) == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        assert json.loads(path.read_text())["cases"]["dit-fp32"]["provenance"]["commit"] == "f00d"
+
+    def test_wrong_case_file_or_record(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("--from-record", "nowhere.json") == 1
+        assert "nowhere.json" in capsys.readouterr().out
+        (tmp_path / "cases.yaml").write_text(CASE_FILE.replace("component: dit", "component: dti"))
+        assert run() == 1
+        assert "cases.yaml" in capsys.readouterr().out

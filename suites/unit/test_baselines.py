@@ -88,6 +88,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "negative": (lambda d: metric(d).update(value=-0.1), "reference_time.value is -0.1"),
     "null": (lambda d: metric(d).update(value=None), "reference_time.value is None"),
     "text": (lambda d: metric(d).update(value="0.1"), "reference_time.value is '0.1'"),
+    "unit": (lambda d: metric(d).update(unit=3), "reference_time.unit is 3, not a text"),
     "boolean": (lambda d: metric(d).update(value=True), "reference_time.value is True"),
     "direction": (lambda d: metric(d).update(better="faster"), "allowed are 'higher' and 'lower'"),
     "samples": (lambda d: metric(d).update(n=3), "does not hold the 3 values"),
@@ -295,6 +296,16 @@ def test_banded_metric_that_was_not_measured() -> None:
         )
     with pytest.raises(BaselineError, match="no run"):
         new_entry("dit-fp32", BANDS, [], {})
+
+
+def test_unit_and_direction_must_agree_between_runs() -> None:
+    changes: tuple[dict[str, Any], ...] = ({"unit": "B"}, {"better": "higher"})
+    for change in changes:
+        metrics = timed(0.1).metrics
+        other = metrics["reference_time"].model_copy(update=change)
+        with pytest.raises(BaselineError, match="reference_time changes its unit or direction"):
+            runs = [timed(0.1), Measurement(metrics={**metrics, "reference_time": other})]
+            new_entry("dit-fp32", BANDS, runs, provenance())
 
 
 def test_runs_that_do_not_fit_their_own_band() -> None:

@@ -33,7 +33,7 @@ def test_without_an_embedded_checkpoint_the_folder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalogue, "EMBEDDED", tmp_path / "tiny_wan")
-    with pytest.raises(CheckpointError, match="no checkpoint at .*tiny_wan"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*tiny_wan"):
         resolve("tiny-wan")
 
 

@@ -1,4 +1,4 @@
-"""The rewritten graphs compute what diffusers' and transformers' own modules do, and notice when they do not."""
+"""The rewritten graphs compute what the stock modules do, and a fault in them shows."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_video_decoded_in_steps_equals_decode(changes: dict[str, Any], shape: 
     vae = autoencoder(**changes)
     latents = torch.randn((1, vae.config.z_dim, *shape), generator=torch.Generator().manual_seed(1))
     expected = vae.decode(latents, return_dict=False)[0]
-    assert 0.01 < float((expected.abs() < 1).float().mean()), "everything is clamped: nothing is compared"
+    assert float((expected.abs() < 1).float().mean()) > 0.01, "everything is clamped: nothing is compared"
     assert relative(decode(vae, latents), expected) < TOLERANCE
 
 

@@ -312,6 +312,25 @@ class TestPerfCase:
         check = verdict(perf_measurement(series=data, facts=facts), bands_for_hardware=False)
         assert check.verdict is Verdict.FAIL
 
+    def test_once_a_prompt_work_is_divided_by_the_steps(self) -> None:
+        """(0.1 + 0.5 / 10) / (0.06 + 0.5 / 10)"""
+        data = {**perf_measurement().series, "candidate_once_s": (0.5, 0.4, 0.6), "reference_once_s": (0.5,)}
+        check = verdict(perf_measurement(series=data, facts={"steps": 10}), bands_for_hardware=False)
+        assert check.value == pytest.approx(0.15 / 0.11, rel=0.02)
+        facts = {"steps": 1}
+        check = verdict(perf_measurement(series=data, facts=facts), bands_for_hardware=False)
+        assert check.value == pytest.approx(0.6 / 0.56, rel=0.02)
+
+    def test_noise_series_of_different_length_are_invalid(self) -> None:
+        data = {**perf_measurement().series, "noise_first_s": (0.06,) * 3}
+        check = verdict(perf_measurement(series=data), bands_for_hardware=False)
+        assert check.verdict is Verdict.INVALID and "noise_first_s has 3 times" in check.message
+
+    def test_nothing_timed_is_missing(self) -> None:
+        check = verdict(perf_measurement(series={}), bands_for_hardware=False)
+        assert outcome(check) == (Verdict.MISSING, Reason.METRIC_NOT_COMPUTED)
+        assert "no paired times" in check.message
+
     def test_unknown_plan_is_invalid(self) -> None:
         check = verdict(perf_measurement(facts={"sampling_plan": {"looks": 3}}), bands_for_hardware=False)
         assert check.verdict is Verdict.INVALID
@@ -341,6 +360,18 @@ class TestMemory:
         check = verdict(self.measurement(4096.0), "memory")
         assert outcome(check) == (Verdict.FAIL, Reason.GROWTH)
         assert "4 KiB" in check.message
+
+    def test_growth_message_and_the_limit_itself(self) -> None:
+        assert verdict(self.measurement(1024.0), "memory").verdict is Verdict.PASS
+        check = verdict(self.measurement(1025.0), "memory")
+        assert "more than 1 KiB" in check.message
+        assert "over 3 runs, 976.6 KiB in all" in check.message
+        bare = Measurement(metrics={"growth": Metric(value=0.0, unit="B", better="lower")})
+        assert "runs" not in verdict(bare, "memory").message
+
+    @pytest.mark.parametrize("value", [math.nan, -math.inf])
+    def test_growth_that_is_no_number_fails(self, value: float) -> None:
+        assert outcome(verdict(self.measurement(value), "memory")) == (Verdict.FAIL, Reason.NON_FINITE)
 
     def test_growth_of_the_cuda_allocator_fails_too(self) -> None:
         cuda = Metric(value=1e6, unit="B", better="lower")
@@ -510,6 +541,10 @@ class TestFormatting:
             (12, "B", "12 B"),
             (1.6666, "x", "1.667x"),
             (-5 * 2**20, "B", "-5 MiB"),
+            (math.inf, "s", "inf s"),
+            (123456.7, "", "123457"),
+            (9.9, "s", "9900 ms"),
+            (10.0, "s", "10 s"),
         ],
     )
     def test_quantity(self, value: float | None, unit: str, expected: str) -> None:

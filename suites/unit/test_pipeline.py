@@ -34,7 +34,7 @@ from wan_trt_core.pipeline.swap import swap, with_parts
 
 PROMPT = "a small red square moves left"
 SMALL = GenerationDefaults(
-    32, 48, 9, num_inference_steps=3, guidance_scale=3.0, max_sequence_length=16, fps=8
+    32, 32, 5, num_inference_steps=2, guidance_scale=3.0, max_sequence_length=16, fps=8
 )
 SIZES = Sizes(32, 32, 5, 16)
 PROFILE = ShapeProfile("tiny", SIZES, SIZES, Sizes(32, 48, 9, 16))
@@ -83,18 +83,18 @@ def test_a_pipeline_on_engines_makes_the_same_video(pipe: Any, engines: Pipeline
         keep_latents=True,
         on_step=lambda *step: steps.append(step),
     )
-    assert found.frames.shape == (9, 32, 48, 3)
+    assert found.frames.shape == (5, 32, 32, 3)
     assert found.frames.dtype == np.float32
     assert 0 <= found.frames.min() < found.frames.max() <= 1
     assert np.abs(found.frames - expected.frames).max() < 1e-3
     assert len(found.latents) == len(expected.latents) == 2
     for latents, wanted in zip(found.latents, expected.latents, strict=True):
-        assert latents.shape == (1, 16, 3, 4, 6)
+        assert latents.shape == (1, 16, 2, 4, 4)
         assert (latents - wanted).norm() / wanted.norm() < 1e-4
     assert not torch.equal(found.latents[0], found.latents[1])
     assert steps == [(1, 2), (2, 2)]
     ran = {name: getattr(engines, name).runs - count for name, count in before.items()}
-    assert ran == {"dit": 4, "vae_first": 1, "vae_next": 2, "text_encoder": 2}
+    assert ran == {"dit": 4, "vae_first": 1, "vae_next": 1, "text_encoder": 2}
 
 
 def test_the_callers_pipeline_is_left_as_it_was(pipe: Any, engines: PipelineEngines) -> None:
@@ -408,7 +408,8 @@ def test_what_has_no_engine_is_told(model: ResolvedModel, settings: Settings, ti
 
 def test_importing_the_engines_imports_no_diffusers() -> None:
     code = (
-        "import sys, wan_trt_core.pipeline.engines, wan_trt_core.pipeline.generate, wan_trt_core.pipeline.video;"
+        "import sys, wan_trt_core.pipeline.engines, wan_trt_core.pipeline.generate;"
+        "import wan_trt_core.pipeline.video;"
         "assert not {'diffusers', 'transformers', 'onnx', 'onnxruntime', 'av'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)

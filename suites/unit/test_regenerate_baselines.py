@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 from fabricated import HARDWARE, TEN_PERCENT, TIMES, case_record, make_case, perf_measurement, run_record
+from rich.console import Console
 
 from wan_trt_core import baseline_update as update
 from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
@@ -172,6 +175,26 @@ class TestPlan:
             plan(tmp_path, bad, selected=["dit-fp32"])
 
 
+def test_table_shows_old_new_and_tolerance_with_what_loosens_first(tmp_path: Path) -> None:
+    stored(tmp_path)
+    bands = {
+        "candidate_time": Band(rel=0.2, abs=0.001, reason="x"),
+        "reference_time": TEN_PERCENT,
+        "speedup": Band(rel=0.1, reason="x"),
+    }
+    cases = (make_case("dit-fp32", bands=bands), make_case("vae-fp32", bands={"candidate_time": TEN_PERCENT}))
+    stream = io.StringIO()
+    found = plan(tmp_path, record(reference=0.05, cases=cases), cases=cases)
+    Console(file=stream, width=120).print(update.plan_table([found]))
+    lines = [re.sub(r"\s+", " ", line).strip() for line in stream.getvalue().splitlines()[2:]]
+    assert [line.rsplit(" ", 2)[-1] for line in lines[:2]] == ["tolerance", "removed"]
+    assert re.fullmatch(
+        r"dit-fp32 candidate_time 60.+ ms 30.* ms -50.*% 20.0% or 1 ms looser tolerance", lines[0]
+    )
+    assert re.fullmatch(r"vae-fp32 reference_time 99.+ ms 10.0% removed", lines[1])
+    assert any(re.fullmatch(r"dit-fp32 speedup 1\.6.+x 10.0% new", line) for line in lines)
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         "environ",
@@ -243,6 +266,13 @@ class TestMeasuring:
         assert command[:3] == [sys.executable, "-m", "pytest"]
         assert {"--wan-no-gate", "no:xdist", f"--wan-report={tmp_path}", "--wan-cases=c.yaml"} <= set(command)
         assert command[-2:] == ["-k", "a or b"]
+
+    def test_only_the_suite_itself_is_collected(self, tmp_path: Path) -> None:
+        (tmp_path / "perf").mkdir()
+        for suite, folder in (("perf", tmp_path / "perf"), ("memory", tmp_path)):
+            command = update.measurement_command(suite, tmp_path, suites=tmp_path, cases=None, options={})
+            assert str(folder) in command
+            assert "-k" not in command
 
     def test_run_that_breaks_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(update.Refused, match="code 5"):
@@ -347,6 +377,16 @@ class TestTool:
         assert entry["provenance"]["accepted_regression"] == "pads now"
         assert entry["provenance"]["command"].startswith("tools/regenerate_baselines.py --suite perf ")
         assert "--accept-regression 'pads now'" in entry["provenance"]["command"]
+
+    def test_interrupted_measurement_writes_nothing(
+        self, run: Run, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(tool, "_records", interrupted)
+        assert run() == 130
+        assert not (tmp_path / "baselines").exists()
 
     def test_refusals_write_nothing(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         dirty = record(

@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fabricated import paired_times
+from scipy import stats
 
 from wan_trt_core.gates.perf import SpeedupRule, decide_speedup
-from wan_trt_core.gates.statistics import SamplingPlan, noise_floor, ratio_interval, ratio_of_medians
+from wan_trt_core.gates.statistics import (
+    RESAMPLES,
+    SEED,
+    SamplingPlan,
+    noise_floor,
+    ratio_interval,
+    ratio_of_medians,
+)
 from wan_trt_core.gates.verdict import Verdict
 
 
@@ -22,6 +30,30 @@ def test_interval_holds_the_ratio_and_narrows_with_pairs() -> None:
         assert interval.low < interval.point < interval.high
         assert interval.low < 1.6 < interval.high
     assert many.high - many.low < few.high - few.low
+
+
+def test_interval_is_what_its_sources_say() -> None:
+    """Hesterberg's expanded percentile, and the wider of it and Student's where 2**-n exceeds the tail."""
+    a, b = (np.array(times) for times in paired_times(1.6, pairs=9))
+    picks = np.random.default_rng(SEED).integers(0, 9, size=(RESAMPLES, 9))
+    ratios = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)
+    for tail in (0.02, 0.001):
+        t = stats.t.isf(tail, 8)
+        tails = stats.norm.cdf(-np.sqrt(9 / 8) * t)
+        low, high = np.quantile(ratios, (tails, 1 - tails))
+        logs = np.log(a / b)
+        half = t * logs.std(ddof=1) / 3
+        student = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
+        if tail < 2**-9:
+            low, high = min(low, student[0]), max(high, student[1])
+        found = ratio_interval(a.tolist(), b.tolist(), tail)
+        assert (found.low, found.high) == pytest.approx((low, high))
+        assert found.point == pytest.approx(np.median(a) / np.median(b))
+
+
+def test_three_pairs_are_the_fewest() -> None:
+    assert ratio_interval([1.6] * 3, [1.0] * 3, 0.1).pairs == 3
+    assert SamplingPlan(min_pairs=3, max_pairs=3, step=1).looks(3, final=True) == ((3, pytest.approx(0.01)),)
 
 
 def test_interval_is_the_same_every_time() -> None:
@@ -68,7 +100,7 @@ def test_last_look_takes_all_pairs_that_the_budget_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"min_pairs": 2}, {"min_pairs": 31}, {"step": 0}, {"confidence": 1.0}, {"confidence": 0.4}]
+    "fields", [{"min_pairs": 2}, {"min_pairs": 31}, {"step": 0}, {"confidence": 1.0}, {"confidence": 0.5}]
 )
 def test_impossible_plan_is_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="sampling plan"):

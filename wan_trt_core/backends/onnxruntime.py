@@ -193,8 +193,8 @@ class OnnxRuntimeBackend(EngineBackend):
             ) from error
         if len(builds := self.versions()) > 1:
             raise BackendUnavailable(
-                f"{' and '.join(builds)} are both installed and overwrite each other's files: pip uninstall -y"
-                f" {' '.join(builds)}, then install one of them"
+                f"{' and '.join(builds)} are both installed and overwrite each other's files:"
+                f" pip uninstall -y {' '.join(builds)}, then install one of them"
             )
         available = onnxruntime.get_available_providers()
         missing = [name for name in settings.onnxruntime.providers if name not in available]

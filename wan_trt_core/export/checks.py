@@ -23,7 +23,7 @@ class Difference:
     """How far ONNX Runtime's output is from PyTorch's.
 
     Attributes:
-        relative: L2 norm of the difference over that of PyTorch's output; infinite where only the latter is 0.
+        relative: L2 norm of the difference over that of PyTorch's output; infinite if only the latter is 0.
         bad: values of ONNX Runtime's output that are no finite numbers.
         bad_reference: the same in PyTorch's.
     """
@@ -121,8 +121,8 @@ def open_session(path: Path, threads: int | None) -> InferenceSession:
 def grown(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The tensor repeated along its axes and cut to a shape.
 
-    Real inputs are made once, at the smallest size: making a video's VAE caches anew for every size would take
-    longer than all the rest. A graph is a function of its inputs, whatever they show.
+    Real inputs are made once, at the smallest size: making a video's VAE caches anew for every size would
+    take longer than all the rest. A graph is a function of its inputs, whatever they show.
     """
     times = [math.ceil(wanted / size) for wanted, size in zip(shape, tensor.shape, strict=True)]
     return tensor.repeat(times)[tuple(slice(wanted) for wanted in shape)].contiguous()
@@ -176,8 +176,9 @@ def judge(what: str, differences: Mapping[str, Difference], tolerance: float) ->
             where = (
                 "PyTorch and so in the model" if difference.bad_reference else "ONNX Runtime, not in PyTorch"
             )
+            bad = max(difference.bad, difference.bad_reference)
             raise ExportError(
-                f"{what}: {name} has {max(difference.bad, difference.bad_reference)} values of {difference.size}"
+                f"{what}: {name} has {bad} values of {difference.size}"
                 f" that are NaN or infinite, in {where}. Check the weights, or export in a wider precision"
             )
         if difference.relative > tolerance:

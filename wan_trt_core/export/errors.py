@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ExportError(RuntimeError):
-    """A component could not be exported, or what came out is wrong; the message names component and tensor."""
+    """A component could not be exported, or what came out is wrong; the message names it and the tensor."""

@@ -1,8 +1,8 @@
 """One component to one checked ONNX model: ``{component}_{precision}.onnx`` and its external data.
 
-The same weights, component, versions and settings give the same bytes: everything that names this machine (paths
-in stack traces, source lines) is removed. The name of the module that each node came from is kept, so that a
-backend's error can be told in terms of the model.
+The same weights, component, versions and settings give the same bytes: everything that names this machine
+(paths in stack traces, source lines) is removed. The name of the module that each node came from is kept, so
+that a backend's error can be told in terms of the model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MODULE_NAMES = "pkg.torch.onnx.name_scopes"
 """The one kind of metadata that is kept: for each node, the modules it came from, outermost first."""
 
 TRACED = Sizes(height=64, width=96, frames=9, text_length=16)
-"""The video the graph is traced with. No axis is one (the tracer would take it for constant); any other will do."""
+"""The video the graph is traced with: any whose axes are not one, which the tracer takes for a constant."""
 
 
 def export_component(
@@ -52,9 +52,9 @@ def export_component(
 ) -> OnnxModel:
     """Export a component and check what came out.
 
-    The names and symbolic shapes of inputs and outputs must be the declared ones, ``onnx`` must accept the model
-    and infer its shapes, and (``settings.export.check``) ONNX Runtime must compute what PyTorch does at the
-    profile's min, opt and max.
+    The names and symbolic shapes of inputs and outputs must be the declared ones, ``onnx`` must accept the
+    model and infer its shapes, and (``settings.export.check``) ONNX Runtime must compute what PyTorch does at
+    the profile's min, opt and max.
 
     Args:
         folder: where the two files go; nothing is left there unless everything succeeded.
@@ -126,7 +126,7 @@ def _write_onnx(
 
     report("trace", 0.0)
     with torch.no_grad(), _explained(component, precision, "tracing with torch.export"):
-        # tracing first makes an axis that cannot be dynamic an error; torch.onnx.export alone would fix its size
+        # traced apart, an axis that cannot be dynamic is an error; torch.onnx.export would fix its size
         program = torch.export.export(
             graph, tuple(tensors), dynamic_shapes=_as_signature(graph, shapes), strict=False
         )
@@ -224,7 +224,7 @@ def _empty(spec: TensorSpec, sizes: Mapping[str, int], precision: str) -> Tensor
     return torch.zeros(spec.shape(sizes), dtype=dtype)
 
 
-def _axis_names(model: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, str]:
+def _axis_names(model: Any, inputs: tuple[TensorSpec, ...]) -> dict[Any, str]:
     """The tracer's own symbols (``s33``) to the names of the axes they stand for."""
     names = {}
     for value, spec in zip(model.graph.inputs, inputs, strict=True):
@@ -288,7 +288,7 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _explained(component: Component, precision: str, doing: str) -> Iterator[None]:
-    """Turn any failure of the exporter into an :class:`ExportError` that names the component and the stage."""
+    """Turn any failure of the exporter into an error that names the component and the stage."""
     try:
         yield
     except ExportError:
@@ -296,7 +296,7 @@ def _explained(component: Component, precision: str, doing: str) -> Iterator[Non
     except Exception as error:  # tracing runs the model, and the exporter raises every kind of error
         if _disk_full(error):
             raise _disk_error(component, precision, doing) from error
-        raise ExportError(f"{component.name} {precision}: {doing} failed: {_first_lines(error)}") from error
+        raise ExportError(f"{component.name} {precision}: {doing} failed: {_cause(error)}") from error
 
 
 @contextmanager
@@ -312,8 +312,8 @@ def _on_disk(component: Component, precision: str, folder: Path) -> Iterator[Non
 
 def _disk_error(component: Component, precision: str, doing: str) -> ExportError:
     return ExportError(
-        f"{component.name} {precision}: the disk is full (while {doing}). Nothing was left behind: free some space,"
-        " or set another cache folder with --wan-cache"
+        f"{component.name} {precision}: the disk is full (while {doing}). Nothing was left behind: free some"
+        " space, or set another cache folder with --wan-cache"
     )
 
 
@@ -325,6 +325,9 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def _first_lines(error: BaseException, limit: int = 600) -> str:
+def _cause(error: BaseException, limit: int = 600) -> str:
+    """What the exporter's own error was raised for: it wraps the first one in advice on reporting bugs."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = f"{type(error).__name__}: {error}".strip()
     return text if len(text) <= limit else f"{text[:limit]} …"

@@ -102,7 +102,7 @@ def resolve(model: str, checkpoint: Path | None = None) -> ResolvedModel:
 
     Args:
         model: a name from :func:`model_names`, or a folder.
-        checkpoint: the folder that holds a named model's weights (``tiny-wan`` is installed with the package).
+        checkpoint: the folder of a named model's weights (``tiny-wan`` is installed with the package).
 
     Raises:
         CatalogueError: when there is no such model, or its checkpoint is not at hand.
@@ -121,8 +121,8 @@ def resolve(model: str, checkpoint: Path | None = None) -> ResolvedModel:
     folder = Path(model).expanduser()
     if checkpoint is None and not folder.is_dir():
         raise CatalogueError(
-            f"no model {model!r}: neither a folder nor one of {', '.join(_ENTRIES)}. A model of the hub must be"
-            " downloaded first (hf download … --local-dir FOLDER)"
+            f"no model {model!r}: neither a folder nor one of {', '.join(_ENTRIES)}. A model of the hub must"
+            " be downloaded first (hf download … --local-dir FOLDER)"
         )
     opened = Checkpoint.open(checkpoint or folder)
     return _resolved(opened.folder.name, opened, _entry_like(opened))

@@ -103,7 +103,7 @@ class Component(ABC):
         """What runs before the engine in each call: call tensors to the graph's input tensors."""
 
     def once(self, prepare: Callable[[Tensors], Tensors], call: Tensors) -> Callable[[], object] | None:
-        """The work that ``prepare`` does once a video and not in each call, to be timed apart; ``None`` if none."""
+        """What ``prepare`` does once a video and not in each call, to be timed apart; ``None`` if nothing."""
         return None
 
     @abstractmethod

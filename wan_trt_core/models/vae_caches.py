@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from wan_trt_core.models.component import TensorSpec
 
 CACHE_FRAMES = 2
-"""Frames a cache holds: a causal convolution looks back by its kernel's three frames, less the present one."""
+"""Frames a cache holds: a causal convolution looks back by its kernel's three frames, less the present."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class CacheSpec:
 def cache_specs(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
     """The caches of the decoder that an ``AutoencoderKLWan`` configuration describes, in order of use.
 
-    There is one for each causal convolution that looks back: ``WanDecoder3d`` has two in a residual block, one
-    in a temporal upsampling, and its first and last.
+    There is one for each causal convolution that looks back: ``WanDecoder3d`` has two in a residual block,
+    one in a temporal upsampling, and its first and last.
     """
     base = config.get("decoder_base_dim") or config["base_dim"]
     mult = config["dim_mult"]
@@ -52,7 +53,7 @@ def cache_specs(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
     temporal = list(reversed(config["temperal_downsample"]))
     found = [(config["z_dim"], 1)] + 4 * [(dims[0], 1)]
     scale = 1
-    for index, (inner, outer) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for index, (inner, outer) in enumerate(itertools.pairwise(dims)):
         entering = inner if index == 0 else inner // 2
         found += [(entering, scale)] + (2 * config["num_res_blocks"] + 1) * [(outer, scale)]
         if index < len(mult) - 1:

@@ -60,7 +60,7 @@ class VaeDecoder(Component):
 
         steps = 1 if self.first else 3
         shape = (steps, video.latent_height, video.latent_width)
-        latents = random_latents(self._config(checkpoint), *shape, seed=seed).split(1, dim=2)
+        latents = random_latents(self._config(checkpoint), *shape, seed=seed).chunk(steps, dim=2)
         vae: Any = checkpoint.load(self.part)
         carried: Tensors = {}
         for index in range(steps - 1):

@@ -9,7 +9,7 @@ from wan_trt_core.models.component import Component
 
 
 class ComponentError(ValueError):
-    """No such component, or one that this checkpoint or precision does not have; the message lists what is."""
+    """No such component, or not of this checkpoint or in this precision; the message lists what there is."""
 
 
 def component_names() -> tuple[str, ...]:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Dit(Component):
     """``WanTransformer3DModel.forward``, batch 1.
 
-    Call tensors: ``hidden_states`` (1, 16, frames, height, width), ``timestep`` (1,), ``encoder_hidden_states``
-    (1, text_length, text_dim). Output: ``sample``, the predicted flow, of the latents' shape.
+    Call tensors: ``hidden_states`` (1, 16, frames, height, width), ``timestep`` (1,),
+    ``encoder_hidden_states`` (1, text_length, text_dim). Output: ``sample``, the predicted flow, of the
+    latents' shape.
     """
 
     name = "dit"
@@ -62,7 +63,7 @@ class Dit(Component):
         return DitGraph(model, block_outputs=block_outputs)
 
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
-        """What the pipeline's first denoising step receives: pure noise, the first timestep, a real prompt."""
+        """What the pipeline's first denoising step receives: noise, the first timestep, a real prompt."""
         import torch
 
         from wan_trt_core.models.prompts import PROMPT, encode_prompt

@@ -2,16 +2,16 @@
 
 What differs from diffusers' own graph, and why:
 
-1. Modulation is an input. ``scale_shift_table + timestep_proj`` of all blocks is one small tensor, made outside
-   once a step; left inside, TensorRT fuses all layers' slices into one slow kernel.
-2. RoPE rotates halves. The rows of ``to_q`` and ``to_k`` (weights, biases, norm weights) are reordered once per
-   head as even positions, then odd ones. The dot product of q and k does not change, and the rotation works on
-   contiguous halves instead of strided slices (ScatterND in ONNX).
+1. Modulation is an input. ``scale_shift_table + timestep_proj`` of all blocks is one small tensor, made
+   outside once a step; left inside, TensorRT fuses all layers' slices into one slow kernel.
+2. RoPE rotates halves. The rows of ``to_q`` and ``to_k`` (weights, biases, norm weights) are reordered once
+   per head as even positions, then odd ones. The dot product of q and k does not change, and the rotation
+   works on contiguous halves instead of strided slices (ScatterND in ONNX).
 3. RMSNorm is written out: the exporter has no rule for ``aten._fused_rms_norm``.
-4. Attention is ``softmax(q @ k^T) @ v``, the form that TensorRT fuses into one kernel. The scale is in q's norm
-   weights: it must come before the first product, and there it costs nothing.
-5. The batch is one, so tokens are the rows of matrices (tokens, dim): a linear layer is then one Gemm with its
-   bias, where ONNX Runtime runs a product and an addition for a batch of matrices.
+4. Attention is ``softmax(q @ k^T) @ v``, the form that TensorRT fuses into one kernel. The scale is in q's
+   norm weights: it must come before the first product, and there it costs nothing.
+5. The batch is one, so tokens are the rows of matrices (tokens, dim): a linear layer is then one Gemm with
+   its bias, where ONNX Runtime runs a product and an addition for a batch of matrices.
 
 In half precision the float32 islands are diffusers' own: layer norms, modulation, gates and the rotation; the
 residual stream is rounded to half where diffusers rounds it.
@@ -42,18 +42,18 @@ def half_rotation_rows(heads: int, head_dim: int) -> Tensor:
     return (torch.arange(heads)[:, None] * head_dim + within_head).flatten()
 
 
-def rope_tables(rope: nn.Module, frames: int, half_height: int, half_width: int) -> tuple[Tensor, Tensor]:
+def rope_tables(rope: Any, frames: int, half_height: int, half_width: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotation, each (frames, half_height, half_width, head_dim / 2), float32.
 
     Args:
         rope: diffusers' ``WanRotaryPosEmbed``, whose buffers hold each value twice (for the pair).
     """
-    sizes = (rope.t_dim, rope.h_dim, rope.w_dim)
+    sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
     grid = (frames, half_height, half_width)
 
     def table(buffer: Tensor, first: int) -> Tensor:
         axes = []
-        for axis, (length, part) in enumerate(zip(grid, buffer.split(sizes, dim=1), strict=True)):
+        for axis, (length, part) in enumerate(zip(grid, torch.split(buffer, sizes, dim=1), strict=True)):
             if length > part.shape[0]:
                 raise ValueError(
                     f"a video of {length} positions; this checkpoint has {part.shape[0]} per axis"
@@ -209,7 +209,8 @@ class _Block(nn.Module):
 
         normed = (_layer_norm(hidden, self.eps) * (1 + ffn_scale) + ffn_shift).to(dtype)
         fed = self.ffn_out(functional.gelu(self.ffn_in(normed), approximate="tanh"))
-        return (hidden.float() + fed.float() * ffn_gate).to(dtype)
+        left: Tensor = (hidden.float() + fed.float() * ffn_gate).to(dtype)
+        return left
 
 
 class DitGraph(nn.Module):
@@ -217,7 +218,7 @@ class DitGraph(nn.Module):
 
     Args:
         model: diffusers' transformer, in the precision of the graph.
-        block_outputs: return the intermediate outputs named by :attr:`block_names` too.
+        block_outputs: return the intermediate outputs that ``Dit.blocks`` names too.
     """
 
     def __init__(self, model: WanTransformer3DModel, *, block_outputs: bool = False) -> None:
@@ -253,11 +254,11 @@ class DitGraph(nn.Module):
             rope_sin: as ``rope_cos``.
             encoder_hidden_states: (1, text_length, text_dim).
         """
-        # the grid of patches is read off the tables: their axes are the graph's own symbols, so that no size has
-        # to be divided and every output axis stays a plain multiple of an input axis
+        # the grid of patches is read off the tables: their axes are the graph's own symbols, so that no size
+        # has to be divided and every output axis stays a plain multiple of an input axis
         grid = rope_cos.shape[:3]
         rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
-        rows = modulation.flatten(0, 1).split(1)
+        rows = modulation.flatten(0, 1).chunk(6 * len(self.blocks))
         patches = self.patch_embedding(hidden_states)
         hidden = patches.flatten(2).squeeze(0).transpose(0, 1)
         text = self.text_in(encoder_hidden_states.squeeze(0))
@@ -266,7 +267,7 @@ class DitGraph(nn.Module):
         for index, block in enumerate(self.blocks):
             hidden = block(hidden, text, rows[6 * index : 6 * index + 6], rope)
             taken.append(hidden)
-        shift, scale = output_modulation.split(1)
+        shift, scale = output_modulation.chunk(2)
         hidden = (_layer_norm(hidden, self.eps) * (1 + scale) + shift).to(hidden.dtype)
         hidden = self.proj_out(hidden)
         sample = self._unpatchify(hidden, grid)

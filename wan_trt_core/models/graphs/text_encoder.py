@@ -62,7 +62,8 @@ class _Block(nn.Module):
         inner = self.act(self.wi(normed))
         if self.gated:
             inner = inner * self.wi_1(normed)
-        return hidden + self.wo(inner.to(self.wo.weight.dtype))
+        left: Tensor = hidden + self.wo(inner.to(self.wo.weight.dtype))
+        return left
 
     def _attend(self, normed: Tensor, distances: Tensor, mask: Tensor) -> Tensor:
         query, key, value = (

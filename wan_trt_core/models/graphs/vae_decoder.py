@@ -1,9 +1,9 @@
 """The Wan 2.1 VAE decoder as two streaming graphs, equal to diffusers' ``AutoencoderKLWan.decode``.
 
-``decode`` must not be exported whole: its loop over the latent frames unrolls. Diffusers keeps, for each causal
-convolution, the last two frames of its input; here these caches are inputs and outputs. Every cache holds two
-frames always: where diffusers keeps one frame, or the word ``"Rep"`` for none, the missing frames are zeros,
-which is what its padding comes to.
+``decode`` must not be exported whole: its loop over the latent frames unrolls. Diffusers keeps, for each
+causal convolution, the last two frames of its input; here these caches are inputs and outputs. Every cache
+holds two frames always: where diffusers keeps one frame, or the word ``"Rep"`` for none, the missing frames
+are zeros, which is what its padding comes to.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Caches:
         self.left: list[Tensor] = []
 
     def exchange(self, frames: Tensor) -> Tensor:
-        """The past frames, if there is a past, and the present ones. Leaves the last two for the next step."""
+        """The past frames, if any, and the present ones. Leaves the last two for the next step."""
         if self._taken is None:
             self.left.append(functional.pad(frames, (0, 0, 0, 0, CACHE_FRAMES - 1, 0)))
             return frames
@@ -43,8 +43,8 @@ class _Caches:
 class _CausalConv(nn.Module):
     """A convolution over the present frames and the two before them.
 
-    With ``first`` there is no past. What diffusers pads with there are zeros, which only the kernel's last frame
-    does not meet, so that frame is all that is kept of it.
+    With ``first`` there is no past. What diffusers pads with there are zeros, which only the kernel's last
+    frame does not meet, so that frame is all that is kept of it.
     """
 
     def __init__(self, conv: Any, *, first: bool) -> None:
@@ -68,7 +68,8 @@ class _RmsNorm(nn.Module):
         wide = tensor.float()
         length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
         # 1e-12 is the eps of torch.nn.functional.normalize, which diffusers calls here
-        return (wide / length.clamp_min(1e-12) * self.gamma).to(tensor.dtype)
+        normed: Tensor = (wide / length.clamp_min(1e-12) * self.gamma).to(tensor.dtype)
+        return normed
 
 
 class _Resnet(nn.Module):
@@ -103,7 +104,8 @@ class _Attention(nn.Module):
         query = query * (1 / math.sqrt(channels))
         attended = torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value
         mixed = functional.linear(attended, self.proj_weight, self.proj_bias)
-        return mixed.transpose(1, 2).unflatten(2, (height, width)).unsqueeze(0).transpose(1, 2) + frames
+        images = mixed.transpose(1, 2).reshape(-1, channels, height, width)
+        return images.unsqueeze(0).transpose(1, 2) + frames
 
 
 def _pointwise(conv: nn.Conv2d) -> tuple[nn.Parameter, nn.Parameter]:
@@ -133,7 +135,7 @@ class _Upsample(nn.Module):
         # for exactly twice the size "nearest" picks the pixels that diffusers' "nearest-exact" does
         images = functional.interpolate(images, scale_factor=2.0, mode="nearest")
         images = functional.conv2d(images, self.weight, self.bias, padding=1)
-        return images.unflatten(0, (1, frames.shape[2])).transpose(1, 2)
+        return images.unsqueeze(0).transpose(1, 2)
 
     @staticmethod
     def _double(frames: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ class VaeDecoderGraph(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
-        """The frames (1, 3, 1 or 4, 8 height, 8 width) in [-1, 1], the caches, the block outputs if asked for.
+        """The frames (1, 3, 1 or 4, 8 height, 8 width) in [-1, 1], the caches, any block outputs.
 
         Args:
             latents: (1, 16, 1, height, width), de-normalised as ``AutoencoderKLWan.decode`` takes them.

@@ -8,7 +8,7 @@ REPORT ?= outputs/report
 VENV := .venv
 TOX := $(VENV)/bin/tox
 MAIN := .tox/main/.installed
-IN_MAIN := $(TOX) -q exec -e main --
+IN_MAIN := $(TOX) -qq exec -e main --
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format doctor clean
@@ -29,7 +29,7 @@ $(TOX):
 # The environment of all targets, made again when what it is made from changes.
 $(MAIN): pyproject.toml tox.ini | $(TOX)
 	@echo "== Environment (the first time installs PyTorch and the rest)"
-	@$(TOX) run -q -e main --notest
+	@$(TOX) run -qq -e main --notest
 	@touch $@
 
 demo: export WAN_TRT_REPORT := $(REPORT)
@@ -38,7 +38,7 @@ demo: $(MAIN) ## export, build, generate a video from PROMPT, run the three suit
 	@$(IN_MAIN) wan-trt run --prompt "$(PROMPT)" --out "$(VIDEO)"
 	@echo "== Suites"
 	@status=0; \
-	$(IN_MAIN) pytest -q -m "parity or perf or memory" suites || status=$$?; \
+	$(IN_MAIN) pytest -v -m "parity or perf or memory" suites || status=$$?; \
 	echo; \
 	echo "Video:  $(abspath $(VIDEO))"; \
 	echo "Report: $(abspath $(REPORT))"; \

@@ -78,15 +78,19 @@ def all_specs(*, held_out: bool) -> torch.Tensor:
 def held_out_benchmark(count: int = 96) -> torch.Tensor:
     """The fixed list of held-out specifications that the checker generates.
 
-    Round robin over the 24 held-out triples, each time with another size, speed and ground, so any multiple
-    of 24 covers all triples equally.
+    Round robin over the 24 held-out triples, each time with another size and speed, so that captions (which
+    do not name the ground here) differ and any multiple of 24 covers all triples equally.
 
     Returns (count, 6) indices on the CPU.
     """
     specs = all_specs(held_out=True)
     order = torch.randperm(len(specs), generator=torch.Generator().manual_seed(0))
     triples: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    captions: set[str] = set()
     for spec in specs[order]:
+        if caption(spec) in captions:
+            continue
+        captions.add(caption(spec))
         key = tuple(int(spec[COLUMN[name]]) for name in ("shape", "colour", "direction"))
         triples.setdefault(key, []).append(spec)
     rounds = itertools.zip_longest(*triples.values())

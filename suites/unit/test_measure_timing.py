@@ -14,7 +14,7 @@ class FakeClock:
     """Seconds that pass only when a call says so."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = 100.0
 
     def __call__(self) -> float:
         return self.now
@@ -149,6 +149,8 @@ def test_metrics_and_series_of_a_measurement() -> None:
         "noise_first_s": (2.0,) * 2,
         "noise_second_s": (2.0,) * 2,
     }
+    assert metrics["speedup"].samples == (1.4,) * 3
+    assert metrics["noise_floor"].samples == (0.0,) * 2
     assert times.facts()["warmup"] == 2
 
 

@@ -28,9 +28,15 @@ def pipe(tiny_wan_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def truth() -> tuple[torch.Tensor, torch.Tensor]:
-    """48 specifications spread over both sides of the split, and their rendered clips in [0, 1]."""
-    specs = torch.cat([clips.all_specs(held_out=False), clips.all_specs(held_out=True)])[::36]
+    """48 random specifications from both sides of the split, and their rendered clips in [0, 1]."""
+    specs = torch.cat([clips.all_specs(held_out=False), clips.all_specs(held_out=True)])
+    specs = specs[torch.randperm(len(specs), generator=torch.Generator().manual_seed(0))[:48]]
     return specs, (check_tiny_wan.ground_truth(specs) + 1) / 2
+
+
+@pytest.fixture(scope="module")
+def truth_measured(truth: tuple[torch.Tensor, torch.Tensor]) -> list[check_tiny_wan.Measurement]:
+    return [m for chunk in truth[1].split(16) for m in check_tiny_wan.measure(chunk)]
 
 
 class TestFolder:
@@ -112,13 +118,15 @@ class TestSplit:
 
 
 class TestChecker:
-    def test_right_on_ground_truth(self, truth: tuple[torch.Tensor, torch.Tensor]) -> None:
-        specs, video = truth
-        assert check_tiny_wan.agreement(check_tiny_wan.measure(video), specs).lowest() >= 0.98
+    def test_right_on_ground_truth(
+        self, truth: tuple[torch.Tensor, torch.Tensor], truth_measured: list[check_tiny_wan.Measurement]
+    ) -> None:
+        assert check_tiny_wan.agreement(truth_measured, truth[0]).lowest() >= 0.98
 
-    def test_at_chance_on_shuffled_captions(self, truth: tuple[torch.Tensor, torch.Tensor]) -> None:
-        specs, video = truth
-        shuffled = check_tiny_wan.shuffled_agreement(check_tiny_wan.measure(video), specs)
+    def test_at_chance_on_shuffled_captions(
+        self, truth: tuple[torch.Tensor, torch.Tensor], truth_measured: list[check_tiny_wan.Measurement]
+    ) -> None:
+        shuffled = check_tiny_wan.shuffled_agreement(truth_measured, truth[0])
         for name in check_tiny_wan.MEASURED:
             assert getattr(shuffled, name) == pytest.approx(1 / len(clips.ATTRIBUTES[name]), abs=0.06)
 
@@ -142,7 +150,7 @@ class TestChecker:
 
 class TestQuality:
     def test_autoencoder_psnr_on_held_out_clips(self, pipe: Any) -> None:
-        reference = check_tiny_wan.ground_truth(clips.held_out_benchmark(3), seed=7)
+        reference = check_tiny_wan.ground_truth(clips.held_out_benchmark(2), seed=7)
         assert check_tiny_wan.psnr(check_tiny_wan.reconstruct(pipe.vae, reference), reference) >= 30
 
     @pytest.mark.slow

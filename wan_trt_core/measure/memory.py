@@ -136,10 +136,11 @@ def memory_by_run(
 
 
 def growth(held: Sequence[float]) -> float:
-    """Bytes a run that ``held`` grows by: the median slope over all pairs of runs.
+    """Bytes a run that ``held`` grows by, over the first half of the runs and over the second: the smaller slope.
 
-    The estimator of Theil (1950) and Sen (1968) ignores single outliers and steps at either end of the series
-    (an allocator that takes one more arena), and a leak of the same size in each run comes out exactly.
+    A leak grows in both halves. An allocator that takes one more arena makes one step, wherever it falls, and is
+    flat in the other half. Each slope is the median over all pairs of runs, the estimator of Theil (1950) and Sen
+    (1968), which single outliers do not move; a leak of the same size in each run comes out exactly.
 
     Raises:
         ValueError: for fewer than three values.
@@ -147,6 +148,12 @@ def growth(held: Sequence[float]) -> float:
     n = len(held)
     if n < 3:
         raise ValueError(f"{n} values: growth needs at least three")
+    middle = n // 2
+    return min(_slope(held[: middle + 1]), _slope(held[middle:]))
+
+
+def _slope(held: Sequence[float]) -> float:
+    n = len(held)
     return float(median((held[j] - held[i]) / (j - i) for i in range(n) for j in range(i + 1, n)))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,9 +224,10 @@ class Checkpoint:
         if part == "text_encoder":
             from transformers import UMT5EncoderModel
 
-            module, info = UMT5EncoderModel.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
+            with _no_progress_bars():
+                module, info = UMT5EncoderModel.from_pretrained(
+                    folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                )
         else:
             import diffusers
 
@@ -275,6 +277,20 @@ class Checkpoint:
             self.config(part)
             for file in self.weight_files(part):
                 _header(file)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing its own progress bar into ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

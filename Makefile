@@ -32,10 +32,12 @@ $(MAIN): pyproject.toml tox.ini | $(TOX)
 	@$(TOX) run -qq -e main --notest
 	@touch $@
 
+# Through the environment, so that a prompt may hold quotes.
+demo: export PROMPT := $(PROMPT)
 demo: export WAN_TRT_REPORT := $(REPORT)
 demo: $(MAIN) ## export, build, generate a video from PROMPT, run the three suites
-	@echo "== Export, build and generate: $(PROMPT)"
-	@$(IN_MAIN) wan-trt run --prompt "$(PROMPT)" --out "$(VIDEO)"
+	@echo "== Export, build and generate: $$PROMPT"
+	@$(IN_MAIN) wan-trt run --prompt "$$PROMPT" --out "$(VIDEO)"
 	@echo "== Suites"
 	@status=0; \
 	$(IN_MAIN) pytest -v -m "parity or perf or memory" suites || status=$$?; \

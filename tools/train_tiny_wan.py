@@ -3,9 +3,9 @@
 Three steps, each resumable; `--total-minutes` is the length of the learning-rate schedule and `--minutes` the
 part of it that this call runs:
 
-    python tools/train_tiny_wan.py vae --run runs/tiny_wan --minutes 9 --total-minutes 9 --compile
-    python tools/train_tiny_wan.py dit --run runs/tiny_wan --minutes 14.2 --total-minutes 14.2 --compile
-    python tools/train_tiny_wan.py export --run runs/tiny_wan --output wan_trt_core/models/tiny_wan
+    python tools/train_tiny_wan.py vae --run outputs/tiny_wan --minutes 9 --total-minutes 9 --compile
+    python tools/train_tiny_wan.py dit --run outputs/tiny_wan --minutes 14.2 --total-minutes 14.2 --compile
+    python tools/train_tiny_wan.py export --run outputs/tiny_wan --output wan_trt_core/models/tiny_wan
 
 `vae` trains the autoencoder and measures its latent statistics; `dit` trains the diffusion transformer
 together with the text encoder on latents of freshly rendered clips; `export` writes the diffusers folder.

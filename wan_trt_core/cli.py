@@ -117,7 +117,7 @@ def main() -> None:
         code = _exit_code(error)
         if debug or code is None:
             raise
-        _say(f"error: {error}")
+        _say(f"error: {error}".replace("--wan-", "--"))  # the options are named as here, not as in pytest
         sys.exit(code)
 
 
@@ -323,7 +323,10 @@ def run(
 
 @app.command(epilog="Example: wan-trt inspect ~/models/Wan2.1-T2V-1.3B-Diffusers")
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(help="Catalogue name or checkpoint folder.")],
+    model: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, or a name of the catalogue.")
+    ],
+    checkpoint: CheckpointOption = None,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor with dtype and shape.")
     ] = False,
@@ -333,14 +336,14 @@ def inspect(
     from wan_trt_core.models.catalogue import resolve
     from wan_trt_core.models.components import component_names, get_component
 
-    model = resolve(checkpoint)
-    parts = model.checkpoint.inspect()
-    components = [get_component(name).describe(model.checkpoint) for name in component_names()]
+    resolved = resolve(model, checkpoint)
+    parts = resolved.checkpoint.inspect()
+    components = [get_component(name).describe(resolved.checkpoint) for name in component_names()]
     if as_json:
-        _print_json({"folder": str(model.checkpoint.folder), "parts": parts, "components": components})
+        _print_json({"folder": str(resolved.checkpoint.folder), "parts": parts, "components": components})
         return
     _print_table(
-        f"{model.name}: {model.checkpoint.folder}",
+        f"{resolved.name}: {resolved.checkpoint.folder}",
         ("part", "class", "parameters", "size", "dtypes", "tensors"),
         [
             (name, part["class"], f"{part['parameters']:,}", _mib(part["bytes"]), ", ".join(part["dtypes"]),

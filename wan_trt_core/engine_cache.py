@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -493,7 +494,7 @@ def _size(folder: Path) -> int:
 def _note_holder(path: Path) -> None:
     """Who holds the lock, for the message of those who wait in vain. Best effort: the lock works without."""
     try:
-        path.write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+        path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
     except OSError as error:
         logger.debug("%s: %s", path, error)
 

@@ -110,6 +110,7 @@ class TestWrongInput:
             (("export", "dit", "--precision", "fp33"), 3, "fp33"),
             (("inspect", "nowhere"), 3, "neither a folder nor one of tiny-wan"),
             (("inspect", "wan2.1-t2v-14b"), 3, "needs its checkpoint"),
+            (("inspect", "wan2.1-t2v-14b"), 3, "give --checkpoint FOLDER"),
             (("report", "nowhere.json"), 3, "nowhere.json: not a readable result record"),
             (("engines", "prune", "--older-than", "7x"), 2, "units s, m, h, d"),
             (("engines", "prune", "--max-size", "much"), 2, "units B, KiB, MiB, GiB"),

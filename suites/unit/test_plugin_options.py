@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from plugin_support import HARDWARE, Project, project
 
@@ -21,6 +23,15 @@ def test_report(project: Project) -> None:
     project.run("-m", "parity", "--wan-report", "elsewhere")
     assert list(project.verdicts("elsewhere")) == [("parity", "good-one")]
     assert not (project.path / "outputs").exists()
+
+
+def test_a_log_file_when_the_settings_name_one(project: Project) -> None:
+    project.file("log: {file: logs/suite.log, level: debug}\n", "config.yaml")
+    logged = "import logging; logging.getLogger('wan_trt_core.test').debug('from a test')"
+    project.file(f"def test(wan_settings):\n    {logged}\n", "test_logging.py")
+    project.run("test_logging.py", "--wan-config", "config.yaml").assert_outcomes(passed=1)
+    assert "DEBUG wan_trt_core.test: from a test" in (project.path / "logs" / "suite.log").read_text()
+    assert not logging.getLogger("wan_trt_core").handlers
 
 
 def test_backend_model_and_profile_override_every_case(project: Project) -> None:

@@ -28,8 +28,8 @@ class TorchBackend(ModuleBackend):
 
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailable(
-                f"device cuda: PyTorch {torch.__version__} sees no CUDA device; use --wan-device cpu or"
-                " install a driver and a CUDA build of torch"
+                f"device cuda: PyTorch {torch.__version__} sees no CUDA device; set device to cpu"
+                " (WAN_TRT_DEVICE=cpu) or install a driver and a CUDA build of torch"
             )
 
     def versions(self) -> dict[str, str]:

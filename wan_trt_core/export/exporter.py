@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,7 +132,7 @@ def _write_onnx(
             graph, tuple(tensors), dynamic_shapes=_as_signature(graph, shapes), strict=False
         )
     report("convert", 0.3)
-    with _explained(component, precision, f"converting to ONNX opset {opset}"):
+    with _no_future_warnings(), _explained(component, precision, f"converting to ONNX opset {opset}"):
         converted = torch.onnx.export(
             program,
             dynamo=True,
@@ -284,6 +285,15 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         yield Path(temporary)
+
+
+@contextmanager
+def _no_future_warnings() -> Iterator[None]:
+    """The exporter of some versions warns of its own use of torch; nobody who exports can act on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 @contextmanager

@@ -120,11 +120,8 @@ def _pixels(path: Path, frames: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[An
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A name in the same folder for the file in the making; it is gone afterwards."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".part.mp4")
-    os.close(handle)
-    partial = Path(name)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
     try:
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes it for the owner alone
         yield partial
     finally:
         partial.unlink(missing_ok=True)
@@ -142,9 +139,3 @@ def _encode(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], rate: Fract
             container.mux(stream.encode())
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be written: {error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

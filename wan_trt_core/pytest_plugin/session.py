@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,7 @@ class WanSession:
         self.refusal: str | None = None
         self.throttle_before: Mapping[str, int] | None = None
         self._baselines: dict[tuple[str, str], BaselineFile | None] = {}
+        self._closing = ExitStack()
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -77,10 +79,14 @@ class WanSession:
             ConfigError: when a setting is wrong.
         """
         from wan_trt_core.config import load_settings
+        from wan_trt_core.logs import logging_to
 
         file = self.options.get("config")
         overrides = {name: self.options.get(name) for name in options.SETTINGS}
-        return load_settings(Path(file) if file else None, overrides, option_prefix="--wan-")
+        loaded = load_settings(Path(file) if file else None, overrides, option_prefix="--wan-")
+        if loaded.settings.log.file is not None:  # pytest itself shows what is logged in a test that fails
+            self._closing.enter_context(logging_to(loaded.settings.log, terminal=False))
+        return loaded
 
     @property
     def settings(self) -> Settings:
@@ -161,9 +167,10 @@ class WanSession:
         return Stored(file.cases.get(case.id) if file else None, for_hardware=file is not None)
 
     def close(self) -> None:
-        """Release what the context holds, if there is one."""
+        """Release what the context holds, if there is one, and close the log file."""
         if "context" in self.__dict__:
             self.context.close()
+        self._closing.close()
 
 
 def allowed_names() -> Allowed:

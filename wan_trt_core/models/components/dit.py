@@ -43,7 +43,8 @@ class Dit(Component):
         )
 
     def outputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
-        channels = self._config(checkpoint)["out_channels"]
+        config = self._config(checkpoint)
+        channels = config["out_channels"] or config["in_channels"]
         return (TensorSpec("sample", (1, channels, "frames", "2*half_height", "2*half_width")),)
 
     def sizes(self, video: Sizes) -> dict[str, int]:

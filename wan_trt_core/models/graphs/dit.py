@@ -225,6 +225,7 @@ class DitGraph(nn.Module):
         super().__init__()
         config = model.config
         self.patch_size = tuple(config.patch_size)
+        self.channels = config.out_channels or config.in_channels
         self.eps = config.eps
         self.block_outputs = block_outputs
         self.patch_embedding = copying.conv3d(model.patch_embedding)
@@ -276,8 +277,14 @@ class DitGraph(nn.Module):
         return (sample, patches, *(tokens.unsqueeze(0) for tokens in (*taken, hidden)))
 
     def _unpatchify(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-        tokens = tokens.reshape(1, *grid, *self.patch_size, -1)
-        return tokens.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        """(tokens, values of a patch) to (1, channels, frames, height, width); a patch is one frame deep.
+
+        Height and width are put together one after the other, each as the innermost axes: merging axes of
+        dynamic strides makes torch 2.11 guard which stride is smaller, and refuse a dynamic size for it.
+        """
+        pixels = tokens.reshape(*grid, *self.patch_size[1:], self.channels)
+        rows = pixels.permute(5, 2, 4, 0, 1, 3).flatten(4, 5)
+        return rows.permute(0, 3, 4, 1, 2).flatten(3, 4).unsqueeze(0)
 
 
 def _rms_norm(tensor: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -635,7 +635,7 @@ def _pipeline(
 ) -> WanPipeline:
     """The checkpoint's pipeline with the backend's engines, or its modules, in it."""
     from wan_trt_core.backends.base import ModuleBackend
-    from wan_trt_core.backends.registry import get_backend
+    from wan_trt_core.backends.registry import device_of, get_backend
     from wan_trt_core.pipeline.engines import precision_of
     from wan_trt_core.pipeline.swap import swap, with_parts
 
@@ -644,21 +644,15 @@ def _pipeline(
     if not isinstance(backend, ModuleBackend):
         profile = model.profile(settings.profile)
         _check_size(profile, generation)
-        pipe = model.checkpoint.pipeline(device=_device(settings.onnxruntime.providers[0].startswith("CPU")))
+        pipe = model.checkpoint.pipeline(device=device_of(settings))
         return swap(pipe, store.pipeline(model, profile, precision, settings.backend))
     dtypes = {
         "transformer": precision_of(precision, "dit"),
         "vae": precision_of(precision, "vae_decoder_first"),
     }
-    pipe = model.checkpoint.pipeline(dtypes, _device(settings.device == "cpu"))
+    pipe = model.checkpoint.pipeline(dtypes, device_of(settings))
     parts = {name: backend.wrap(getattr(pipe, name), settings) for name in dtypes}
     return with_parts(pipe, **parts)
-
-
-def _device(cpu: bool) -> str:
-    import torch
-
-    return "cpu" if cpu or not torch.cuda.is_available() else "cuda"
 
 
 def _check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:

@@ -46,7 +46,9 @@ def case_of(component: str, settings: Settings, **fields: Any) -> Case:
     return Case.model_validate(row)
 
 
-def verdict_of(case: Case, suite: Any, measurement: Measurement, baseline: BaselineEntry | None = None) -> Any:
+def verdict_of(
+    case: Case, suite: Any, measurement: Measurement, baseline: BaselineEntry | None = None
+) -> Any:
     checks = judge(
         case, suite, measurement, baseline, bands_for_hardware=baseline is not None, require_bands=False
     )
@@ -130,9 +132,7 @@ def test_negated_rope_angles_fail_from_the_first_block_on(
 
 
 @pytest.mark.parametrize("component", ["vae_decoder_next", "vae_decoder"])
-def test_permuted_caches_fail(
-    component: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_permuted_caches_fail(component: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
 
     healthy = VaeDecoderGraph.forward
@@ -217,7 +217,9 @@ def perf_baseline() -> BaselineEntry:
     )
 
 
-def test_a_fast_candidate_passes_and_stops_at_the_first_look(perf_case: Case, perf_baseline: BaselineEntry) -> None:
+def test_a_fast_candidate_passes_and_stops_at_the_first_look(
+    perf_case: Case, perf_baseline: BaselineEntry
+) -> None:
     measurement = timed(FakeTarget(2.0, 1.0))
     assert verdict_of(perf_case, "perf", measurement, perf_baseline).verdict is Verdict.PASS
     assert measurement.facts["pairs"] == PerfSettings().min_pairs

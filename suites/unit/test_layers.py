@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,11 +136,11 @@ def test_a_wrong_way_import_is_found() -> None:
 
 
 def imported_by(module: str) -> tuple[set[str], float]:
-    """Top-level modules that importing ``module`` brings in, and the seconds it takes, in a new process."""
+    """Top-level modules that importing ``module`` brings in, and its CPU seconds, in a new process."""
     code = (
-        "import sys, time, pytest, pluggy, yaml; before = set(sys.modules); started = time.perf_counter()\n"
+        "import sys, time, pytest, pluggy, yaml; before = set(sys.modules); started = time.process_time()\n"
         f"import {module}\n"
-        "print(time.perf_counter() - started, *{name.split('.')[0] for name in set(sys.modules) - before})"
+        "print(time.process_time() - started, *{name.split('.')[0] for name in set(sys.modules) - before})"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, *names = answer.stdout.split()
@@ -157,17 +157,23 @@ def test_importing_the_plugin_is_quick_and_light() -> None:
     measured = [imported_by("wan_trt_core.pytest_plugin") for _ in range(5)]
     names = measured[0][0]
     assert not names & (HEAVY | {"pydantic", "numpy", "rich"})
-    best = min(seconds for _, seconds in measured)  # others may be using the machine
+    best = min(seconds for _, seconds in measured)
     assert best < 0.050, f"importing the plugin takes {best * 1000:.0f} ms"
+
+
+def cpu_seconds_of_children() -> float:
+    """Of those that have ended. Unlike the clock on the wall it does not mind who else uses the machine."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_help_is_quick() -> None:
     command = [sys.executable, "-c", "from wan_trt_core.cli import main; main()", "--help"]
     times = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = cpu_seconds_of_children()
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - started)
+        times.append(cpu_seconds_of_children() - before)
         if times[-1] < 0.5:
             break
     assert "doctor" in answer.stdout

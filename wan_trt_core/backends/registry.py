@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from wan_trt_core.backends.base import Backend
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
 
 _NOT_BACKENDS = frozenset({"base", "registry"})
 
@@ -38,3 +42,17 @@ def get_backend(name: str) -> Backend:
     module = importlib.import_module(f"wan_trt_core.backends.{name.replace('-', '_')}")
     backend: Backend = module.BACKEND
     return backend
+
+
+def device_of(settings: Settings) -> Literal["cpu", "cuda"]:
+    """Where both arms of every comparison run: as the settings say, else where the backend runs.
+
+    ONNX Runtime runs where its first provider does; every other backend takes a CUDA GPU where there is one.
+    """
+    if settings.device != "auto":
+        return settings.device
+    if settings.backend == "onnxruntime":
+        return "cpu" if settings.onnxruntime.providers[0].startswith("CPU") else "cuda"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -42,13 +42,17 @@ class Divergence:
         return f"first diverging block: {self.first} (relative L2 {self.errors[at].relative_l2:.1e}{before})"
 
 
-def find_divergence(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor], noise: float) -> Divergence:
+def find_divergence(
+    reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor], noise: float
+) -> Divergence:
     """Compare block outputs in the order of ``reference``; NaN counts as divergence.
 
     Raises:
         KeyError: when the candidate lacks a block of the reference.
     """
-    errors = tuple(BlockError(name, _relative_l2(expected, candidate[name])) for name, expected in reference.items())
+    errors = tuple(
+        BlockError(name, _relative_l2(expected, candidate[name])) for name, expected in reference.items()
+    )
     first = next((error.block for error in errors if not error.relative_l2 <= noise), None)
     return Divergence(errors, noise, first)
 

@@ -26,7 +26,9 @@ def equal_conditions(settings: Settings) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before["threads"])
-        _apply(before["matmul_tf32"], cudnn_benchmark=before["cudnn_benchmark"], cudnn_tf32=before["cudnn_tf32"])
+        _apply(
+            before["matmul_tf32"], cudnn_benchmark=before["cudnn_benchmark"], cudnn_tf32=before["cudnn_tf32"]
+        )
 
 
 def snapshot() -> dict[str, Any]:

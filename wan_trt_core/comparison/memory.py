@@ -37,7 +37,9 @@ def measure(case: Case, context: Context) -> Measurement:
         [sys.executable, "-m", __name__], input=request, capture_output=True, text=True, check=False
     )
     if child.returncode:
-        raise EngineError(f"memory of {case.id}: the measuring process failed: {child.stderr.strip()[-2000:]}")
+        raise EngineError(
+            f"memory of {case.id}: the measuring process failed: {child.stderr.strip()[-2000:]}"
+        )
     return Measurement.model_validate_json(child.stdout.splitlines()[-1])
 
 

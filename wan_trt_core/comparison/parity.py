@@ -44,11 +44,16 @@ def compare(
     """
     metrics: dict[str, Metric] = {}
     if reference.tensors:
-        pairs = {name: tensor_metrics(tensor, candidate.tensors[name]) for name, tensor in reference.tensors.items()}
+        pairs = {
+            name: tensor_metrics(tensor, candidate.tensors[name])
+            for name, tensor in reference.tensors.items()
+        }
         metrics |= worst(pairs)
     if reference.video is not None:
         wanted = {name.removeprefix("video.") for name in required if name.startswith("video.")}
-        found = video_metrics(reference.video, candidate.video, wanted & set(VIDEO_METRICS), frames_per_second=fps)
+        found = video_metrics(
+            reference.video, candidate.video, wanted & set(VIDEO_METRICS), frames_per_second=fps
+        )
         metrics |= {f"video.{name}": metric for name, metric in found.items()}
     if reference.latents:
         steps = {
@@ -69,7 +74,10 @@ def worst(by_source: dict[str, dict[str, Metric]]) -> dict[str, Metric]:
         source, metric = min(found.items(), key=lambda item: _badness(item[1]))
         samples = tuple(other.value for other in found.values() if other.value is not None)
         merged[name] = metric.model_copy(
-            update={"detail": "; ".join(filter(None, (f"worst at {source}", metric.detail))), "samples": samples}
+            update={
+                "detail": "; ".join(filter(None, (f"worst at {source}", metric.detail))),
+                "samples": samples,
+            }
         )
     return merged
 

@@ -29,7 +29,9 @@ def measure(case: Case, context: Context) -> Measurement:
     if case.perf is None:
         raise ValueError(f"case {case.id} has no perf gate")
     with equal_conditions(context.settings):
-        return time_target(target_of(case, context), case.perf.speedup, context.settings.perf, required_of(case))
+        return time_target(
+            target_of(case, context), case.perf.speedup, context.settings.perf, required_of(case)
+        )
 
 
 def required_of(case: Case) -> frozenset[str]:
@@ -55,7 +57,9 @@ def time_target(
     timer = PairedTimer(reference, candidate, synchronize=synchronize, clock=clock, warmup=settings.warmup)
     plan = SamplingPlan(settings.min_pairs, settings.max_pairs, confidence=settings.confidence)
     facts: dict[str, Any] = {
-        "sampling_plan": {name: getattr(plan, name) for name in ("min_pairs", "max_pairs", "step", "confidence")},
+        "sampling_plan": {
+            name: getattr(plan, name) for name in ("min_pairs", "max_pairs", "step", "confidence")
+        },
         "steps": target.steps,
         **target.facts(),
     }

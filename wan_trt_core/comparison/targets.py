@@ -16,12 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
-from wan_trt_core.backends.registry import get_backend
+from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.blocks import Divergence, trace
 from wan_trt_core.comparison.context import COMPOSITES, Context
 from wan_trt_core.models.checkpoint import Checkpoint
-from wan_trt_core.models.component import Component
+from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS
 from wan_trt_core.models.prompts import PROMPT
@@ -81,6 +81,7 @@ class Target(ABC):
     def __init__(self, case: Case, context: Context) -> None:
         self.case, self.context = case, context
         self.model = context.model(case)
+        self.device = device_of(context.settings)
         self.steps = case.steps or self.model.generation.num_inference_steps
         self.profile = self.model.profile(case.profile)
         self.components = COMPOSITES.get(case.component, (case.component,))
@@ -137,6 +138,10 @@ class Target(ABC):
             block_outputs=block_outputs,
         )
 
+    def placed(self, tensors: Tensors) -> Tensors:
+        """The tensors on the device that both arms run on."""
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
     def engine_bytes(self) -> dict[str, int]:
         """What the engines hold, by owner, summed over the case's components: deterministic numbers."""
         total: dict[str, int] = {}
@@ -147,7 +152,9 @@ class Target(ABC):
 
     def stock_modules(self, part: str) -> dict[str, nn.Module]:
         """Diffusers' own modules that an engine replaces: where one of them runs, the engine did not."""
-        module: Any = self.model.checkpoint.load(part, self.reference_precision(self.components[0]))
+        module: Any = self.model.checkpoint.load(
+            part, self.reference_precision(self.components[0]), self.device
+        )
         stock = {
             "transformer": lambda: module.blocks[0],
             "vae": lambda: module.decoder,
@@ -180,7 +187,7 @@ class Target(ABC):
         return trace(
             component.reference_blocks(checkpoint, self.reference_precision(name)),
             lambda call: engine.run(prepare(call)),
-            component.call_tensors(checkpoint, self.profile.opt),
+            self.placed(component.call_tensors(checkpoint, self.profile.opt)),
             component.blocks(checkpoint),
             self.precision(name),
         )
@@ -209,11 +216,13 @@ class ComponentTarget(Target):
         )
 
     def perf_inputs(self) -> Any:
-        return self._component.call_tensors(self.model.checkpoint, self.profile.opt)
+        return self.placed(self._component.call_tensors(self.model.checkpoint, self.profile.opt))
 
     def parity_inputs(self) -> Mapping[str, Any]:
         return {
-            point: self._component.call_tensors(self.model.checkpoint, self.profile.at(point), seed=index)
+            point: self.placed(
+                self._component.call_tensors(self.model.checkpoint, self.profile.at(point), seed=index)
+            )
             for index, point in enumerate(POINTS)
         }
 
@@ -245,11 +254,13 @@ class VaeDecoderTarget(Target):
 
         video = self.profile.opt
         shape = (video.latent_frames, video.latent_height, video.latent_width)
-        return random_latents(self.model.checkpoint.config("vae"), *shape, seed=0)
+        return random_latents(self.model.checkpoint.config("vae"), *shape, seed=0).to(self.device)
 
     def _stock(self, checkpoint: Checkpoint, precision: str) -> Arm:
-        vae: Any = checkpoint.load("vae", precision)
-        return Arm(lambda latents: Outputs({"sample": vae.decode(latents.to(vae.dtype), return_dict=False)[0]}))
+        vae: Any = checkpoint.load("vae", precision, self.device)
+        return Arm(
+            lambda latents: Outputs({"sample": vae.decode(latents.to(vae.dtype), return_dict=False)[0]})
+        )
 
 
 class PipelineTarget(Target):
@@ -302,7 +313,8 @@ class PipelineTarget(Target):
                 "transformer": self.reference_precision("dit"),
                 "vae": self.reference_precision(VAE_DECODER[0]),
                 "text_encoder": "fp32",
-            }
+            },
+            self.device,
         )
 
 

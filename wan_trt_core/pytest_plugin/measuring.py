@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
 
 SEED = 0
 """The same for every case, so that a case gives the same numbers alone and among others."""
-
-_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def measure(case: Case, suite: Suite, session: WanSession) -> Measurement:
@@ -29,17 +26,7 @@ def measure(case: Case, suite: Suite, session: WanSession) -> Measurement:
 
 def hardware_key(settings: Settings) -> str:
     """This machine's key for the device that both arms run on."""
+    from wan_trt_core.backends.registry import device_of
     from wan_trt_core.measure.environment import hardware_key
 
     return hardware_key(device_of(settings))
-
-
-def device_of(settings: Settings) -> Literal["cpu", "cuda"]:
-    """Where both arms run; PyTorch is asked only where there is an NVIDIA driver at all."""
-    if settings.device != "auto":
-        return settings.device
-    if not _DRIVER.exists():
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -86,8 +86,8 @@ class Collector:
 
     def run_record(self) -> RunRecord:
         """Everything that was measured and decided so far, in the order of the suites and the case file."""
+        from wan_trt_core.backends.registry import device_of
         from wan_trt_core.measure.environment import environment_record
-        from wan_trt_core.pytest_plugin.measuring import device_of
         from wan_trt_core.records import RunRecord
 
         session = self.session

@@ -94,14 +94,14 @@ class PerfSettings(_Model):
     time_budget: float = Field(
         default=60.0, gt=0, description="seconds a case may go on measuring before it is inconclusive"
     )
-    min_pairs: int = Field(default=5, ge=3, description="pairs of timed runs before the first decision")
+    min_pairs: int = Field(default=3, ge=3, description="pairs of timed runs before the first decision")
     max_pairs: int = Field(default=30, ge=3, description="pairs of timed runs at most")
     confidence: float = Field(
         default=0.99, gt=0.5, lt=1, description="confidence of the interval of the ratio of medians"
     )
-    warmup: int = Field(default=2, ge=0, description="runs of each arm before any is timed")
+    warmup: int = Field(default=1, ge=0, description="runs of each arm before any is timed")
     noise_pairs: int = Field(
-        default=4, ge=2, description="pairs of the candidate against itself: the noise floor"
+        default=3, ge=2, description="pairs of the candidate against itself: the noise floor"
     )
     allow_tf32: bool = Field(default=False, description="let both arms use TF32 for float32 products")
 
@@ -116,7 +116,7 @@ class MemorySettings(_Model):
     """How memory is measured."""
 
     runs: int = Field(default=20, ge=5, description="repeated runs over which memory must not grow")
-    warmup: int = Field(default=3, ge=0, description="runs before the first that counts")
+    warmup: int = Field(default=2, ge=0, description="runs before the first that counts")
 
 
 class LogSettings(_Model):

@@ -99,6 +99,7 @@ class Project:
         for variable in ("GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
             monkeypatch.delenv(variable, raising=False)
         monkeypatch.setenv("WAN_TRT_CONFIG", "")
+        monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")  # nobody has to ask torch, which cannot be imported twice
         pytester.makeconftest(CONFTEST)
         for suite in GATES:
             source = (SUITES / suite / f"test_{suite}.py").read_text()

@@ -358,7 +358,8 @@ import pathlib, time
 from wan_trt_core import cli, engine_cache
 def slow(self):
     pathlib.Path("started").touch()
-    time.sleep(60)
+    for _ in range(600):  # a signal just before a long sleep would be handled after it
+        time.sleep(0.1)
 engine_cache.EngineCache.list = slow
 cli.main()
 """

@@ -28,11 +28,21 @@ from wan_trt_core.records import Measurement, Metric
 PROFILE = "64p-9f"
 
 
+def settings_with(cache: Path, checkpoint: Path) -> Settings:
+    given = {"cache": str(cache), "checkpoint": str(checkpoint), "export.check": False}
+    return load_settings(overrides=given, environ={}).settings
+
+
 @pytest.fixture
 def settings(small_checkpoint: Path, tmp_path: Path) -> Settings:
     """A cache of its own: an engine with an injected fault must never reach another test."""
-    given = {"cache": str(tmp_path / "cache"), "checkpoint": str(small_checkpoint), "export.check": False}
-    return load_settings(overrides=given, environ={}).settings
+    return settings_with(tmp_path / "cache", small_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def healthy(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of the tests that inject nothing, and may share their engines."""
+    return settings_with(tmp_path_factory.mktemp("healthy") / "cache", small_checkpoint)
 
 
 def case_of(component: str, settings: Settings, **fields: Any) -> Case:
@@ -56,16 +66,16 @@ def verdict_of(
 
 
 @pytest.mark.parametrize("component", ["dit", "vae_decoder_next", "vae_decoder", "text_encoder", "pipeline"])
-def test_a_healthy_case_passes(component: str, settings: Settings) -> None:
-    case = case_of(component, settings)
-    measurement = measure_case(case, "parity", Context(settings))
+def test_a_healthy_case_passes(component: str, healthy: Settings) -> None:
+    case = case_of(component, healthy)
+    measurement = measure_case(case, "parity", Context(healthy))
     assert verdict_of(case, "parity", measurement).verdict is Verdict.PASS
     assert measurement.notes == ()
 
 
-def test_a_pipeline_is_compared_along_its_whole_trajectory(settings: Settings) -> None:
-    case = case_of("pipeline", settings, steps=3)
-    measurement = measure_case(case, "parity", Context(settings))
+def test_a_pipeline_is_compared_along_its_whole_trajectory(healthy: Settings) -> None:
+    case = case_of("pipeline", healthy, steps=3)
+    measurement = measure_case(case, "parity", Context(healthy))
     assert len(measurement.metrics["latents.psnr_db"].samples) == 3
 
 
@@ -97,10 +107,10 @@ def test_a_fault_in_one_block_fails_and_names_the_block(
     fault: Callable[[Any], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     component = get_component("dit")
-    healthy = component.graph
+    stock = component.graph
 
     def faulty(*args: Any, **kwargs: Any) -> nn.Module:
-        graph = healthy(*args, **kwargs)
+        graph = stock(*args, **kwargs)
         fault(graph)
         return graph
 
@@ -135,10 +145,10 @@ def test_negated_rope_angles_fail_from_the_first_block_on(
 def test_permuted_caches_fail(component: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
 
-    healthy = VaeDecoderGraph.forward
+    stock = VaeDecoderGraph.forward
 
     def permuted(self: VaeDecoderGraph, latents: torch.Tensor, *taken: torch.Tensor) -> Any:
-        return healthy(self, latents, *(taken and (taken[0], taken[2], taken[1], *taken[3:])))
+        return stock(self, latents, *(taken and (taken[0], taken[2], taken[1], *taken[3:])))
 
     monkeypatch.setattr(VaeDecoderGraph, "forward", permuted)
     case = case_of(component, settings)
@@ -303,31 +313,31 @@ def test_a_wrong_timed_output_is_invalid(perf_case: Case) -> None:
     assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.OUTPUTS_DIFFER)
 
 
-def test_a_leak_is_caught(perf_case: Case, settings: Settings) -> None:
+def test_a_leak_is_caught(perf_case: Case, healthy: Settings) -> None:
     leaked: list[torch.Tensor] = []
-    healthy = measure_call(lambda: torch.ones(1 << 18).sum(), settings)
-    leaking = measure_call(lambda: leaked.append(torch.ones(1 << 18)), settings)
-    assert verdict_of(perf_case, "memory", healthy).verdict is Verdict.PASS
+    holding = measure_call(lambda: torch.ones(1 << 18).sum(), healthy)
+    leaking = measure_call(lambda: leaked.append(torch.ones(1 << 18)), healthy)
+    assert verdict_of(perf_case, "memory", holding).verdict is Verdict.PASS
     check = verdict_of(perf_case, "memory", leaking)
     assert (check.verdict, check.reason) == (Verdict.FAIL, Reason.GROWTH)
     assert check.value == pytest.approx(1 << 20, rel=0.2)
 
 
-def test_memory_is_measured_in_a_process_of_its_own(settings: Settings) -> None:
-    case = case_of("dit", settings)
-    measurement = measure_case(case, "memory", Context(settings))
+def test_memory_is_measured_in_a_process_of_its_own(healthy: Settings) -> None:
+    case = case_of("dit", healthy)
+    measurement = measure_case(case, "memory", Context(healthy))
     assert verdict_of(case, "memory", measurement).verdict is Verdict.PASS
     assert measurement.metrics["engine_weights"].value
-    assert len(measurement.metrics["growth"].samples) == settings.memory.runs
+    assert len(measurement.metrics["growth"].samples) == healthy.memory.runs
 
 
-def test_a_dying_measuring_process_is_an_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dying_measuring_process_is_an_error(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from wan_trt_core.backends.base import EngineError
     from wan_trt_core.comparison import memory
 
     monkeypatch.setattr(memory.sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match="measuring process failed"):
-        measure_case(case_of("dit", settings), "memory", Context(settings))
+        measure_case(case_of("dit", healthy), "memory", Context(healthy))
 
 
 def test_worst_prefers_what_could_not_be_computed() -> None:

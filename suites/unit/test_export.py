@@ -142,7 +142,7 @@ def test_an_export_repeats_to_the_byte(
     printed = subprocess.run(
         [sys.executable, "-c", script],
         check=True, timeout=120, capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": package},
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join((package, *sys.path))},
     )  # fmt: skip
     assert printed.stdout.strip() == exported("text_encoder").sha256
 

@@ -154,7 +154,7 @@ class TestSpeedup:
         check = decide_speedup(a, b, self.RULE)
         assert check is not None
         assert outcome(check) == (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)
-        assert check.evidence["pairs"] == 5
+        assert check.evidence["pairs"] == SamplingPlan().min_pairs
         assert check.evidence["low"] >= 1.5
 
     def test_injected_slowdown_of_the_candidate_fails(self) -> None:
@@ -182,7 +182,7 @@ class TestSpeedup:
         assert "max_pairs" in check.message
 
     def test_time_budget_that_ends_early_is_inconclusive(self) -> None:
-        a, b = paired_times(1.67, pairs=3)
+        a, b = paired_times(1.67, pairs=SamplingPlan().min_pairs - 1)
         check = decide_speedup(a, b, self.RULE, final=True)
         assert check is not None
         assert outcome(check) == (Verdict.INCONCLUSIVE, Reason.BUDGET_EXHAUSTED)
@@ -247,7 +247,7 @@ class TestSpeedup:
                 clock=lambda now=now: now[0],  # type: ignore[misc]
             )
             measurement = perf_measurement(series=times.series())
-            assert len(times.pairs) == 5
+            assert len(times.pairs) == SamplingPlan().min_pairs
             assert verdict(measurement, bands_for_hardware=False).verdict is expected
 
 

@@ -165,7 +165,6 @@ def _environment(folder: Path) -> dict[str, str]:
     return kept | {"WAN_TRT_CACHE": str(folder / "cache")}
 
 
-@pytest.mark.slow
 def test_an_empty_folder_with_a_case_file_is_enough(installed: Path, tmp_path: Path) -> None:
     """The documented command collects, runs and judges: the same markers, options and verdicts as here."""
     work = tmp_path / "work"

@@ -93,7 +93,7 @@ def test_looks_spend_no_more_than_the_error_allowed() -> None:
 
 
 def test_last_look_takes_all_pairs_that_the_budget_allowed() -> None:
-    plan = SamplingPlan()
+    plan = SamplingPlan(min_pairs=5)
     assert [count for count, _ in plan.looks(12, final=True)] == [5, 10, 12]
     assert [count for count, _ in plan.looks(10, final=True)] == [5, 10, 10]
     assert plan.looks(4, final=True) == ()

@@ -113,6 +113,8 @@ def open_session(path: Path, threads: int | None) -> InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    # it runs in turn with PyTorch: threads that spin while they wait would take the cores from it
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

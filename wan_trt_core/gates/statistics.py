@@ -56,7 +56,7 @@ class SamplingPlan:
             over all looks together.
     """
 
-    min_pairs: int = 5
+    min_pairs: int = 3
     max_pairs: int = 30
     step: int = 5
     confidence: float = 0.99

@@ -100,6 +100,9 @@ class PerfSettings(_Model):
         default=0.99, gt=0.5, lt=1, description="confidence of the interval of the ratio of medians"
     )
     warmup: int = Field(default=1, ge=0, description="runs of each arm before any is timed")
+    min_sample_time: float = Field(
+        0.1, ge=0, description="seconds that one timed run covers at least, by repeating short calls"
+    )
     noise_pairs: int = Field(
         default=3, ge=2, description="pairs of the candidate against itself: the noise floor"
     )

@@ -246,7 +246,7 @@ class TestSpeedup:
                 time_budget=60,
                 clock=lambda now=now: now[0],  # type: ignore[misc]
             )
-            measurement = perf_measurement(series=times.series())
+            measurement = perf_measurement(series=times.series(), facts={})
             assert len(times.pairs) == SamplingPlan().min_pairs
             assert verdict(measurement, bands_for_hardware=False).verdict is expected
 

@@ -110,7 +110,7 @@ def test_garbage_collection_is_restored_when_an_arm_breaks() -> None:
 
 def measured(clock: FakeClock, decided: Callable[[Sequence[Pair]], bool], **options: float) -> object:
     timer = PairedTimer(clock.work(3.0), clock.work(2.0), clock=clock, warmup=1)
-    settings: dict[str, float] = {"max_pairs": 10, "noise_pairs": 2, "time_budget": 1000.0, **options}
+    settings: dict[str, float] = {"max_pairs": 10, "noise_pairs": 2, "time_budget": 100.0, **options}
     return measure_pairs(timer, decided, clock=clock, **settings)  # type: ignore[arg-type]
 
 
@@ -158,3 +158,33 @@ def test_calls_once_a_prompt_are_timed_apart() -> None:
     clock, log = FakeClock(), []
     assert time_calls(clock.work(0.5, log, "x"), 3, warmup=2, clock=clock) == (0.5,) * 3
     assert len(log) == 5
+
+
+def test_short_calls_are_repeated_until_one_time_covers_enough() -> None:
+    clock = FakeClock()
+    start = clock.now
+    timer = PairedTimer(clock.work(0.125), clock.work(0.0625), clock=clock, warmup=1)
+    times = measure_pairs(
+        timer, lambda pairs: len(pairs) == 3, max_pairs=9, noise_pairs=1, time_budget=9.0,
+        min_sample_time=0.25, clock=clock,
+    )  # fmt: skip
+    assert times.facts()["calls_per_time"] == 4
+    assert times.pairs[0] == Pair(0.125, 0.0625)  # of one call, not of four
+    warmed, calibrated, noise, pairs = 0.1875, 0.0625, 2 * 0.25, 3 * (0.5 + 0.25)
+    assert clock.now - start == pytest.approx(warmed + calibrated + noise + pairs)
+
+
+def test_long_calls_are_timed_one_by_one() -> None:
+    clock = FakeClock()
+    timer = PairedTimer(clock.work(3.0), clock.work(2.0), clock=clock, warmup=1)
+    timer.calibrate(0.1)
+    assert timer.calls == 1
+
+
+def test_cheap_noise_pairs_go_on_for_a_share_of_the_budget() -> None:
+    clock = FakeClock()
+    timer = PairedTimer(clock.work(1.0), clock.work(0.5), clock=clock, warmup=1)
+    times = measure_pairs(
+        timer, lambda pairs: True, max_pairs=9, noise_pairs=3, time_budget=100.0, clock=clock
+    )
+    assert len(times.noise) == 5  # 1.5 s of warm-up, 3 s of the least, and 2 s more make over 5 % of 100 s

@@ -93,7 +93,7 @@ def test_looks_spend_no_more_than_the_error_allowed() -> None:
 
 
 def test_last_look_takes_all_pairs_that_the_budget_allowed() -> None:
-    plan = SamplingPlan(min_pairs=5)
+    plan = SamplingPlan(min_pairs=5, step=5)
     assert [count for count, _ in plan.looks(12, final=True)] == [5, 10, 12]
     assert [count for count, _ in plan.looks(10, final=True)] == [5, 10, 10]
     assert plan.looks(4, final=True) == ()
@@ -114,7 +114,7 @@ def test_noise_floor_is_the_difference_from_itself() -> None:
 
 
 def verdicts(ratio: float, runs: int, noise: float = 0.01) -> list[Verdict]:
-    """Verdicts of many simulated runs with 5 to 30 pairs against the 1.5 gate."""
+    """Verdicts of many simulated runs with 3 to 30 pairs against the 1.5 gate."""
     out = []
     for seed in range(runs):
         a, b = paired_times(ratio, noise=noise, seed=seed)
@@ -132,7 +132,7 @@ def test_error_rates_at_one_percent_noise() -> None:
 
 
 def test_error_rate_on_the_threshold_itself() -> None:
-    """Six looks do not add errors up: on 1.5 itself 1 % may pass and 1 % fail (plain bootstrap: 4 %)."""
+    """Many looks do not add errors up: on 1.5 itself 1 % may pass and 1 % fail (plain bootstrap: 4 %)."""
     found = verdicts(1.5, 180)
     assert found.count(Verdict.PASS) <= 5
     assert found.count(Verdict.FAIL) <= 5

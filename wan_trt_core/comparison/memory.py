@@ -1,15 +1,18 @@
 """Memory: what the candidate holds and needs, and that repeated runs do not grow.
 
 Measured in a process of its own: the resident set of a test process depends on every test that ran in it before,
-and a number that depends on the order of the tests cannot be held to a baseline.
+and a number that depends on the order of the tests cannot be held to a baseline. The process is forked from a
+server that has imported PyTorch and diffusers and done nothing else.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 
 from wan_trt_core.backends.base import EngineError
 from wan_trt_core.cases import Case
@@ -20,34 +23,39 @@ from wan_trt_core.config import Settings
 from wan_trt_core.measure.memory import growth_metric, memory_by_run, peak_metrics, peak_resident_set
 from wan_trt_core.records import Measurement, Metric
 
+_IMPORTED = (__name__, "diffusers.pipelines.wan.pipeline_wan", "onnxruntime")
+"""What the server imports, once for all cases: most of what a fresh process would spend its time on."""
+
+
+def start_server() -> None:
+    """Let the server begin its imports now, beside whatever runs next; without this it starts when needed."""
+    if _can_fork():
+        _context()
+        forkserver.ensure_running()
+
 
 def measure(case: Case, context: Context) -> Measurement:
     """Measure in a fresh process; the engines are built first, here, so that a build is not part of it.
 
     Raises:
-        EngineError: when the process fails, with the end of what it said.
+        EngineError: when the process dies, which is what running out of memory looks like.
     """
     if case.memory is None:
         raise ValueError(f"case {case.id} has no memory gate")
     _ = target_of(case, context).candidate
-    request = json.dumps(
-        {"case": case.model_dump(mode="json"), "settings": context.settings.model_dump(mode="json")}
-    )
-    child = subprocess.run(
-        [sys.executable, "-m", __name__], input=request, capture_output=True, text=True, check=False
-    )
-    if child.returncode:
-        raise EngineError(
-            f"memory of {case.id}: the measuring process failed: {child.stderr.strip()[-2000:]}"
-        )
-    return Measurement.model_validate_json(child.stdout.splitlines()[-1])
+    with ProcessPoolExecutor(max_workers=1, mp_context=_context()) as fresh:
+        try:
+            return fresh.submit(measure_here, case, context.settings).result()
+        except BrokenProcessPool as error:
+            raise EngineError(
+                f"memory of {case.id}: the measuring process died; the system may have run out of memory"
+            ) from error
 
 
-def measure_here(case: Case, context: Context) -> Measurement:
+def measure_here(case: Case, settings: Settings) -> Measurement:
     """Measure in this process, which should have done nothing else."""
-    settings = context.settings
     with equal_conditions(settings):
-        target = target_of(case, context)
+        target = target_of(case, Context(settings))
         inputs = target.perf_inputs()
         arm = target.candidate
         return measure_call(
@@ -77,12 +85,14 @@ def measure_call(
     return Measurement(metrics=metrics, facts=facts or {})
 
 
-def main() -> None:
-    """Read case and settings as JSON from standard input, write the measurement as JSON."""
-    request = json.load(sys.stdin)
-    case, settings = Case.model_validate(request["case"]), Settings.model_validate(request["settings"])
-    print(measure_here(case, Context(settings)).model_dump_json())
+def _can_fork() -> bool:
+    return "forkserver" in multiprocessing.get_all_start_methods()
 
 
-if __name__ == "__main__":
-    main()
+def _context() -> BaseContext:
+    """Of fresh processes: forked from the server, or started anew where the system cannot fork (Windows)."""
+    if not _can_fork():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    return context

@@ -81,6 +81,7 @@ def time_target(
         max_pairs=settings.max_pairs,
         noise_pairs=settings.noise_pairs,
         time_budget=settings.time_budget,
+        min_sample_time=settings.min_sample_time,
         clock=clock,
     )
     expected, found = timer.outputs

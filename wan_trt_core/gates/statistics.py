@@ -58,7 +58,7 @@ class SamplingPlan:
 
     min_pairs: int = 3
     max_pairs: int = 30
-    step: int = 5
+    step: int = 2
     confidence: float = 0.99
 
     def __post_init__(self) -> None:

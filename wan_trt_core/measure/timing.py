@@ -9,6 +9,7 @@ decides.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from typing import Any, Literal
 from wan_trt_core.records import Metric
 
 TIMING_METRICS = ("reference_time", "candidate_time", "speedup", "noise_floor")
+
+NOISE_SHARE = 0.05
+"""Share of the time budget that the warm-up and the A/A pairs of a fast case may use."""
 
 Clock = Callable[[], float]
 Synchronize = Callable[[], object]
@@ -45,6 +49,7 @@ class PairedTimes:
         pairs: the timed pairs, in the order measured.
         noise: the A/A pairs, the candidate in both places.
         warmup: runs of each arm before anything was timed.
+        calls: calls that each time is the mean of.
         stopped_by: the gate decided, the most pairs were reached, or the time budget ended.
         seconds: how long it took in all.
     """
@@ -52,6 +57,7 @@ class PairedTimes:
     pairs: tuple[Pair, ...]
     noise: tuple[Pair, ...]
     warmup: int
+    calls: int
     stopped_by: StoppedBy
     seconds: float
 
@@ -69,6 +75,7 @@ class PairedTimes:
         return {
             "pairs": len(self.pairs),
             "warmup": self.warmup,
+            "calls_per_time": self.calls,
             "stopped_by": self.stopped_by,
             "timing_seconds": self.seconds,
         }
@@ -126,6 +133,7 @@ class PairedTimer:
         synchronize: Synchronize = no_synchronize,
         clock: Clock = time.perf_counter,
         warmup: int = 2,
+        calls: int = 1,
     ) -> None:
         """Set up; nothing runs yet.
 
@@ -136,10 +144,12 @@ class PairedTimer:
                 readings.
             clock: seconds; injected so that tests are exact.
             warmup: untimed runs of each arm, the same for both.
+            calls: calls in a row that make one time, which is their mean.
         """
         self._reference, self._candidate = reference, candidate
         self._synchronize, self._clock = synchronize, clock
         self.warmup = warmup
+        self.calls = calls
         self.outputs = (None, None)
 
     def warm_up(self) -> None:
@@ -148,6 +158,12 @@ class PairedTimer:
             self._reference()
             self._candidate()
         self._synchronize()
+
+    def calibrate(self, seconds: float) -> None:
+        """Set ``calls`` so that the candidate takes at least ``seconds`` a time: short ones are mostly jitter."""
+        calls, self.calls = self.calls, 1
+        once, _ = self._time(self._candidate)
+        self.calls = max(calls, math.ceil(seconds / once) if once > 0 else 1)
 
     def noise_pairs(self, count: int) -> tuple[Pair, ...]:
         """``count`` A/A pairs: the candidate in both places, in the order of :meth:`pairs`."""
@@ -176,9 +192,10 @@ class PairedTimer:
     def _time(self, call: Callable[[], object]) -> tuple[float, object]:
         self._synchronize()
         start = self._clock()
-        output = call()
+        for _ in range(self.calls):
+            output = call()
         self._synchronize()
-        return self._clock() - start, output
+        return (self._clock() - start) / self.calls, output
 
 
 def measure_pairs(
@@ -188,6 +205,7 @@ def measure_pairs(
     max_pairs: int,
     noise_pairs: int,
     time_budget: float,
+    min_sample_time: float = 0.0,
     clock: Clock = time.perf_counter,
     progress: Callable[[int], object] | None = None,
 ) -> PairedTimes:
@@ -197,15 +215,21 @@ def measure_pairs(
         timer: the two arms.
         decided: asked after every pair with all pairs so far; true ends the measurement.
         max_pairs: pairs at most.
-        noise_pairs: A/A pairs, measured before the first pair.
+        noise_pairs: A/A pairs at least, measured before the first pair; more while they cost little
+            (``NOISE_SHARE`` of the budget), because a floor of three short pairs is mostly luck.
         time_budget: seconds for all of it; a pair that has begun is finished, and one pair is always
             measured.
+        min_sample_time: seconds that one time of the candidate covers at least, by as many calls as that takes.
         clock: seconds, of the budget.
         progress: called with the number of pairs so far.
     """
     start = clock()
     timer.warm_up()
+    if min_sample_time:
+        timer.calibrate(min_sample_time)
     noise = timer.noise_pairs(noise_pairs)
+    while len(noise) < max_pairs and clock() - start < NOISE_SHARE * time_budget:
+        noise += timer.noise_pairs(2)
     pairs: list[Pair] = []
     stopped_by: StoppedBy = "max_pairs"
     for pair in timer.pairs():
@@ -220,7 +244,7 @@ def measure_pairs(
         if clock() - start >= time_budget:
             stopped_by = "time_budget"
             break
-    return PairedTimes(tuple(pairs), noise, timer.warmup, stopped_by, clock() - start)
+    return PairedTimes(tuple(pairs), noise, timer.warmup, timer.calls, stopped_by, clock() - start)
 
 
 def time_calls(

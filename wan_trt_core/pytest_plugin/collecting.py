@@ -101,6 +101,7 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
         pytest.UsageError: with what is wrong (under xdist the controller raises it in effect).
     """
     subjects = [(item, subject) for item in items if (subject := subject_of(item))]
+    session.selected = frozenset(subject.suite for _, subject in subjects)
     perf = [item.nodeid for item, subject in subjects if subject.suite == "perf"]
     refusal = session.refusal or _judged_twice([subject for _, subject in subjects])
     refusal = refusal or xdist.perf_refusal(session.config, perf)

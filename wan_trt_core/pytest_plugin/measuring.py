@@ -19,7 +19,10 @@ def measure(case: Case, suite: Suite, session: WanSession) -> Measurement:
     import torch
 
     from wan_trt_core.comparison import measure_case
+    from wan_trt_core.comparison.memory import start_server
 
+    if "memory" in session.selected:
+        start_server()
     torch.manual_seed(SEED)
     return measure_case(case, suite, session.context)
 

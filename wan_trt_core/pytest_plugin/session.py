@@ -46,12 +46,14 @@ class WanSession:
 
     Attributes:
         refusal: why this session must not judge anything; set while collecting.
+        selected: suites of the collected tests.
         throttle_before: the machine's throttling counters before the first test.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.refusal: str | None = None
+        self.selected: frozenset[str] = frozenset()
         self.throttle_before: Mapping[str, int] | None = None
         self._baselines: dict[tuple[str, str], BaselineFile | None] = {}
         self._closing = ExitStack()

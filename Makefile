@@ -40,7 +40,7 @@ demo: $(MAIN) ## export, build, generate a video from PROMPT, run the three suit
 	@$(IN_MAIN) wan-trt run --prompt "$$PROMPT" --out "$(VIDEO)"
 	@echo "== Suites"
 	@status=0; \
-	$(IN_MAIN) pytest -v -m "parity or perf or memory" suites || status=$$?; \
+	$(IN_MAIN) pytest -v suites/parity suites/memory suites/perf || status=$$?; \
 	echo; \
 	echo "Video:  $(abspath $(VIDEO))"; \
 	echo "Report: $(abspath $(REPORT))"; \

@@ -184,7 +184,7 @@ class FakeTarget:
     def clock(self) -> float:
         return self.now
 
-    def perf_inputs(self) -> None:
+    def inputs(self, point: str = "opt") -> None:
         return None
 
     def facts(self) -> dict[str, Any]:
@@ -317,8 +317,15 @@ def test_a_wrong_timed_output_is_invalid(perf_case: Case) -> None:
 
 def test_a_leak_is_caught(perf_case: Case, healthy: Settings) -> None:
     leaked: list[torch.Tensor] = []
-    holding = measure_call(lambda: torch.ones(1 << 18).sum(), healthy)
-    leaking = measure_call(lambda: leaked.append(torch.ones(1 << 18)), healthy)
+
+    def hold() -> None:
+        torch.ones(1 << 18).sum()
+
+    def leak() -> None:
+        leaked.append(torch.ones(1 << 18))
+
+    holding = measure_call(hold, hold, healthy)
+    leaking = measure_call(leak, leak, healthy)
     assert verdict_of(perf_case, "memory", holding).verdict is Verdict.PASS
     check = verdict_of(perf_case, "memory", leaking)
     assert (check.verdict, check.reason) == (Verdict.FAIL, Reason.GROWTH)

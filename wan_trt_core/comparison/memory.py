@@ -56,33 +56,44 @@ def measure_here(case: Case, settings: Settings) -> Measurement:
     """Measure in this process, which should have done nothing else."""
     with equal_conditions(settings):
         target = target_of(case, Context(settings))
-        inputs = target.perf_inputs()
-        arm = target.candidate
+        large, small = target.inputs("opt"), target.inputs("min")
+        call = target.candidate.call
         return measure_call(
-            lambda: arm.call(inputs), settings, engine_bytes=target.engine_bytes(), facts=target.facts()
+            lambda: call(large),
+            lambda: call(small),
+            settings,
+            engine_bytes=target.engine_bytes(),
+            facts=target.facts(),
         )
 
 
 def measure_call(
     call: Callable[[], object],
+    small_call: Callable[[], object],
     settings: Settings,
     *,
     engine_bytes: dict[str, int] | None = None,
     facts: dict[str, object] | None = None,
 ) -> Measurement:
-    """Peak of one call after warm-up, and the growth over ``settings.memory.runs`` further ones.
+    """Peak of ``call`` after warm-up, and the growth over ``settings.memory.runs`` runs of ``small_call``.
 
     Args:
-        call: one whole run of the candidate.
+        call: one whole run of the candidate at the size it is tuned for.
+        small_call: the same at its smallest size. What a run forgets to give back it forgets at every size, and
+            twenty runs at full size take minutes.
         engine_bytes: bytes of what is deterministic (files, weights, workspace), by name.
     """
-    held = memory_by_run(call, settings.memory.runs, warmup=settings.memory.warmup)
+    for _ in range(settings.memory.warmup):
+        call()
+    peak = peak_resident_set(call)
+    held = memory_by_run(small_call, settings.memory.runs, warmup=settings.memory.warmup)
     fixed = {
         name: Metric(value=float(size), unit="B", better="lower", deterministic=True)
         for name, size in (engine_bytes or {}).items()
     }
-    metrics = fixed | peak_metrics(peak_resident_set(call)) | {"growth": growth_metric(held)}
-    return Measurement(metrics=metrics, facts=facts or {})
+    return Measurement(
+        metrics=fixed | peak_metrics(peak) | {"growth": growth_metric(held)}, facts=facts or {}
+    )
 
 
 def _can_fork() -> bool:

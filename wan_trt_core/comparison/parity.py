@@ -19,10 +19,11 @@ def measure(case: Case, context: Context) -> Measurement:
     with equal_conditions(context.settings):
         target = target_of(case, context)
         required = frozenset(case.parity.limits)
-        by_point = {
-            point: compare(target.reference.call(inputs), target.candidate.call(inputs), required, target.fps)
-            for point, inputs in target.parity_inputs().items()
-        }
+        by_point: dict[str, dict[str, Metric]] = {}
+        for point in target.parity_points:
+            inputs = target.inputs(point)
+            expected, found = target.reference.call(inputs), target.candidate.call(inputs)
+            by_point[point] = compare(expected, found, required, target.fps)
         measurement = Measurement(
             metrics=worst(by_point),
             facts={"conditions": snapshot(), **target.facts()},

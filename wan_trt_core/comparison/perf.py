@@ -52,7 +52,7 @@ def time_target(
     The outputs of the last timed pair are compared, a fallback to PyTorch inside the candidate and different
     conditions of the two arms are problems that void the measurement.
     """
-    inputs = target.perf_inputs()
+    inputs = target.inputs()
     reference, candidate = _Run(target.reference, inputs), _Run(target.candidate, inputs)
     timer = PairedTimer(reference, candidate, synchronize=synchronize, clock=clock, warmup=settings.warmup)
     plan = SamplingPlan(settings.min_pairs, settings.max_pairs, confidence=settings.confidence)

@@ -20,10 +20,11 @@ from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.blocks import Divergence, trace
 from wan_trt_core.comparison.context import COMPOSITES, Context
+from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
-from wan_trt_core.models.profiles import POINTS
+from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.engines import VAE_DECODER, precision_of
 from wan_trt_core.pipeline.generate import generate
@@ -74,9 +75,15 @@ class Arm:
 
 
 class Target(ABC):
-    """The two arms of one case. Engines are exported, built and loaded when first needed."""
+    """The two arms of one case. Engines are exported, built and loaded when first needed.
+
+    Attributes:
+        fps: frames a second of a video output.
+        parity_points: points of the profile at which both arms are compared.
+    """
 
     fps: float = 16.0
+    parity_points: tuple[Point, ...] = ("opt",)
 
     def __init__(self, case: Case, context: Context) -> None:
         self.case, self.context = case, context
@@ -97,12 +104,8 @@ class Target(ABC):
         """The case's backend."""
 
     @abstractmethod
-    def perf_inputs(self) -> Any:
-        """What one timed call starts from, at the profile's tuned-for size."""
-
-    def parity_inputs(self) -> Mapping[str, Any]:
-        """What parity starts from, by name of the point in the profile."""
-        return {"opt": self.perf_inputs()}
+    def inputs(self, point: Point = "opt") -> Any:
+        """What one call starts from, at the profile's ``min``, ``opt`` (the size it is tuned for) or ``max``."""
 
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on, for the record."""
@@ -196,6 +199,8 @@ class Target(ABC):
 class ComponentTarget(Target):
     """One component: diffusers' own forward against what prepares the engine's inputs, and the engine."""
 
+    parity_points = POINTS
+
     @cached_property
     def reference(self) -> Arm:
         run = self._component.reference(self.model.checkpoint, self.reference_precision(self._component.name))
@@ -211,20 +216,15 @@ class ComponentTarget(Target):
         prepare, engine = component.prepare(self.model.checkpoint, precision), self.engine(component.name)
         return Arm(
             lambda call: Outputs(engine.run(prepare(call))),
-            once=component.once(prepare, self.perf_inputs()),
+            once=component.once(prepare, self.inputs()),
             forbidden=self.stock_modules(component.part),
         )
 
-    def perf_inputs(self) -> Any:
-        return self.placed(self._component.call_tensors(self.model.checkpoint, self.profile.opt))
-
-    def parity_inputs(self) -> Mapping[str, Any]:
-        return {
-            point: self.placed(
-                self._component.call_tensors(self.model.checkpoint, self.profile.at(point), seed=index)
-            )
-            for index, point in enumerate(POINTS)
-        }
+    def inputs(self, point: Point = "opt") -> Any:
+        tensors = self._component.call_tensors(
+            self.model.checkpoint, self.profile.at(point), seed=POINTS.index(point)
+        )
+        return self.placed(tensors)
 
     @property
     def _component(self) -> Component:
@@ -248,11 +248,11 @@ class VaeDecoderTarget(Target):
             lambda latents: Outputs({"sample": decoder.decode(latents)}), forbidden=self.stock_modules("vae")
         )
 
-    def perf_inputs(self) -> Any:
+    def inputs(self, point: Point = "opt") -> Any:
         """Latents (1, 16, frames, height, width), de-normalised as ``decode`` takes them."""
         from wan_trt_core.models.graphs.vae_reference import random_latents
 
-        video = self.profile.opt
+        video = self.profile.at(point)
         shape = (video.latent_frames, video.latent_height, video.latent_width)
         return random_latents(self.model.checkpoint.config("vae"), *shape, seed=0).to(self.device)
 
@@ -268,15 +268,7 @@ class PipelineTarget(Target):
 
     def __init__(self, case: Case, context: Context) -> None:
         super().__init__(case, context)
-        opt, defaults = self.profile.opt, self.model.generation
-        self.generation = replace(
-            defaults,
-            height=opt.height,
-            width=opt.width,
-            num_frames=opt.frames,
-            num_inference_steps=self.steps,
-        )
-        self.fps = float(defaults.fps)
+        self.fps = float(self.model.generation.fps)
 
     @cached_property
     def reference(self) -> Arm:
@@ -293,16 +285,23 @@ class PipelineTarget(Target):
         pipe = swap(self._stock(self.model.checkpoint), engines)
         return self._arm(pipe, self.stock_modules("transformer") | self.stock_modules("vae"))
 
-    def perf_inputs(self) -> Any:
-        """The prompt; both arms start from the same seed, and so from the same noise."""
-        return PROMPT
+    def inputs(self, point: Point = "opt") -> GenerationDefaults:
+        """How the video of ``PROMPT`` is generated; the same seed gives both arms the same noise."""
+        video = self.profile.at(point)
+        return replace(
+            self.model.generation,
+            height=video.height,
+            width=video.width,
+            num_frames=video.frames,
+            num_inference_steps=self.steps,
+        )
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "generation": asdict(self.generation), "prompt": PROMPT}
+        return {**super().facts(), "generation": asdict(self.inputs()), "prompt": PROMPT}
 
     def _arm(self, pipe: Any, forbidden: Mapping[str, nn.Module] | None = None) -> Arm:
-        def call(prompt: str) -> Outputs:
-            generated = generate(pipe, prompt, self.generation, keep_latents=True)
+        def call(generation: GenerationDefaults) -> Outputs:
+            generated = generate(pipe, PROMPT, generation, keep_latents=True)
             return Outputs(video=generated.frames, latents=generated.latents)
 
         return Arm(call, forbidden=forbidden or {})

@@ -10,14 +10,13 @@ Where the method comes from:
 * a percentile interval never leaves the range of its data, so of ``n`` pairs it errs at least once in
   ``2**n`` whatever its nominal confidence. Where that is more than the error allowed, the Student interval of
   the mean log ratio must hold as well (the wider bound counts);
-* looking again after more pairs would add errors up, so the error allowed is spent over the looks in
-  proportion to the pairs seen: Lan and DeMets, Biometrika 70 (1983), spending function ``alpha * t`` of Kim
-  and DeMets, Biometrika 74 (1987), each look taking its own share (Bonferroni, so it holds for any dependence
-  between looks).
+* looking again after more pairs would add errors up, so the error allowed is spent over the looks as
+  pairs come in: Lan and DeMets, Biometrika 70 (1983), their spending function
+  ``alpha * ln(1 + (e - 1) * t)``, which favours early looks, each look taking its own share (Bonferroni, so it
+  holds for any dependence between looks).
 
-Simulated at 1 % noise with a true ratio exactly on the threshold, 5 to 30 pairs and 99 % confidence, it
-passes 0.4 % and fails 0.6 % of runs; a plain percentile bootstrap at the same looks passes 3.7 % and fails
-4.0 %.
+Simulated at 1 % noise with a true ratio exactly on the threshold, 3 to 30 pairs and 99 % confidence, it passes 1
+and fails 4 of 1500 runs; of 500 runs at a true 1.45x none passes a 1.5 gate, and at 1.55x all do.
 """
 
 from __future__ import annotations
@@ -87,11 +86,16 @@ class SamplingPlan:
         due = [count for count in regular if count <= pairs]
         looks, before = [], 0
         for count in due:
-            looks.append((count, alpha * (count - before) / self.max_pairs))
+            looks.append((count, alpha * (_spent(count / self.max_pairs) - _spent(before / self.max_pairs))))
             before = count
         if final and self.min_pairs <= pairs < self.max_pairs:
             looks.append((pairs, alpha - sum(tail for _, tail in looks)))
         return tuple(looks)
+
+
+def _spent(share: float) -> float:
+    """Share of the allowed error that may be spent once that share of the pairs is there."""
+    return math.log1p((math.e - 1) * share)
 
 
 def ratio_of_medians(reference: Sequence[float], candidate: Sequence[float]) -> float:

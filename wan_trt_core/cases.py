@@ -18,8 +18,12 @@ Suite = Literal["parity", "perf", "memory"]
 VERSION = 1
 """Version of the case file's format."""
 
-COMPOSITES = ("vae_decoder", "pipeline")
-"""What a case may name beside a component: the streaming pair of VAE graphs, and prompt to video."""
+COMPOSITES: Mapping[str, tuple[str, ...]] = {
+    "vae_decoder": ("vae_decoder_first", "vae_decoder_next"),
+    "pipeline": ("dit", "vae_decoder_first", "vae_decoder_next"),
+}
+"""What a case may name beside a component, and the components that each runs together: the streaming pair of VAE
+graphs, and prompt to video."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
 PRECISION_PARTS = ("dit", "vae", "text_encoder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,6 @@ if TYPE_CHECKING:
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import ResolvedModel
     from wan_trt_core.pipeline.engines import EngineStore
-
-COMPOSITES: Mapping[str, tuple[str, ...]] = {
-    "vae_decoder": ("vae_decoder_first", "vae_decoder_next"),
-    "pipeline": ("dit", "vae_decoder_first", "vae_decoder_next"),
-}
-"""Components of the case file that are several components run together."""
 
 
 @dataclass

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
 from wan_trt_core.backends.registry import device_of, get_backend
-from wan_trt_core.cases import Case
+from wan_trt_core.cases import COMPOSITES, Case
 from wan_trt_core.comparison.blocks import Divergence, trace
-from wan_trt_core.comparison.context import COMPOSITES, Context
+from wan_trt_core.comparison.context import Context
 from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, Tensors

@@ -14,6 +14,7 @@ import wan_trt_core
 from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError, OnnxModel, Progress
 from wan_trt_core.backends.registry import get_backend
+from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models.components import get_component
 from wan_trt_core.pipeline.streaming import StreamingDecoder
@@ -30,7 +31,7 @@ SOURCES = ("models", "export")
 EXPORTERS = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 """Distributions that decide what is exported."""
 
-VAE_DECODER = ("vae_decoder_first", "vae_decoder_next")
+VAE_DECODER = COMPOSITES["vae_decoder"]
 """The components that decode a video together."""
 
 _GROUPS = {"vae_decoder_first": "vae", "vae_decoder_next": "vae"}

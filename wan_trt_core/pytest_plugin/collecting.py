@@ -53,8 +53,7 @@ def suite_of(node: pytest.Item | pytest.Function) -> Suite:
     Raises:
         pytest.fail.Exception: when it is marked with none, or with several.
     """
-    suites: tuple[Suite, ...] = ("parity", "perf", "memory")
-    marked = [suite for suite in suites if node.get_closest_marker(suite)]
+    marked = [suite for suite in options.MARKERS if node.get_closest_marker(suite)]
     if len(marked) != 1:
         found = " and ".join(marked) or "none"
         allowed = ", ".join(options.MARKERS)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-MARKERS = {
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Suite
+
+MARKERS: dict[Suite, str] = {
     "parity": "the candidate's outputs match the reference and the stored baseline",
     "perf": "the candidate's speed-up over stock diffusers reaches the case's threshold (never under xdist)",
     "memory": "the candidate stays within its memory bounds and does not grow over repeated runs",
 }
+"""The suites, in the order in which they are reported, and what a test of each shows."""
 
 SETTINGS = ("model", "checkpoint", "backend", "profile", "cache", "baselines", "report")
 """Options that are settings of the same name."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from wan_trt_core.pytest_plugin import judging
+from wan_trt_core.pytest_plugin.options import MARKERS
 
 if TYPE_CHECKING:
     from wan_trt_core.pytest_plugin.session import WanSession
@@ -93,7 +94,7 @@ class Collector:
         session = self.session
         environment = environment_record(device_of(session.settings), throttle_before=session.throttle_before)
         order = {case.id: index for index, case in enumerate(session.case_file.cases)}
-        suites = ("parity", "perf", "memory")
+        suites = tuple(MARKERS)
         records = sorted(
             self._records.values(),
             key=lambda record: (suites.index(record.suite), order.get(record.case, -1)),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults import drop_block, negate_angles, permute_caches, poison, scale_block, swap_heads
 from torch import nn
 
 from wan_trt_core.cases import Case, Limit
@@ -81,30 +82,7 @@ def test_a_pipeline_is_compared_along_its_whole_trajectory(healthy: Settings) ->
     assert len(measurement.metrics["latents.psnr_db"].samples) == 3
 
 
-class _Identity(nn.Module):
-    def forward(self, hidden: torch.Tensor, *_: Any) -> torch.Tensor:
-        return hidden
-
-
-def _dropped(graph: Any) -> None:
-    graph.blocks[1] = _Identity()
-
-
-def _swapped_heads(graph: Any) -> None:
-    rows = graph.blocks[1].attn1.to_v
-    head = rows.weight.shape[0] // 2
-    rows.weight.data = rows.weight.data.roll(head, 0)
-
-
-def _one_percent(graph: Any) -> None:
-    graph.blocks[1].ffn_out.weight.data *= 1.01
-
-
-def _nan(graph: Any) -> None:
-    graph.blocks[1].ffn_out.bias.data[0] = float("nan")
-
-
-@pytest.mark.parametrize("fault", [_dropped, _swapped_heads, _one_percent, _nan])
+@pytest.mark.parametrize("fault", [drop_block, swap_heads, scale_block, poison])
 def test_a_fault_in_one_block_fails_and_names_the_block(
     fault: Callable[[Any], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +99,7 @@ def test_a_fault_in_one_block_fails_and_names_the_block(
     measurement = measure_case(case, "parity", Context(settings))
     check = verdict_of(case, "parity", measurement)
     assert check.verdict is Verdict.FAIL
-    assert check.reason is (Reason.NON_FINITE if fault is _nan else Reason.BEYOND_LIMIT)
+    assert check.reason is (Reason.NON_FINITE if fault is poison else Reason.BEYOND_LIMIT)
     assert "first diverging block: blocks.1 " in measurement.notes[0]
 
 
@@ -132,11 +110,7 @@ def test_negated_rope_angles_fail_from_the_first_block_on(
 
     tables = dit.rope_tables
 
-    def negated(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = tables(*args)
-        return cos, -sin
-
-    monkeypatch.setattr(dit, "rope_tables", negated)
+    monkeypatch.setattr(dit, "rope_tables", lambda *args: negate_angles(tables(*args)))
     case = case_of("dit", settings)
     measurement = measure_case(case, "parity", Context(settings))
     assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
@@ -150,7 +124,7 @@ def test_permuted_caches_fail(component: str, settings: Settings, monkeypatch: p
     stock = VaeDecoderGraph.forward
 
     def permuted(self: VaeDecoderGraph, latents: torch.Tensor, *taken: torch.Tensor) -> Any:
-        return stock(self, latents, *(taken and (taken[0], taken[2], taken[1], *taken[3:])))
+        return stock(self, latents, *(taken and permute_caches(taken)))
 
     monkeypatch.setattr(VaeDecoderGraph, "forward", permuted)
     case = case_of(component, settings)

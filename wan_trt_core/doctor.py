@@ -323,13 +323,14 @@ def _cache(settings: Settings) -> Finding:
 
 
 def _baselines(settings: Settings) -> Finding:
-    import torch
-
+    from wan_trt_core.backends.registry import device_of
     from wan_trt_core.measure.environment import hardware_key
 
-    key = hardware_key("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu")
-    folder = settings.baselines / key
     feature = "absolute bands (without them the ratio gates decide)"
+    try:
+        folder = settings.baselines / hardware_key(device_of(settings))
+    except RuntimeError as error:
+        return Finding("baselines", "missing", str(error), feature, "set device or onnxruntime.providers")
     if folder.is_dir():
         return Finding("baselines", "ok", str(folder), feature)
     fix = "python tools/regenerate_baselines.py   (in the repository that keeps the baselines)"

@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement, run_record
 
 from wan_trt_core import __version__, cli
 from wan_trt_core.baselines import BaselineFile, write_baselines
+from wan_trt_core.cli.output import OUT
 from wan_trt_core.config import Loaded
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
@@ -42,7 +44,7 @@ Wan = Callable[..., tuple[int, str, str]]
 def wan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Wan:
     """Run a command in an empty folder; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.OUT, "_width", 200)
+    monkeypatch.setattr(OUT, "_width", 200)
     for name in [name for name in os.environ if name.startswith("WAN_TRT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WAN_TRT_CACHE", str(tmp_path / "cache"))
@@ -63,12 +65,16 @@ def wan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def commands() -> list[tuple[str, ...]]:
-    groups = {"engines": cli.engines_app, "baselines": cli.baselines_app}
-    names = [
-        (found.name or found.callback.__name__,) for found in cli.app.registered_commands if found.callback
-    ]
-    names += [(group, found.name or "") for group, app in groups.items() for found in app.registered_commands]
-    return names
+    """Every command as it is typed: ``("run",)``, ``("engines", "list")``."""
+
+    def below(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if not hasattr(command, "commands"):
+            yield path
+            return
+        for name, inner in command.commands.items():
+            yield from below(inner, (*path, name))
+
+    return list(below(typer.main.get_command(cli.app), ()))
 
 
 class TestHelp:
@@ -296,6 +302,20 @@ class TestBaselines:
         assert "dit-fp32" in out
         assert "reference_time" in out
         assert "no baselines for other" in wan("baselines", "show", "--hardware", "other")[1]
+
+    def test_show_of_this_machine_means_the_device_of_the_settings(
+        self, wan: Wan, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The key that the suites would store under, whatever else the machine has."""
+        asked: list[str] = []
+        monkeypatch.setattr(
+            "wan_trt_core.measure.environment.hardware_key",
+            lambda device: (asked.append(device), HARDWARE)[1],
+        )
+        for device in ("cpu", "cuda"):
+            monkeypatch.setenv("WAN_TRT_DEVICE", device)
+            assert "dit-fp32" in wan("baselines", "show", "--hardware", "this")[1]
+        assert asked == ["cpu", "cuda"]
 
     def test_show_as_json(self, wan: Wan, folder: Path) -> None:
         (stored,) = json.loads(wan("baselines", "show", "--json")[1])

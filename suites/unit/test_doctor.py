@@ -44,6 +44,13 @@ def test_this_machine_can_run_the_main_job(loaded: Loaded) -> None:
     assert (sources["checkpoint"], sources["threads"]) == ("--checkpoint", "default")
 
 
+def test_baselines_of_a_gpu_that_is_not_there_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    finding = doctor._baselines(load_settings(None, {"device": "cuda"}, {"WAN_TRT_CONFIG": ""}).settings)
+    assert finding.status == "missing"
+    assert "no CUDA device" in finding.detail
+
+
 class TestOnnxRuntimeBuild:
     """Exactly one of the two distributions may be installed."""
 

@@ -230,8 +230,8 @@ class TestRefusals:
 
     def test_dirty_tree(self) -> None:
         assert update.usable_commit(CLEAN, "baselines") == "abcdef"
-        dirty = SourceState("abcdef", True, ("wan_trt_core/cli.py",))
-        with pytest.raises(update.Refused, match=r"wan_trt_core/cli\.py"):
+        dirty = SourceState("abcdef", True, ("wan_trt_core/config.py",))
+        with pytest.raises(update.Refused, match=r"wan_trt_core/config\.py"):
             update.usable_commit(dirty, "baselines")
         with pytest.raises(update.Refused, match="dirty"):
             update.usable_commit(SourceState("abcdef", True), "baselines")

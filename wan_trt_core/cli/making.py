@@ -1,0 +1,144 @@
+"""``wan-trt export`` and ``wan-trt build``: components to ONNX files and to engines."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wan_trt_core.cli.options import (
+    BackendOption,
+    CacheOption,
+    CheckpointOption,
+    JsonOption,
+    ModelOption,
+    ProfileOption,
+    ThreadsOption,
+    settings_of,
+)
+from wan_trt_core.cli.output import print_rows
+from wan_trt_core.progress import Report, progress
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.models.profiles import ShapeProfile
+
+commands = typer.Typer()
+
+PrecisionOption = Annotated[str, typer.Option("--precision", help="fp32 or fp16.")]
+ComponentsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[COMPONENT]...", help="Components; all of the model's by default."),
+]
+
+Facts = dict[str, Any]
+"""A row of the table that a command prints, by column; ``bytes`` and ``seconds`` are numbers."""
+
+Make = Callable[[str, "ResolvedModel", "ShapeProfile", Report], Facts]
+"""Makes one component of a model for the shapes of a profile, and tells the progress."""
+
+
+@commands.command(epilog="Example: wan-trt export dit --precision fp16 --out onnx/")
+def export(
+    context: typer.Context,
+    components: ComponentsArgument = None,
+    precision: PrecisionOption = "fp32",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also copy the files here, as {component}_{precision}.onnx.", file_okay=False),
+    ] = None,
+    model: ModelOption = None,
+    checkpoint: CheckpointOption = None,
+    profile: ProfileOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export components to ONNX, and check the files against PyTorch."""
+    with settings_of(context, model=model, checkpoint=checkpoint, profile=profile, cache=cache) as loaded:
+        from wan_trt_core.pipeline.engines import exported_model
+
+        settings = loaded.settings
+
+        def export_one(name: str, resolved: ResolvedModel, shapes: ShapeProfile, report: Report) -> Facts:
+            onnx = exported_model(name, resolved, shapes, precision, settings, progress=report)
+            path = _copy_files(onnx.path.parent, out, onnx.path.name) if out else onnx.path
+            return {"file": str(path), "bytes": _folder_bytes(onnx.path.parent)}
+
+        rows = _made(components, precision, settings, export_one)
+    print_rows(rows, as_json)
+
+
+@commands.command(epilog="Example: wan-trt build --backend onnxruntime --precision fp32")
+def build(
+    context: typer.Context,
+    components: ComponentsArgument = None,
+    precision: PrecisionOption = "fp32",
+    model: ModelOption = None,
+    checkpoint: CheckpointOption = None,
+    backend: BackendOption = None,
+    profile: ProfileOption = None,
+    cache: CacheOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build engines (exporting first what is not exported yet) and load each once."""
+    options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
+    with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+        from wan_trt_core.pipeline.engines import load_engine
+
+        settings = loaded.settings
+
+        def build_one(name: str, resolved: ResolvedModel, shapes: ShapeProfile, report: Report) -> Facts:
+            engine = load_engine(
+                name, resolved, shapes, precision, settings.backend, settings, progress=report
+            )
+            held = sum(engine.memory().values())
+            engine.close()
+            return {"backend": settings.backend, "bytes": held}
+
+        rows = _made(components, precision, settings, build_one)
+    print_rows(rows, as_json)
+
+
+def _made(components: list[str] | None, precision: str, settings: Settings, make: Make) -> list[Facts]:
+    """One row a component: its name and precision, what ``make`` says of it, and the seconds that it took."""
+    from wan_trt_core.models.catalogue import resolve
+    from wan_trt_core.models.components import component_names, get_component
+
+    resolved = resolve(settings.model, settings.checkpoint)
+    for name in components or ():
+        get_component(name)  # a misspelt name is told before the first export, not after
+    shapes = resolved.profile(settings.profile)
+    rows = []
+    for name in components or component_names():
+        started = time.perf_counter()
+        with progress() as report:
+            facts = make(name, resolved, shapes, report)
+        seconds = round(time.perf_counter() - started, 3)
+        rows.append({"component": name, "precision": precision, **facts, "seconds": seconds})
+    return rows
+
+
+def _copy_files(source: Path, target: Path, name: str) -> Path:
+    """Copy an exported model; each file becomes visible only when it is whole."""
+    import shutil
+
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name != "manifest.json":
+            temporary = target / f".{file.name}.{os.getpid()}.tmp"
+            try:
+                shutil.copyfile(file, temporary)
+                os.replace(temporary, target / file.name)
+            finally:
+                temporary.unlink(missing_ok=True)
+    return target / name
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

@@ -1,0 +1,59 @@
+"""The options that commands share, and the settings that they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wan_trt_core.logs import logging_to
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Loaded
+
+
+_PANEL = "Settings (defaults: config.yaml, WAN_TRT_*)"
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Catalogue name or checkpoint folder.", rich_help_panel=_PANEL)
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Folder of a named model's weights.", rich_help_panel=_PANEL),
+]
+BackendOption = Annotated[
+    str | None,
+    typer.Option("--backend", help="onnxruntime, torch-compile or torch.", rich_help_panel=_PANEL),
+]
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", help="Shape profile, as 128p-17f.", rich_help_panel=_PANEL)
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="Folder of ONNX files and engines.", rich_help_panel=_PANEL)
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads.", rich_help_panel=_PANEL)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options before the command."""
+
+    config: Path | None
+    log_level: str | None
+    log_file: Path | None
+
+
+@contextmanager
+def settings_of(context: typer.Context, **options: Any) -> Iterator[Loaded]:
+    """The settings with the command's options, and logging as they say while the block runs."""
+    from wan_trt_core.config import load_settings
+
+    given: Common = context.obj
+    overrides = {"log.level": given.log_level, "log.file": given.log_file, **options}
+    loaded = load_settings(given.config, overrides)
+    with logging_to(loaded.settings.log):
+        yield loaded

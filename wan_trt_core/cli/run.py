@@ -1,0 +1,194 @@
+"""``wan-trt run``: a video from a prompt."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wan_trt_core.cli.options import (
+    BackendOption,
+    CacheOption,
+    CheckpointOption,
+    JsonOption,
+    ModelOption,
+    ProfileOption,
+    ThreadsOption,
+    settings_of,
+)
+from wan_trt_core.cli.output import print_json, print_line
+from wan_trt_core.progress import progress
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
+    from wan_trt_core.models.profiles import ShapeProfile
+    from wan_trt_core.pipeline.engines import EngineStore
+
+commands = typer.Typer()
+
+
+@commands.command(epilog='Example: wan-trt run --prompt "a small red square moves left" --out video.mp4')
+def run(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    out: Annotated[Path, typer.Option(help="Video file (H.264 in MP4).", dir_okay=False)],
+    negative_prompt: Annotated[str, typer.Option(help="What it should not show.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; 1 turns guidance off.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    height: Annotated[int | None, typer.Option(min=16, help="Pixels, a multiple of 16.")] = None,
+    width: Annotated[int | None, typer.Option(min=16, help="Pixels, a multiple of 16.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames, 4k+1.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, or by component: dit=fp16,vae=fp32.")] = "fp32",
+    model: ModelOption = None,
+    checkpoint: CheckpointOption = None,
+    backend: BackendOption = None,
+    profile: ProfileOption = None,
+    cache: CacheOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate a video from a prompt; exports and builds first what is not in the cache yet."""
+    options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
+    with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+        from wan_trt_core.models.catalogue import resolve
+        from wan_trt_core.pipeline.generate import check_request
+        from wan_trt_core.pipeline.video import check_target
+
+        settings = loaded.settings
+        check_target(out)
+        resolved = resolve(settings.model, settings.checkpoint)
+        asked = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "height": height,
+            "width": width,
+            "num_frames": frames,
+        }
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        generation = replace(resolved.generation, **given)
+        check_request(prompt, generation, seed)
+        result = _generate(
+            settings, resolved, generation, _precision(precision), prompt, negative_prompt, seed, out
+        )
+    if as_json:
+        print_json(result)
+        return
+    print_line(
+        f"{out}: {result['frames']} frames of {result['width']}x{result['height']}, {result['codec']},"
+        f" generated in {result['seconds']:.1f} s by {result['backend']}"
+    )
+
+
+def _generate(
+    settings: Settings,
+    model: ResolvedModel,
+    generation: GenerationDefaults,
+    precision: str | dict[str, str],
+    prompt: str,
+    negative_prompt: str,
+    seed: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Build what is missing, generate, write the file; returns what ``run --json`` prints."""
+    from wan_trt_core.comparison.conditions import equal_conditions
+    from wan_trt_core.pipeline.engines import EngineStore
+    from wan_trt_core.pipeline.generate import generate
+    from wan_trt_core.pipeline.video import write_video
+
+    with progress() as report, equal_conditions(settings), EngineStore(settings, report) as store:
+        pipe = _pipeline(settings, model, generation, precision, store)
+        steps = generation.num_inference_steps
+        report("generate", 0.0)
+        started = time.perf_counter()
+        generated = generate(
+            pipe,
+            prompt,
+            generation,
+            seed,
+            negative_prompt=negative_prompt,
+            on_step=lambda done, _: report("generate", done / (steps + 1)),  # the last part is decoding
+        )
+        seconds = time.perf_counter() - started
+        report("generate", 1.0)
+        info = write_video(out, generated.frames, generation.fps)
+    return {
+        "video": str(out.absolute()),
+        "prompt": prompt,
+        "seed": seed,
+        "model": model.name,
+        "backend": settings.backend,
+        "precision": precision,
+        "steps": steps,
+        "seconds": round(seconds, 3),
+        **asdict(info),
+    }
+
+
+def _pipeline(
+    settings: Settings,
+    model: ResolvedModel,
+    generation: GenerationDefaults,
+    precision: str | dict[str, str],
+    store: EngineStore,
+) -> WanPipeline:
+    """The checkpoint's pipeline with the backend's engines, or its modules, in it."""
+    from wan_trt_core.backends.base import ModuleBackend
+    from wan_trt_core.backends.registry import device_of, get_backend
+    from wan_trt_core.pipeline.engines import precision_of
+    from wan_trt_core.pipeline.swap import swap, with_parts
+
+    backend = get_backend(settings.backend)
+    backend.require(settings)
+    if not isinstance(backend, ModuleBackend):
+        profile = model.profile(settings.profile)
+        _check_size(profile, generation)
+        pipe = model.checkpoint.pipeline(device=device_of(settings))
+        return swap(pipe, store.pipeline(model, profile, precision, settings.backend))
+    dtypes = {
+        "transformer": precision_of(precision, "dit"),
+        "vae": precision_of(precision, "vae_decoder_first"),
+    }
+    pipe = model.checkpoint.pipeline(dtypes, device_of(settings))
+    parts = {name: backend.wrap(getattr(pipe, name), settings) for name in dtypes}
+    return with_parts(pipe, **parts)
+
+
+def _check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
+    """Raise unless the engines of the profile serve a video of this size.
+
+    Raises:
+        typer.BadParameter: naming the option and the range.
+    """
+    asked = {"height": generation.height, "width": generation.width, "frames": generation.num_frames}
+    for name, value in asked.items():
+        least, most = getattr(profile.min, name), getattr(profile.max, name)
+        if not least <= value <= most:
+            raise typer.BadParameter(
+                f"{value} is outside the profile {profile.name} ({least} to {most}); name another --profile",
+                param_hint=f"--{name}",
+            )
+
+
+def _precision(text: str) -> str | dict[str, str]:
+    """``fp16``, or ``dit=fp16,vae=fp32`` by component."""
+    if "=" not in text:
+        return text
+    from wan_trt_core.pipeline.engines import precision_of
+
+    pairs = (part.partition("=")[::2] for part in text.split(","))
+    precision = {name.strip(): value.strip() for name, value in pairs}
+    try:
+        for component in ("dit", "vae_decoder_first", "vae_decoder_next"):
+            precision_of(precision, component)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--precision") from error
+    return precision

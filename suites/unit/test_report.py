@@ -63,6 +63,30 @@ def test_terminal_says_all_that_matters(record: RunRecord, width: int) -> None:
     assert "5 cases: 2 pass, 1 invalid, 2 fail; 1 BELOW GATE" in squeezed
 
 
+def test_long_names_stay_in_one_piece_at_eighty_columns(record: RunRecord) -> None:
+    below = case_record(make_case("tiny-wan-vae-decoder-first-fp32", speedup=1.2), perf_measurement(1.31))
+    growing = Measurement(
+        metrics={"growth": Metric(value=1e6, unit="B", better="lower", samples=(0.0, 1e6, 2e6))}
+    )
+    leak = case_record(make_case("tiny-wan-pipeline-memory"), growing, suite="memory")
+    open_ = case_record(make_case("tiny-wan-vae-decoder-next-fp32"), perf_measurement(1.5))
+    assert len(below.case) == 31 and open_.verdict.value == "inconclusive"
+    text = terminal(run_record(*record.cases, below, leak, open_), 80)
+    table = text[: text.index("\nFAIL ")].splitlines()
+    assert max(len(line.rstrip()) for line in table) <= 80
+    for case in (below, leak, open_):
+        assert any(line.startswith(f"{case.case} ") for line in table), case.case
+    rows = "\n".join(table[table.index(next(line for line in table if line.startswith(below.case))) :])
+    assert "BELOW GATE" in rows
+
+
+def test_a_name_too_long_for_the_terminal_is_folded_not_cut() -> None:
+    name = "a-case-" + "with-a-very-long-name-" * 4
+    table = terminal(run_record(case_record(make_case(name + "x"), perf_measurement(2.0))), 80)
+    column = "".join(line.split(" ")[0] for line in table.splitlines()[2:] if not line.startswith(" "))
+    assert column.startswith(name)
+
+
 def test_below_gate_is_marked_in_its_row(record: RunRecord) -> None:
     text = terminal(record, 200)
     rows = [line for line in text.splitlines() if line.startswith("dit-fp32")]

@@ -30,6 +30,9 @@ _STYLES = {
     Verdict.INCONCLUSIVE: "bold cyan",
 }
 
+BESIDE_CASE = 46
+"""Columns that all but the case's name need: suite 6, INCONCLUSIVE 12, measured 9, limit 4, BELOW GATE 10, gaps 5."""
+
 
 def print_report(record: RunRecord, stream: IO[str] | None = None, *, width: int | None = None) -> None:
     """Print the table, the reason of everything that did not pass, and the totals.
@@ -46,7 +49,7 @@ def print_report(record: RunRecord, stream: IO[str] | None = None, *, width: int
 
 def render(record: RunRecord, console: Console) -> None:
     """Print the report to a rich console."""
-    console.print(verdict_table(record))
+    console.print(verdict_table(record, console.width))
     for case in worst_first(record):
         if case.verdict is not Verdict.PASS:
             _explain(case, console)
@@ -57,14 +60,19 @@ def render(record: RunRecord, console: Console) -> None:
     _line(console, "total", totals(record), "bold")
 
 
-def verdict_table(record: RunRecord) -> Table:
-    """One row a case: case, suite, verdict, the number that decided, its limit, and why."""
+def verdict_table(record: RunRecord, width: int) -> Table:
+    """One row a case: case, suite, verdict, the number that decided, its limit, and why.
+
+    A case is looked up by its whole name, so where ``width`` (columns) allows the name stays in one piece and the
+    words beside it wrap.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("case", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    longest = max((len(case.case) for case in record.cases), default=0)
+    table.add_column("case", no_wrap=longest + BESIDE_CASE <= width, overflow="fold")
     table.add_column("suite", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("measured", justify="right")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import math
 import os
 import subprocess
@@ -25,7 +27,7 @@ from wan_trt_core.backends.base import OnnxModel
 from wan_trt_core.config import ExportSettings, Settings
 from wan_trt_core.export import ExportError, checks, export_component
 from wan_trt_core.export.coverage import operator_counts
-from wan_trt_core.export.exporter import MODULE_NAMES
+from wan_trt_core.export.exporter import MODULE_NAMES, TRACE_LOGGER
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Tensors, TensorSpec
@@ -213,6 +215,40 @@ def test_a_sound_toy_is_exported(checkpoint: Checkpoint, tmp_path: Path) -> None
     fractions = [fraction for _, fraction in phases]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+
+
+class Listening(logging.Handler):
+    """Keeps what is logged, as pytest does with what it shows when a test fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.special.bessel_j0], ids=["sound", "fails"])
+def test_torchs_records_of_a_trace_reach_no_other_handler(
+    function: Callable[[Tensor], Tensor], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    logger, listening = logging.getLogger(TRACE_LOGGER), Listening()
+    before = [*logger.handlers, listening]
+    logger.addHandler(listening)
+    try:
+        with contextlib.suppress(ExportError):
+            export_component(Toy(function), checkpoint, PROFILE, "fp32", tmp_path, UNCHECKED)
+        assert listening.records == []
+        assert {*logger.handlers} >= {handler for handler in before if not is_torchs(handler)}
+        torch.export.export(_Apply(function), (torch.ones(1, 2, 4),), strict=False)
+        assert listening.records, "torch logs nothing of a trace any more: nothing needs to be kept away"
+    finally:
+        logger.removeHandler(listening)
+
+
+def is_torchs(handler: logging.Handler) -> bool:
+    """Torch's own handler takes itself away where no TORCH_TRACE is set."""
+    return type(handler).__module__.startswith("torch.")
 
 
 def test_the_weights_decide_the_hash(

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 MODULE_NAMES = "pkg.torch.onnx.name_scopes"
 """The one kind of metadata that is kept: for each node, the modules it came from, outermost first."""
 
+TRACE_LOGGER = "torch.__trace"
+"""Where torch reports every step of a trace, for the file that the variable TORCH_TRACE names."""
+
 TRACED = Sizes(height=64, width=96, frames=9, text_length=16)
 """The video the graph is traced with: any whose axes are not one, which the tracer takes for a constant."""
 
@@ -126,13 +129,21 @@ def _write_onnx(
     tensors = [_empty(spec, component.sizes(TRACED), precision) for spec in inputs]
 
     report("trace", 0.0)
-    with torch.no_grad(), _explained(component, precision, "tracing with torch.export"):
+    with (
+        torch.no_grad(),
+        _trace_records_only_for_torch(),
+        _explained(component, precision, "tracing with torch.export"),
+    ):
         # traced apart, an axis that cannot be dynamic is an error; torch.onnx.export would fix its size
         program = torch.export.export(
             graph, tuple(tensors), dynamic_shapes=_as_signature(graph, shapes), strict=False
         )
     report("convert", 0.3)
-    with _no_future_warnings(), _explained(component, precision, f"converting to ONNX opset {opset}"):
+    with (
+        _no_future_warnings(),
+        _trace_records_only_for_torch(),
+        _explained(component, precision, f"converting to ONNX opset {opset}"),
+    ):
         converted = torch.onnx.export(
             program,
             dynamo=True,
@@ -294,6 +305,24 @@ def _no_future_warnings() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
+
+
+@contextmanager
+def _trace_records_only_for_torch() -> Iterator[None]:
+    """Take every handler but torch's own off :data:`TRACE_LOGGER` for a while.
+
+    Torch keeps this logger at DEBUG and puts a record together for whoever listens. pytest 9 listens to each logger
+    that does not propagate, and would show the records of an export, hundreds, with a test that fails.
+    """
+    log = logging.getLogger(TRACE_LOGGER)
+    others = [handler for handler in log.handlers if type(handler).__module__.partition(".")[0] != "torch"]
+    for handler in others:
+        log.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in others:
+            log.addHandler(handler)
 
 
 @contextmanager

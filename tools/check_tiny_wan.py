@@ -101,7 +101,8 @@ def best_shapes(video: torch.Tensor) -> list[str]:
     maps = (saturation(video)[:, ::2] - SATURATION_FLOOR).clamp_min(0)
     maps = maps - maps.mean((-2, -1), keepdim=True)
     maps = maps / maps.flatten(-2).norm(dim=-1).clamp_min(1e-6)[..., None, None]
-    templates, names = shape_templates(*maps.shape[-2:], device=video.device)
+    height, width = maps.shape[-2:]
+    templates, names = shape_templates(height, width, video.device)
     spectrum = torch.fft.rfft2(templates).conj()
     results = []
     for clip in maps:  # one clip at a time: (frames, templates, H, W) is the large intermediate
@@ -233,8 +234,8 @@ def draw_contact_sheet(video: torch.Tensor, captions: list[str], path: Path, col
     half = math.ceil(len(captions) / 2)
     chosen = torch.linspace(0, video.shape[2] - 1, columns).round().long().tolist()
     figure = plt.figure(figsize=(13, 1.07 * half + 0.35), dpi=100)
-    blocks = figure.subfigures(1, 2, wspace=0.01)
-    for block, first in zip(blocks, (0, half), strict=True):
+    left, right = figure.subfigures(1, 2, wspace=0.01, squeeze=False)[0]
+    for block, first in ((left, 0), (right, half)):
         rows = list(range(first, min(first + half, len(captions))))
         axes = block.subplots(half, columns, squeeze=False)
         block.subplots_adjust(left=0.22, right=0.99, top=0.93, bottom=0.02, wspace=0.04, hspace=0.06)
@@ -333,6 +334,7 @@ def check(
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line; see the module."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -350,6 +352,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Check the checkpoint and write what was asked for; 1 where an agreement is below the minimum."""
     arguments = parse_arguments()
     results, video = check(
         arguments.model,

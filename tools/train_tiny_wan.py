@@ -73,6 +73,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_text_encoder() -> UMT5EncoderModel:
+    """Two layers of width 64 without dropout, for the vocabulary of `build_tokenizer`."""
     config = UMT5Config(
         vocab_size=VOCABULARY_SIZE,
         d_model=64,
@@ -102,6 +103,7 @@ def build_vae(mean: torch.Tensor | None = None, std: torch.Tensor | None = None)
 
 
 def build_scheduler() -> UniPCMultistepScheduler:
+    """The scheduler that Wan ships with, at the flow shift of the training."""
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
@@ -168,14 +170,17 @@ class Run:
 
     @property
     def state(self) -> Path:
+        """Everything that resuming needs."""
         return self.folder / f"{self.stage}_state.pt"
 
     @property
     def weights(self) -> Path:
+        """The averaged weights, once the stage has ended."""
         return self.folder / f"{self.stage}.safetensors"
 
     @property
     def log(self) -> Path:
+        """The recorded rows as CSV."""
         return self.folder / f"{self.stage}_log.csv"
 
 
@@ -196,6 +201,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Move the average towards the parameters; `step` counts from 1."""
         # A short memory at first, so that the random start is forgotten.
         decay = min(self.decay, step / (step + 50.0))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
@@ -240,6 +246,7 @@ class Trainer:
         self.stream = seed * 1000 + self.step
 
     def load(self) -> None:
+        """Go on from the state on disk."""
         state = torch.load(self.run.state, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -249,6 +256,7 @@ class Trainer:
         print(f"resumed {self.run.state} at step {self.step}, {self.spent / 60:.1f} minutes", flush=True)
 
     def save(self) -> None:
+        """Write the state and the log."""
         state = {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -291,6 +299,7 @@ class Trainer:
         self.ema.update(self.step)
 
     def record(self, **values: float) -> None:
+        """Print a row and add it to the log, with the step and the minutes of training so far."""
         row = {"step": self.step, "minutes": round(self.elapsed() / 60, 3)}
         row |= {key: round(value, 5) for key, value in values.items()}
         self.rows.append(row)
@@ -298,6 +307,7 @@ class Trainer:
 
 
 def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU; on the CPU nothing is cast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
@@ -628,6 +638,7 @@ def save_checkpoint(denoiser: Denoiser, vae: AutoencoderKLWan, folder: Path) -> 
 
 
 def export(arguments: argparse.Namespace) -> None:
+    """Write the trained checkpoint in diffusers format."""
     denoiser = load_denoiser(Run(arguments.run, "dit").weights)
     save_checkpoint(denoiser, load_vae(Run(arguments.run, "vae").weights), arguments.output)
 
@@ -683,6 +694,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line; the chosen stage is its `function`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -710,7 +722,7 @@ def parse_arguments() -> argparse.Namespace:
     dit.add_argument("--pool", type=int, default=12288, help="encoded clips held ready")
     dit.add_argument("--log-every", type=int, default=50, help="steps between log rows")
 
-    command = commands.add_parser("export", help="write the shipped checkpoint")
+    command = commands.add_parser("export", help=export.__doc__)
     command.set_defaults(function=export)
     command.add_argument("--run", type=Path, required=True)
     command.add_argument("--output", type=Path, required=True)
@@ -727,6 +739,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the chosen stage."""
     arguments = parse_arguments()
     # Shapes repeat; matrix products of what autocast leaves in float32 may use TF32.
     torch.backends.cudnn.benchmark = True

@@ -94,17 +94,21 @@ class PerfSettings(_Model):
     time_budget: float = Field(
         default=60.0, gt=0, description="seconds a case may go on measuring before it is inconclusive"
     )
-    min_pairs: int = Field(default=3, ge=3, description="pairs of timed runs before the first decision")
+    min_pairs: int = Field(
+        default=3, ge=3, description="pairs of timed runs before the first decision; then one every second"
+    )
     max_pairs: int = Field(default=30, ge=3, description="pairs of timed runs at most")
     confidence: float = Field(
         default=0.99, gt=0.5, lt=1, description="confidence of the interval of the ratio of medians"
     )
     warmup: int = Field(default=1, ge=0, description="runs of each arm before any is timed")
     min_sample_time: float = Field(
-        0.1, ge=0, description="seconds that one timed run covers at least, by repeating short calls"
+        default=0.1, ge=0, description="seconds that one timed run covers at least, by repeating short calls"
     )
     noise_pairs: int = Field(
-        default=3, ge=2, description="pairs of the candidate against itself: the noise floor"
+        default=3,
+        ge=2,
+        description="pairs of the candidate against itself, the noise floor; more while they are cheap",
     )
     allow_tf32: bool = Field(default=False, description="let both arms use TF32 for float32 products")
 
@@ -118,8 +122,14 @@ class PerfSettings(_Model):
 class MemorySettings(_Model):
     """How memory is measured."""
 
-    runs: int = Field(default=20, ge=5, description="repeated runs over which memory must not grow")
-    warmup: int = Field(default=2, ge=0, description="runs before the first that counts")
+    runs: int = Field(
+        default=20,
+        ge=5,
+        description="repeated runs, at the profile's min size, over which memory must not grow",
+    )
+    warmup: int = Field(
+        default=2, ge=0, description="runs before the one whose peak counts, and before those"
+    )
 
 
 class LogSettings(_Model):
@@ -146,7 +156,7 @@ class Settings(_Model):
     profile: str | None = Field(default=None, description="shape profile; by default the model's first")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="where both arms run; auto takes a CUDA GPU that the backend can use, else the CPU",
+        description="where both arms run; auto is where the backend runs",
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of both arms alike; by default one a physical core"

@@ -353,9 +353,8 @@ def _plain(
 def _refuse_twice(node: yaml.MappingNode) -> None:
     """YAML lets the last of two equal keys win in silence; here a threshold would vanish that way."""
     seen: set[str] = set()
-    merged = getattr(
-        node, "wan_flattened", False
-    )  # an aliased mapping is visited again after it was flattened
+    # an aliased mapping is visited again after it was flattened
+    merged = getattr(node, "wan_flattened", False)
     for name, _ in node.value:
         if not merged and name.value in seen:
             raise yaml.MarkedYAMLError(

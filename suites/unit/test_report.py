@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from fabricated import case_record, entry, make_case, perf_measurement, run_record
+from rich.console import Console
 
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.records import Measurement, Metric, RunRecord
 from wan_trt_core.report.junit import junit_properties
 from wan_trt_core.report.markdown import markdown_report, write_markdown
 from wan_trt_core.report.summary import WHY, headline, totals, worst_first
-from wan_trt_core.report.terminal import print_report
+from wan_trt_core.report.terminal import render
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def record() -> RunRecord:
 
 def terminal(record: RunRecord, width: int = 80) -> str:
     stream = io.StringIO()
-    print_report(record, stream, width=width)
+    render(record, Console(file=stream, width=width, highlight=False))
     return stream.getvalue()
 
 

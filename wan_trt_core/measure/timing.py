@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from wan_trt_core.gates.statistics import noise_floor, ratio_of_medians
 from wan_trt_core.records import Metric
 
 TIMING_METRICS = ("reference_time", "candidate_time", "speedup", "noise_floor")
@@ -98,19 +99,20 @@ class PairedTimes:
             "reference_time": Metric(value=median(reference), unit="s", better="lower", samples=reference),
             "candidate_time": Metric(value=median(candidate), unit="s", better="lower", samples=candidate),
             "speedup": Metric(
-                value=median(reference) / median(candidate),
+                value=ratio_of_medians(reference, candidate),
                 unit="x",
                 better="higher",
                 samples=tuple(a / b for a, b in zip(reference, candidate, strict=True)),
             ),
         }
         if self.noise:
-            ratio = median(p.reference for p in self.noise) / median(p.candidate for p in self.noise)
+            first = tuple(pair.reference for pair in self.noise)
+            second = tuple(pair.candidate for pair in self.noise)
             metrics["noise_floor"] = Metric(
-                value=abs(ratio - 1),
+                value=noise_floor(first, second),
                 unit="",
                 better="lower",
-                samples=tuple(abs(pair.reference / pair.candidate - 1) for pair in self.noise),
+                samples=tuple(noise_floor((a,), (b,)) for a, b in zip(first, second, strict=True)),
             )
         return metrics
 

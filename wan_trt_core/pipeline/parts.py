@@ -44,11 +44,11 @@ class _Part(nn.Module):
         return self._device
 
 
-class EngineTransformer(_Part):
-    """In the place of ``WanTransformer3DModel``: text to video, batch 1.
+class _EnginePart(_Part):
+    """A part that one engine does the work of.
 
     Args:
-        engine: of the component ``dit``.
+        engine: of the part's component.
         prepare: the component's ``prepare``.
         config: the original's configuration.
     """
@@ -59,6 +59,10 @@ class EngineTransformer(_Part):
         super().__init__(config, dtype, device)
         self._engine = engine
         self._prepare = prepare
+
+
+class EngineTransformer(_EnginePart):
+    """In the place of ``WanTransformer3DModel``, with the engine of ``dit``: text to video, batch 1."""
 
     @contextmanager
     def cache_context(self, name: str, **_: object) -> Iterator[None]:
@@ -141,21 +145,8 @@ class EngineVAE(_Part):
         raise UnsupportedCall("the engines decode; encode with the checkpoint's own VAE")
 
 
-class EngineTextEncoder(_Part):
-    """In the place of ``UMT5EncoderModel``: one prompt a call.
-
-    Args:
-        engine: of the component ``text_encoder``.
-        prepare: the component's ``prepare``.
-        config: the original's configuration.
-    """
-
-    def __init__(
-        self, engine: Engine, prepare: Prepare, config: Any, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        super().__init__(config, dtype, device)
-        self._engine = engine
-        self._prepare = prepare
+class EngineTextEncoder(_EnginePart):
+    """In the place of ``UMT5EncoderModel``, with the engine of ``text_encoder``: one prompt a call."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
         """The prompt's states (1, text length, dim).

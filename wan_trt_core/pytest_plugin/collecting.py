@@ -87,9 +87,8 @@ def _cases(session: WanSession, suite: Suite) -> tuple[Case, ...]:
     try:
         return session.cases(suite)
     except (CaseFileError, ConfigError) as error:
-        session.refusal = str(
-            error
-        )  # the whole collection is refused once it is complete, with this one message
+        # the whole collection is refused once it is complete, with this one message
+        session.refusal = str(error)
         return ()
 
 

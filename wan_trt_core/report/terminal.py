@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.records import CaseRecord, RunRecord
@@ -34,21 +34,8 @@ BESIDE_CASE = 46
 """Columns that all but the case's name need: suite 6, INCONCLUSIVE 12, measured 9, limit 4, BELOW GATE 10, gaps 5."""
 
 
-def print_report(record: RunRecord, stream: IO[str] | None = None, *, width: int | None = None) -> None:
-    """Print the table, the reason of everything that did not pass, and the totals.
-
-    Args:
-        record: the run.
-        stream: where to (standard output unless given); colours only if it is a terminal.
-        width: columns; the terminal's own unless given.
-    """
-    from rich.console import Console
-
-    render(record, Console(file=stream, width=width, highlight=False))
-
-
 def render(record: RunRecord, console: Console) -> None:
-    """Print the report to a rich console."""
+    """Print the table, the reason of everything that did not pass, and the totals."""
     console.print(verdict_table(record, console.width))
     for case in worst_first(record):
         if case.verdict is not Verdict.PASS:

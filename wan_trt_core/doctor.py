@@ -91,18 +91,20 @@ def diagnose(loaded: Loaded) -> Diagnosis:
         _cache(settings),
         _baselines(settings),
     ]
-    return Diagnosis(tuple(asdict(row) for row in loaded.describe()), machine(), tuple(findings))
+    return Diagnosis(tuple(asdict(row) for row in loaded.describe()), machine(settings), tuple(findings))
 
 
-def machine() -> dict[str, Any]:
-    """Processor, memory, GPU and the versions that decide what runs here. Memory is in bytes."""
+def machine(settings: Settings) -> dict[str, Any]:
+    """Processor, memory (bytes), GPU and the versions that decide what runs here.
+
+    The hardware key is that of the device which the suites run on; ``None`` when it is not there.
+    """
     import torch
 
-    from wan_trt_core.measure.environment import cpu_count, cpu_name, hardware_key, memory_bytes
+    from wan_trt_core.measure.environment import cpu_count, cpu_name, memory_bytes
 
-    cuda = torch.cuda.is_available()
     return {
-        "hardware_key": hardware_key("cuda" if cuda else "cpu"),
+        "hardware_key": _hardware_key(settings),
         "os": platform.platform(),
         "python": platform.python_version(),
         "cpu": cpu_name(),
@@ -111,7 +113,7 @@ def machine() -> dict[str, Any]:
         "gpus": gpus(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "torch_sees_gpu": cuda,
+        "torch_sees_gpu": torch.cuda.is_available(),
     }
 
 
@@ -323,18 +325,26 @@ def _cache(settings: Settings) -> Finding:
 
 
 def _baselines(settings: Settings) -> Finding:
-    from wan_trt_core.backends.registry import device_of
-    from wan_trt_core.measure.environment import hardware_key
-
     feature = "absolute bands (without them the ratio gates decide)"
-    try:
-        folder = settings.baselines / hardware_key(device_of(settings))
-    except RuntimeError as error:
-        return Finding("baselines", "missing", str(error), feature, "set device or onnxruntime.providers")
+    key = _hardware_key(settings)
+    if key is None:
+        detail = "the settings ask for a CUDA device, and PyTorch sees none"
+        return Finding("baselines", "missing", detail, feature, "set device or onnxruntime.providers")
+    folder = settings.baselines / key
     if folder.is_dir():
         return Finding("baselines", "ok", str(folder), feature)
     fix = "python tools/regenerate_baselines.py   (in the repository that keeps the baselines)"
     return Finding("baselines", "missing", f"none for this hardware: {folder}", feature, fix)
+
+
+def _hardware_key(settings: Settings) -> str | None:
+    from wan_trt_core.backends.registry import device_of
+    from wan_trt_core.measure.environment import hardware_key
+
+    try:
+        return hardware_key(device_of(settings))
+    except RuntimeError:  # no such device
+        return None
 
 
 def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

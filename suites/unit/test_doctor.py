@@ -46,9 +46,11 @@ def test_this_machine_can_run_the_main_job(loaded: Loaded) -> None:
 
 def test_baselines_of_a_gpu_that_is_not_there_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    finding = doctor._baselines(load_settings(None, {"device": "cuda"}, {"WAN_TRT_CONFIG": ""}).settings)
+    settings = load_settings(None, {"device": "cuda"}, {"WAN_TRT_CONFIG": ""}).settings
+    finding = doctor._baselines(settings)
     assert finding.status == "missing"
-    assert "no CUDA device" in finding.detail
+    assert "ask for a CUDA device" in finding.detail
+    assert doctor.machine(settings)["hardware_key"] is None
 
 
 class TestOnnxRuntimeBuild:

@@ -40,14 +40,17 @@ class Sizes:
 
     @property
     def latent_frames(self) -> int:
+        """Latent frames: one for the first frame, one for every four after it."""
         return (self.frames - 1) // TEMPORAL + 1
 
     @property
     def latent_height(self) -> int:
+        """Rows of a latent frame: eight pixel rows each."""
         return self.height // SPATIAL
 
     @property
     def latent_width(self) -> int:
+        """Columns of a latent frame: eight pixel columns each."""
         return self.width // SPATIAL
 
 
@@ -61,5 +64,6 @@ class ShapeProfile:
     max: Sizes
 
     def at(self, point: Point) -> Sizes:
+        """The sizes at ``min``, ``opt`` (what it is tuned for) or ``max``."""
         sizes: Sizes = getattr(self, point)
         return sizes

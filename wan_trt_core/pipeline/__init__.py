@@ -1,0 +1,1 @@
+"""Engines from prompt to video: loaded by name, and put inside diffusers' own pipeline."""

@@ -17,6 +17,7 @@ from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models.components import get_component
+from wan_trt_core.models.profiles import POINTS
 from wan_trt_core.pipeline.streaming import StreamingDecoder
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def onnx_identity(
         "component": component,
         "precision": precision,
         "profile": profile.name,
-        "sizes": {point: asdict(sizes) for point, sizes in _points(profile).items()},
+        "sizes": {point: asdict(profile.at(point)) for point in POINTS},
         "block_outputs": block_outputs,
         "weights": model.checkpoint.weights_sha256(get_component(component).part),
         "export": settings.export.model_dump(mode="json"),
@@ -307,10 +308,6 @@ def _engine_backend(name: str) -> EngineBackend:
     if not isinstance(backend, EngineBackend):
         raise EngineError(f"the backend {name} runs PyTorch modules and has no engines")
     return backend
-
-
-def _points(profile: ShapeProfile) -> dict[str, Any]:
-    return {"min": profile.min, "opt": profile.opt, "max": profile.max}
 
 
 def _from_facts(entry: Entry) -> OnnxModel:

@@ -39,7 +39,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_an_index_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
+    with pytest.raises(CheckpointError, match=r"no model_index\.json\. Give the folder that .*-Diffusers"):
         Checkpoint.open(tmp_path)
 
 
@@ -69,6 +69,53 @@ def test_a_missing_part_is_named(folder: Path, name: str) -> None:
     shutil.rmtree(folder / name)
     with pytest.raises(CheckpointError, match=rf"{name}: missing"):
         Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("transformer", {"num_layers": None}, "num_layers is None, expected a positive integer"),
+        (
+            "transformer",
+            {"attention_head_dim": "64"},
+            "attention_head_dim is '64', expected a positive integer",
+        ),
+        ("vae", {"z_dim": 0}, "z_dim is 0, expected a positive integer"),
+        ("vae", {"latents_mean": 0.1}, "latents_mean is 0.1, expected a list"),
+        ("text_encoder", {"d_model": True}, "d_model is True, expected a positive integer"),
+    ],
+)
+def test_a_configuration_of_something_else_is_named(
+    folder: Path, part: str, change: dict[str, Any], message: str
+) -> None:
+    edit(folder / part / "config.json", lambda config: config.update(change))
+    with pytest.raises(CheckpointError, match=rf"{part}/config\.json: {message}; copy or download"):
+        Checkpoint.open(folder)
+
+
+def test_what_the_libraries_refuse_names_the_folder(folder: Path) -> None:
+    """A value that only the module itself looks at."""
+    edit(folder / "transformer" / "config.json", lambda config: config.update(ffn_dim="wide"))
+    with pytest.raises(CheckpointError, match=r"transformer: cannot be loaded \(TypeError: .*download"):
+        Checkpoint.open(folder).load("transformer")
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_broken_tokenizer_is_named(folder: Path, text: str | None) -> None:
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    if text is not None:
+        (folder / "tokenizer" / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"tokenizer: cannot be loaded .*copy or download"):
+        Checkpoint.open(folder).tokenizer()
+
+
+@pytest.mark.parametrize("entry", [None, ["diffusers", "NopeScheduler"]])
+def test_an_unknown_scheduler_is_named(folder: Path, entry: Any) -> None:
+    edit(folder / "model_index.json", lambda index: index.update(scheduler=entry))
+    name = entry[1] if entry else "None"
+    with pytest.raises(CheckpointError, match=rf"model_index\.json: scheduler is {name}, which diffusers"):
+        Checkpoint.open(folder).scheduler()
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])

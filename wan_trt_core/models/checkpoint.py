@@ -28,6 +28,22 @@ WEIGHTS: Mapping[str, str] = {
     "text_encoder": "model.safetensors",
 }
 
+SIZES: Mapping[str, tuple[str, ...]] = {
+    "transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "text_dim"),
+    "vae": ("z_dim", "base_dim", "num_res_blocks"),
+    "text_encoder": ("num_layers", "d_model"),
+}
+"""Keys of each part's ``config.json`` that the components are laid out by: positive integers."""
+
+LISTS: Mapping[str, tuple[str, ...]] = {
+    "transformer": ("patch_size",),
+    "vae": ("dim_mult", "temperal_downsample", "latents_mean", "latents_std"),
+    "text_encoder": (),
+}
+"""The same for lists."""
+
+_AGAIN = "copy or download the checkpoint again"
+
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Suffixes of weights that run code when they are loaded. They are never read."""
 
@@ -126,7 +142,7 @@ class Checkpoint:
                 f"{folder / pickled[0]}: pickled weights run code when loaded and are refused; convert them"
                 " with save_pretrained(…, safe_serialization=True)"
             )
-        raise CheckpointError(f"{single}: missing, and there is no {index.name} beside it")
+        raise CheckpointError(f"{single}: missing, and there is no {index.name} beside it; {_AGAIN}")
 
     def weights_sha256(self, part: str) -> str:
         """Hash over a part's configuration and weights (hex), computed once."""
@@ -155,17 +171,36 @@ class Checkpoint:
         return self._modules[key]
 
     def tokenizer(self) -> Any:
-        """The tokenizer, by the class that ``model_index.json`` and its own files name."""
+        """The tokenizer, by the class that ``model_index.json`` and its own files name.
+
+        Raises:
+            CheckpointError: when its files are missing or damaged.
+        """
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        folder = self.folder / "tokenizer"
+        with _explained(folder):
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def scheduler(self) -> Any:
-        """A new scheduler of the class that ``model_index.json`` names."""
+        """A new scheduler of the class that ``model_index.json`` names.
+
+        Raises:
+            CheckpointError: when diffusers has no such class, or its configuration cannot be read.
+        """
         import diffusers
 
-        name = _read_json(self.folder / "model_index.json")["scheduler"][1]
-        return getattr(diffusers, name).from_pretrained(self.folder / "scheduler")
+        index = self.folder / "model_index.json"
+        name = _class_name(_read_json(index), "scheduler")
+        kind = getattr(diffusers, str(name), None)
+        if kind is None:
+            raise CheckpointError(
+                f"{index}: scheduler is {name}, which diffusers {diffusers.__version__} does not have; use a"
+                " version that has it, or name another scheduler"
+            )
+        folder = self.folder / "scheduler"
+        with _explained(folder):
+            return kind.from_pretrained(folder)
 
     def pipeline(
         self, dtypes: Mapping[str, str] | None = None, device: torch.device | str = "cpu"
@@ -224,26 +259,27 @@ class Checkpoint:
         if part == "text_encoder":
             from transformers import UMT5EncoderModel
 
-            with _no_progress_bars():
+            with _explained(folder), _no_progress_bars():
                 module, info = UMT5EncoderModel.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
                 )
         else:
             import diffusers
 
-            module, info = getattr(diffusers, PARTS[part]).from_pretrained(
-                folder,
-                torch_dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with _explained(folder):
+                module, info = getattr(diffusers, PARTS[part]).from_pretrained(
+                    folder,
+                    torch_dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
         problems = {kind: info.get(kind) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
         if problems:
             kind, names = next(iter(problems.items()))
             raise CheckpointError(
                 f"{folder}: the weights do not fit config.json: {len(names)} {kind.replace('_', ' ')},"
-                f" such as {sorted(map(str, names))[0]}"
+                f" such as {sorted(map(str, names))[0]}; {_AGAIN}"
             )
         stock: nn.Module = module.eval().requires_grad_(False)
         return stock
@@ -252,7 +288,9 @@ class Checkpoint:
         index_path = self.folder / "model_index.json"
         if not index_path.exists():
             raise CheckpointError(
-                f"{self.folder} is no checkpoint in diffusers format: it has no model_index.json"
+                f"{self.folder} is no checkpoint in diffusers format: it has no model_index.json. Give the folder"
+                f" that holds it beside {', '.join((*PARTS, 'tokenizer'))} and scheduler; of the hub's Wan models"
+                " those whose names end in -Diffusers have this form"
             )
         index = _read_json(index_path)
         pipeline = index.get("_class_name")
@@ -265,18 +303,41 @@ class Checkpoint:
                 f"{index_path}: a Wan 2.2 pipeline; only Wan 2.1 text-to-video is supported"
             )
         for part, expected in PARTS.items():
-            entry = index.get(part)
-            found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+            found = _class_name(index, part)
             if found != expected:
-                raise CheckpointError(f"{index_path}: {part} is {found}, expected {expected}")
+                raise CheckpointError(
+                    f"{index_path}: {part} is {found}, expected {expected}; only Wan 2.1 text-to-video is supported"
+                )
         for part in (*PARTS, "scheduler", "tokenizer"):
             if not (self.folder / part).is_dir():
-                raise CheckpointError(f"{self.folder / part}: missing; model_index.json names it")
+                raise CheckpointError(f"{self.folder / part}: missing, and a Wan pipeline needs it; {_AGAIN}")
         self.config("scheduler")
         for part in PARTS:
-            self.config(part)
+            self._validate_config(part)
             for file in self.weight_files(part):
                 _header(file)
+
+    def _validate_config(self, part: str) -> None:
+        path, config = self.folder / part / "config.json", self.config(part)
+        for key in SIZES[part]:
+            value = config.get(key)
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise CheckpointError(f"{path}: {key} is {value!r}, expected a positive integer; {_AGAIN}")
+        for key in LISTS[part]:
+            if not isinstance(config.get(key), list):
+                raise CheckpointError(f"{path}: {key} is {config.get(key)!r}, expected a list; {_AGAIN}")
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn whatever diffusers and transformers raise over a folder's files into an error that names it."""
+    try:
+        yield
+    except Exception as error:  # a broken value in a configuration surfaces wherever it is first used
+        lines = str(error).strip().splitlines() or [""]
+        raise CheckpointError(
+            f"{folder}: cannot be loaded ({type(error).__name__}: {lines[0]}); if its files are damaged, {_AGAIN}"
+        ) from error
 
 
 @contextmanager
@@ -297,16 +358,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+        raise CheckpointError(f"{path}: not readable as JSON: {error}; {_AGAIN}") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a {type(data).__name__}, expected a JSON object")
+        raise CheckpointError(f"{path}: holds a {type(data).__name__}, expected a JSON object; {_AGAIN}")
     return data
+
+
+def _class_name(index: Mapping[str, Any], part: str) -> str | None:
+    """The class that ``model_index.json`` names for a part, as ``["diffusers", class]``."""
+    entry = index.get(part)
+    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else None
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{index}: has no weight_map")
+        raise CheckpointError(f"{index}: has no weight_map; {_AGAIN}")
     files = []
     for name in sorted(set(map(str, names.values()))):
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -314,7 +381,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
                 f"{index}: weight_map names {name!r}, expected a safetensors file beside it"
             )
         if not (index.parent / name).exists():
-            raise CheckpointError(f"{index.parent / name}: missing; {index.name} names it")
+            raise CheckpointError(f"{index.parent / name}: missing, and {index.name} names it; {_AGAIN}")
         files.append(index.parent / name)
     return tuple(files)
 

@@ -14,9 +14,10 @@ import torch
 from faults import drop_block, negate_angles, permute_caches, poison, scale_block, swap_heads
 from torch import nn
 
+from wan_trt_core.backends.base import BackendUnavailable
 from wan_trt_core.cases import Case, Limit
 from wan_trt_core.comparison import measure_case
-from wan_trt_core.comparison.blocks import find_divergence
+from wan_trt_core.comparison.blocks import NOISE, find_divergence
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_call
 from wan_trt_core.comparison.perf import time_target
@@ -133,6 +134,17 @@ def test_permuted_caches_fail(component: str, settings: Settings, monkeypatch: p
     assert any("vae_decoder_next: first diverging block: mid_block" in note for note in measurement.notes)
 
 
+def test_without_a_compiler_torch_compile_is_not_measured(
+    healthy: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Inductor would fail in the middle of the first call, with pages of its own."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    case = case_of("dit", healthy, backend="torch-compile")
+    with pytest.raises(BackendUnavailable, match=r"C\+\+ compiler"):
+        measure_case(case, "parity", Context(healthy))
+
+
 def test_divergence_is_found_where_it_starts() -> None:
     reference = {"a": torch.ones(4), "b": torch.ones(4), "c": torch.ones(4)}
     broken = {"a": torch.ones(4), "b": torch.tensor([1.0, 1.0, 1.0, 1.1]), "c": torch.zeros(4)}
@@ -140,6 +152,22 @@ def test_divergence_is_found_where_it_starts() -> None:
     assert find_divergence(reference, broken, 1e-4).first == "b"
     with pytest.raises(KeyError):
         find_divergence(reference, {"a": torch.ones(4)}, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("errors", "first"),
+    [
+        # measured on the fp16 DiT of tiny-wan: healthy, and with one block's output or weights off by 1 %
+        ([3.5e-4, 5.3e-4, 5.3e-4, 6.7e-4, 5.3e-4, 1.1e-3], None),
+        ([3.5e-4, 5.3e-4, 9.6e-3, 8.7e-3, 3.3e-3, 7.9e-3], "blocks.2"),
+        ([3.5e-4, 5.3e-4, 2.7e-3, 1.8e-3, 6.8e-4, 1.5e-3], "blocks.2"),
+        ([1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 9.9e-3, 9.9e-3], None),  # rounding that adds up
+    ],
+)
+def test_a_jump_under_the_noise_of_half_precision_is_found(errors: list[float], first: str | None) -> None:
+    reference = {f"blocks.{index}": torch.ones(4) for index in range(len(errors))}
+    candidate = {f"blocks.{index}": torch.ones(4) * (1 + error) for index, error in enumerate(errors)}
+    assert find_divergence(reference, candidate, NOISE["fp16"]).first == first
 
 
 class FakeTarget:

@@ -88,6 +88,11 @@ class TestHelp:
     def test_version(self, wan: Wan) -> None:
         assert wan("--version") == (0, f"{__version__}\n", "")
 
+    def test_the_module_runs_too(self) -> None:
+        command = [sys.executable, "-m", "wan_trt_core.cli", "inspect", "nowhere"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, "no model 'nowhere'" in done.stderr) == (3, True)
+
     def test_no_command_shows_the_commands(self, wan: Wan) -> None:
         code, out, err = wan()
         assert code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -174,7 +175,26 @@ class TestWrongInput:
 
         monkeypatch.setattr("wan_trt_core.engine_cache.EngineCache.list", full)
         code, _, err = wan("engines", "list")
-        assert (code, err) == (1, "error: [Errno 28] No space left on device\n")
+        hint = "the disk is full: free some space, or name another folder"
+        assert (code, err) == (1, f"error: [Errno 28] No space left on device; {hint}\n")
+
+    def test_a_full_disk_leaves_no_graph_without_its_weights(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, target = tmp_path / "source", tmp_path / "target"
+        source.mkdir()
+        for name in ("dit_fp32.onnx", "dit_fp32.onnx.data"):
+            (source / name).write_bytes(b"x")
+
+        def full(source: Path, target: Path) -> None:
+            if source.name.endswith(".data"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            target.write_bytes(source.read_bytes())
+
+        monkeypatch.setattr("shutil.copyfile", full)
+        with pytest.raises(OSError, match="No space"):
+            cli._copy_files(source, target, "dit_fp32.onnx")
+        assert list(target.iterdir()) == []
 
 
 class TestInspect:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -67,9 +68,9 @@ def main() -> None:
         code = _exit_code(error)
         if debug or code is None:
             raise
-        print_error(
-            f"error: {error}".replace("--wan-", "--")
-        )  # the options are named as here, not as in pytest
+        hint = "; the disk is full: free some space, or name another folder" if _disk_full(error) else ""
+        # the options are named as here, not as in pytest
+        print_error(f"error: {error}{hint}".replace("--wan-", "--"))
         sys.exit(code)
 
 
@@ -87,6 +88,10 @@ def _exit_code(error: Exception) -> int | None:
     if not type(error).__module__.startswith("wan_trt_core"):
         return None
     return WRONG_INPUT if isinstance(error, ValueError) else FAILED
+
+
+def _disk_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _version(wanted: bool) -> None:

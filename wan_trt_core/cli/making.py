@@ -125,11 +125,11 @@ def _made(components: list[str] | None, precision: str, settings: Settings, make
 
 
 def _copy_files(source: Path, target: Path, name: str) -> Path:
-    """Copy an exported model; each file becomes visible only when it is whole."""
+    """Copy an exported model; each file becomes visible only when it is whole, the graph after its weights."""
     import shutil
 
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
+    for file in sorted(source.iterdir(), key=lambda file: file.name == name):
         if file.is_file() and file.name != "manifest.json":
             temporary = target / f".{file.name}.{os.getpid()}.tmp"
             try:

@@ -54,6 +54,9 @@ SCHEMA_VERSION = 1
 SIGNIFICANT_DIGITS = 6
 """Stored digits: far below any noise, and few enough that a diff can be read."""
 
+LONGEST_INTEGER = 20
+"""Digits: more bytes or nanoseconds than there are, and few enough for a float to hold."""
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
 _ENTRY_KEYS = {"metrics", "provenance"}
@@ -290,7 +293,9 @@ class _Reader:
 
     def file(self, text: str, hardware_key: str, model: str) -> BaselineFile:
         try:
-            data = json.loads(text, parse_constant=self._constant, object_pairs_hook=self._object)
+            data = json.loads(
+                text, parse_int=self._integer, parse_constant=self._constant, object_pairs_hook=self._object
+            )
         except json.JSONDecodeError as error:
             self._fail(f"is no whole JSON ({error})")
         if not isinstance(data, dict):
@@ -390,6 +395,11 @@ class _Reader:
             names = [name for name, _ in pairs]
             self._fail(f"key {next(name for name in names if names.count(name) > 1)} is there twice")
         return data
+
+    def _integer(self, digits: str) -> int:
+        if len(digits) > LONGEST_INTEGER:
+            self._fail(f"holds {digits[:LONGEST_INTEGER]}…, a number too large to be measured")
+        return int(digits)
 
     def _constant(self, name: str) -> float:
         self._fail(f"holds {name}, not a positive number")

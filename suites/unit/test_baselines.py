@@ -86,6 +86,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "infinite": (lambda d: metric(d).update(value=math.inf), "Infinity"),
     "zero": (lambda d: metric(d).update(value=0), "reference_time.value is 0, not a positive number"),
     "negative": (lambda d: metric(d).update(value=-0.1), "reference_time.value is -0.1"),
+    "too large": (lambda d: metric(d).update(value=10**400), "a number too large to be measured"),
     "null": (lambda d: metric(d).update(value=None), "reference_time.value is None"),
     "text": (lambda d: metric(d).update(value="0.1"), "reference_time.value is '0.1'"),
     "unit": (lambda d: metric(d).update(unit=3), "reference_time.unit is 3, not a text"),

@@ -232,7 +232,7 @@ class EngineCache:
             shutil.rmtree(folder, ignore_errors=True)
             if full:
                 raise CacheError(
-                    f"the disk is full: making {_title(kind, identity)} in {self.root} failed ({error});"
+                    f"the disk is full: making {_title(kind, identity)} in {self.root} failed ({_root(error)});"
                     f" {_free(self.root)} bytes are free now. Nothing half-written was left. Free space"
                     " (`wan-trt engines prune --older-than 7d`) or set another folder with --wan-cache"
                 ) from error
@@ -479,6 +479,13 @@ def _disk_full(error: BaseException, root: Path) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return isinstance(error, Exception) and _free(root) < FULL_BELOW
+
+
+def _root(error: BaseException) -> BaseException:
+    """What a failure began with: those who passed it on may have said already that the disk is full."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _free(folder: Path) -> int:

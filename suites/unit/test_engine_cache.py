@@ -247,6 +247,18 @@ def test_a_full_disk_is_reported_once_where_entries_nest(cache: EngineCache) -> 
     assert str(caught.value).count("the disk is full") == 1
 
 
+def test_a_full_disk_is_reported_once_where_the_exporter_says_so_too(cache: EngineCache) -> None:
+    def full(folder: Path) -> dict[str, Any]:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "dit.onnx")
+        except OSError as error:
+            raise ValueError("the disk is full: free some space") from error
+
+    with pytest.raises(CacheError, match=r"No space left on device: 'dit\.onnx'") as caught:
+        cache.get_or_make("onnx", IDENTITY, full)
+    assert str(caught.value).count("the disk is full") == 1
+
+
 def _build_once(root: Path, log: Path, start: Any) -> None:
     def slowly(folder: Path) -> dict[str, Any]:
         with log.open("a") as stream:

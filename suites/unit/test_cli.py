@@ -20,6 +20,7 @@ from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement
 
 from wan_trt_core import __version__, cli
 from wan_trt_core.baselines import BaselineFile, write_baselines
+from wan_trt_core.cli import making
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.config import Loaded
 from wan_trt_core.doctor import Diagnosis, Finding
@@ -193,7 +194,7 @@ class TestWrongInput:
 
         monkeypatch.setattr("shutil.copyfile", full)
         with pytest.raises(OSError, match="No space"):
-            cli._copy_files(source, target, "dit_fp32.onnx")
+            making._copy_files(source, target, "dit_fp32.onnx")
         assert list(target.iterdir()) == []
 
 

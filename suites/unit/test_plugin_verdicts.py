@@ -181,6 +181,17 @@ def test_baselines(project: Project, stored: dict[str, float], verdict: tuple[st
     result = project.run("-m", "parity")
     assert project.verdicts()["parity", "good-one"] == verdict
     assert (result.ret == 0) == (verdict[0] == "pass")
+    explained = "first diverging block: blocks.3" in result.stdout.str()
+    assert explained == (verdict[0] == "fail")  # a band alone may fail a case; that is explained as well
+
+
+def test_a_failure_that_cannot_be_explained_is_still_a_failure(project: Project) -> None:
+    project.cases("bad-mute")
+    result = project.run("-m", "parity")
+    assert project.verdicts()["parity", "bad-mute"] == ("fail", "beyond_limit")
+    result.stdout.fnmatch_lines(
+        ["*why could not be found out: MemoryError: no room for every block's output"]
+    )
 
 
 def test_stop_at_first_failure(project: Project) -> None:

@@ -1,6 +1,7 @@
 """Reference and candidate side by side: the measurements that the gates judge.
 
-:func:`measure_case` is the one entry; everything heavy is imported when it is called.
+:func:`measure_case` and, for a case that failed, :func:`explain_case` are the entries; everything heavy is imported
+when they are called.
 """
 
 from __future__ import annotations
@@ -24,3 +25,16 @@ def measure_case(case: Case, suite: str, context: Context) -> Measurement:
 
     measure = {"parity": parity.measure, "perf": perf.measure, "memory": memory.measure}[suite]
     return measure(case, context)
+
+
+def explain_case(case: Case, suite: str, context: Context) -> tuple[str, ...]:
+    """Lines for a person that say why a measured case failed; none where the suite has nothing to add.
+
+    Raises:
+        ExportError, EngineError: when the engines that give out every block's output cannot be made.
+    """
+    if suite != "parity":
+        return ()
+    from wan_trt_core.comparison import parity
+
+    return parity.explain(case, context)

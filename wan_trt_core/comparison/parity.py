@@ -5,15 +5,13 @@ from __future__ import annotations
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.conditions import equal_conditions, snapshot
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Outputs, Target, target_of
-from wan_trt_core.gates.parity import judge_parity
-from wan_trt_core.gates.verdict import Verdict
+from wan_trt_core.comparison.targets import Outputs, target_of
 from wan_trt_core.measure.quality import VIDEO_METRICS, tensor_metrics, video_metrics
 from wan_trt_core.records import Measurement, Metric
 
 
 def measure(case: Case, context: Context) -> Measurement:
-    """Compare every output at every point of the case's profile; name the first diverging block on failure."""
+    """Compare every output at every point of the case's profile."""
     if case.parity is None:
         raise ValueError(f"case {case.id} has no parity gate")
     with equal_conditions(context.settings):
@@ -24,14 +22,17 @@ def measure(case: Case, context: Context) -> Measurement:
             inputs = target.inputs(point)
             expected, found = target.reference.call(inputs), target.candidate.call(inputs)
             by_point[point] = compare(expected, found, required, target.fps)
-        measurement = Measurement(
-            metrics=worst(by_point),
-            facts={"conditions": snapshot(), **target.facts()},
-        )
-        checks = judge_parity(case.parity, measurement)
-        if all(check.verdict is Verdict.PASS for check in checks):
-            return measurement
-        return measurement.model_copy(update={"notes": explain(target)})
+        return Measurement(metrics=worst(by_point), facts={"conditions": snapshot(), **target.facts()})
+
+
+def explain(case: Case, context: Context) -> tuple[str, ...]:
+    """For a case that failed: what each component's blocks say, the first diverging one named.
+
+    Runs engines that give out every block's output, which are built for it.
+    """
+    with equal_conditions(context.settings):
+        divergences = target_of(case, context).divergences()
+    return tuple(f"{component}: {divergence.describe()}" for component, divergence in divergences.items())
 
 
 def compare(
@@ -81,13 +82,6 @@ def worst(by_source: dict[str, dict[str, Metric]]) -> dict[str, Metric]:
             }
         )
     return merged
-
-
-def explain(target: Target) -> tuple[str, ...]:
-    """For a failure: what each component's blocks say, the first diverging one named."""
-    return tuple(
-        f"{component}: {divergence.describe()}" for component, divergence in target.divergences().items()
-    )
 
 
 def _badness(metric: Metric) -> tuple[int, float]:

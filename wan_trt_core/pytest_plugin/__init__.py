@@ -39,7 +39,7 @@ __all__ = [
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Declare ``pytest_wan_measure`` and ``pytest_wan_hardware_key``."""
+    """Declare ``pytest_wan_measure``, ``pytest_wan_explain`` and ``pytest_wan_hardware_key``."""
     pluginmanager.add_hookspecs(hookspecs)
 
 
@@ -87,6 +87,12 @@ def pytest_runtest_makereport(
 def pytest_wan_measure(case: Case, suite: Suite, session: WanSession) -> Measurement:
     """Measure the case with its engines, unless another plugin did."""
     return measuring.measure(case, suite, session)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_wan_explain(case: Case, suite: Suite, session: WanSession) -> tuple[str, ...]:
+    """Say why a case failed, unless another plugin did."""
+    return measuring.explain(case, suite, session)
 
 
 @pytest.hookimpl(trylast=True)

@@ -21,6 +21,14 @@ def pytest_wan_measure(case: Case, suite: Suite, session: WanSession) -> Measure
 
 
 @pytest.hookspec(firstresult=True)
+def pytest_wan_explain(case: Case, suite: Suite, session: WanSession) -> tuple[str, ...] | None:
+    """Say why a measured case failed, in lines for a person; ``None`` leaves it to the next plugin.
+
+    An exception becomes such a line: the verdict stands whatever happens here.
+    """
+
+
+@pytest.hookspec(firstresult=True)
 def pytest_wan_hardware_key(session: WanSession) -> str | None:
     """The name under which this machine's baselines are stored; ``None`` leaves it to the next plugin.
 

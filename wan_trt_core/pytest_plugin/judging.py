@@ -37,7 +37,10 @@ def judge_item(
     """Judge, keep the record with the item, and fail the item unless it passes (or gating is off)."""
     __tracebackhide__ = True
     seconds = time.perf_counter() - item.stash.get(STARTED, time.perf_counter())
-    record = item.stash[RECORD] = judge_case(session, case, suite, measurement, seconds)
+    record = judge_case(session, case, suite, measurement, seconds)
+    if record.verdict is Verdict.FAIL:
+        record = _explained(session, case, suite, record)
+    item.stash[RECORD] = record
     if record.verdict is Verdict.PASS:
         return record
     message = failure_message(record, str(session.settings.report / "report.md"))
@@ -64,6 +67,16 @@ def judge_case(
         baseline_error=stored.error,
     )
     return _record(Subject(case, suite), checks, measurement, seconds)
+
+
+def _explained(session: WanSession, case: Case, suite: Suite, record: CaseRecord) -> CaseRecord:
+    """The record with lines that say why it failed, which may take another run of the engines."""
+    try:
+        notes = session.config.hook.pytest_wan_explain(case=case, suite=suite, session=session)
+    except Exception as error:  # of whatever kind: the case has failed, and that is what must be told
+        notes = (f"why could not be found out: {type(error).__name__}: {error}",)
+    measurement = record.measurement.model_copy(update={"notes": (*record.measurement.notes, *notes)})
+    return record.model_copy(update={"measurement": measurement})
 
 
 def not_measured(

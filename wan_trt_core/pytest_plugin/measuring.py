@@ -27,6 +27,13 @@ def measure(case: Case, suite: Suite, session: WanSession) -> Measurement:
     return measure_case(case, suite, session.context)
 
 
+def explain(case: Case, suite: Suite, session: WanSession) -> tuple[str, ...]:
+    """Lines for a person that say why a measured case failed."""
+    from wan_trt_core.comparison import explain_case
+
+    return explain_case(case, suite, session.context)
+
+
 def hardware_key(settings: Settings) -> str:
     """This machine's key for the device that both arms run on."""
     from wan_trt_core.backends.registry import device_of

@@ -47,10 +47,13 @@ def get_backend(name: str) -> Backend:
 def device_of(settings: Settings) -> Literal["cpu", "cuda"]:
     """Where both arms of every comparison run: as the settings say, else where the backend runs.
 
-    ONNX Runtime runs where its first provider does; every other backend takes a CUDA GPU where there is one.
+    ONNX Runtime runs where its first provider does, TensorRT on a GPU; every other backend takes a CUDA GPU where
+    there is one.
     """
     if settings.device != "auto":
         return settings.device
+    if settings.backend == "tensorrt":
+        return "cuda"
     if settings.backend == "onnxruntime":
         return "cpu" if settings.onnxruntime.providers[0].startswith("CPU") else "cuda"
     import torch

@@ -158,7 +158,9 @@ class Rig(SimpleNamespace):
     fake: FakeEngine
     stream: FakeStream
 
-    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def run(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         results = self.engine.run_into(inputs, outputs or {})
         assert torch.equal(results["y"], inputs["x"] + inputs["cache"])
         assert torch.equal(results["left"], 2 * inputs["x"])
@@ -168,7 +170,9 @@ class Rig(SimpleNamespace):
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
     strategies = SimpleNamespace(USER_MANAGED="user managed")
-    monkeypatch.setattr(api, "tensorrt", lambda: SimpleNamespace(ExecutionContextAllocationStrategy=strategies))
+    monkeypatch.setattr(
+        api, "tensorrt", lambda: SimpleNamespace(ExecutionContextAllocationStrategy=strategies)
+    )
 
     def make(*profiles: Any, **settings: Any) -> Rig:
         fake = FakeEngine()
@@ -361,7 +365,9 @@ def test_out_of_memory_says_what_was_asked_and_what_was_free(monkeypatch: pytest
 
     monkeypatch.setattr(torch, "empty", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 30, 8 << 30))
-    with pytest.raises(EngineError, match=r"scratch memory of 3\.00 GiB was asked for, 1\.00 of 8\.00 GiB are free"):
+    with pytest.raises(
+        EngineError, match=r"scratch memory of 3\.00 GiB was asked for, 1\.00 of 8\.00 GiB are free"
+    ):
         runtime.Scratch(CPU).address(3 << 30)
 
 

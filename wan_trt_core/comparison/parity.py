@@ -27,6 +27,7 @@ def measure(case: Case, context: Context) -> Measurement:
         measurement = Measurement(
             metrics=worst(by_point),
             facts={"conditions": snapshot(), **target.facts()},
+            problems=target.problems(),
         )
         checks = judge_parity(case.parity, measurement)
         if all(check.verdict is Verdict.PASS for check in checks):

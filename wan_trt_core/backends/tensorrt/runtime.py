@@ -123,6 +123,13 @@ class TensorRtEngine(Engine):
         self._graphs = _Graphs(settings.max_graphs)
         self._capture = settings.cuda_graphs
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The attentions that were not fused into one kernel."""
+        return tuple(
+            f"{self.name}: an attention was not fused: {layer}" for layer in self.description.unfused
+        )
+
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; the outputs are new tensors on the engine's GPU.
 

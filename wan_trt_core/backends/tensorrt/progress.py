@@ -100,13 +100,14 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
             failure.append(error)
 
     thread = threading.Thread(target=work, name="tensorrt-build")
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
     except KeyboardInterrupt:
         phases.cancelled = True
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         raise
     if failure:
         raise EngineError(f"TensorRT's builder failed: {failure[0]}") from failure[0]

@@ -92,22 +92,27 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
     """
     outcome: list[Any] = []
     failure: list[BaseException] = []
+    done = (
+        threading.Event()
+    )  # not Thread.join: interrupted once, it takes the thread for ended (CPython 3.11, 3.12)
 
     def work() -> None:
         try:
             outcome.append(call())
         except Exception as error:
             failure.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=work, name="tensorrt-build")
     try:
         thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
+        while not done.wait(_POLL_SECONDS):
+            pass
     except KeyboardInterrupt:
         phases.cancelled = True
         if thread.ident is not None:
-            thread.join()
+            done.wait()
         raise
     if failure:
         raise EngineError(f"TensorRT's builder failed: {failure[0]}") from failure[0]

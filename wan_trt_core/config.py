@@ -88,6 +88,38 @@ class TorchCompileSettings(_Model):
     )
 
 
+class TensorRtSettings(_Model):
+    """The ``tensorrt`` backend. TF32 is ``perf.allow_tf32``, which holds for both arms of a comparison."""
+
+    profiles: tuple[Literal["range", "fixed"], ...] = Field(
+        default=("range",),
+        min_length=1,
+        description="optimization profiles: range is the shape profile's min to max, fixed its opt alone",
+    )
+    workspace_gib: float | None = Field(
+        default=None, gt=0, description="scratch memory that a kernel may use, GiB; by default all there is"
+    )
+    optimization_level: int = Field(default=3, ge=0, le=5, description="effort of the builder, 0 to 5")
+    timing_cache: bool = Field(
+        default=True, description="keep the timings of kernels in the cache, for all builds on this GPU"
+    )
+    weight_streaming: bool = Field(
+        default=False, description="build engines whose weights may stay in host memory"
+    )
+    weight_streaming_budget_gib: float | None = Field(
+        default=None, ge=0, description="weights kept on the GPU, GiB; by default all of them"
+    )
+    cuda_graphs: bool = Field(default=True, description="replay each shape's work as a CUDA graph")
+    max_graphs: int = Field(default=8, ge=1, description="CUDA graphs that an engine keeps at most")
+
+    @field_validator("profiles")
+    @classmethod
+    def _each_once(cls, profiles: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(profiles)) < len(profiles):
+            raise ValueError("a profile is named twice")
+        return profiles
+
+
 class PerfSettings(_Model):
     """How performance is measured. Thresholds belong to the case file, not here."""
 
@@ -172,6 +204,7 @@ class Settings(_Model):
     )
     export: ExportSettings = Field(default_factory=ExportSettings)
     onnxruntime: OnnxRuntimeSettings = Field(default_factory=OnnxRuntimeSettings)
+    tensorrt: TensorRtSettings = Field(default_factory=TensorRtSettings)
     torch_compile: TorchCompileSettings = Field(default_factory=TorchCompileSettings)
     perf: PerfSettings = Field(default_factory=PerfSettings)
     memory: MemorySettings = Field(default_factory=MemorySettings)

@@ -265,10 +265,12 @@ def _backends(settings: Settings) -> list[Finding]:
 
 def _tensorrt() -> Finding:
     tried = _python("import tensorrt; print(tensorrt.__version__)")
-    feature = "TensorRT engines (this version has no tensorrt backend yet)"
+    feature = "TensorRT engines"
     if tried.returncode == 0:
         return Finding("TensorRT", "ok", tried.stdout.strip(), feature)
-    return Finding("TensorRT", "missing", "does not import", feature, 'pip install "wan-trt-core[tensorrt]"')
+    return Finding(
+        "TensorRT", "missing", "does not import", feature, 'pip install "wan-trt-core[gpu,tensorrt]"'
+    )
 
 
 def _checkpoint(settings: Settings) -> Finding:

@@ -192,6 +192,9 @@ class FakeTarget:
     def facts(self) -> dict[str, Any]:
         return {}
 
+    def problems(self) -> dict[Reason, str]:
+        return {}
+
     def _take(self, seconds: float) -> Outputs:
         self.calls += 1
         self.now += seconds * (1 + 0.002 * (self.calls % 3))  # a little noise, the same in every run
@@ -307,6 +310,25 @@ def test_different_settings_of_the_arms_are_invalid(perf_case: Case) -> None:
         torch.backends.cudnn.allow_tf32 = before
     assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.SETTINGS_DIFFER)
     assert "cudnn_tf32" in check.message
+
+
+@pytest.mark.parametrize("suite", ["parity", "perf", "memory"])
+def test_an_engine_that_is_not_as_planned_voids_every_suite(
+    suite: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
+    from wan_trt_core.comparison import memory
+
+    problems = property(lambda self: ("an attention was not fused: node_softmax",))
+    monkeypatch.setattr(OnnxRuntimeEngine, "problems", problems)
+    case = case_of("dit", healthy)
+    if suite == "memory":  # in this process, where the engine is the one with the problem
+        measurement = memory.measure_here(case, healthy)
+    else:
+        measurement = measure_case(case, suite, Context(healthy))
+    check = verdict_of(case, suite, measurement)
+    assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.ENGINE_NOT_AS_PLANNED)
+    assert "node_softmax" in check.message
 
 
 def test_a_wrong_timed_output_is_invalid(perf_case: Case) -> None:

@@ -123,8 +123,8 @@ class TestWhatIsMissing:
         assert "nowhere" in finding.detail
 
     def test_a_backend_that_does_not_exist(self, loaded: Loaded) -> None:
-        settings = loaded.settings.model_copy(update={"backend": "tensorrt"})
-        finding = {each.name: each for each in doctor._backends(settings)}["backend tensorrt"]
+        settings = loaded.settings.model_copy(update={"backend": "openvino"})
+        finding = {each.name: each for each in doctor._backends(settings)}["backend openvino"]
         assert (finding.status, finding.required) == ("missing", True)
         assert "there are onnxruntime" in finding.detail
 

@@ -67,6 +67,12 @@ class Engine(ABC):
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """In what the engine is not what was meant to be built (an attention that was not fused): such an engine may
+        run, but a case that uses it is ``invalid``."""
+        return ()
+
     @abstractmethod
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once. The inputs are not modified; the outputs are the caller's to keep.

@@ -44,14 +44,21 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def device_of(settings: Settings) -> Literal["cpu", "cuda"]:
+def device_of(settings: Settings, backend: str | None = None) -> Literal["cpu", "cuda"]:
     """Where both arms of every comparison run: as the settings say, else where the backend runs.
 
-    ONNX Runtime runs where its first provider does; every other backend takes a CUDA GPU where there is one.
+    ONNX Runtime runs where its first provider does, TensorRT on a GPU; every other backend takes a CUDA GPU where
+    there is one.
+
+    Args:
+        backend: the candidate's; that of the settings unless given.
     """
     if settings.device != "auto":
         return settings.device
-    if settings.backend == "onnxruntime":
+    backend = backend or settings.backend
+    if backend == "tensorrt":
+        return "cuda"
+    if backend == "onnxruntime":
         return "cpu" if settings.onnxruntime.providers[0].startswith("CPU") else "cuda"
     import torch
 

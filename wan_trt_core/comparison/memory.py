@@ -64,7 +64,7 @@ def measure_here(case: Case, settings: Settings) -> Measurement:
             settings,
             engine_bytes=target.engine_bytes(),
             facts=target.facts(),
-        )
+        ).model_copy(update={"problems": target.problems()})
 
 
 def measure_call(

@@ -22,7 +22,11 @@ def measure(case: Case, context: Context) -> Measurement:
             inputs = target.inputs(point)
             expected, found = target.reference.call(inputs), target.candidate.call(inputs)
             by_point[point] = compare(expected, found, required, target.fps)
-        return Measurement(metrics=worst(by_point), facts={"conditions": snapshot(), **target.facts()})
+        return Measurement(
+            metrics=worst(by_point),
+            facts={"conditions": snapshot(), **target.facts()},
+            problems=target.problems(),
+        )
 
 
 def explain(case: Case, context: Context) -> tuple[str, ...]:

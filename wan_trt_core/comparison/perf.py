@@ -90,7 +90,7 @@ def time_target(
         metrics=metrics | compare(expected, found, required, target.fps),
         series=times.series() | once,
         facts={**facts, **times.facts(), "conditions": reference.conditions},
-        problems=_problems(reference, candidate),
+        problems={**target.problems(), **_problems(reference, candidate)},
     )
 
 

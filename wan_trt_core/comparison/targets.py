@@ -20,6 +20,7 @@ from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.cases import COMPOSITES, Case
 from wan_trt_core.comparison.blocks import Divergence, trace
 from wan_trt_core.comparison.context import Context
+from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, Tensors
@@ -88,7 +89,7 @@ class Target(ABC):
     def __init__(self, case: Case, context: Context) -> None:
         self.case, self.context = case, context
         self.model = context.model(case)
-        self.device = device_of(context.settings)
+        self.device = device_of(context.settings, case.backend)
         self.steps = case.steps or self.model.generation.num_inference_steps
         self.profile = self.model.profile(case.profile)
         self.components = COMPOSITES.get(case.component, (case.component,))
@@ -115,6 +116,11 @@ class Target(ABC):
             "backend_versions": get_backend(self.case.backend).versions(),
             "engines": engines,
         }
+
+    def problems(self) -> dict[Reason, str]:
+        """What voids every measurement of this target: engines that are not what was meant to be built."""
+        found = [problem for engine in self._loaded().values() for problem in engine.problems]
+        return {Reason.ENGINE_NOT_AS_PLANNED: "; ".join(found)} if found else {}
 
     def divergences(self) -> dict[str, Divergence]:
         """Every component of the case with each block's output beside the reference's."""

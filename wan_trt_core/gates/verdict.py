@@ -44,6 +44,7 @@ class Reason(StrEnum):
     OUTPUTS_DIFFER = "outputs_differ"
     SETTINGS_DIFFER = "settings_differ"
     FALLBACK_TO_PYTORCH = "fallback_to_pytorch"
+    ENGINE_NOT_AS_PLANNED = "engine_not_as_planned"
     NOT_MEASURED = "not_measured"
     GROWTH = "growth"
     NO_GROWTH = "no_growth"

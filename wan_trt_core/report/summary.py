@@ -33,6 +33,7 @@ WHY = {
     Reason.OUTPUTS_DIFFER: "timed output wrong",
     Reason.SETTINGS_DIFFER: "arms set differently",
     Reason.FALLBACK_TO_PYTORCH: "fell back to PyTorch",
+    Reason.ENGINE_NOT_AS_PLANNED: "engine not as planned",
     Reason.NOT_MEASURED: "not measured",
     Reason.GROWTH: "memory grows",
     Reason.NO_GROWTH: "no growth",

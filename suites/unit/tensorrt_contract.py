@@ -1,0 +1,223 @@
+"""Run the whole backend on TensorRT's real classes without TensorRT: a script for ``test_tensorrt_api``.
+
+Every object that TensorRT would make is a :class:`Checked` one: it does nothing, but refuses each attribute that its
+class does not have, each property that cannot be set, and each call that no signature of the method takes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import tensorrt_bindings as bindings
+import torch
+
+USED: set[str] = set()
+"""Every attribute that the backend asked for, as ``Builder.create_network``."""
+
+_PRIMITIVES = {"int": int, "str": str, "bool": bool, "float": (int, float), "buffer": (bytes, bytearray)}
+
+
+class Checked:
+    """Stands for an object of one of TensorRT's classes.
+
+    Args:
+        kind: the class.
+        answers: what its methods return and its properties hold; a method answers True otherwise.
+    """
+
+    def __init__(self, kind: type, **answers: Any) -> None:
+        self.__dict__.update(_kind=kind, _answers=answers, _set={})
+
+    def __getattr__(self, name: str) -> Any:
+        member = _member(self._kind, name)
+        answer = self._set.get(name, self._answers.get(name, True))
+        if isinstance(member, property):
+            return answer
+
+        def call(*given: Any, **named: Any) -> Any:
+            _check_call(f"{self._kind.__name__}.{name}", member.__doc__ or "", given, named)
+            return answer(*given) if isinstance(answer, Answer) else answer
+
+        return call
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        member = _member(self._kind, name)
+        assert isinstance(member, property) and member.fset, f"{self._kind.__name__}.{name} cannot be set"
+        self._set[name] = value
+
+
+class Answer:
+    """An answer that depends on the call."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *given: Any) -> Any:
+        return self._function(*given)
+
+
+def _member(kind: type, name: str) -> Any:
+    assert hasattr(kind, name), f"{kind.__name__} has no {name}"
+    USED.add(f"{kind.__name__}.{name}")
+    return getattr(kind, name)
+
+
+def _check_call(what: str, documentation: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    signatures = re.findall(rf"{what.split('.')[1]}\((self: [^\n]*)\) -> ", documentation)
+    assert signatures, f"{what} documents no signature"
+    assert any(_takes(each, given, named) for each in signatures), (
+        f"{what}{given}{named or ''} fits none of {signatures}"
+    )
+
+
+def _takes(signature: str, given: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    parameters = [part.split(":", 1) for part in re.split(r", (?=\w+:)", signature)][1:]
+    names = [name for name, _ in parameters]
+    required = [name for name, kind in parameters if "=" not in kind]
+    passed = names[: len(given)] + list(named)
+    if len(given) > len(names) or set(passed) - set(names) or set(required) - set(passed):
+        return False
+    kinds = {name: kind.split("=")[0].strip() for name, kind in parameters}
+    values = dict(zip(names, given, strict=False)) | named
+    return all(isinstance(value, _PRIMITIVES.get(kinds[name], object)) for name, value in values.items())
+
+
+def fake_tensorrt(report: str) -> ModuleType:
+    """A module ``tensorrt`` with the bindings' own enums and base classes, and :class:`Checked` objects."""
+    engine = checked_engine(report)
+    cache = Checked(bindings.ITimingCache, serialize=b"timings")
+    config = Checked(
+        bindings.IBuilderConfig, create_timing_cache=cache, get_timing_cache=cache, add_optimization_profile=0
+    )
+    builder = Checked(
+        bindings.Builder,
+        create_network=Checked(bindings.INetworkDefinition),
+        create_builder_config=config,
+        create_optimization_profile=Checked(bindings.IOptimizationProfile),
+        build_serialized_network=b"the plan",
+    )
+    module = ModuleType("tensorrt")
+    module.__dict__.update(
+        {name: getattr(bindings, name) for name in dir(bindings) if not name.startswith("__")}
+    )
+    module.__dict__.update(
+        __version__=bindings.__version__,
+        Builder=lambda log: builder,
+        OnnxParser=lambda network, log: parser_of(network),
+        Runtime=lambda log: Checked(bindings.Runtime, deserialize_cuda_engine=engine),
+    )
+    return module
+
+
+def parser_of(network: Any) -> Checked:
+    error = Checked(
+        bindings.ParserError, desc="not supported", node_name="node_attention", node_operator="Softmax"
+    )
+    return Checked(bindings.OnnxParser, parse_from_file=Answer(PARSES), num_errors=1, get_error=error)
+
+
+PARSES: Callable[[str], bool] = lambda path: "refused" not in path  # noqa: E731
+
+
+def checked_engine(report: str) -> Checked:
+    context = Checked(
+        bindings.IExecutionContext,
+        infer_shapes=[],
+        update_device_memory_size_for_shapes=512,
+        get_tensor_shape=(2, 4),
+    )
+    inspector = Checked(bindings.EngineInspector, get_engine_information=report)
+    return Checked(
+        bindings.ICudaEngine,
+        create_execution_context=context,
+        create_engine_inspector=inspector,
+        device_memory_size_v2=512,
+    )
+
+
+def write_attention(path: Path) -> None:
+    """``softmax(x) @ y`` over a dynamic number of rows, with the notes that PyTorch's exporter leaves."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 4]) for name in ("x", "out")]
+    weights = helper.make_tensor("y", TensorProto.FLOAT, [4, 4], [1.0] * 16)
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"], name="node_attention", axis=-1),
+        helper.make_node("MatMul", ["p", "y"], ["out"], name="node_product"),
+    ]
+    entry = nodes[0].metadata_props.add()
+    entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'blocks.3', 'blocks.3.attn1', 'softmax_3']"
+    graph = helper.make_graph(nodes, "attention", rows[:1], rows[1:], [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), str(path))
+
+
+class Stream:
+    device = torch.device("cpu")
+    handle = 7
+
+    def on_device(self) -> Any:
+        return nullcontext()
+
+    def after_caller(self) -> None: ...
+    def before_caller(self) -> None: ...
+    def synchronize(self) -> None: ...
+    def capture(self, work: Callable[[], bool]) -> Any:
+        assert work()
+        return SimpleNamespace(launch=lambda: None, close=lambda: None)
+
+
+def main() -> None:
+    from wan_trt_core.backends.base import EngineError, OnnxModel
+    from wan_trt_core.backends.tensorrt import api, builder, runtime
+    from wan_trt_core.backends.tensorrt.plan import read_description
+    from wan_trt_core.config import load_settings
+
+    sys.modules["tensorrt"] = fake_tensorrt('{"Layers": []}')
+    given = {
+        "tensorrt.profiles": ["fixed", "range"],
+        "tensorrt.workspace_gib": 1.0,
+        "tensorrt.weight_streaming": True,
+    }
+    settings = load_settings(overrides=given, environ={}).settings
+    folder = Path(tempfile.mkdtemp())
+    shapes = {"x": {"min": (1, 4), "opt": (2, 4), "max": (8, 4)}}
+
+    def model(name: str) -> OnnxModel:
+        path = folder / f"{name}_fp32.onnx"
+        write_attention(path)
+        return OnnxModel(name, "fp32", path, "", "p", shapes, ("x",), ("out",))
+
+    for _ in range(2):  # the second build finds the timings of the first
+        facts = builder.build_plan(model("attention"), folder, settings, folder / "gpu.timing", None)
+    assert facts["unfused"] == ["node_attention"], facts
+    assert (folder / "attention_fp32.trt").read_bytes() == b"the plan"
+    try:
+        builder.build_plan(model("refused"), folder, settings, folder / "gpu.timing", None)
+    except EngineError as error:
+        assert "node 'node_attention' (Softmax), from blocks.3.attn1: not supported" in str(error), error
+    else:
+        raise AssertionError("a model that the parser refuses was built")
+
+    loaded = api.tensorrt().Runtime(api.message_log()).deserialize_cuda_engine(b"the plan")
+    loaded.weight_streaming_budget_v2 = 0
+    engine = runtime.TensorRtEngine(
+        read_description(folder), loaded, Stream(), runtime.Scratch(Stream.device), settings.tensorrt, 8,
+        api.message_log(),
+    )  # fmt: skip
+    for _ in range(3):
+        engine.run({"x": torch.zeros(2, 4)})
+    assert engine.graphs == 1 and engine.memory()["scratch"] == 512
+    engine.close()
+    print(bindings.__version__, *sorted(USED), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

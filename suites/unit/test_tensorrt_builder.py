@@ -1,0 +1,167 @@
+"""What surrounds TensorRT's builder: its progress, stopping it, and the check of what it built."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wan_trt_core.backends.base import BackendUnavailable, EngineError
+from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.backends.tensorrt.progress import Phases, interruptible
+from wan_trt_core.backends.tensorrt.verification import computed_in, layers_of, unfused_attentions
+from wan_trt_core.config import Settings
+
+FUSED = {
+    "Name": "_gemm_mha_v2_myl0_7",
+    "LayerType": "kgen",
+    "Metadata": "[ONNX Layer: node_MatMul_1]\x1e[ONNX Layer: node_softmax]\x1e[ONNX Layer: node_MatMul_2]",
+    "Outputs": [{"Name": "a", "Dimensions": [1, 12, 7800, 128], "Format/Datatype": "Half"}],
+}
+APART = {
+    "Name": "__myl_MaxSubExpSumDivMul_myl0_9",
+    "LayerType": "kgen",
+    "Metadata": "[ONNX Layer: node_softmax_1]",
+    "Outputs": [{"Name": "b", "Format": "Row major linear", "Datatype": "FP32"}],
+}
+
+
+def report(*layers: Any) -> str:
+    return json.dumps({"Layers": list(layers), "Bindings": []})
+
+
+class TestVerification:
+    def test_fused_attentions_are_recognised(self) -> None:
+        assert unfused_attentions(layers_of(report(FUSED)), ["node_softmax"]) == ()
+
+    def test_an_attention_in_pieces_is_named_with_its_layer(self) -> None:
+        found = unfused_attentions(layers_of(report(FUSED, APART)), ["node_softmax", "node_softmax_1"])
+        assert found == ("node_softmax_1 (in layer __myl_MaxSubExpSumDivMul_myl0_9)",)
+
+    def test_an_attention_that_no_layer_tells_of_is_not_taken_for_fused(self) -> None:
+        """A report without details must not pass: layers are then plain names."""
+        assert unfused_attentions(layers_of(report("layer 1", "layer 2")), ["node_softmax"]) == (
+            "node_softmax",
+        )
+
+    def test_dtypes_of_both_styles_of_report(self) -> None:
+        assert computed_in(layers_of(report(FUSED, APART))) == {"float16": 1, "float32": 1}
+
+
+class TestProgress:
+    def test_nested_phases_make_one_rising_fraction(self) -> None:
+        told: list[float] = []
+        phases = Phases(lambda name, fraction: told.append(fraction))
+        phases.start("build", None, 2)
+        phases.step("build", 0)
+        phases.start("tactics", "build", 10)
+        for step in range(10):
+            phases.step("tactics", step)
+        phases.finish("tactics")
+        phases.step("build", 1)
+        assert told == sorted(told)
+        assert told[:3] == [0.0, 0.5, 0.5]
+        assert 0.7 < told[7] < 0.9 and told[-1] == 1.0
+
+    def test_a_cancelled_build_is_asked_to_stop(self) -> None:
+        phases = Phases(lambda name, fraction: None)
+        phases.start("build", None, 2)
+        assert phases.step("build", 0)
+        phases.cancelled = True
+        assert not phases.step("build", 1)
+
+
+class TestInterrupt:
+    def test_results_and_errors_come_through(self) -> None:
+        phases = Phases(lambda name, fraction: None)
+        assert interruptible(lambda: 7, phases) == 7
+
+        def fail() -> None:
+            raise RuntimeError("no kernel")
+
+        with pytest.raises(EngineError, match="builder failed: no kernel"):
+            interruptible(fail, phases)
+
+    def test_ctrl_c_stops_the_builder_and_then_the_caller(self) -> None:
+        """As a process of its own: a signal goes to a main thread."""
+        script = (
+            "import time\n"
+            "from wan_trt_core.backends.tensorrt.progress import Phases, interruptible\n"
+            "phases = Phases(lambda name, fraction: None)\n"
+            "def build():\n"
+            "    print('building', flush=True)\n"
+            "    while phases.step('build', 0): time.sleep(0.01)\n"
+            "    print('builder stopped', flush=True)\n"
+            "try:\n"
+            "    interruptible(build, phases)\n"
+            "except KeyboardInterrupt:\n"
+            "    print('interrupted', flush=True)\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+        assert out == "builder stopped\ninterrupted\n"
+
+
+class TestAvailability:
+    def test_without_tensorrt_it_says_which_extra_to_install(self) -> None:
+        with pytest.raises(BackendUnavailable, match=r'pip install "wan-trt-core\[gpu,tensorrt\]"'):
+            get_backend("tensorrt").require(Settings())
+
+    def test_it_runs_on_a_gpu_whatever_the_settings_name(self) -> None:
+        assert device_of(Settings(), "tensorrt") == "cuda"
+        assert device_of(Settings(), "onnxruntime") == "cpu"
+        assert device_of(Settings(backend="tensorrt")) == "cuda"
+
+
+def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path) -> None:
+    """Two builds side by side: neither loses what the other measured."""
+    from wan_trt_core.backends.tensorrt.builder import _timing_cache
+
+    class Cache:
+        def __init__(self, timings: bytes) -> None:
+            self.timings = set(timings.split())
+
+        def combine(self, other: Cache, ignore_mismatch: bool) -> bool:
+            self.timings |= other.timings
+            return True
+
+        def serialize(self) -> bytes:
+            return b" ".join(sorted(self.timings))
+
+    class Config:
+        def create_timing_cache(self, stored: bytes) -> Cache:
+            return Cache(stored)
+
+        def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
+            self.cache = cache
+            return True
+
+        def get_timing_cache(self) -> Cache:
+            return self.cache
+
+    path, both = tmp_path / "gpu.timing", threading.Barrier(2)
+
+    def build(kernel: bytes) -> None:
+        config = Config()
+        with _timing_cache(config, path, Settings()):
+            both.wait()
+            config.cache.timings.add(kernel)
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=build, args=(kernel,)) for kernel in (b"one", b"two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() == b"one two"
+    assert not path.with_suffix(".new").exists()

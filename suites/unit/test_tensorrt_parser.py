@@ -1,0 +1,68 @@
+"""NVIDIA's parser and builder take every graph of tiny-wan: found on a CPU, before a GPU refuses one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorrt_wheels import install, run_script
+
+from wan_trt_core.config import load_settings
+from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.pipeline.engines import exported_model
+
+SCRIPT = Path(__file__).parent / "tensorrt_rtx.py"
+WHEELS = ("tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116")
+
+GRAPHS = (
+    ("dit", "fp16"),
+    ("dit", "fp32"),
+    ("vae_decoder_first", "fp32"),
+    ("vae_decoder_next", "fp32"),
+    ("text_encoder", "fp32"),
+)
+
+
+@pytest.fixture(scope="module")
+def rtx(request: pytest.FixtureRequest) -> Path:
+    return install(Path(request.config.cache.mkdir("tensorrt-rtx")), *WHEELS)
+
+
+def built(models: list[dict[str, Any]], rtx: Path) -> list[dict[str, Any]]:
+    told = run_script(SCRIPT, path=rtx, given=json.dumps(models, default=str))
+    return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+
+
+def test_every_graph_of_tiny_wan_is_parsed_and_built(rtx: Path, tiny_wan_folder: Path) -> None:
+    """The graphs come from the user's own cache, where the suites look for them as well."""
+    settings = load_settings(environ={}).settings
+    model = resolve("tiny-wan", tiny_wan_folder)
+    graphs = [exported_model(name, model, model.profile(), precision, settings) for name, precision in GRAPHS]
+    results = built([asdict(graph) for graph in graphs], rtx)
+    assert [result["model"] for result in results] == [graph.path.name for graph in graphs]
+    for result in results:
+        assert "error" not in result, result
+        assert result["plan"] > 100_000
+        assert result["phases"] > 10 and result["rising"]
+
+
+def test_a_graph_that_the_parser_refuses_names_node_and_module(rtx: Path, tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    path = tmp_path / "dit_fp32.onnx"
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("x", "y")]
+    node = helper.make_node("Det", ["x"], ["y"], name="node_det")
+    entry = node.metadata_props.add()
+    entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'blocks.0', 'blocks.0.odd', 'det']"
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), str(path))
+    model = {
+        "component": "dit", "precision": "fp32", "path": str(path), "sha256": "", "profile": "p", "shapes": {},
+        "inputs": ["x"], "outputs": ["y"],
+    }  # fmt: skip
+    (result,) = built([model], rtx)
+    assert "node 'node_det' (Det), from blocks.0.odd" in result["error"]

@@ -1,0 +1,382 @@
+"""The TensorRT runtime's own logic, on an engine and a stream that only note what is asked of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from wan_trt_core.backends.base import EngineError, TensorInfo
+from wan_trt_core.backends.tensorrt import api, runtime
+from wan_trt_core.backends.tensorrt.cuda import CaptureRefused
+from wan_trt_core.backends.tensorrt.plan import Description
+from wan_trt_core.config import TensorRtSettings
+
+CPU = torch.device("cpu")
+RANGE = {"x": ((1, 4), (2, 4), (8, 4)), "cache": ((1, 4), (2, 4), (8, 4))}
+FIXED = {"x": ((2, 4),) * 3, "cache": ((2, 4),) * 3}
+
+
+def description(*profiles: Any) -> Description:
+    rows = TensorInfo("float32", ("rows", 4))
+    return Description(
+        component="fake", precision="fp32", plan="fake_fp32.trt", inputs={"x": rows, "cache": rows},
+        outputs={"y": rows, "left": rows}, profiles=profiles or (RANGE,), attentions=0,
+    )  # fmt: skip
+
+
+class FakeContext:
+    """``y = x + cache``, ``left = 2 x``, at the addresses that were set: it reads and writes memory by address."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.memory: tuple[int, int] | None = None
+        self.profile = -1
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return []
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return self.engine.device_memory_size_v2
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.memory = (address, size)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self.engine.refuses:
+            return False
+        self.engine.enqueued += 1
+        self.engine.work(dict(self.addresses), self.shapes["x"])
+        return True
+
+
+class FakeEngine:
+    device_memory_size_v2 = 1024
+
+    def __init__(self) -> None:
+        self.contexts: list[FakeContext] = []
+        self.enqueued = 0
+        self.refuses = False
+        self.recording: list[Callable[[], None]] | None = None
+
+    def create_execution_context(self, strategy: str) -> FakeContext:
+        assert strategy == "user managed"
+        self.contexts.append(FakeContext(self))
+        return self.contexts[-1]
+
+    def work(self, addresses: dict[str, int], shape: tuple[int, ...]) -> None:
+        def compute() -> None:
+            x, cache, y, left = (at(addresses[name], shape) for name in ("x", "cache", "y", "left"))
+            y.copy_(x + cache)
+            left.copy_(2 * x)
+
+        if self.recording is None:
+            compute()
+        else:
+            self.recording.append(compute)
+
+
+def at(address: int, shape: tuple[int, ...]) -> Tensor:
+    import ctypes
+
+    count = shape[0] * shape[1]
+    return torch.frombuffer((ctypes.c_float * count).from_address(address), dtype=torch.float32).view(shape)
+
+
+class FakeGraph:
+    def __init__(self, work: list[Callable[[], None]]) -> None:
+        self.work = work
+        self.launched = 0
+        self.closed = False
+
+    def launch(self) -> None:
+        assert not self.closed
+        self.launched += 1
+        for step in self.work:
+            step()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeStream:
+    device = CPU
+    handle = 7
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.graphs: list[FakeGraph] = []
+        self.refuses = False
+        self.order: list[str] = []
+
+    def on_device(self) -> Any:
+        return nullcontext()
+
+    def after_caller(self) -> None:
+        self.order.append("after")
+
+    def before_caller(self) -> None:
+        self.order.append("before")
+
+    def synchronize(self) -> None:
+        self.order.append("synchronize")
+
+    def capture(self, work: Callable[[], bool]) -> FakeGraph:
+        if self.refuses:
+            raise CaptureRefused("not this one")
+        self.engine.recording = []
+        assert work()
+        graph = FakeGraph(self.engine.recording)
+        self.engine.recording = None
+        self.graphs.append(graph)
+        return graph
+
+
+class Rig(SimpleNamespace):
+    engine: runtime.TensorRtEngine
+    fake: FakeEngine
+    stream: FakeStream
+
+    def run(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        results = self.engine.run_into(inputs, outputs or {})
+        assert torch.equal(results["y"], inputs["x"] + inputs["cache"])
+        assert torch.equal(results["left"], 2 * inputs["x"])
+        return results
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
+    strategies = SimpleNamespace(USER_MANAGED="user managed")
+    monkeypatch.setattr(
+        api, "tensorrt", lambda: SimpleNamespace(ExecutionContextAllocationStrategy=strategies)
+    )
+
+    def make(*profiles: Any, **settings: Any) -> Rig:
+        fake = FakeEngine()
+        stream = FakeStream(fake)
+        log = SimpleNamespace(errors=["the reason"])
+        engine = runtime.TensorRtEngine(
+            description(*profiles), fake, stream, runtime.Scratch(CPU), TensorRtSettings(**settings), 100, log
+        )
+        return Rig(engine=engine, fake=fake, stream=stream)
+
+    yield make
+
+
+def aligned(rows: int = 2) -> Tensor:
+    """Random values at an address that TensorRT takes."""
+    room = torch.empty(rows * 4 + runtime.ALIGNMENT)
+    first = (-room.data_ptr() % runtime.ALIGNMENT) // 4
+    return room[first : first + rows * 4].view(rows, 4).copy_(torch.randn(rows, 4))
+
+
+def inputs(rows: int = 2) -> dict[str, Tensor]:
+    return {"x": aligned(rows), "cache": aligned(rows)}
+
+
+def test_the_second_call_is_captured_and_every_later_one_replayed(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    for _ in range(5):
+        it.run(inputs())  # new tensors each time: small ones are copied to one address
+    assert it.fake.enqueued == 2  # once plainly, once while capturing
+    assert [graph.launched for graph in it.stream.graphs] == [4]
+    assert it.engine.graphs == 1
+
+
+def test_results_are_the_callers_to_keep(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    first, kept = inputs(), None
+    kept = it.run(first)
+    it.run(inputs())
+    assert torch.equal(kept["y"], first["x"] + first["cache"])
+
+
+def test_large_tensors_stay_where_the_caller_has_them(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "STAGED_BYTES", 0)
+    it = rig()
+    given, written = inputs(), {"left": aligned()}
+    results = it.run(given, written)
+    assert results["left"] is written["left"]
+    context = it.fake.contexts[0]
+    assert context.addresses["x"] == given["x"].data_ptr()
+    assert context.addresses["left"] == written["left"].data_ptr()
+
+
+def test_two_sets_of_caches_are_two_graphs(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the streaming VAE runs: what one step writes the next reads, and the buffers change places."""
+    monkeypatch.setattr(runtime, "STAGED_BYTES", 0)
+    it = rig()
+    frame, taken, spare = aligned(), aligned(), aligned()
+    for _ in range(6):
+        it.run({"x": frame, "cache": taken}, {"left": spare})
+        taken, spare = spare, taken
+    assert [graph.launched for graph in it.stream.graphs] == [2, 2]
+
+
+def test_an_unaligned_tensor_is_copied(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "STAGED_BYTES", 0)
+    it = rig()
+    shifted = torch.empty(12)[1:9].view(2, 4).copy_(torch.randn(2, 4))
+    assert shifted.data_ptr() % runtime.ALIGNMENT
+    output = torch.empty(12)[1:9].view(2, 4)
+    results = it.run({"x": shifted, "cache": aligned()}, {"left": output})
+    assert results["left"] is output
+
+
+def test_new_shapes_take_a_context_of_their_own_and_old_ones_keep_theirs(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    for rows in (2, 3, 2, 3, 2, 3):
+        it.run(inputs(rows))
+    assert len(it.fake.contexts) == 2
+    assert [graph.launched for graph in it.stream.graphs] == [2, 2]
+
+
+def test_the_least_recently_used_context_goes_with_its_graphs(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    for rows in range(1, runtime.MAX_CONTEXTS + 2):
+        it.run(inputs(rows))
+        it.run(inputs(rows))
+    assert it.engine.graphs == runtime.MAX_CONTEXTS
+    assert it.stream.graphs[0].closed and not it.stream.graphs[1].closed
+    it.run(inputs(1))
+    assert len(it.fake.contexts) == runtime.MAX_CONTEXTS + 2
+
+
+def test_no_more_graphs_are_kept_than_asked_for(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "STAGED_BYTES", 0)
+    it = rig(max_graphs=2)
+    several = [inputs() for _ in range(3)]
+    for given in several:
+        for _ in range(2):
+            it.run(given)
+    assert it.engine.graphs == 2
+    assert [graph.closed for graph in it.stream.graphs] == [True, False, False]
+
+
+def test_growing_scratch_memory_captures_again(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    for _ in range(3):
+        it.run(inputs())
+    before = it.fake.contexts[0].memory
+    it.engine._scratch.address(1 << 20)  # another engine needs more, so the memory moves
+    it.run(inputs())
+    assert it.fake.contexts[0].memory != before
+    assert len(it.stream.graphs) == 1
+    it.run(inputs())
+    assert len(it.stream.graphs) == 2
+
+
+def test_a_refused_capture_runs_plainly_and_warns_once(
+    rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    it = rig()
+    it.stream.refuses = True
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            it.run(inputs())
+    assert it.fake.enqueued == 4
+    assert [record.message for record in caplog.records] == [
+        "engine fake_fp32 runs without CUDA graphs: not this one"
+    ]
+
+
+def test_graphs_can_be_switched_off(rig: Callable[..., Rig]) -> None:
+    it = rig(cuda_graphs=False)
+    for _ in range(3):
+        it.run(inputs())
+    assert (it.fake.enqueued, it.stream.graphs) == (3, [])
+
+
+def test_a_refused_enqueue_is_an_error_with_its_reason(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    it.fake.refuses = True
+    with pytest.raises(EngineError, match="engine fake_fp32: TensorRT refused to run: the reason"):
+        it.engine.run(inputs())
+
+
+def test_a_fixed_profile_is_taken_before_a_range(rig: Callable[..., Rig]) -> None:
+    it = rig(RANGE, FIXED)
+    it.run(inputs(2))
+    it.run(inputs(3))
+    assert [context.profile for context in it.fake.contexts] == [1, 0]
+
+
+def test_shapes_outside_every_profile_name_the_profiles(rig: Callable[..., Rig]) -> None:
+    with pytest.raises(EngineError, match=r"no profile contains x \(9, 4\).* has x \(1, 4\) to \(8, 4\)"):
+        rig().engine.run(inputs(9))
+
+
+def test_wrong_dtype_and_device_are_named(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    with pytest.raises(EngineError, match="'x' is float16"):
+        it.engine.run({**inputs(), "x": aligned().half()})
+    with pytest.raises(EngineError, match="'cache' is on meta, the engine on cpu"):
+        it.engine.run({**inputs(), "cache": aligned().to("meta")})
+
+
+def test_the_engine_waits_for_the_caller_and_the_caller_for_it(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    it.run(inputs())
+    assert it.stream.order == ["after", "before"]
+
+
+def test_memory_by_owner(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    it.run(inputs())
+    assert it.engine.memory() == {"weights": 100, "scratch": 1024, "buffers": 4 * 2 * 4 * 4}
+    it.engine.close()
+    assert it.engine.memory() == {"weights": 0, "scratch": 0, "buffers": 0}
+    with pytest.raises(EngineError, match="is closed"):
+        it.engine.run(inputs())
+
+
+def test_out_of_memory_says_what_was_asked_and_what_was_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, device: Any, **__: Any) -> Tensor:
+        if device == "meta":
+            return SimpleNamespace(nbytes=3 << 30)  # type: ignore[return-value]
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 30, 8 << 30))
+    with pytest.raises(
+        EngineError, match=r"scratch memory of 3\.00 GiB was asked for, 1\.00 of 8\.00 GiB are free"
+    ):
+        runtime.Scratch(CPU).address(3 << 30)
+
+
+def test_descriptions_survive_the_disk(tmp_path: Any) -> None:
+    from wan_trt_core.backends.tensorrt.plan import read_description, write_description
+
+    made = replace(description(RANGE, FIXED), unfused=("node_softmax",), precisions={"float16": 3})
+    write_description(made, tmp_path)
+    assert read_description(tmp_path) == made
+    (tmp_path / "engine.json").write_text('{"component": "dit"}')
+    with pytest.raises(EngineError, match=r"engine\.json: no engine of the tensorrt backend"):
+        read_description(tmp_path)

@@ -1,0 +1,114 @@
+"""The ``tensorrt`` backend: what the rest of the program sees."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from wan_trt_core.backends._tensors import distribution_versions
+from wan_trt_core.backends.base import Engine, EngineBackend, EngineError, OnnxModel, Progress
+from wan_trt_core.backends.tensorrt.api import message_log, reasons, tensorrt
+from wan_trt_core.backends.tensorrt.cuda import CudaStream, require_cuda
+from wan_trt_core.backends.tensorrt.plan import read_description
+
+if TYPE_CHECKING:
+    from wan_trt_core.backends.tensorrt.runtime import Scratch
+    from wan_trt_core.config import Settings
+
+
+class TensorRtBackend(EngineBackend):
+    """Builds, loads and runs with TensorRT on the current GPU."""
+
+    name: ClassVar[str] = "tensorrt"
+
+    def require(self, settings: Settings) -> None:
+        """Raise unless TensorRT, a GPU and cuda-python are there.
+
+        Raises:
+            BackendUnavailable: with what is missing and what to install.
+        """
+        tensorrt()
+        require_cuda()
+
+    def versions(self) -> dict[str, str]:
+        """Versions of TensorRT and of the CUDA that PyTorch brings."""
+        found = distribution_versions("tensorrt", "cuda-python")
+        return {**found, "tensorrt": tensorrt().__version__, "cuda": str(torch.version.cuda)}
+
+    def options(self, settings: Settings) -> dict[str, Any]:
+        """What the plan depends on beside the graph."""
+        chosen = settings.tensorrt
+        return {
+            "profiles": list(chosen.profiles),
+            "workspace_gib": chosen.workspace_gib,
+            "optimization_level": chosen.optimization_level,
+            "weight_streaming": chosen.weight_streaming,
+            "tf32": settings.perf.allow_tf32,
+        }
+
+    def device(self, settings: Settings) -> str:
+        """The GPU: a plan loads only on one of the same kind."""
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return (
+            f"{properties.name} sm{properties.major}{properties.minor} {properties.multi_processor_count} SMs"
+        )
+
+    def build(
+        self, model: OnnxModel, folder: Path, settings: Settings, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Build a plan.
+
+        Raises:
+            EngineError: when TensorRT refuses the model or cannot build it.
+            BackendUnavailable: as :meth:`require`.
+        """
+        from wan_trt_core.backends.tensorrt.builder import build_plan
+
+        self.require(settings)
+        return build_plan(model, folder, settings, self._timing_cache(settings), progress)
+
+    def load(self, folder: Path, settings: Settings) -> Engine:
+        """Load a plan onto the current GPU.
+
+        Raises:
+            EngineError: when the folder holds no plan, or one that this TensorRT or GPU refuses.
+            BackendUnavailable: as :meth:`require`.
+        """
+        from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
+
+        self.require(settings)
+        description = read_description(folder)
+        device = torch.device("cuda", torch.cuda.current_device())
+        log = message_log()
+        try:
+            plan = (folder / description.plan).read_bytes()
+        except OSError as error:
+            raise EngineError(f"engine {description.name}: its plan cannot be read: {error}") from error
+        engine = tensorrt().Runtime(log).deserialize_cuda_engine(plan)
+        if engine is None:
+            raise EngineError(
+                f"engine {description.name}: TensorRT {tensorrt().__version__} refuses the plan on"
+                f" {torch.cuda.get_device_name(device)}: {reasons(log)}"
+            )
+        budget = settings.tensorrt.weight_streaming_budget_gib
+        if budget is not None and settings.tensorrt.weight_streaming:
+            engine.weight_streaming_budget_v2 = int(budget * (1 << 30))
+        return TensorRtEngine(
+            description, engine, CudaStream(device), _scratch(device), settings.tensorrt, len(plan), log
+        )
+
+    def _timing_cache(self, settings: Settings) -> Path:
+        name = re.sub(r"[^a-z0-9.]+", "-", f"{tensorrt().__version__}-{self.device(settings)}".lower())
+        return settings.cache / "tensorrt" / f"{name}.timing"
+
+
+@cache
+def _scratch(device: torch.device) -> Scratch:
+    """One for each GPU: engines of one process never run at the same time on the same caller's stream."""
+    from wan_trt_core.backends.tensorrt.runtime import Scratch
+
+    return Scratch(device)

@@ -1,0 +1,211 @@
+"""From a checked ONNX model to a TensorRT plan."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from wan_trt_core.backends.base import EngineError, OnnxModel, Progress, TensorInfo
+from wan_trt_core.backends.tensorrt.api import message_log, reasons, strongly_typed_network, tensorrt
+from wan_trt_core.backends.tensorrt.plan import LAYERS, Description, Shapes, write_description
+from wan_trt_core.backends.tensorrt.progress import Phases, interruptible, monitor
+from wan_trt_core.backends.tensorrt.verification import Layer, computed_in, layers_of, unfused_attentions
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
+
+GIB = 1 << 30
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where PyTorch's exporter notes on each ONNX node the modules that it came from, outermost first."""
+
+_log = logging.getLogger(__name__)
+
+
+def build_plan(
+    model: OnnxModel, folder: Path, settings: Settings, timing_cache: Path, progress: Progress | None
+) -> dict[str, Any]:
+    """Build a plan into ``folder`` and describe it there; returns the facts of its manifest.
+
+    Args:
+        timing_cache: file of the kernels' timings, shared by all builds for this GPU.
+
+    Raises:
+        EngineError: when the parser refuses the model (it names the node and the PyTorch module), or nothing
+            can be built.
+        KeyboardInterrupt: after the builder has stopped.
+    """
+    trt, log, started = tensorrt(), message_log(), time.perf_counter()
+    builder = trt.Builder(log)
+    network = strongly_typed_network(builder)
+    graph = _Graph(model.path)
+    _parse(trt, network, log, model, graph)
+    phases = Phases(progress or (lambda phase, fraction: None))
+    config = builder.create_builder_config()
+    config.progress_monitor = monitor(phases)
+    _configure(trt, config, settings)
+    profiles = _add_profiles(builder, config, model, settings)
+    with _timing_cache(config, timing_cache, settings):
+        plan = interruptible(lambda: builder.build_serialized_network(network, config), phases)
+    if plan is None:
+        raise EngineError(f"building engine {model.component}_{model.precision}: {reasons(log)}; {_memory()}")
+    seconds = time.perf_counter() - started
+    name = f"{model.component}_{model.precision}.trt"
+    (folder / name).write_bytes(plan)
+    layers = _inspect(trt, log, plan, folder)
+    description = _describe(model, name, graph, profiles, layers)
+    write_description(description, folder)
+    for layer in description.unfused:
+        _log.warning("engine %s: an attention was not fused: %s", description.name, layer)
+    return {
+        "build_seconds": seconds,
+        "weights": (folder / name).stat().st_size,
+        "layers": len(layers),
+        "attentions": description.attentions,
+        "unfused": list(description.unfused),
+        "precisions": dict(description.precisions or {}),
+    }
+
+
+class _Graph:
+    """The ONNX graph without its weights: names of axes, attentions, and the module behind a node."""
+
+    def __init__(self, path: Path) -> None:
+        import onnx
+
+        graph = onnx.load(str(path), load_external_data=False).graph
+        self._types = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+        self.inputs = {value.name: self._info(value) for value in graph.input}
+        self.outputs = {value.name: self._info(value) for value in graph.output}
+        self.nodes = list(graph.node)
+        self.softmaxes = tuple(node.name for node in self.nodes if node.op_type == "Softmax")
+
+    def module_of(self, node: str) -> str:
+        """The PyTorch module that a node came from, as ``blocks.3.attn1``; empty where it is not known."""
+        found = next((each for each in self.nodes if each.name == node), None)
+        if found is None:
+            return ""
+        scopes = {entry.key: entry.value for entry in found.metadata_props}.get(_SCOPES, "[]")
+        try:
+            names = json.loads(scopes.replace("'", '"'))
+        except ValueError:
+            return ""
+        return next((name for name in reversed(names[:-1]) if name), "") if names else ""
+
+    def _info(self, value: Any) -> TensorInfo:
+        tensor = value.type.tensor_type
+        shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
+        dtype = {"float": "float32", "double": "float64"}.get(name := self._types[tensor.elem_type], name)
+        return TensorInfo(dtype, shape)
+
+
+def _parse(trt: Any, network: Any, log: Any, model: OnnxModel, graph: _Graph) -> None:
+    parser = trt.OnnxParser(network, log)
+    if parser.parse_from_file(str(model.path)):
+        return
+    told = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        module = graph.module_of(error.node_name())
+        where = f"node {error.node_name()!r} ({error.node_operator()})" + (
+            f", from {module}" if module else ""
+        )
+        told.append(f"{where}: {error.desc()}")
+    raise EngineError(f"TensorRT's parser refuses {model.path}: {'; '.join(told) or reasons(log)}")
+
+
+def _configure(trt: Any, config: Any, settings: Settings) -> None:
+    chosen = settings.tensorrt
+    config.builder_optimization_level = chosen.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if chosen.workspace_gib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(chosen.workspace_gib * GIB))
+    if settings.perf.allow_tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default
+    if chosen.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+
+
+def _add_profiles(builder: Any, config: Any, model: OnnxModel, settings: Settings) -> tuple[Shapes, ...]:
+    profiles = []
+    for kind in settings.tensorrt.profiles:
+        shapes: Shapes = {
+            name: tuple(points["opt" if kind == "fixed" else point] for point in ("min", "opt", "max"))  # type: ignore[misc]
+            for name, points in model.shapes.items()
+        }
+        profile = builder.create_optimization_profile()
+        for name, triple in shapes.items():
+            profile.set_shape(name, *triple)
+        if config.add_optimization_profile(profile) < 0:
+            raise EngineError(f"TensorRT refuses the {kind} profile of {model.component}: {dict(shapes)}")
+        profiles.append(shapes)
+    return tuple(profiles)
+
+
+@contextmanager
+def _timing_cache(config: Any, path: Path, settings: Settings) -> Iterator[None]:
+    """Lend the build the timings of earlier ones, and keep what it adds.
+
+    Builds run side by side; each reads what is there and writes the union of it and its own, under a lock.
+    """
+    if not settings.tensorrt.timing_cache:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock", timeout=settings.engine_lock_timeout)
+    with lock:
+        stored = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(stored) or config.create_timing_cache(b"")
+    config.set_timing_cache(cache, False)
+    yield
+    with lock:
+        latest = path.read_bytes() if path.is_file() else b""
+        if latest and latest != stored:
+            config.get_timing_cache().combine(config.create_timing_cache(latest), False)
+        written = path.with_suffix(".new")
+        written.write_bytes(config.get_timing_cache().serialize())
+        written.replace(path)
+
+
+def _inspect(trt: Any, log: Any, plan: Any, folder: Path) -> tuple[Layer, ...]:
+    """Write ``layers.json``; the engine is loaded for it, which proves at once that it can be."""
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"the built plan does not load: {reasons(log)}; {_memory()}")
+    report = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    (folder / LAYERS).write_text(report)
+    return layers_of(report)
+
+
+def _describe(
+    model: OnnxModel, plan: str, graph: _Graph, profiles: tuple[Shapes, ...], layers: tuple[Layer, ...]
+) -> Description:
+    inputs: Mapping[str, TensorInfo] = {name: graph.inputs[name] for name in model.inputs}
+    outputs = {name: graph.outputs[name] for name in (*model.outputs, *model.block_outputs)}
+    return Description(
+        component=model.component,
+        precision=model.precision,
+        plan=plan,
+        inputs=inputs,
+        outputs=outputs,
+        profiles=profiles,
+        attentions=len(graph.softmaxes),
+        unfused=unfused_attentions(layers, graph.softmaxes),
+        precisions=computed_in(layers),
+    )
+
+
+def _memory() -> str:
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free on {torch.cuda.get_device_name()}"

@@ -1,0 +1,126 @@
+"""A stream of its own on one GPU, and CUDA graphs on it, by cuda-python's runtime bindings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from wan_trt_core.backends.base import BackendUnavailable, EngineError
+
+
+class CaptureRefused(RuntimeError):
+    """The work cannot become a CUDA graph; it still runs without one."""
+
+
+class CudaStream:
+    """A stream that its engine's work runs on. TensorRT synchronises on the default one, which cannot be captured.
+
+    Args:
+        device: the GPU, by index.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+
+    @property
+    def handle(self) -> int:
+        """The ``cudaStream_t``."""
+        return int(self._stream.cuda_stream)
+
+    def after_caller(self) -> None:
+        """Wait for what the caller has asked for so far."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def before_caller(self) -> None:
+        """Let what the caller asks for from now on wait for this stream."""
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+
+    def synchronize(self) -> None:
+        """Wait until the work is done."""
+        self._stream.synchronize()
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Context in which this stream's GPU is the current one: TensorRT and CUDA graphs belong to that."""
+        return torch.cuda.device(self.device)
+
+    def capture(self, work: Callable[[], bool]) -> CudaGraph:
+        """Record what ``work`` asks of this stream, without running it.
+
+        Raises:
+            CaptureRefused: when the work cannot be recorded. The stream is usable afterwards.
+        """
+        runtime = _runtime()
+        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        _check(runtime, *runtime.cudaStreamBeginCapture(self.handle, mode))
+        accepted = work()
+        error, graph = runtime.cudaStreamEndCapture(self.handle)
+        if not accepted or error != runtime.cudaError_t.cudaSuccess:
+            runtime.cudaGetLastError()  # a refused capture leaves an error that the next call would report
+            raise CaptureRefused(f"the engine's work was refused ({_text(runtime, error)})")
+        error, executable = runtime.cudaGraphInstantiate(graph, 0)
+        runtime.cudaGraphDestroy(graph)
+        if error != runtime.cudaError_t.cudaSuccess:
+            runtime.cudaGetLastError()
+            raise CaptureRefused(f"the graph cannot be instantiated ({_text(runtime, error)})")
+        return CudaGraph(executable, self)
+
+
+class CudaGraph:
+    """Recorded work. It has the shapes and the addresses of its tensors fixed in it."""
+
+    def __init__(self, executable: Any, stream: CudaStream) -> None:
+        self._executable: Any | None = executable
+        self._stream = stream
+
+    def launch(self) -> None:
+        """Run the work on the stream that it was recorded on.
+
+        Raises:
+            EngineError: when CUDA refuses.
+        """
+        runtime = _runtime()
+        _check(runtime, *runtime.cudaGraphLaunch(self._executable, self._stream.handle))
+
+    def close(self) -> None:
+        """Give the graph back."""
+        if self._executable is not None:
+            _runtime().cudaGraphExecDestroy(self._executable)
+            self._executable = None
+
+
+def require_cuda() -> None:
+    """Raise unless there is a GPU and the bindings that graphs need.
+
+    Raises:
+        BackendUnavailable: with what is missing.
+    """
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "the tensorrt backend needs an NVIDIA GPU, and PyTorch sees none; `wan-trt doctor` shows the driver"
+        )
+    _runtime()
+
+
+def _runtime() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"CUDA graphs need cuda-python 12.6 or later: {error};"
+            ' pip install "wan-trt-core[gpu,tensorrt]", or set tensorrt.cuda_graphs to false'
+        ) from error
+    return runtime
+
+
+def _check(runtime: Any, error: Any, *_: Any) -> None:
+    if error != runtime.cudaError_t.cudaSuccess:
+        raise EngineError(f"CUDA: {_text(runtime, error)}")
+
+
+def _text(runtime: Any, error: Any) -> str:
+    _, text = runtime.cudaGetErrorString(error)
+    return text.decode() if isinstance(text, bytes) else str(text)

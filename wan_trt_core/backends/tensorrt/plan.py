@@ -1,0 +1,80 @@
+"""What an engine folder holds: the plan, ``engine.json`` that describes it, and ``layers.json`` of the inspector."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wan_trt_core.backends.base import EngineError, TensorInfo
+
+DESCRIPTION = "engine.json"
+LAYERS = "layers.json"
+
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""Least, tuned-for and greatest shape of every input."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of an engine without TensorRT.
+
+    Attributes:
+        plan: name of the plan's file, ``{component}_{precision}.trt``.
+        inputs: by name, with the names of the dynamic axes, which a plan does not keep.
+        profiles: the optimization profiles, in the plan's order.
+        attentions: attention products in the graph, each of which should be one fused kernel.
+        unfused: layers that show an attention was not fused; empty in a good engine.
+        precisions: layers by the dtype that they compute in.
+    """
+
+    component: str
+    precision: str
+    plan: str
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
+    profiles: tuple[Shapes, ...]
+    attentions: int
+    unfused: tuple[str, ...] = ()
+    precisions: Mapping[str, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """``dit_fp16``."""
+        return f"{self.component}_{self.precision}"
+
+
+def write_description(description: Description, folder: Path) -> None:
+    """Write ``engine.json``."""
+    (folder / DESCRIPTION).write_text(json.dumps(asdict(description), indent=2) + "\n")
+
+
+def read_description(folder: Path) -> Description:
+    """Read ``engine.json``.
+
+    Raises:
+        EngineError: when the folder holds no engine of this backend.
+    """
+    path = folder / DESCRIPTION
+    try:
+        return _description(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise EngineError(f"{path}: no engine of the tensorrt backend: {error}") from error
+
+
+def _description(data: dict[str, Any]) -> Description:
+    tensors = {
+        role: {name: TensorInfo(info["dtype"], tuple(info["shape"])) for name, info in data[role].items()}
+        for role in ("inputs", "outputs")
+    }
+    profiles = tuple(
+        {name: _triple(shapes) for name, shapes in profile.items()} for profile in data["profiles"]
+    )
+    return Description(**{**data, **tensors, "profiles": profiles, "unfused": tuple(data["unfused"])})
+
+
+def _triple(shapes: list[list[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    least, tuned, greatest = (tuple(shape) for shape in shapes)
+    return least, tuned, greatest

@@ -1,0 +1,428 @@
+"""A loaded plan: bound by name, run on a stream of its own, replayed as a CUDA graph.
+
+What a call costs beside the kernels decides whether small engines gain anything, so three things are kept:
+
+* an execution context for each set of input shapes, with its own bindings;
+* buffers for the small inputs and for the outputs that the caller gives no room for. Small inputs are copied into
+  them in one kernel: their addresses then never change, and one graph serves every call. Large tensors (the VAE's
+  caches) are read and written where the caller has them;
+* a CUDA graph for each context and set of addresses that comes twice, the least recently used given back first.
+
+The scratch memory is shared by all engines of a process on one GPU, because they never run at the same time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wan_trt_core.backends._tensors import check_inputs, check_outputs, output_shape
+from wan_trt_core.backends.base import Engine, EngineError
+from wan_trt_core.backends.tensorrt.cuda import CaptureRefused
+from wan_trt_core.backends.tensorrt.plan import Description, Shapes
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import TensorRtSettings
+
+STAGED_BYTES = 16 << 20
+"""Inputs under this size are copied (in microseconds) to an address that never changes."""
+
+ALIGNMENT = 256
+"""Bytes to which TensorRT wants the address of a tensor aligned."""
+
+MAX_CONTEXTS = 4
+"""Sets of shapes for which a context is kept."""
+
+_log = logging.getLogger(__name__)
+
+
+class Graph(Protocol):
+    """Work recorded on a stream."""
+
+    def launch(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Scratch:
+    """Working memory on one GPU, lent to whichever engine runs. It only grows; growing moves it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: Tensor | None = None
+
+    def address(self, size: int) -> int:
+        """Where ``size`` bytes lie, aligned; 0 for none.
+
+        Raises:
+            EngineError: when the GPU has no room; with what was asked and what is free.
+        """
+        if size == 0:
+            return 0
+        if self._memory is None or self._memory.numel() < size + ALIGNMENT:
+            self._memory = None  # before the new one is asked for: both may not fit
+            self._memory = allocate((size + ALIGNMENT,), torch.uint8, self._device, "scratch memory")
+        return -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, what: str) -> Tensor:
+    """An empty tensor, or an error that says what was asked and what was free.
+
+    Raises:
+        EngineError: when the device has no room.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info(device)
+        asked = torch.empty(shape, dtype=dtype, device="meta").nbytes
+        gib = 1 << 30
+        raise EngineError(
+            f"out of memory: {what} of {asked / gib:.2f} GiB was asked for, {free / gib:.2f} of"
+            f" {total / gib:.2f} GiB are free on {device}"
+        ) from error
+
+
+class TensorRtEngine(Engine):
+    """A plan that reads its inputs where they are and writes its outputs where they are wanted.
+
+    Args:
+        description: what was built.
+        engine: TensorRT's ``ICudaEngine``.
+        stream: a :class:`~wan_trt_core.backends.tensorrt.cuda.CudaStream` of the GPU it was loaded on.
+        scratch: shared by the engines on that GPU.
+        weights: bytes of the plan.
+        log: of the runtime that loaded it (see ``api.message_log``).
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        engine: Any,
+        stream: Any,
+        scratch: Scratch,
+        settings: TensorRtSettings,
+        weights: int,
+        log: Any,
+    ) -> None:
+        self.name = f"engine {description.name}"
+        self.description = description
+        self.inputs, self.outputs = description.inputs, description.outputs
+        self.device: torch.device = stream.device
+        self._engine: Any | None = engine
+        self._stream = stream
+        self._scratch = scratch
+        self._settings = settings
+        self._weights = weights
+        self.log = log
+        self._contexts: OrderedDict[tuple[Any, ...], _Context] = OrderedDict()
+        self._graphs = _Graphs(settings.max_graphs)
+        self._capture = settings.cuda_graphs
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The attentions that were not fused into one kernel."""
+        return tuple(
+            f"{self.name}: an attention was not fused: {layer}" for layer in self.description.unfused
+        )
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once; the outputs are new tensors on the engine's GPU.
+
+        Raises:
+            EngineError: for a missing, superfluous, wrongly typed, shaped or placed tensor, by name; for shapes
+                outside every profile; for a closed engine; for what TensorRT or CUDA refuses.
+        """
+        return self.run_into(inputs, {})
+
+    def run_into(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As :meth:`run`, the named outputs written into the given tensors without a copy."""
+        if self._engine is None:
+            raise EngineError(f"{self.name} is closed")
+        sizes = check_inputs(self.name, self.inputs, inputs)
+        check_outputs(self.name, self.outputs, outputs, sizes, inputs)
+        self._check_devices(inputs, outputs)
+        with self._stream.on_device():
+            context = self._context(inputs, sizes)
+            context.take(inputs, outputs)
+            self._stream.after_caller()
+            self._execute(context)
+            self._stream.before_caller()
+            return context.give(outputs)
+
+    def memory(self) -> dict[str, int]:
+        """``weights``: bytes of the plan; ``scratch``: what its largest profile needs, shared with other engines;
+        ``buffers``: inputs and outputs that it owns."""
+        if self._engine is None:
+            return {"weights": 0, "scratch": 0, "buffers": 0}
+        buffers = sum(context.bytes for context in self._contexts.values())
+        return {
+            "weights": self._weights,
+            "scratch": int(self._engine.device_memory_size_v2),
+            "buffers": buffers,
+        }
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs held now."""
+        return len(self._graphs)
+
+    def close(self) -> None:
+        """Release graphs, contexts, buffers and the plan."""
+        self._stream.synchronize()
+        self._graphs.clear()
+        self._contexts.clear()
+        self._engine = None
+
+    def _execute(self, context: _Context) -> None:
+        """Enqueue, the second time for the same addresses as a graph, from then on replayed."""
+        address = self._scratch.address(context.scratch)
+        context.bind(address)
+        key = (context.shapes, context.addresses, address)
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph.launch()
+            return
+        if self._capture and self._graphs.seen(key):
+            try:
+                graph = self._stream.capture(lambda: context.enqueue(self._stream.handle))
+            except CaptureRefused as refused:
+                self._capture = False
+                _log.warning("%s runs without CUDA graphs: %s", self.name, refused)
+            else:
+                self._graphs.keep(key, graph)
+                graph.launch()
+                return
+        if not context.enqueue(self._stream.handle):
+            raise EngineError(f"{self.name}: TensorRT refused to run: {context.reasons()}")
+
+    def _context(self, inputs: Mapping[str, Tensor], sizes: Mapping[str, int]) -> _Context:
+        shapes = tuple((name, tuple(inputs[name].shape)) for name in self.inputs)
+        if shapes in self._contexts:
+            self._contexts.move_to_end(shapes)
+            return self._contexts[shapes]
+        profile = self._profile(dict(shapes))
+        context = _Context(self, self._engine, profile, shapes, sizes, self._stream)
+        self._contexts[shapes] = context
+        while len(self._contexts) > MAX_CONTEXTS:
+            oldest, _ = self._contexts.popitem(last=False)
+            self._stream.synchronize()
+            self._graphs.drop(oldest)
+        return context
+
+    def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """The first profile that contains the shapes; those made for one shape come before a range."""
+        profiles = self.description.profiles
+        fitting = [index for index, profile in enumerate(profiles) if _contains(profile, shapes)]
+        if fitting:
+            return min(fitting, key=lambda index: not _fixed(profiles[index]))
+        raise EngineError(
+            f"{self.name}: no profile contains "
+            + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            + "; the engine has "
+            + " and ".join(_told(profile) for profile in profiles)
+        )
+
+    def _check_devices(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        for role, tensors in (("input", inputs), ("output", outputs)):
+            for name, tensor in tensors.items():
+                if tensor.device != self.device:
+                    raise EngineError(
+                        f"{self.name}: {role} {name!r} is on {tensor.device}, the engine on {self.device}"
+                    )
+
+
+class _Context:
+    """An execution context for one set of input shapes, with the buffers that it owns."""
+
+    def __init__(
+        self,
+        owner: TensorRtEngine,
+        engine: Any,
+        profile: int,
+        shapes: tuple[tuple[str, tuple[int, ...]], ...],
+        sizes: Mapping[str, int],
+        stream: Any,
+    ) -> None:
+        from wan_trt_core.backends.tensorrt.api import tensorrt
+
+        self.shapes = shapes
+        self._owner = owner
+        strategy = tensorrt().ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context = engine.create_execution_context(strategy)
+        if self._context is None:
+            raise EngineError(f"{owner.name}: TensorRT made no execution context: {self.reasons()}")
+        if not self._context.set_optimization_profile_async(profile, stream.handle):
+            raise EngineError(f"{owner.name}: profile {profile} was refused: {self.reasons()}")
+        for name, shape in shapes:
+            if not self._context.set_input_shape(name, shape):
+                raise EngineError(
+                    f"{owner.name}: input {name!r} of shape {shape} was refused: {self.reasons()}"
+                )
+        unknown = self._context.infer_shapes()
+        if unknown:
+            raise EngineError(f"{owner.name}: TensorRT cannot tell the shapes of {', '.join(unknown)}")
+        self.scratch = int(self._context.update_device_memory_size_for_shapes())
+        given = dict(shapes)
+        self._staged = {
+            name: self._buffer(given[name], info.dtype)
+            for name, info in owner.inputs.items()
+            if _bytes(given[name], info.dtype) < STAGED_BYTES
+        }
+        self._output_shapes = {
+            name: output_shape(info, sizes) or tuple(self._context.get_tensor_shape(name))
+            for name, info in owner.outputs.items()
+        }
+        self._own_outputs: dict[str, Tensor] = {}
+        self._bound: dict[str, Tensor] = {}
+        self._addresses: dict[str, int] = {}
+        self._scratch_address: int | None = None
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where every tensor of this call lies."""
+        return tuple(tensor.data_ptr() for tensor in self._bound.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of the buffers that it owns."""
+        return sum(tensor.nbytes for tensor in (*self._staged.values(), *self._own_outputs.values()))
+
+    def take(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """Choose where each tensor of a call lies, and copy the small inputs there."""
+        staged = list(self._staged)
+        if staged:
+            torch._foreach_copy_([self._staged[name] for name in staged], [inputs[name] for name in staged])
+        self._bound = {
+            name: self._staged[name] if name in self._staged else _readable(inputs[name])
+            for name in self._owner.inputs
+        }
+        for name in self._owner.outputs:
+            given = outputs.get(name)
+            self._bound[name] = given if given is not None and _aligned(given) else self._own(name)
+
+    def give(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs of the call just enqueued: the caller's own tensors, or copies of this context's."""
+        results = {}
+        for name in self._owner.outputs:
+            written, wanted = self._bound[name], outputs.get(name)
+            if wanted is None:
+                results[name] = written.clone()
+            else:
+                results[name] = wanted if wanted is written else wanted.copy_(written)
+        return results
+
+    def bind(self, scratch: int) -> None:
+        """Tell TensorRT the addresses that changed since the last call."""
+        if scratch != self._scratch_address:
+            self._context.set_device_memory(scratch, self.scratch)
+            self._scratch_address = scratch
+        for name, tensor in self._bound.items():
+            address = tensor.data_ptr()
+            if self._addresses.get(name) != address:
+                if not self._context.set_tensor_address(name, address):
+                    raise EngineError(
+                        f"{self._owner.name}: the address of {name!r} was refused: {self.reasons()}"
+                    )
+                self._addresses[name] = address
+
+    def enqueue(self, stream: int) -> bool:
+        """Ask for the work on a stream; whether TensorRT took it."""
+        return bool(self._context.execute_async_v3(stream))
+
+    def reasons(self) -> str:
+        """What TensorRT said last."""
+        from wan_trt_core.backends.tensorrt.api import reasons
+
+        return reasons(self._owner.log)
+
+    def _own(self, name: str) -> Tensor:
+        if name not in self._own_outputs:
+            self._own_outputs[name] = self._buffer(self._output_shapes[name], self._owner.outputs[name].dtype)
+        return self._own_outputs[name]
+
+    def _buffer(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        return allocate(shape, getattr(torch, dtype), self._owner.device, f"a buffer of {self._owner.name}")
+
+
+class _Graphs:
+    """CUDA graphs by what they have fixed in them, the least recently used given back first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
+        self._seen: OrderedDict[tuple[Any, ...], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def get(self, key: tuple[Any, ...]) -> Graph | None:
+        """The graph for a key, if it was captured."""
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+        return self._graphs.get(key)
+
+    def seen(self, key: tuple[Any, ...]) -> bool:
+        """Whether the key came before. The first call with new shapes must be enqueued before it is captured."""
+        if key in self._seen:
+            return True
+        self._seen[key] = None
+        while len(self._seen) > 4 * self._most:
+            self._seen.popitem(last=False)
+        return False
+
+    def keep(self, key: tuple[Any, ...], graph: Graph) -> None:
+        """Keep a captured graph."""
+        self._graphs[key] = graph
+        while len(self._graphs) > self._most:
+            self._graphs.popitem(last=False)[1].close()
+
+    def drop(self, shapes: tuple[Any, ...]) -> None:
+        """Give back the graphs of a context that goes."""
+        for key in [key for key in self._graphs if key[0] == shapes]:
+            self._graphs.pop(key).close()
+        for key in [key for key in self._seen if key[0] == shapes]:
+            del self._seen[key]
+
+    def clear(self) -> None:
+        """Give back all graphs."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self._seen.clear()
+
+
+def _contains(profile: Shapes, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(
+        all(
+            least <= size <= most
+            for least, size, most in zip(profile[name][0], shape, profile[name][2], strict=True)
+        )
+        for name, shape in shapes.items()
+    )
+
+
+def _fixed(profile: Shapes) -> bool:
+    return all(least == most for least, _, most in profile.values())
+
+
+def _told(profile: Shapes) -> str:
+    return "; ".join(f"{name} {least} to {most}" for name, (least, _, most) in profile.items())
+
+
+def _aligned(tensor: Tensor) -> bool:
+    return tensor.data_ptr() % ALIGNMENT == 0
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """The tensor itself where TensorRT can read it in place, else a copy."""
+    tensor = tensor.contiguous()
+    return tensor if _aligned(tensor) else tensor.clone()
+
+
+def _bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return int(torch.empty(shape, dtype=getattr(torch, dtype), device="meta").nbytes)

@@ -1,0 +1,68 @@
+"""Is the built engine what was meant? Fused attention and precisions, read off the engine inspector's report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FUSED = "mha"
+"""Part of the name of every fused attention kernel (``_gemm_mha_v2``)."""
+
+_FORMATS = {"Half": "float16", "FP16": "float16", "Float": "float32", "FP32": "float32", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a built engine.
+
+    Attributes:
+        sources: names of the ONNX nodes that it computes.
+        dtype: of its first output, by PyTorch's name; empty where the inspector does not say.
+    """
+
+    name: str
+    kind: str
+    sources: tuple[str, ...]
+    dtype: str
+
+
+def layers_of(report: str) -> tuple[Layer, ...]:
+    """The layers in the JSON of ``EngineInspector.get_engine_information`` (10.x and 11.x), all profiles together."""
+    entries = json.loads(report).get("Layers", [])
+    return tuple(_layer(entry) for entry in entries if isinstance(entry, Mapping))
+
+
+def unfused_attentions(layers: Iterable[Layer], softmaxes: Iterable[str]) -> tuple[str, ...]:
+    """The softmax nodes of the graph's attentions that no fused kernel computes, each with the layer that does."""
+    layers = tuple(layers)
+    fused = {source for layer in layers if FUSED in layer.name.lower() for source in layer.sources}
+    owners = {source: layer.name for layer in layers for source in layer.sources}
+    return tuple(
+        f"{node} (in layer {owners[node]})" if node in owners else node
+        for node in softmaxes
+        if node not in fused
+    )
+
+
+def computed_in(layers: Iterable[Layer]) -> dict[str, int]:
+    """How many layers compute in each dtype."""
+    return dict(Counter(layer.dtype for layer in layers if layer.dtype))
+
+
+def _layer(entry: Mapping[str, Any]) -> Layer:
+    metadata = str(entry.get("Metadata", ""))
+    sources = tuple(
+        part.split("[ONNX Layer:", 1)[1].strip(" ]")
+        for part in metadata.split("\x1e")
+        if "[ONNX Layer:" in part
+    )
+    outputs = entry.get("Outputs") or [{}]
+    return Layer(str(entry.get("Name", "")), str(entry.get("LayerType", "")), sources, _dtype(outputs[0]))
+
+
+def _dtype(output: Mapping[str, Any]) -> str:
+    told = str(output.get("Format/Datatype") or output.get("Datatype") or "")
+    return next((name for sign, name in _FORMATS.items() if sign in told), "")

@@ -10,6 +10,10 @@ TOX := $(VENV)/bin/tox
 MAIN := .tox/main/.installed
 IN_MAIN := $(TOX) -qq exec -e main --
 
+# uv shall trust the certificates that the machine trusts, as pip does (the second is its name before uv 0.11).
+export UV_SYSTEM_CERTS ?= true
+export UV_NATIVE_TLS ?= true
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format doctor clean
 

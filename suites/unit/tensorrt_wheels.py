@@ -39,7 +39,11 @@ def install(folder: Path, *requirements: str) -> Path:
         if not done.is_file():
             command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
             only = ["--only-binary", ":all:", "--python", sys.executable]
-            subprocess.run([*command, *only, "--target", str(folder), *requirements], check=True)
+            # uv trusts the certificates that the machine trusts only when told to
+            trusting = {"UV_SYSTEM_CERTS": "true", "UV_NATIVE_TLS": "true", **os.environ}
+            subprocess.run(
+                [*command, *only, "--target", str(folder), *requirements], check=True, env=trusting
+            )
             done.touch()
     return folder
 

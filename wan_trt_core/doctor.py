@@ -84,7 +84,6 @@ def diagnose(loaded: Loaded) -> Diagnosis:
         onnxruntime_build(),
         *_providers(settings),
         *_backends(settings),
-        _tensorrt(),
         _checkpoint(settings),
         _encoder(),
         _lpips(),
@@ -101,7 +100,7 @@ def machine(settings: Settings) -> dict[str, Any]:
     """
     import torch
 
-    from wan_trt_core.measure.environment import cpu_count, cpu_name, memory_bytes
+    from wan_trt_core.measure.environment import cpu_count, cpu_name, memory_bytes, package_versions
 
     return {
         "hardware_key": _hardware_key(settings),
@@ -114,6 +113,7 @@ def machine(settings: Settings) -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "torch_sees_gpu": torch.cuda.is_available(),
+        "tensorrt": package_versions().get("tensorrt", "not installed"),
     }
 
 
@@ -242,12 +242,9 @@ def _backends(settings: Settings) -> list[Finding]:
             backend = get_backend(name)
             backend.require(settings)
         except (BackendUnavailable, ImportError) as error:
+            why, _, fix = str(error).partition("; ")  # as these errors are worded
             feature = f"cases with backend: {name}"
-            findings.append(
-                Finding(
-                    f"backend {name}", "missing", _first_line(error), feature, str(error), required=required
-                )
-            )
+            findings.append(Finding(f"backend {name}", "missing", why, feature, fix, required=required))
         else:
             versions = ", ".join(f"{package} {version}" for package, version in backend.versions().items())
             findings.append(
@@ -261,16 +258,6 @@ def _backends(settings: Settings) -> list[Finding]:
             )
         )
     return findings
-
-
-def _tensorrt() -> Finding:
-    tried = _python("import tensorrt; print(tensorrt.__version__)")
-    feature = "TensorRT engines"
-    if tried.returncode == 0:
-        return Finding("TensorRT", "ok", tried.stdout.strip(), feature)
-    return Finding(
-        "TensorRT", "missing", "does not import", feature, 'pip install "wan-trt-core[gpu,tensorrt]"'
-    )
 
 
 def _checkpoint(settings: Settings) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
@@ -173,8 +174,12 @@ def _cvvdp(r: NDArray[np.float64], c: NDArray[np.float64], frames_per_second: fl
 @lru_cache(maxsize=1)
 def _cvvdp_network() -> Any:
     """Its parameters come with the package; it opens no connection."""
-    import pycvvdp
     import torch
+
+    with warnings.catch_warnings():  # of its own source code, when Python compiles it for the first time
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", SyntaxWarning)
+        import pycvvdp
 
     return pycvvdp.cvvdp(display_name=CVVDP_DISPLAY, device=torch.device("cpu"), quiet=True)
 

@@ -254,8 +254,9 @@ def plan_table(plans: Sequence[Plan]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("case", "metric", "old", "new", "change", "tolerance", "outcome"):
+        number = name in ("old", "new", "change")
         table.add_column(
-            name, justify="right" if name in ("old", "new", "change") else "left", overflow="fold"
+            name, justify="right" if number else "left", overflow="fold", no_wrap=name == "metric" or number
         )
     styles = {Change.WITHIN_BAND: "dim", Change.NEW: "green", Change.BETTER: "green", Change.TIGHTER: "green"}
     for row in sorted((row for plan in plans for row in plan.rows), key=lambda row: not row.loosens):

@@ -242,9 +242,12 @@ def _backends(settings: Settings) -> list[Finding]:
             backend = get_backend(name)
             backend.require(settings)
         except (BackendUnavailable, ImportError) as error:
-            why, _, fix = str(error).partition("; ")  # as these errors are worded
             feature = f"cases with backend: {name}"
-            findings.append(Finding(f"backend {name}", "missing", why, feature, fix, required=required))
+            findings.append(
+                Finding(
+                    f"backend {name}", "missing", _first_line(error), feature, str(error), required=required
+                )
+            )
         else:
             versions = ", ".join(f"{package} {version}" for package, version in backend.versions().items())
             findings.append(

@@ -58,7 +58,7 @@ def _print_diagnosis(found: Diagnosis) -> None:
     width = max(len(each.name) for each in found.findings)
     for each in found.findings:
         print_line(f"  {each.status:7}  {each.name:{width}}  {each.detail}")
-        if each.fix:
+        if each.fix and each.fix != each.detail:  # an error that says both is told once
             print_line(f"{'':{width + 13}}needed for: {each.feature}")
             print_line(f"{'':{width + 13}}to mend it: {each.fix}")
     print_line(

@@ -127,6 +127,9 @@ class Case(_Model):
         precision: of the component; for composites by component, as ``{dit: fp16, vae: fp32}``.
         reference_precision: of stock diffusers; the candidate's own unless given.
         steps: denoising steps of a ``pipeline`` case; the model's own unless given.
+        tf32: products and convolutions of float32 may use TF32, in both arms, whatever ``perf.allow_tf32`` says.
+        only_backends: the backends that the case is for. It then runs only where the run names one of them
+            (``--wan-backend``), so that a GPU's cases may stand beside those for every machine.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -137,6 +140,8 @@ class Case(_Model):
     reference_precision: str | dict[str, str] | None = None
     backend: str
     steps: int | None = Field(default=None, ge=1)
+    tf32: bool = False
+    only_backends: tuple[str, ...] = ()
     parity: ParityGate | None = None
     perf: PerfGate | None = None
     memory: MemoryGate | None = None
@@ -182,6 +187,11 @@ class CaseFile:
     def of_suite(self, suite: Suite) -> tuple[Case, ...]:
         """The cases with that suite's gate, in the order of the file."""
         return tuple(case for case in self.cases if suite in case.suites)
+
+    def for_backend(self, backend: str | None) -> CaseFile:
+        """Without the cases that are for other backends only than the one that the run names, if it names one."""
+        kept = tuple(case for case in self.cases if not case.only_backends or backend in case.only_backends)
+        return CaseFile(self.path, self.version, kept)
 
     def overridden(self, **fields: str | None) -> CaseFile:
         """The same cases with ``model``, ``backend`` or ``profile`` replaced in all; ``None`` keeps."""
@@ -419,6 +429,9 @@ def _name_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
     for key, names in (("component", components), ("backend", sorted(allowed.backends))):
         if isinstance(values.get(key), str) and values[key] not in names:
             yield _Problem((key,), _unknown(key, values[key], names))
+    for index, backend in enumerate(values.get("only_backends") or ()):
+        if backend not in allowed.backends:
+            yield _Problem(("only_backends", index), _unknown("backend", backend, sorted(allowed.backends)))
     model, profile = values.get("model"), values.get("profile")
     if isinstance(model, str) and allowed.models and model not in allowed.models and not _is_folder(model):
         yield _Problem(

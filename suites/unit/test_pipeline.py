@@ -371,6 +371,10 @@ def test_the_identity_of_an_export_covers_what_it_depends_on(
     ):
         assert other != base
     assert identity(settings={"threads": 2}) == base
+    longer = ShapeProfile("tiny-9f", *(dataclasses.replace(sizes, frames=9) for sizes in (PROFILE.opt,) * 3))
+    short = dataclasses.replace(longer, name="tiny-5f", opt=PROFILE.opt)
+    assert identity("vae_decoder_next", longer) == identity("vae_decoder_next", short)
+    assert identity(profile=longer) != identity(profile=short)
     assert {"torch", "onnx", "diffusers"} <= set(base["versions"])
 
 

@@ -58,6 +58,17 @@ def test_environment_overrides_too_but_the_settings_file_does_not(
     assert project.results()["cases"][0]["backend"] == "torch"
 
 
+def test_cases_for_other_backends_wait_until_one_is_named(project: Project) -> None:
+    text = project.cases("good-one", "good-gpu").read_text()
+    project.file(text.replace("id: good-gpu", "id: good-gpu\n    only_backends: [tensorrt]"))
+    result = project.run("-m", "parity")
+    assert list(project.verdicts()) == [("parity", "good-one")]
+    result.stdout.fnmatch_lines(["wan-trt: 1 case(s) only with --wan-backend tensorrt"])
+    result = project.run("-m", "parity", "--wan-backend", "tensorrt")
+    assert len(project.verdicts()) == 2
+    result.stdout.no_fnmatch_line("*only with*")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "hint"),
     [

@@ -24,7 +24,7 @@ def measure_case(case: Case, suite: str, context: Context) -> Measurement:
     from wan_trt_core.comparison import memory, parity, perf
 
     measure = {"parity": parity.measure, "perf": perf.measure, "memory": memory.measure}[suite]
-    return measure(case, context)
+    return measure(case, context.under(case))
 
 
 def explain_case(case: Case, suite: str, context: Context) -> tuple[str, ...]:
@@ -37,4 +37,4 @@ def explain_case(case: Case, suite: str, context: Context) -> tuple[str, ...]:
         return ()
     from wan_trt_core.comparison import parity
 
-    return parity.explain(case, context)
+    return parity.explain(case, context.under(case))

@@ -19,6 +19,7 @@ class Context:
     settings: Settings
     _models: dict[str, ResolvedModel] = field(default_factory=dict, init=False)
     _engines: EngineStore | None = field(default=None, init=False)
+    _tf32: Context | None = field(default=None, init=False)
 
     def model(self, case: Case) -> ResolvedModel:
         """The case's model, opened.
@@ -41,8 +42,20 @@ class Context:
             self._engines = EngineStore(self.settings)
         return self._engines
 
+    def under(self, case: Case) -> Context:
+        """This context, or its twin that allows TF32, where the case does: other settings, so other engines."""
+        if not case.tf32 or self.settings.perf.allow_tf32:
+            return self
+        if self._tf32 is None:
+            perf = self.settings.perf.model_copy(update={"allow_tf32": True})
+            self._tf32 = Context(self.settings.model_copy(update={"perf": perf}))
+            self._tf32._models = self._models
+        return self._tf32
+
     def close(self) -> None:
         """Release the engines."""
+        if self._tf32 is not None:
+            self._tf32.close()
         if self._engines is not None:
             self._engines.close()
             self._engines = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wan_trt_core.models.checkpoint import Checkpoint
-    from wan_trt_core.models.profiles import Sizes
+    from wan_trt_core.models.profiles import ShapeProfile, Sizes
 
 Tensors = dict[str, "Tensor"]
 """Named tensors: the only thing that flows between components, engines and measurements."""
@@ -81,6 +81,10 @@ class Component(ABC):
     @abstractmethod
     def sizes(self, video: Sizes) -> dict[str, int]:
         """Sizes of the graph's dynamic axes for a video of the given pixels, frames and text length."""
+
+    def profile_name(self, profile: ShapeProfile) -> str:
+        """The profile's name as far as its sizes matter to this component: one engine serves all that agree."""
+        return profile.name
 
     @abstractmethod
     def graph(self, checkpoint: Checkpoint, precision: str, *, block_outputs: bool = False) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from wan_trt_core.models.component import Component, Tensors, TensorSpec
 from wan_trt_core.models.components import ComponentError, require_precision
-from wan_trt_core.models.profiles import TEMPORAL, Sizes
+from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import CacheSpec, cache_specs
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class VaeDecoder(Component):
 
     def sizes(self, video: Sizes) -> dict[str, int]:
         return {"height": video.latent_height, "width": video.latent_width}
+
+    def profile_name(self, profile: ShapeProfile) -> str:
+        """Without the number of frames (``480p`` of ``480p-81f``): the decoder sees one latent frame at a time."""
+        return profile.name.partition("-")[0]
 
     def graph(self, checkpoint: Checkpoint, precision: str, *, block_outputs: bool = False) -> nn.Module:
         from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph

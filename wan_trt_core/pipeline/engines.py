@@ -280,13 +280,14 @@ def onnx_identity(
     block_outputs: bool = False,
 ) -> dict[str, Any]:
     """Everything that an exported ONNX file depends on."""
+    part = get_component(component)
     return {
         "component": component,
         "precision": precision,
-        "profile": profile.name,
-        "sizes": {point: asdict(profile.at(point)) for point in POINTS},
+        "profile": part.profile_name(profile),
+        "sizes": {point: part.sizes(profile.at(point)) for point in POINTS},
         "block_outputs": block_outputs,
-        "weights": model.checkpoint.weights_sha256(get_component(component).part),
+        "weights": model.checkpoint.weights_sha256(part.part),
         "export": settings.export.model_dump(mode="json"),
         "versions": distribution_versions(*EXPORTERS),
         "sources": sources_sha256(),

@@ -25,6 +25,7 @@ def header(session: WanSession) -> list[str]:
     """What is judged, on what, and whether it gates; nothing in runs that are not about us."""
     if not session.active:
         return []
+    from wan_trt_core.cases import CaseFileError
     from wan_trt_core.config import ConfigError
 
     try:
@@ -37,10 +38,15 @@ def header(session: WanSession) -> list[str]:
         return f"{overrides[name]} ({sources[name]})" if name in overrides else "by case"
 
     bands = "required" if session.require_bands else "where this hardware has them"
+    try:
+        left_out = session.left_out
+    except CaseFileError:  # collection says what is wrong, if a test wants cases at all
+        left_out = ""
     return [
         f"wan-trt: model {chosen('model')}, backend {chosen('backend')}, profile {chosen('profile')}",
         f"wan-trt: hardware {hardware}, cases {session.case_path}",
         f"wan-trt: baselines {settings.baselines}, bands {bands}",
+        *([f"wan-trt: {left_out}"] if left_out else []),
         f"wan-trt: {'gating: everything but pass fails its test' if session.gating else NO_GATE}",
     ]
 

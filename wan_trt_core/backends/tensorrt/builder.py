@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 FUSABLE = ("float16", "bfloat16")
-"""What TensorRT has fused attention kernels for; float32 attention (the VAE's) is always computed in pieces."""
+FUSABLE_HEAD = 256
+"""What TensorRT has fused attention kernels for: dtypes, and the widest head. The VAE's attention has one head of all
+its channels (384), and float32 attention is always computed in pieces."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where PyTorch's exporter notes on each ONNX node the modules that it came from, outermost first."""
@@ -88,12 +90,10 @@ class _Graph:
         self.inputs = {value.name: self._info(value) for value in graph.input}
         self.outputs = {value.name: self._info(value) for value in graph.output}
         self.nodes = list(graph.node)
-        dtypes = {value.name: self._info(value).dtype for value in (*graph.value_info, *graph.output)}
-        self.half_softmaxes = tuple(
-            node.name
-            for node in self.nodes
-            if node.op_type == "Softmax" and dtypes.get(node.output[0]) in FUSABLE
-        )
+        self.tensors = {
+            value.name: self._info(value) for value in (*graph.value_info, *graph.input, *graph.output)
+        }
+        self.fusable = tuple(node.name for node in self.nodes if self._is_fusable(node))
 
     def module_of(self, node: str) -> str:
         """The PyTorch module that a node came from, as ``blocks.3.attn1``; empty where it is not known."""
@@ -106,6 +106,18 @@ class _Graph:
         except ValueError:
             return ""
         return next((name for name in reversed(names[:-1]) if name), "") if names else ""
+
+    def _is_fusable(self, node: Any) -> bool:
+        """Whether it is the softmax of an attention that TensorRT has a fused kernel for."""
+        if node.op_type != "Softmax":
+            return False
+        makers = {output: each for each in self.nodes for output in each.output}
+        product = makers.get(node.input[0])
+        query = self.tensors.get(product.input[0]) if product is not None else None
+        head = query.shape[-1] if query is not None else None
+        too_wide = isinstance(head, int) and head > FUSABLE_HEAD
+        made = self.tensors.get(node.output[0])
+        return made is not None and made.dtype in FUSABLE and not too_wide
 
     def _info(self, value: Any) -> TensorInfo:
         tensor = value.type.tensor_type
@@ -206,8 +218,8 @@ def _describe(
         inputs=inputs,
         outputs=outputs,
         profiles=profiles,
-        attentions=len(graph.half_softmaxes),
-        unfused=unfused_attentions(layers, graph.half_softmaxes),
+        attentions=len(graph.fusable),
+        unfused=unfused_attentions(layers, graph.fusable),
         precisions=computed_in(layers),
     )
 

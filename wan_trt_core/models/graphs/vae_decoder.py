@@ -36,7 +36,10 @@ class _Caches:
             self.left.append(functional.pad(frames, (0, 0, 0, 0, CACHE_FRAMES - 1, 0)))
             return frames
         joined = torch.cat((next(self._taken), frames), dim=2)
-        self.left.append(joined[:, :, -CACHE_FRAMES:])
+        # from the present frames where they are enough: the convolution's own copy has another memory layout,
+        # and TensorRT would turn it back whole to cut two frames from it
+        enough = frames.shape[2] >= CACHE_FRAMES
+        self.left.append((frames if enough else joined)[:, :, -CACHE_FRAMES:])
         return joined
 
 

@@ -284,7 +284,7 @@ def test_a_fallback_to_pytorch_is_invalid(perf_case: Case) -> None:
         stock(torch.ones(1, 1))
         return fast(inputs)
 
-    target.candidate = Arm(falls_back, forbidden={"transformer": stock})
+    target.candidate = Arm(falls_back, forbidden=lambda: {"transformer": stock})
     check = verdict_of(perf_case, "perf", timed(target))
     assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.FALLBACK_TO_PYTORCH)
     assert "transformer" in check.message

@@ -7,7 +7,7 @@ at its output. What the candidate adds (modulation, RoPE tables, casts, copies) 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -29,7 +29,7 @@ from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.engines import VAE_DECODER, precision_of
 from wan_trt_core.pipeline.generate import generate
-from wan_trt_core.pipeline.swap import swap
+from wan_trt_core.pipeline.swap import REPLACED, swap
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ class Arm:
         call: from call tensors to outputs.
         once: work done once a prompt or run and not in each call, to be timed apart.
         forbidden: PyTorch modules that this arm must not run, by name: a candidate that falls back to the
-            reference would compare the reference with itself.
+            reference would compare the reference with itself. Loaded when watched for, so that they take no memory
+            where the candidate runs alone.
     """
 
     call: Callable[[Any], Outputs]
     once: Callable[[], object] | None = None
-    forbidden: Mapping[str, nn.Module] = field(default_factory=dict)
+    forbidden: Callable[[], Mapping[str, nn.Module]] = dict
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:
@@ -70,7 +71,7 @@ class Arm:
             return lambda *_: ran.append(name)
 
         with ExitStack() as hooks:
-            for name, module in self.forbidden.items():
+            for name, module in self.forbidden().items():
                 hooks.callback(module.register_forward_pre_hook(note(name)).remove)
             yield ran
 
@@ -223,7 +224,7 @@ class ComponentTarget(Target):
         return Arm(
             lambda call: Outputs(engine.run(prepare(call))),
             once=component.once(prepare, self.inputs()),
-            forbidden=self.stock_modules(component.part),
+            forbidden=lambda: self.stock_modules(component.part),
         )
 
     def inputs(self, point: Point = "opt") -> Any:
@@ -251,7 +252,8 @@ class VaeDecoderTarget(Target):
             return self._stock(wrapped, self.precision(VAE_DECODER[0]))
         decoder = self.context.engines.vae_decoder(self.model, self.profile, precision, self.case.backend)
         return Arm(
-            lambda latents: Outputs({"sample": decoder.decode(latents)}), forbidden=self.stock_modules("vae")
+            lambda latents: Outputs({"sample": decoder.decode(latents)}),
+            forbidden=lambda: self.stock_modules("vae"),
         )
 
     def inputs(self, point: Point = "opt") -> Any:
@@ -288,8 +290,11 @@ class PipelineTarget(Target):
         engines = self.context.engines.pipeline(
             self.model, self.profile, self.case.precision, self.case.backend
         )
-        pipe = swap(self._stock(self.model.checkpoint), engines)
-        return self._arm(pipe, self.stock_modules("transformer") | self.stock_modules("vae"))
+        stock = self._stock(self.model.checkpoint, on_host=REPLACED)
+        return self._arm(
+            swap(stock, engines, self.device),
+            lambda: self.stock_modules("transformer") | self.stock_modules("vae"),
+        )
 
     def inputs(self, point: Point = "opt") -> GenerationDefaults:
         """How the video of ``PROMPT`` is generated; the same seed gives both arms the same noise."""
@@ -305,14 +310,14 @@ class PipelineTarget(Target):
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "generation": asdict(self.inputs()), "prompt": PROMPT}
 
-    def _arm(self, pipe: Any, forbidden: Mapping[str, nn.Module] | None = None) -> Arm:
+    def _arm(self, pipe: Any, forbidden: Callable[[], Mapping[str, nn.Module]] = dict) -> Arm:
         def call(generation: GenerationDefaults) -> Outputs:
             generated = generate(pipe, PROMPT, generation, keep_latents=True)
             return Outputs(video=generated.frames, latents=generated.latents)
 
-        return Arm(call, forbidden=forbidden or {})
+        return Arm(call, forbidden=forbidden)
 
-    def _stock(self, checkpoint: Checkpoint) -> Any:
+    def _stock(self, checkpoint: Checkpoint, on_host: Collection[str] = ()) -> Any:
         return checkpoint.pipeline(
             {
                 "transformer": self.reference_precision("dit"),
@@ -320,6 +325,7 @@ class PipelineTarget(Target):
                 "text_encoder": "fp32",
             },
             self.device,
+            on_host=on_host,
         )
 
 

@@ -6,6 +6,7 @@ at its output. What the candidate adds (modulation, RoPE tables, casts, copies) 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,12 +23,12 @@ from wan_trt_core.comparison.blocks import Divergence, trace
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
-from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
 from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
-from wan_trt_core.pipeline.engines import VAE_DECODER, precision_of
+from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, precision_of
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.swap import REPLACED, swap
 
@@ -152,13 +153,31 @@ class Target(ABC):
         """The tensors on the device that both arms run on."""
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
+    def build(self) -> None:
+        """Export and build the engines that are not in the cache, and load none: that is for another process to do.
+
+        Raises:
+            BackendUnavailable: when the backend cannot run here; and as ``pipeline.engines.built_engine``.
+        """
+        backend, settings = get_backend(self.case.backend), self.context.settings
+        backend.require(settings)
+        if isinstance(backend, EngineBackend):
+            for name in self.components:
+                built_engine(name, self.model, self.profile, self.precision(name), backend.name, settings)
+
     def engine_bytes(self) -> dict[str, int]:
-        """What the engines hold, by owner, summed over the case's components: deterministic numbers."""
-        total: dict[str, int] = {}
-        for engine in self._loaded().values():
+        """What the engines hold now, by owner (``engine_weights`` …): together and, of several, each by its name
+        (``dit.engine_weights``). Scratch memory is lent to one engine at a time, so together they hold the largest.
+        ``engine_caches`` are both sets of caches between which the streaming VAE decoder changes."""
+        together: dict[str, int] = {}
+        each: dict[str, int] = {}
+        for component, engine in self._loaded().items():
             for owner, size in engine.memory().items():
-                total[f"engine_{owner}"] = total.get(f"engine_{owner}", 0) + size
-        return total
+                name = f"engine_{owner}"
+                known = together.get(name, 0)
+                together[name] = max(known, size) if owner == "scratch" else known + size
+                each[f"{component}.{name}"] = size
+        return together | self._cache_bytes() | (each if len(self.components) > 1 else {})
 
     def stock_modules(self, part: str) -> dict[str, nn.Module]:
         """Diffusers' own modules that an engine replaces: where one of them runs, the engine did not."""
@@ -186,6 +205,15 @@ class Target(ABC):
         if not isinstance(get_backend(self.case.backend), EngineBackend):
             return {}
         return {name: self.engine(name) for name in self.components}
+
+    def _cache_bytes(self) -> dict[str, int]:
+        if not self._loaded() or not set(VAE_DECODER) <= set(self.components):
+            return {}
+        following = get_component(VAE_DECODER[1])
+        sizes = following.sizes(self.profile.opt)
+        _, *caches = following.inputs(self.model.checkpoint)  # the latents come first
+        elements = sum(math.prod(cache.shape(sizes)) for cache in caches)
+        return {"engine_caches": 2 * elements * torch_dtype(self.precision(following.name)).itemsize}
 
     def _reference_precisions(self) -> str:
         return ", ".join(f"{name} {self.reference_precision(name)}" for name in self.components)

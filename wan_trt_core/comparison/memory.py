@@ -54,7 +54,7 @@ _IMPORTED = (__name__, "diffusers.pipelines.wan.pipeline_wan", "onnxruntime")
 
 
 def start_server() -> None:
-    """Let the server begin its imports now, beside whatever runs next; without this it starts when needed."""
+    """Let the server for CPUs begin its imports now, beside whatever runs next; else it starts when needed."""
     if _can_fork():
         _context("cpu")
         forkserver.ensure_running()

@@ -110,12 +110,29 @@ class PerfGate(_Model):
         return self.speedup < DEFAULT_SPEEDUP
 
 
+PEAK_OVER_REFERENCE = "peak_over_reference"
+"""What the candidate uses at most over what the reference does (a ratio)."""
+
+DEVICE_GROWTH = 1 << 20
+"""Bytes a run by which the use of a GPU may seem to grow unless a case says otherwise."""
+
+
 class MemoryGate(_Model):
-    """Bounds and bands on memory; growth over repeated runs must be nil within ``growth`` (bytes a run)."""
+    """Bounds and bands on memory; growth over repeated runs must be nil within ``growth`` (bytes a run).
+
+    Attributes:
+        device_growth: the same for all that the process uses on a GPU; judged where there is one.
+        reference: measure the reference's peaks as well, and ``peak_over_reference``, which ``limits`` may bound.
+    """
 
     limits: dict[str, Limit] = Field(default_factory=dict)
     bands: dict[str, Band] = Field(default_factory=dict)
     growth: Limit
+    device_growth: Limit = Limit(
+        max=DEVICE_GROWTH,
+        reason="the driver gives memory in pieces of 2 MiB; a leak of half a piece a run takes one every second run",
+    )
+    reference: bool = False
 
 
 class Case(_Model):
@@ -481,10 +498,26 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
                     yield from _metric_problems(
                         (suite, name, metric), metric, entry, metrics, name != "bands"
                     )
-        if suite == "memory" and isinstance(gate.get("growth"), dict) and "max" not in gate["growth"]:
-            yield _Problem((suite, "growth"), "key 'memory.growth' needs a max (bytes a run)")
+        if suite == "memory":
+            yield from _memory_problems(gate)
         if suite == "perf":
             yield from _speedup_problems(gate, values.get("component"))
+
+
+def _memory_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
+    for name in ("growth", "device_growth"):
+        if isinstance(gate.get(name), dict) and "max" not in gate[name]:
+            yield _Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes a run)")
+    if gate.get("reference") is True:
+        return
+    for name in ("limits", "bands"):
+        entries = gate.get(name)
+        for metric in entries if isinstance(entries, dict) else ():
+            if metric == PEAK_OVER_REFERENCE or metric.startswith("reference_"):
+                message = (
+                    f"key 'memory.{name}.{metric}' needs 'reference: true' beside it, or it is never measured"
+                )
+                yield _Problem(("memory", name, metric), message)
 
 
 def _metric_problems(

@@ -26,6 +26,7 @@ cases:
 DIT = "  - id: one\n    component: dit\n"
 PARITY = "    parity: {limits: {psnr_db: {min: 90, reason: floor}}}\n"
 PERF = "    perf: {parity: {psnr_db: {min: 90, reason: floor}}%s}\n"
+MEMORY = "    memory: {growth: {max: 1, reason: r}, %s}\n"
 GOOD = HEAD + DIT + PARITY
 
 Load = Callable[[str], CaseFile]
@@ -89,6 +90,13 @@ def test_limits_are_completed_whole(load: Load) -> None:
     head = HEAD.replace("onnxruntime}", "onnxruntime, memory: {growth: {max: 10, reason: r}}}")
     with pytest.raises(CaseFileError, match=r"cases.yaml:6: .*'memory.growth.reason' is missing"):
         load(head + DIT + "    memory: {growth: {max: 99}}\n")
+
+
+def test_memory_beside_the_reference(load: Load) -> None:
+    limits = "reference: true, limits: {peak_over_reference: {max: 1.0, reason: r}}"
+    (case,) = load(HEAD + DIT + MEMORY % limits).cases
+    assert case.memory is not None and case.memory.reference
+    assert case.memory.device_growth.max == 2**20
 
 
 def test_anchors_merge_keys_and_exponents(load: Load) -> None:
@@ -162,6 +170,9 @@ MISTAKES = {
     "band without width": (GOOD.replace("}}}\n", "}}, bands: {psnr_db: {reason: r}}}\n"), r"cases.yaml:6: .*psnr_db.rel' is missing"),
     "no gate": (HEAD + DIT, r"cases.yaml:4: case 'one': has no gate, so nothing would judge it"),
     "no growth": (HEAD + DIT + "    memory: {}\n", r"cases.yaml:6: .*'memory.growth' is missing"),
+    "device growth without max": (HEAD + DIT + MEMORY % "device_growth: {min: 1, reason: r}", r"cases.yaml:6: .*'memory.device_growth' needs a max"),
+    "ratio without reference": (HEAD + DIT + MEMORY % "limits: {peak_over_reference: {max: 1.0, reason: r}}", r"cases.yaml:6: .*'memory.limits.peak_over_reference' needs 'reference: true'"),
+    "band without reference": (HEAD + DIT + MEMORY % "bands: {reference_device_used: {rel: 1.0, reason: r}}", r"cases.yaml:6: .*'memory.bands.reference_device_used' needs 'reference: true'"),
     "growth without max": (HEAD + DIT + "    memory: {growth: {min: 1, reason: r}}\n", r"cases.yaml:6: .*growth' needs a max"),
     "same id": (GOOD + DIT + PARITY, r"cases.yaml:7: key 'id' is 'one', as in case number 1; ids must differ"),
     "id that is no name": (GOOD.replace("one", "One Two"), r"cases.yaml:4: .*key 'id' is 'One Two': string must match pattern"),

@@ -7,25 +7,28 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_device import MIB, FakeDevice, FakeNvml
 from faults import drop_block, negate_angles, permute_caches, poison, scale_block, swap_heads
 from torch import nn
 
-from wan_trt_core.backends.base import BackendUnavailable
+from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.cases import Case, Limit
-from wan_trt_core.comparison import explain_case, measure_case
+from wan_trt_core.comparison import explain_case, measure_case, memory
 from wan_trt_core.comparison.blocks import NOISE, find_divergence
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.memory import measure_call
+from wan_trt_core.comparison.memory import measure_growth, measure_peak
 from wan_trt_core.comparison.perf import time_target
 from wan_trt_core.comparison.targets import Arm, Outputs
-from wan_trt_core.config import PerfSettings, Settings, load_settings
+from wan_trt_core.config import MemorySettings, PerfSettings, Settings, load_settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
 from wan_trt_core.gates.verdict import Reason, Verdict, decide
+from wan_trt_core.measure.device_memory import DeviceMemory
 from wan_trt_core.models.components import get_component
 from wan_trt_core.records import Measurement, Metric
 
@@ -284,7 +287,7 @@ def test_a_fallback_to_pytorch_is_invalid(perf_case: Case) -> None:
         stock(torch.ones(1, 1))
         return fast(inputs)
 
-    target.candidate = Arm(falls_back, forbidden={"transformer": stock})
+    target.candidate = Arm(falls_back, forbidden=lambda: {"transformer": stock})
     check = verdict_of(perf_case, "perf", timed(target))
     assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.FALLBACK_TO_PYTORCH)
     assert "transformer" in check.message
@@ -317,7 +320,6 @@ def test_an_engine_that_is_not_as_planned_voids_every_suite(
     suite: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
-    from wan_trt_core.comparison import memory
 
     problems = property(lambda self: ("an attention was not fused: node_softmax",))
     monkeypatch.setattr(OnnxRuntimeEngine, "problems", problems)
@@ -348,8 +350,8 @@ def test_a_leak_is_caught(perf_case: Case, healthy: Settings) -> None:
     def leak() -> None:
         leaked.append(torch.ones(1 << 18))
 
-    holding = measure_call(hold, hold, healthy)
-    leaking = measure_call(leak, leak, healthy)
+    holding = Measurement(metrics=measure_growth(hold, healthy))
+    leaking = Measurement(metrics=measure_growth(leak, healthy))
     assert verdict_of(perf_case, "memory", holding).verdict is Verdict.PASS
     check = verdict_of(perf_case, "memory", leaking)
     assert (check.verdict, check.reason) == (Verdict.FAIL, Reason.GROWTH)
@@ -364,13 +366,141 @@ def test_memory_is_measured_in_a_process_of_its_own(healthy: Settings) -> None:
     assert len(measurement.metrics["growth"].samples) == healthy.memory.runs
 
 
+def on(device: FakeDevice, nvml: FakeNvml | None = None) -> DeviceMemory:
+    return DeviceMemory(device, nvml or FakeNvml(device), object())
+
+
+def test_a_leak_of_tensors_on_the_device_is_caught_to_the_byte(perf_case: Case, healthy: Settings) -> None:
+    device = FakeDevice()
+
+    def hold() -> None:
+        device.take(8 * MIB)
+        device.drop(8 * MIB)
+
+    def leak() -> None:
+        hold()
+        device.take(512)  # the allocator's smallest piece, and far less than the case allows a CPU
+
+    for call, verdict in ((hold, Verdict.PASS), (leak, Verdict.FAIL)):
+        metrics = measure_growth(call, healthy, on(device))
+        assert "resident_set_growth" in metrics
+        check = verdict_of(perf_case, "memory", Measurement(metrics=metrics))
+        assert (check.verdict, check.metric) == (verdict, "growth")
+    assert check.value == 512
+
+
+@pytest.mark.parametrize(("leaked", "verdict"), [(0, "pass"), (MIB // 10, "pass"), (3 * MIB // 2, "fail")])
+def test_a_leak_outside_of_pytorch_is_caught(
+    leaked: int, verdict: str, perf_case: Case, healthy: Settings
+) -> None:
+    """A CUDA graph or a context of TensorRT's for each run, of which PyTorch's allocator knows nothing."""
+    device = FakeDevice()
+
+    def leak() -> None:
+        device.outside += leaked
+
+    metrics = measure_growth(leak, healthy, on(device))
+    assert metrics["growth"].value == 0
+    checks = judge(
+        perf_case, "memory", Measurement(metrics=metrics), None, bands_for_hardware=False, require_bands=False
+    )
+    assert {check.metric: check.verdict for check in checks} == {"growth": "pass", "device_growth": verdict}
+
+
+def test_peaks_on_a_device_are_after_warm_up(healthy: Settings) -> None:
+    device, runs = FakeDevice(), 0
+
+    def call() -> None:
+        nonlocal runs
+        runs += 1
+        size = (900 if runs == 1 else 100) * MIB  # the first run tries kernels
+        device.take(size)
+        device.drop(size)
+
+    metrics = measure_peak(call, healthy, on(device))
+    assert runs == healthy.memory.warmup + 1
+    assert metrics["device_peak_allocated"].value == 100 * MIB
+    assert metrics["device_used"].value == 600 * MIB  # what the first run's peak left cached was given back
+    assert metrics["resident_set_peak"].value
+
+
+def test_a_case_on_a_device_says_who_holds_what(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeDevice()
+    monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
+    case, few = case_of("vae_decoder", healthy), MemorySettings(runs=5, warmup=1)
+    measurement = memory.measure_here(case, healthy.model_copy(update={"memory": few}))
+    values = {name: metric.value for name, metric in measurement.metrics.items()}
+    both = [values[f"vae_decoder_{name}.engine_weights"] for name in ("first", "next")]
+    assert values["engine_weights"] == sum(filter(None, both))
+    assert values["device_unattributed"] == values["device_used"] - values["engine_weights"]
+    target = memory.target_of(case, Context(healthy))
+    left = target.engine("vae_decoder_first").run({"latents": target.inputs()[:, :, :1]})
+    left.pop("sample")
+    assert values["engine_caches"] == 2 * sum(cache.nbytes for cache in left.values())
+    assert measurement.metrics["engine_caches"].deterministic
+    assert not measurement.metrics["device_unattributed"].deterministic
+
+
+def test_scratch_memory_that_engines_share_counts_once(
+    healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = memory.target_of(case_of("pipeline", healthy), Context(healthy))
+    engines = {
+        name: SimpleNamespace(memory=lambda size=size: {"weights": size, "scratch": 10 * size})
+        for name, size in (("dit", 3), ("vae_decoder_first", 1), ("vae_decoder_next", 2))
+    }
+    monkeypatch.setattr(target, "_loaded", lambda: engines)
+    held = target.engine_bytes()
+    assert (held["engine_weights"], held["engine_scratch"]) == (6, 30)
+    assert held["vae_decoder_next.engine_scratch"] == 20
+
+
+def test_the_reference_is_measured_beside_the_candidate(healthy: Settings) -> None:
+    gate = {
+        "growth": {"max": 65536, "reason": "allocator noise"},
+        "reference": True,
+        "limits": {"peak_over_reference": {"max": 1e-3, "reason": "out of reach"}},
+    }
+    case = case_of("dit", healthy, memory=gate)
+    measurement = measure_case(case, "memory", Context(healthy))
+    ours, theirs, ratio = (
+        measurement.metrics[name].value
+        for name in ("resident_set_peak", "reference_resident_set_peak", "peak_over_reference")
+    )
+    assert ours and theirs and ratio == ours / theirs
+    check = verdict_of(case, "memory", measurement)
+    assert (check.verdict, check.metric) == (Verdict.FAIL, "peak_over_reference")
+
+
+def test_a_ratio_to_nothing_is_not_computed() -> None:
+    def used(value: float) -> Measurement:
+        return Measurement(metrics={"device_used": Metric(value=value, unit="B", better="lower")})
+
+    ratio = memory.beside_reference(used(5.0), used(0.0)).metrics["peak_over_reference"]
+    assert ratio.value is None and "0.0 in the reference" in ratio.detail
+    assert memory.beside_reference(used(5.0), used(4.0)).metrics["peak_over_reference"].value == 1.25
+
+
+def test_a_gpu_is_measured_in_a_process_that_is_no_fork() -> None:
+    """Importing diffusers asks CUDA for its devices, and from then on CUDA refuses to start in a fork."""
+    assert memory._context("cuda").get_start_method() == "spawn"
+
+
+def test_an_arm_that_does_not_fit_is_an_error(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "measure_here", does_not_fit)
+    with pytest.raises(EngineError, match=r"memory of small-dit: the candidate does not fit: .* 2\.00 GiB"):
+        measure_case(case_of("dit", healthy), "memory", Context(healthy))
+
+
+def does_not_fit(*_: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 def test_a_dying_measuring_process_is_an_error(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the system runs out of memory and kills it."""
-    from wan_trt_core.backends.base import EngineError
-    from wan_trt_core.comparison import memory
-
     monkeypatch.setattr(memory, "measure_here", die)
-    with pytest.raises(EngineError, match="measuring process died"):
+    with pytest.raises(EngineError, match="candidate's measuring process died"):
         measure_case(case_of("dit", healthy), "memory", Context(healthy))
 
 

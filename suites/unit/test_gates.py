@@ -373,9 +373,25 @@ class TestMemory:
     def test_growth_that_is_no_number_fails(self, value: float) -> None:
         assert outcome(verdict(self.measurement(value), "memory")) == (Verdict.FAIL, Reason.NON_FINITE)
 
-    def test_growth_of_the_cuda_allocator_fails_too(self) -> None:
-        cuda = Metric(value=1e6, unit="B", better="lower")
-        assert verdict(self.measurement(0.0, growth_cuda=cuda), "memory").metric == "growth_cuda"
+    def test_growth_that_is_counted_to_the_byte_must_be_nil(self) -> None:
+        def counted(value: float) -> Measurement:
+            metric = Metric(value=value, unit="B", better="lower", deterministic=True)
+            return Measurement(metrics={"growth": metric})
+
+        assert verdict(counted(0.0), "memory").verdict is Verdict.PASS
+        check = verdict(counted(512.0), "memory")  # within the 1024 that the case allows a CPU
+        assert outcome(check) == (Verdict.FAIL, Reason.GROWTH)
+        assert check.limit == 0.0 and "every byte" in check.message
+
+    def test_growth_of_the_device_has_a_limit_of_its_own(self) -> None:
+        def device(value: float | None) -> Measurement:
+            return self.measurement(0.0, device_growth=Metric(value=value, unit="B", better="lower"))
+
+        assert verdict(device(2.0**20), "memory").verdict is Verdict.PASS
+        check = verdict(device(2.0**20 + 1), "memory")
+        assert (check.verdict, check.metric) == (Verdict.FAIL, "device_growth")
+        assert "pieces of 2 MiB" in check.message
+        assert verdict(device(None), "memory").verdict is Verdict.MISSING
 
     def test_growth_that_was_not_measured_is_missing(self) -> None:
         assert verdict(self.measurement(None), "memory").verdict is Verdict.MISSING

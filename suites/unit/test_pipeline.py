@@ -30,7 +30,7 @@ from wan_trt_core.pipeline.engines import (
     precision_of,
 )
 from wan_trt_core.pipeline.generate import GenerationError, check_request, generate
-from wan_trt_core.pipeline.swap import swap, with_parts
+from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
 
 PROMPT = "a small red square moves left"
 SMALL = GenerationDefaults(
@@ -111,6 +111,29 @@ def test_the_callers_pipeline_is_left_as_it_was(pipe: Any, engines: PipelineEngi
     assert swapped.vae_scale_factor_temporal == pipe.vae_scale_factor_temporal == 4
     assert swapped.vae_scale_factor_spatial == pipe.vae_scale_factor_spatial == 8
     assert swapped.device == pipe.device
+
+
+def test_what_engines_replace_takes_no_memory_on_the_device(
+    model: ResolvedModel, engines: PipelineEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = model.checkpoint.pipeline(device="meta", on_host=REPLACED)
+    on_device = {
+        name: next(pipe.components[name].parameters()).is_meta for name in (*REPLACED, "text_encoder")
+    }
+    assert on_device == {"transformer": False, "vae": False, "text_encoder": True}
+    swapped = swap(pipe, dataclasses.replace(engines, text_encoder=None), "meta")
+    assert {part.device for part in (swapped.transformer, swapped.vae)} == {torch.device("meta")}
+    assert swapped.device == torch.device("meta")
+
+    loaded = []
+    load = type(model.checkpoint).load
+    monkeypatch.setattr(
+        type(model.checkpoint), "load", lambda self, *given: loaded.append(given) or load(self, *given)
+    )
+    modulation, _ = get_component("dit").prepare(model.checkpoint, "fp32").sources(torch.device("meta"))
+    assert loaded == [("transformer", "fp32")]  # no device: in host memory
+    assert all(parameter.is_meta for parameter in modulation._embedder.parameters())
+    assert modulation._tables.is_meta
 
 
 def test_a_half_precision_transformer_beside_a_full_precision_vae(model: ResolvedModel, pipe: Any) -> None:

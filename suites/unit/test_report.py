@@ -143,6 +143,24 @@ def test_markdown_tables_are_whole(record: RunRecord) -> None:
         assert found == cells, line
 
 
+def test_markdown_shows_memory_in_units() -> None:
+    sizes = {"device_used": 5.5 * 2**30, "vae_decoder_next.engine_scratch": 300.0 * 2**20}
+    metrics = {name: Metric(value=size, unit="B", better="lower") for name, size in sizes.items()}
+    metrics["growth"] = Metric(value=0.0, unit="B", better="lower", deterministic=True)
+    ratio = Metric(value=0.875, unit="x", better="lower")
+    facts = {"engines": {"dit": {"weights": 3 * 2**29}}, "steps": 50}
+    found = Measurement(metrics=metrics | {"peak_over_reference": ratio}, facts=facts)
+    text = markdown_report(run_record(case_record(make_case(), found, suite="memory")))
+    for row in (
+        "| device_used | 5.5 GiB |",
+        "| vae_decoder_next.engine_scratch | 300 MiB |",
+        "| peak_over_reference | 0.875x |",
+        "| engines.dit.weights | 1.5 GiB |",
+        "| steps | 50 |",
+    ):
+        assert row in text
+
+
 def test_markdown_of_an_empty_or_passing_run() -> None:
     assert "NOT PASSED" in markdown_report(run_record())
     passed = markdown_report(run_record(case_record(make_case(), perf_measurement())))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -157,6 +159,7 @@ class Rig(SimpleNamespace):
     engine: runtime.TensorRtEngine
     fake: FakeEngine
     stream: FakeStream
+    scratch: runtime.Scratch
 
     def run(
         self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None
@@ -174,14 +177,15 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
         api, "tensorrt", lambda: SimpleNamespace(ExecutionContextAllocationStrategy=strategies)
     )
 
-    def make(*profiles: Any, **settings: Any) -> Rig:
+    def make(*profiles: Any, scratch: runtime.Scratch | None = None, **settings: Any) -> Rig:
         fake = FakeEngine()
         stream = FakeStream(fake)
         log = SimpleNamespace(errors=["the reason"])
+        scratch = scratch or runtime.Scratch(CPU)
         engine = runtime.TensorRtEngine(
-            description(*profiles), fake, stream, runtime.Scratch(CPU), TensorRtSettings(**settings), 100, log
+            description(*profiles), fake, stream, scratch, TensorRtSettings(**settings), 100, log
         )
-        return Rig(engine=engine, fake=fake, stream=stream)
+        return Rig(engine=engine, fake=fake, stream=stream, scratch=scratch)
 
     yield make
 
@@ -349,12 +353,73 @@ def test_the_engine_waits_for_the_caller_and_the_caller_for_it(rig: Callable[...
 
 def test_memory_by_owner(rig: Callable[..., Rig]) -> None:
     it = rig()
+    assert it.engine.memory() == {"weights": 100, "scratch": 0, "buffers": 0}  # nothing ran yet
     it.run(inputs())
     assert it.engine.memory() == {"weights": 100, "scratch": 1024, "buffers": 4 * 2 * 4 * 4}
+    assert it.scratch.bytes == 1024 + runtime.ALIGNMENT
+
+
+def test_a_closed_engine_holds_nothing(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    for _ in range(2):
+        it.run(inputs())
+    held = [
+        weakref.ref(tensor) for context in it.engine._contexts.values() for tensor in context._staged.values()
+    ]
+    plan = weakref.ref(it.fake)
     it.engine.close()
+    it.engine.close()  # the second time there is nothing left to give back
     assert it.engine.memory() == {"weights": 0, "scratch": 0, "buffers": 0}
+    assert it.scratch.bytes == 0
+    assert it.stream.graphs[0].closed and it.engine.graphs == 0
+    assert [tensor() for tensor in held] == [None, None]
+    it.stream.graphs.clear()
+    it.stream.engine, it.fake = None, None  # what the test itself holds of the plan
+    gc.collect()
+    assert plan() is None
     with pytest.raises(EngineError, match="is closed"):
         it.engine.run(inputs())
+
+
+def test_shared_scratch_stays_while_another_engine_uses_it(rig: Callable[..., Rig]) -> None:
+    shared = runtime.Scratch(CPU)
+    first, second = rig(scratch=shared), rig(scratch=shared)
+    first.run(inputs())
+    first.engine.close()
+    assert shared.bytes
+    second.engine.close()
+    assert shared.bytes == 0
+
+
+def test_nothing_of_the_callers_is_kept(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The VAE's caches, which would otherwise stay allocated beside those of the next video."""
+    monkeypatch.setattr(runtime, "STAGED_BYTES", 0)
+    it = rig()
+    given, written = inputs(), {"left": aligned()}
+    it.run(given, written)
+    kept = [weakref.ref(tensor) for tensor in (*given.values(), *written.values())]
+    del given, written
+    assert [tensor() for tensor in kept] == [None, None, None]
+    it.fake.refuses = True
+    given = inputs()
+    kept = [weakref.ref(tensor) for tensor in given.values()]
+    with pytest.raises(EngineError, match="refused to run"):
+        it.engine.run(given)
+    del given
+    assert [tensor() for tensor in kept] == [None, None]
+
+
+def test_large_outputs_are_written_once_and_given_away(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "OWN_OUTPUT_BYTES", 0)
+    it = rig()
+    first = it.run(inputs())
+    expected = {name: tensor.clone() for name, tensor in first.items()}
+    assert it.fake.contexts[0].addresses["y"] == first["y"].data_ptr()
+    assert it.engine.memory()["buffers"] == 2 * 2 * 4 * 4  # the two inputs alone
+    it.run(inputs())
+    assert all(torch.equal(first[name], expected[name]) for name in first)
 
 
 def test_out_of_memory_says_what_was_asked_and_what_was_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,15 +144,16 @@ def _pipeline(
     from wan_trt_core.backends.base import ModuleBackend
     from wan_trt_core.backends.registry import device_of, get_backend
     from wan_trt_core.pipeline.engines import precision_of
-    from wan_trt_core.pipeline.swap import swap, with_parts
+    from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
 
     backend = get_backend(settings.backend)
     backend.require(settings)
     if not isinstance(backend, ModuleBackend):
         profile = model.profile(settings.profile)
         _check_size(profile, generation)
-        pipe = model.checkpoint.pipeline(device=device_of(settings))
-        return swap(pipe, store.pipeline(model, profile, precision, settings.backend))
+        device = device_of(settings)
+        pipe = model.checkpoint.pipeline(device=device, on_host=REPLACED)
+        return swap(pipe, store.pipeline(model, profile, precision, settings.backend), device)
     dtypes = {
         "transformer": precision_of(precision, "dit"),
         "vae": precision_of(precision, "vae_decoder_first"),

@@ -1,8 +1,13 @@
 """Memory: what the candidate holds and needs, and that repeated runs do not grow.
 
-Measured in a process of its own: the resident set of a test process depends on every test that ran in it before,
-and a number that depends on the order of the tests cannot be held to a baseline. The process is forked from a
-server that has imported PyTorch and diffusers and done nothing else.
+Measured in a process of its own: the memory of a test process depends on every test that ran in it before, and a
+number that depends on the order of the tests cannot be held to a baseline. For a CPU it is forked from a server that
+has imported PyTorch and diffusers and done nothing else. For a GPU it is started anew: diffusers asks for the GPU when
+it is imported, and CUDA does not work in the fork of a process that did.
+
+On a GPU the resident set is recorded as well, and three numbers of the device (see
+:mod:`wan_trt_core.measure.device_memory`): ``device_peak_allocated`` by PyTorch's tensors, ``device_peak_reserved`` by
+its allocator, and ``device_used`` by everything: TensorRT's weights and contexts are in this number alone.
 """
 
 from __future__ import annotations
@@ -11,98 +16,186 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from typing import Literal
+
+import torch
 
 from wan_trt_core.backends.base import EngineError
-from wan_trt_core.cases import Case
+from wan_trt_core.backends.registry import device_of
+from wan_trt_core.cases import PEAK_OVER_REFERENCE, Case
 from wan_trt_core.comparison.conditions import equal_conditions
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.measure.memory import growth_metric, memory_by_run, peak_metrics, peak_resident_set
+from wan_trt_core.gates.memory import DEVICE_GROWTH, GROWTH
+from wan_trt_core.measure.device_memory import (
+    DeviceMemory,
+    DevicePeak,
+    current_device_in_use,
+    current_device_memory,
+)
+from wan_trt_core.measure.memory import (
+    growth_metric,
+    memory_by_run,
+    peak_metrics,
+    peak_resident_set,
+    resident_set,
+)
 from wan_trt_core.records import Measurement, Metric
+
+Metrics = dict[str, Metric]
+ArmName = Literal["candidate", "reference"]
 
 _IMPORTED = (__name__, "diffusers.pipelines.wan.pipeline_wan", "onnxruntime")
 """What the server imports, once for all cases: most of what a fresh process would spend its time on."""
 
 
 def start_server() -> None:
-    """Let the server begin its imports now, beside whatever runs next; without this it starts when needed."""
+    """Let the server for CPUs begin its imports now, beside whatever runs next; else it starts when needed."""
     if _can_fork():
-        _context()
+        _context("cpu")
         forkserver.ensure_running()
 
 
 def measure(case: Case, context: Context) -> Measurement:
     """Measure in a fresh process; the engines are built first, here, so that a build is not part of it.
 
+    Where the case asks for it the reference's peak is measured in another one, and ``peak_over_reference`` is the
+    ratio of what both use at most: of the device, or on a CPU of the host.
+
     Raises:
-        EngineError: when the process dies, which is what running out of memory looks like.
+        EngineError: when a process runs out of memory, or dies, which is what running out of it looks like.
     """
     if case.memory is None:
         raise ValueError(f"case {case.id} has no memory gate")
-    _ = target_of(case, context).candidate
-    with ProcessPoolExecutor(max_workers=1, mp_context=_context()) as fresh:
-        try:
-            return fresh.submit(measure_here, case, context.settings).result()
-        except BrokenProcessPool as error:
-            raise EngineError(
-                f"memory of {case.id}: the measuring process died; the system may have run out of memory"
-            ) from error
+    target_of(case, context).build()
+    candidate = _in_fresh_process("candidate", case, context.settings)
+    if not case.memory.reference:
+        return candidate
+    reference = _in_fresh_process("reference", case, context.settings)
+    return beside_reference(candidate, reference)
 
 
-def measure_here(case: Case, settings: Settings) -> Measurement:
-    """Measure in this process, which should have done nothing else."""
-    with equal_conditions(settings):
-        target = target_of(case, Context(settings))
-        large, small = target.inputs("opt"), target.inputs("min")
-        call = target.candidate.call
-        return measure_call(
-            lambda: call(large),
-            lambda: call(small),
-            settings,
-            engine_bytes=target.engine_bytes(),
-            facts=target.facts(),
-        ).model_copy(update={"problems": target.problems()})
-
-
-def measure_call(
-    call: Callable[[], object],
-    small_call: Callable[[], object],
-    settings: Settings,
-    *,
-    engine_bytes: dict[str, int] | None = None,
-    facts: dict[str, object] | None = None,
+def measure_here(
+    case: Case, settings: Settings, arm: ArmName = "candidate", in_use: int | None = None
 ) -> Measurement:
-    """Peak of ``call`` after warm-up, and the growth over ``settings.memory.runs`` runs of ``small_call``.
+    """Measure in this process, which should have done nothing else.
 
     Args:
-        call: one whole run of the candidate at the size it is tuned for.
-        small_call: the same at its smallest size. What a run forgets to give back it forgets at every size, and
-            twenty runs at full size take minutes.
-        engine_bytes: bytes of what is deterministic (files, weights, workspace), by name.
+        arm: of the reference only the peak is measured.
+        in_use: bytes in use on the device before this process came (see :class:`DeviceMemory`).
     """
-    for _ in range(settings.memory.warmup):
+    device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
+    with equal_conditions(settings):
+        target = target_of(case, Context(settings))
+        call = (target.candidate if arm == "candidate" else target.reference).call
+        inputs = target.inputs("opt")
+        metrics = measure_peak(partial(call, inputs), settings, device)
+        if arm == "reference":
+            return Measurement(metrics=metrics)
+        held, facts = target.engine_bytes(), target.facts()  # at the size that the peak was measured at
+        metrics |= _engine_metrics(held, metrics)
+        inputs = target.inputs("min")
+        metrics |= measure_growth(partial(call, inputs), settings, device)
+        return Measurement(metrics=metrics, facts=facts, problems=target.problems())
+
+
+def measure_peak(
+    call: Callable[[], object], settings: Settings, device: DeviceMemory | None = None
+) -> Metrics:
+    """Peaks of ``call`` after warm-up: of the resident set, and of the device where there is one.
+
+    Args:
+        call: one whole run at the size that the case is tuned for.
+    """
+    for run in range(settings.memory.warmup):
         call()
-    peak = peak_resident_set(call)
-    held = memory_by_run(small_call, settings.memory.runs, warmup=settings.memory.warmup)
-    fixed = {
+        if device is not None and run == 0:
+            device.release()  # what loading and the first run's choice of kernels took for a while
+    if device is None:
+        return peak_metrics(peak_resident_set(call))
+    peaks: list[DevicePeak] = []
+    resident = peak_resident_set(lambda: peaks.append(device.peak(call)))
+    return peak_metrics(resident) | peaks[0].metrics()
+
+
+def measure_growth(
+    call: Callable[[], object], settings: Settings, device: DeviceMemory | None = None
+) -> Metrics:
+    """Growth over ``settings.memory.runs`` runs of ``call``.
+
+    ``growth`` is that of the resident set, on a GPU that of PyTorch's tensors, which is exact; ``device_growth`` there
+    is that of everything.
+
+    Args:
+        call: one whole run at the smallest size. What a run forgets to give back it forgets at every size, and
+            twenty runs at full size take minutes.
+    """
+    read: dict[str, Callable[[], int]] = {GROWTH: resident_set}
+    if device is not None:
+        read = {GROWTH: device.allocated, DEVICE_GROWTH: device.used, "resident_set_growth": resident_set}
+    held = memory_by_run(call, settings.memory.runs, warmup=settings.memory.warmup, read=read)
+    exact = {GROWTH} if device is not None else set()
+    return {name: growth_metric(values, deterministic=name in exact) for name, values in held.items()}
+
+
+def beside_reference(candidate: Measurement, reference: Measurement) -> Measurement:
+    """The candidate's measurement with the reference's peaks in it, and the ratio of what both use at most."""
+    name = "device_used" if "device_used" in candidate.metrics else "resident_set_peak"
+    ours, theirs = candidate.metrics[name].value, reference.metrics[name].value
+    if ours and theirs:
+        ratio = Metric(value=ours / theirs, unit="x", better="lower", detail=f"{name} of both arms")
+    else:
+        why = f"{name} is {ours} in the candidate and {theirs} in the reference"
+        ratio = Metric(value=None, unit="x", better="lower", detail=why)
+    beside = {f"reference_{key}": metric for key, metric in reference.metrics.items()}
+    return candidate.model_copy(update={"metrics": candidate.metrics | beside | {PEAK_OVER_REFERENCE: ratio}})
+
+
+def _engine_metrics(held: dict[str, int], metrics: Metrics) -> Metrics:
+    """What the engines hold, and on a device what nobody there accounts for: CUDA's context, kernels, graphs."""
+    found = {
         name: Metric(value=float(size), unit="B", better="lower", deterministic=True)
-        for name, size in (engine_bytes or {}).items()
+        for name, size in held.items()
     }
-    return Measurement(
-        metrics=fixed | peak_metrics(peak) | {"growth": growth_metric(held)}, facts=facts or {}
-    )
+    if "device_used" in metrics:
+        used, reserved = metrics["device_used"].value or 0.0, metrics["device_peak_reserved"].value or 0.0
+        found["device_unattributed"] = Metric(
+            value=used - reserved - held.get("engine_weights", 0),
+            unit="B",
+            better="lower",
+            detail="device_used less device_peak_reserved and engine_weights",
+        )
+    return found
+
+
+def _in_fresh_process(arm: ArmName, case: Case, settings: Settings) -> Measurement:
+    device = device_of(settings, case.backend)
+    in_use = None
+    if device == "cuda":
+        torch.cuda.empty_cache()  # of this process: the other one may need it
+        in_use = current_device_in_use()
+    with ProcessPoolExecutor(max_workers=1, mp_context=_context(device)) as fresh:
+        try:
+            return fresh.submit(measure_here, case, settings, arm, in_use).result()
+        except torch.OutOfMemoryError as error:
+            raise EngineError(f"memory of {case.id}: the {arm} does not fit: {error}") from error
+        except BrokenProcessPool as error:
+            raise EngineError(
+                f"memory of {case.id}: the {arm}'s measuring process died; the system may have run out of memory"
+            ) from error
 
 
 def _can_fork() -> bool:
     return "forkserver" in multiprocessing.get_all_start_methods()
 
 
-def _context() -> BaseContext:
-    """Of fresh processes: forked from the server, or started anew where the system cannot fork (Windows)."""
-    if not _can_fork():
+def _context(device: Literal["cpu", "cuda"]) -> BaseContext:
+    """Of fresh processes: forked from the server, or started anew for a GPU and where nothing can fork (Windows)."""
+    if device == "cuda" or not _can_fork():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))

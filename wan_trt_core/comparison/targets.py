@@ -6,8 +6,9 @@ at its output. What the candidate adds (modulation, RoPE tables, casts, copies) 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -22,14 +23,14 @@ from wan_trt_core.comparison.blocks import Divergence, trace
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
-from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
 from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
-from wan_trt_core.pipeline.engines import VAE_DECODER, precision_of
+from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, precision_of
 from wan_trt_core.pipeline.generate import generate
-from wan_trt_core.pipeline.swap import swap
+from wan_trt_core.pipeline.swap import REPLACED, swap
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ class Arm:
         call: from call tensors to outputs.
         once: work done once a prompt or run and not in each call, to be timed apart.
         forbidden: PyTorch modules that this arm must not run, by name: a candidate that falls back to the
-            reference would compare the reference with itself.
+            reference would compare the reference with itself. Loaded when watched for, so that they take no memory
+            where the candidate runs alone.
     """
 
     call: Callable[[Any], Outputs]
     once: Callable[[], object] | None = None
-    forbidden: Mapping[str, nn.Module] = field(default_factory=dict)
+    forbidden: Callable[[], Mapping[str, nn.Module]] = dict
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:
@@ -70,7 +72,7 @@ class Arm:
             return lambda *_: ran.append(name)
 
         with ExitStack() as hooks:
-            for name, module in self.forbidden.items():
+            for name, module in self.forbidden().items():
                 hooks.callback(module.register_forward_pre_hook(note(name)).remove)
             yield ran
 
@@ -151,13 +153,31 @@ class Target(ABC):
         """The tensors on the device that both arms run on."""
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
+    def build(self) -> None:
+        """Export and build the engines that are not in the cache, and load none: that is for another process to do.
+
+        Raises:
+            BackendUnavailable: when the backend cannot run here; and as ``pipeline.engines.built_engine``.
+        """
+        backend, settings = get_backend(self.case.backend), self.context.settings
+        backend.require(settings)
+        if isinstance(backend, EngineBackend):
+            for name in self.components:
+                built_engine(name, self.model, self.profile, self.precision(name), backend.name, settings)
+
     def engine_bytes(self) -> dict[str, int]:
-        """What the engines hold, by owner, summed over the case's components: deterministic numbers."""
-        total: dict[str, int] = {}
-        for engine in self._loaded().values():
+        """What the engines hold now, by owner (``engine_weights`` …): together and, of several, each by its name
+        (``dit.engine_weights``). Scratch memory is lent to one engine at a time, so together they hold the largest.
+        ``engine_caches`` are both sets of caches between which the streaming VAE decoder changes."""
+        together: dict[str, int] = {}
+        each: dict[str, int] = {}
+        for component, engine in self._loaded().items():
             for owner, size in engine.memory().items():
-                total[f"engine_{owner}"] = total.get(f"engine_{owner}", 0) + size
-        return total
+                name = f"engine_{owner}"
+                known = together.get(name, 0)
+                together[name] = max(known, size) if owner == "scratch" else known + size
+                each[f"{component}.{name}"] = size
+        return together | self._cache_bytes() | (each if len(self.components) > 1 else {})
 
     def stock_modules(self, part: str) -> dict[str, nn.Module]:
         """Diffusers' own modules that an engine replaces: where one of them runs, the engine did not."""
@@ -185,6 +205,15 @@ class Target(ABC):
         if not isinstance(get_backend(self.case.backend), EngineBackend):
             return {}
         return {name: self.engine(name) for name in self.components}
+
+    def _cache_bytes(self) -> dict[str, int]:
+        if not self._loaded() or not set(VAE_DECODER) <= set(self.components):
+            return {}
+        following = get_component(VAE_DECODER[1])
+        sizes = following.sizes(self.profile.opt)
+        _, *caches = following.inputs(self.model.checkpoint)  # the latents come first
+        elements = sum(math.prod(cache.shape(sizes)) for cache in caches)
+        return {"engine_caches": 2 * elements * torch_dtype(self.precision(following.name)).itemsize}
 
     def _reference_precisions(self) -> str:
         return ", ".join(f"{name} {self.reference_precision(name)}" for name in self.components)
@@ -223,7 +252,7 @@ class ComponentTarget(Target):
         return Arm(
             lambda call: Outputs(engine.run(prepare(call))),
             once=component.once(prepare, self.inputs()),
-            forbidden=self.stock_modules(component.part),
+            forbidden=lambda: self.stock_modules(component.part),
         )
 
     def inputs(self, point: Point = "opt") -> Any:
@@ -251,7 +280,8 @@ class VaeDecoderTarget(Target):
             return self._stock(wrapped, self.precision(VAE_DECODER[0]))
         decoder = self.context.engines.vae_decoder(self.model, self.profile, precision, self.case.backend)
         return Arm(
-            lambda latents: Outputs({"sample": decoder.decode(latents)}), forbidden=self.stock_modules("vae")
+            lambda latents: Outputs({"sample": decoder.decode(latents)}),
+            forbidden=lambda: self.stock_modules("vae"),
         )
 
     def inputs(self, point: Point = "opt") -> Any:
@@ -288,8 +318,11 @@ class PipelineTarget(Target):
         engines = self.context.engines.pipeline(
             self.model, self.profile, self.case.precision, self.case.backend
         )
-        pipe = swap(self._stock(self.model.checkpoint), engines)
-        return self._arm(pipe, self.stock_modules("transformer") | self.stock_modules("vae"))
+        stock = self._stock(self.model.checkpoint, on_host=REPLACED)
+        return self._arm(
+            swap(stock, engines, self.device),
+            lambda: self.stock_modules("transformer") | self.stock_modules("vae"),
+        )
 
     def inputs(self, point: Point = "opt") -> GenerationDefaults:
         """How the video of ``PROMPT`` is generated; the same seed gives both arms the same noise."""
@@ -305,14 +338,14 @@ class PipelineTarget(Target):
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "generation": asdict(self.inputs()), "prompt": PROMPT}
 
-    def _arm(self, pipe: Any, forbidden: Mapping[str, nn.Module] | None = None) -> Arm:
+    def _arm(self, pipe: Any, forbidden: Callable[[], Mapping[str, nn.Module]] = dict) -> Arm:
         def call(generation: GenerationDefaults) -> Outputs:
             generated = generate(pipe, PROMPT, generation, keep_latents=True)
             return Outputs(video=generated.frames, latents=generated.latents)
 
-        return Arm(call, forbidden=forbidden or {})
+        return Arm(call, forbidden=forbidden)
 
-    def _stock(self, checkpoint: Checkpoint) -> Any:
+    def _stock(self, checkpoint: Checkpoint, on_host: Collection[str] = ()) -> Any:
         return checkpoint.pipeline(
             {
                 "transformer": self.reference_precision("dit"),
@@ -320,6 +353,7 @@ class PipelineTarget(Target):
                 "text_encoder": "fp32",
             },
             self.device,
+            on_host=on_host,
         )
 
 

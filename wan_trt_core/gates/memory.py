@@ -1,4 +1,9 @@
-"""The memory gate: limits on what is held, and no growth over repeated runs."""
+"""The memory gate: limits on what is held, and no growth over repeated runs.
+
+One row of the case file serves a CPU and a GPU. ``growth`` is judged on both: pages of the process on a CPU, where the
+case's limit says what the allocator may wobble; PyTorch's tensors on a GPU, which are counted to the byte and must not
+grow at all. What grows on a GPU outside PyTorch has a limit of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +19,28 @@ if TYPE_CHECKING:
     from wan_trt_core.records import Measurement, Metric
 
 GROWTH = "growth"
-"""The metric of growth in bytes a run; further ones (``growth_cuda``) start with it and an underscore."""
+"""Of the process on a CPU, of PyTorch's tensors on a GPU, in bytes a run."""
+
+DEVICE_GROWTH = "device_growth"
+"""Of all that the process uses on a GPU, in bytes a run; not there on a CPU."""
 
 
 def judge_memory(gate: MemoryGate, measurement: Measurement) -> tuple[Check, ...]:
     """The checks of a memory case that need no baseline."""
     metrics = measurement.metrics
-    names = sorted({GROWTH} | {name for name in metrics if name.startswith(f"{GROWTH}_")})
-    growth = tuple(judge_growth(name, gate.growth, metrics.get(name)) for name in names)
-    return growth + judge_limits("limit", gate.limits, metrics)
+    growth = [judge_growth(GROWTH, gate.growth, metrics.get(GROWTH))]
+    if DEVICE_GROWTH in metrics:
+        growth.append(judge_growth(DEVICE_GROWTH, gate.device_growth, metrics[DEVICE_GROWTH]))
+    return (*growth, *judge_limits("limit", gate.limits, metrics))
 
 
 def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:
-    """Growth in bytes a run must not exceed ``limit.max``; shrinking is no fault."""
-    bound = limit.max
+    """Growth in bytes a run must not exceed ``limit.max``, and must be nil where every byte is counted.
+
+    Shrinking is no fault.
+    """
+    exact = metric is not None and metric.deterministic
+    bound, reason = (0.0, "every byte is counted here") if exact else (limit.max, limit.reason)
     if bound is None:
         message = "the case's growth limit has no max, so it holds nothing; mend the case file"
         return Check("growth", name, Verdict.INVALID, Reason.GROWTH, message)
@@ -43,7 +56,7 @@ def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:
     if value > bound:
         shown, text = pair(value, bound, "B")
         total = f", {quantity(metric.samples[-1] - metric.samples[0], 'B')} in all" if runs > 1 else ""
-        message = f"memory grows by {shown} a run{over}{total}, more than {text} ({limit.reason})"
+        message = f"memory grows by {shown} a run{over}{total}, more than {text} ({reason})"
         return Check("growth", name, Verdict.FAIL, Reason.GROWTH, message, value, bound)
     message = f"{quantity(value, 'B')} a run{over} is within {quantity(bound, 'B')}"
     return Check("growth", name, Verdict.PASS, Reason.NO_GROWTH, message, value, bound)

@@ -235,7 +235,7 @@ def _cuda_properties() -> Any:
 
 
 def _nvml_record() -> dict[str, Any]:
-    nvml, handle = _nvml()
+    nvml, handle = nvml_device()
     if nvml is None:
         return {}
     try:
@@ -252,7 +252,7 @@ def _nvml_record() -> dict[str, Any]:
 
 
 def _gpu_slowdowns() -> tuple[str, ...]:
-    nvml, handle = _nvml()
+    nvml, handle = nvml_device()
     if nvml is None:
         return ()
     try:
@@ -262,7 +262,7 @@ def _gpu_slowdowns() -> tuple[str, ...]:
     return tuple(text for name, text in _NVML_SLOWDOWNS.items() if mask & getattr(nvml, name, 0))
 
 
-def _nvml() -> tuple[Any, Any]:
+def nvml_device() -> tuple[Any, Any]:
     """NVML and the handle of PyTorch's current device; ``(None, None)`` unless this process uses a GPU."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():

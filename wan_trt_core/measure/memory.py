@@ -1,7 +1,8 @@
-"""Memory that a call needs, and whether repeating it makes the process grow. Everything in bytes.
+"""Memory of the host that a call needs, and whether repeating a call makes anything grow. Everything in bytes.
 
-Three numbers that are never mixed: the resident set of the process, the peak of PyTorch's CUDA allocator, and
-what an engine says it holds (see :meth:`wan_trt_core.backends.base.Engine.memory`).
+Numbers that are never mixed: the resident set of the process, the memory of the device (see
+:mod:`wan_trt_core.measure.device_memory`), and what an engine says it holds (see
+:meth:`wan_trt_core.backends.base.Engine.memory`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,38 +74,11 @@ def peak_resident_set(call: Callable[[], object], *, proc: Path = _PROCESS) -> P
         call()
         peak, method = _status_bytes(proc, "VmHWM"), "kernel"
     else:
-        with _sampled() as samples:
+        with sampled(resident_set, _SAMPLE_SECONDS) as samples:
             call()
         peak, method = max(samples), "sampled"
     settle()
     return Peak(before, max(peak, before), resident_set(), "kernel" if method == "kernel" else "sampled")
-
-
-def cuda_peak(call: Callable[[], object]) -> int:
-    """Run ``call`` once and return the peak of PyTorch's CUDA allocator, on the current device.
-
-    Memory that an engine takes outside PyTorch is not in it.
-
-    Raises:
-        RuntimeError: when there is no CUDA device.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RuntimeError("the CUDA allocator's peak needs a CUDA device")
-    settle()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return int(torch.cuda.max_memory_allocated())
-
-
-def cuda_allocated() -> int:
-    """Bytes that PyTorch's CUDA allocator has handed out now, on the current device."""
-    import torch
-
-    return int(torch.cuda.memory_allocated())
 
 
 def memory_by_run(
@@ -112,11 +86,11 @@ def memory_by_run(
     runs: int,
     *,
     warmup: int,
-    read: Callable[[], int] = resident_set,
+    read: Mapping[str, Callable[[], int]],
     settle: Callable[[], object] = settle,
     progress: Callable[[int], object] | None = None,
-) -> tuple[int, ...]:
-    """What ``read`` says after each of ``runs`` calls, settled each time; ``warmup`` calls go before.
+) -> dict[str, tuple[int, ...]]:
+    """What each of ``read`` says after each of ``runs`` calls, settled each time; ``warmup`` calls go before.
 
     Raises:
         ValueError: for fewer than three runs, of which no growth can be told.
@@ -125,19 +99,20 @@ def memory_by_run(
         raise ValueError(f"{runs} runs: growth needs at least three")
     for _ in range(warmup):
         call()
-    held = []
+    held: dict[str, list[int]] = {name: [] for name in read}
     gc.collect()
     gc.freeze()  # a full collection walks everything imported, again and again; what the runs leave is new
     try:
         for run in range(runs):
             call()
             settle()
-            held.append(read())
+            for name, value in read.items():
+                held[name].append(value())
             if progress:
                 progress(run + 1)
     finally:
         gc.unfreeze()
-    return tuple(held)
+    return {name: tuple(values) for name, values in held.items()}
 
 
 def growth(held: Sequence[float]) -> float:
@@ -162,9 +137,14 @@ def _slope(held: Sequence[float]) -> float:
     return float(median((held[j] - held[i]) / (j - i) for i in range(n) for j in range(i + 1, n)))
 
 
-def growth_metric(held: Sequence[float]) -> Metric:
-    """The metric ``growth`` (bytes a run) of a series by run, which becomes its samples."""
-    return Metric(value=growth(held), unit="B", better="lower", samples=tuple(float(value) for value in held))
+def growth_metric(held: Sequence[float], *, deterministic: bool = False) -> Metric:
+    """The metric ``growth`` (bytes a run) of a series by run, which becomes its samples.
+
+    Args:
+        deterministic: ``held`` is counted to the byte, so that any growth is a leak.
+    """
+    samples = tuple(float(value) for value in held)
+    return Metric(value=growth(held), unit="B", better="lower", deterministic=deterministic, samples=samples)
 
 
 def peak_metrics(peak: Peak) -> dict[str, Metric]:
@@ -193,22 +173,23 @@ def _status_bytes(proc: Path, name: str) -> int:
 
 
 @contextmanager
-def _sampled() -> Iterator[list[int]]:
-    samples = [resident_set()]
+def sampled(read: Callable[[], int], seconds: float) -> Iterator[list[int]]:
+    """What ``read`` says now, every so many seconds meanwhile, and at the end."""
+    samples = [read()]
     stop = threading.Event()
 
     def sample() -> None:
-        while not stop.wait(_SAMPLE_SECONDS):
-            samples.append(resident_set())
+        while not stop.wait(seconds):
+            samples.append(read())
 
-    thread = threading.Thread(target=sample, name="resident-set-sampler", daemon=True)
+    thread = threading.Thread(target=sample, name="memory-sampler", daemon=True)
     thread.start()
     try:
         yield samples
     finally:
         stop.set()
         thread.join()
-        samples.append(resident_set())
+        samples.append(read())
 
 
 def _malloc_trim() -> Callable[[int], int] | None:

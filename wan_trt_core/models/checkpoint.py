@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,13 +203,17 @@ class Checkpoint:
             return kind.from_pretrained(folder)
 
     def pipeline(
-        self, dtypes: Mapping[str, str] | None = None, device: torch.device | str = "cpu"
+        self,
+        dtypes: Mapping[str, str] | None = None,
+        device: torch.device | str = "cpu",
+        on_host: Collection[str] = (),
     ) -> WanPipeline:
         """A new stock ``WanPipeline`` over the cached modules.
 
         Args:
             dtypes: precision by part; a part that is not named is loaded in ``fp32``.
             device: where the modules go.
+            on_host: parts that stay in host memory, because engines will take their place on the device.
 
         Raises:
             CheckpointError: for an unknown part or dtype.
@@ -222,7 +226,10 @@ class Checkpoint:
             raise CheckpointError(
                 f"no part {sorted(unknown)[0]!r} with weights; there are {', '.join(PARTS)}"
             )
-        modules = {part: self.load(part, dtypes.get(part, "fp32"), device) for part in PARTS}
+        modules = {
+            part: self.load(part, dtypes.get(part, "fp32"), "cpu" if part in on_host else device)
+            for part in PARTS
+        }
         pipeline: WanPipeline = WanPipeline(tokenizer=self.tokenizer(), scheduler=self.scheduler(), **modules)
         return pipeline
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
@@ -14,8 +16,18 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
 
 
-def swap(pipe: WanPipeline, engines: PipelineEngines) -> WanPipeline:
+REPLACED = ("transformer", "vae")
+"""Parts of a pipeline that :func:`swap` always replaces: of the originals only the configuration is used."""
+
+
+def swap(
+    pipe: WanPipeline, engines: PipelineEngines, device: torch.device | str | None = None
+) -> WanPipeline:
     """A pipeline that runs on engines and shares everything else with ``pipe``, which is left as it was.
+
+    Args:
+        device: of the engines and the parts that stay; that of ``pipe`` unless given. Give it where the parts that
+            are replaced lie elsewhere (see ``on_host`` of :meth:`~wan_trt_core.models.checkpoint.Checkpoint.pipeline`).
 
     Raises:
         EngineError: when the two engines of the VAE decoder do not fit together.
@@ -28,7 +40,7 @@ def swap(pipe: WanPipeline, engines: PipelineEngines) -> WanPipeline:
             "prepare": get_component(component).prepare(engines.checkpoint, precision),
             "config": getattr(pipe, part).config,
             "dtype": torch_dtype(precision),
-            "device": pipe.device,
+            "device": pipe.device if device is None else torch.device(device),
         }
 
     decoder = StreamingDecoder(engines.vae_first, engines.vae_next)

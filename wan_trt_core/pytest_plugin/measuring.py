@@ -18,10 +18,11 @@ def measure(case: Case, suite: Suite, session: WanSession) -> Measurement:
     """Measure one case with reference and candidate side by side."""
     import torch
 
+    from wan_trt_core.backends.registry import device_of
     from wan_trt_core.comparison import measure_case
     from wan_trt_core.comparison.memory import start_server
 
-    if "memory" in session.selected:
+    if "memory" in session.selected and device_of(session.context.settings, case.backend) == "cpu":
         start_server()
     torch.manual_seed(SEED)
     return measure_case(case, suite, session.context)

@@ -143,6 +143,8 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             rows += _flat(value, f"{name}.")
+        elif name.startswith("engines."):  # what each engine holds, in bytes
+            rows.append((name, quantity(value, "B")))
         else:
             rows.append((name, str(value)))
     return rows

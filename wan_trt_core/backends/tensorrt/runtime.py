@@ -3,9 +3,9 @@
 What a call costs beside the kernels decides whether small engines gain anything, so three things are kept:
 
 * an execution context for each set of input shapes, with its own bindings;
-* buffers for the small inputs and for the outputs that the caller gives no room for. Small inputs are copied into
-  them in one kernel: their addresses then never change, and one graph serves every call. Large tensors (the VAE's
-  caches) are read and written where the caller has them;
+* buffers for the small inputs and for the small outputs that the caller gives no room for. Small inputs are copied
+  into them in one kernel: their addresses then never change, and one graph serves every call. Large tensors (the
+  VAE's caches) are read and written where the caller has them, or in new ones that become the caller's;
 * a CUDA graph for each context and set of addresses that comes twice, the least recently used given back first.
 
 The scratch memory is shared by all engines of a process on one GPU, because they never run at the same time.
@@ -35,6 +35,12 @@ STAGED_BYTES = 16 << 20
 ALIGNMENT = 256
 """Bytes to which TensorRT wants the address of a tensor aligned."""
 
+OWN_OUTPUT_BYTES = 64 << 20
+"""Outputs under this size are written to a buffer of the engine's own and copied out: the address never changes, so one
+graph serves every call. From this size on the copy would cost memory that counts (the first step of the VAE leaves
+3.8 GB of caches at 480p), so they are written into a new tensor. Its address is the one that PyTorch's allocator
+gives: mostly the same again in a loop, and where it is not the call is enqueued without a graph."""
+
 MAX_CONTEXTS = 4
 """Sets of shapes for which a context is kept."""
 
@@ -49,11 +55,30 @@ class Graph(Protocol):
 
 
 class Scratch:
-    """Working memory on one GPU, lent to whichever engine runs. It only grows; growing moves it."""
+    """Working memory on one GPU, lent to whichever engine runs. It only grows; growing moves it.
+
+    The last engine to leave gives it back.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._memory: Tensor | None = None
+        self._users = 0
+
+    @property
+    def bytes(self) -> int:
+        """Allocated now."""
+        return 0 if self._memory is None else self._memory.nbytes
+
+    def join(self) -> None:
+        """One more engine uses it."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """One engine less."""
+        self._users -= 1
+        if self._users == 0:
+            self._memory = None
 
     def address(self, size: int) -> int:
         """Where ``size`` bytes lie, aligned; 0 for none.
@@ -64,7 +89,9 @@ class Scratch:
         if size == 0:
             return 0
         if self._memory is None or self._memory.numel() < size + ALIGNMENT:
-            self._memory = None  # before the new one is asked for: both may not fit
+            if self._memory is not None:
+                self._memory = None  # before the new one is asked for: both may not fit
+                torch.cuda.empty_cache()  # or it would stay with PyTorch's allocator, too small to serve again
             self._memory = allocate((size + ALIGNMENT,), torch.uint8, self._device, "scratch memory")
         return -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
 
@@ -118,10 +145,12 @@ class TensorRtEngine(Engine):
         self._scratch = scratch
         self._settings = settings
         self._weights = weights
+        self._scratch_asked = 0
         self.log = log
         self._contexts: OrderedDict[tuple[Any, ...], _Context] = OrderedDict()
         self._graphs = _Graphs(settings.max_graphs)
         self._capture = settings.cuda_graphs
+        scratch.join()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -148,23 +177,23 @@ class TensorRtEngine(Engine):
         self._check_devices(inputs, outputs)
         with self._stream.on_device():
             context = self._context(inputs, sizes)
-            context.take(inputs, outputs)
-            self._stream.after_caller()
-            self._execute(context)
-            self._stream.before_caller()
-            return context.give(outputs)
+            try:
+                context.take(inputs, outputs)
+                self._stream.after_caller()
+                self._execute(context)
+                self._stream.before_caller()
+                return context.give(outputs)
+            finally:
+                context.let_go()
 
     def memory(self) -> dict[str, int]:
-        """``weights``: bytes of the plan; ``scratch``: what its largest profile needs, shared with other engines;
-        ``buffers``: inputs and outputs that it owns."""
+        """What it holds now. ``weights``: bytes of the plan, which TensorRT keeps outside PyTorch's allocator;
+        ``scratch``: the most it has asked of the memory that it shares with other engines, so that together they
+        hold the largest and not the sum; ``buffers``: inputs and outputs that it owns. Both are PyTorch's."""
         if self._engine is None:
             return {"weights": 0, "scratch": 0, "buffers": 0}
         buffers = sum(context.bytes for context in self._contexts.values())
-        return {
-            "weights": self._weights,
-            "scratch": int(self._engine.device_memory_size_v2),
-            "buffers": buffers,
-        }
+        return {"weights": self._weights, "scratch": self._scratch_asked, "buffers": buffers}
 
     @property
     def graphs(self) -> int:
@@ -172,15 +201,19 @@ class TensorRtEngine(Engine):
         return len(self._graphs)
 
     def close(self) -> None:
-        """Release graphs, contexts, buffers and the plan."""
+        """Release graphs, contexts, buffers and the plan, and leave the shared scratch memory."""
+        if self._engine is None:
+            return
         self._stream.synchronize()
         self._graphs.clear()
         self._contexts.clear()
         self._engine = None
+        self._scratch.leave()
 
     def _execute(self, context: _Context) -> None:
         """Enqueue, the second time for the same addresses as a graph, from then on replayed."""
         address = self._scratch.address(context.scratch)
+        self._scratch_asked = max(self._scratch_asked, context.scratch)
         context.bind(address)
         key = (context.shapes, context.addresses, address)
         graph = self._graphs.get(key)
@@ -303,18 +336,22 @@ class _Context:
         }
         for name in self._owner.outputs:
             given = outputs.get(name)
-            self._bound[name] = given if given is not None and _aligned(given) else self._own(name)
+            self._bound[name] = given if given is not None and _aligned(given) else self._room(name)
 
     def give(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs of the call just enqueued: the caller's own tensors, or copies of this context's."""
+        """The outputs of the call just enqueued: the caller's own tensors, new ones, or copies of this context's."""
         results = {}
         for name in self._owner.outputs:
             written, wanted = self._bound[name], outputs.get(name)
             if wanted is None:
-                results[name] = written.clone()
+                results[name] = written.clone() if name in self._own_outputs else written
             else:
                 results[name] = wanted if wanted is written else wanted.copy_(written)
         return results
+
+    def let_go(self) -> None:
+        """Keep nothing of the caller's: between two videos the VAE's caches would stay allocated."""
+        self._bound = {}
 
     def bind(self, scratch: int) -> None:
         """Tell TensorRT the addresses that changed since the last call."""
@@ -340,10 +377,14 @@ class _Context:
 
         return reasons(self._owner.log)
 
-    def _own(self, name: str) -> Tensor:
-        if name not in self._own_outputs:
-            self._own_outputs[name] = self._buffer(self._output_shapes[name], self._owner.outputs[name].dtype)
-        return self._own_outputs[name]
+    def _room(self, name: str) -> Tensor:
+        """Where an output goes that the caller gave no usable room for."""
+        if name in self._own_outputs:
+            return self._own_outputs[name]
+        room = self._buffer(self._output_shapes[name], self._owner.outputs[name].dtype)
+        if room.nbytes < OWN_OUTPUT_BYTES:
+            self._own_outputs[name] = room
+        return room
 
     def _buffer(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         return allocate(shape, getattr(torch, dtype), self._owner.device, f"a buffer of {self._owner.name}")

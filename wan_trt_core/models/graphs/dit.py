@@ -19,6 +19,7 @@ residual stream is rounded to half where diffusers rounds it.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -73,11 +74,13 @@ class Modulation:
     one addition.
     """
 
-    def __init__(self, model: WanTransformer3DModel) -> None:
-        self._embedder = model.condition_embedder
+    def __init__(self, model: WanTransformer3DModel, device: torch.device | str = "cpu") -> None:
+        self._embedder = copy.deepcopy(model.condition_embedder).to(device)
         with torch.no_grad():
-            self._tables = torch.cat([block.scale_shift_table for block in model.blocks]).float()
-            self._output_table = model.scale_shift_table[0].float()
+            tables = torch.cat([block.scale_shift_table for block in model.blocks]).float()
+            self._tables, self._output_table = (
+                table.to(device) for table in (tables, model.scale_shift_table[0].float())
+            )
 
     def __call__(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Modulation (layers, 6, dim) and output modulation (2, dim), float32.
@@ -97,8 +100,8 @@ class Modulation:
 class RopeTables:
     """RoPE tables of a model, computed once for each video size."""
 
-    def __init__(self, model: WanTransformer3DModel) -> None:
-        self._rope = model.rope
+    def __init__(self, model: WanTransformer3DModel, device: torch.device | str = "cpu") -> None:
+        self._rope = copy.deepcopy(model.rope).to(device)
         self._tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,8 +133,9 @@ class DitInputs:
     def sources(self, device: torch.device) -> tuple[Modulation, RopeTables]:
         """The two makers of inputs on a device, so that each can be timed apart."""
         if device not in self._sources:
-            model: Any = self._checkpoint.load("transformer", self._precision, device)
-            self._sources[device] = Modulation(model), RopeTables(model)
+            # from host memory: of the whole model on the device only the time path would be used
+            model: Any = self._checkpoint.load("transformer", self._precision)
+            self._sources[device] = Modulation(model, device), RopeTables(model, device)
         return self._sources[device]
 
     def __call__(self, call: Tensors) -> Tensors:

@@ -1,0 +1,108 @@
+"""What a process holds of a GPU, on a GPU that is made up."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from fake_device import MIB, FakeDevice, FakeNvml
+
+from wan_trt_core.measure import device_memory
+from wan_trt_core.measure.device_memory import (
+    DeviceMemory,
+    current_device_in_use,
+    current_device_memory,
+    device_in_use,
+)
+
+HIDDEN = 2**22 + 1
+"""A process number that is not this one's: as a container sees it."""
+
+
+def call_of(device: FakeDevice, *, tensors: int = 0, outside: int = 0) -> None:
+    """Take memory in PyTorch for a while, and past it for good."""
+    device.take(tensors)
+    device.outside += outside
+    device.drop(tensors)
+
+
+def test_peak_of_both_books() -> None:
+    device = FakeDevice(others=3000 * MIB)
+    memory = DeviceMemory(device, FakeNvml(device), object())
+    device.take(10 * MIB)
+    call_of(device, tensors=900 * MIB)
+    memory.release()  # what an earlier call reached is no peak of this one
+    peak = memory.peak(lambda: call_of(device, tensors=100 * MIB, outside=40 * MIB))
+    assert (peak.allocated, peak.reserved) == (110 * MIB, 110 * MIB)
+    assert peak.used == (500 + 40 + 110) * MIB
+    assert peak.source == ""
+    metrics = peak.metrics()
+    assert {name: metric.value for name, metric in metrics.items()} == {
+        "device_peak_allocated": 110.0 * MIB,
+        "device_peak_reserved": 110.0 * MIB,
+        "device_used": 650.0 * MIB,
+    }
+    assert {metric.unit for metric in metrics.values()} == {"B"}
+    assert [name for name, metric in metrics.items() if metric.deterministic] == ["device_peak_allocated"]
+
+
+def test_use_that_ends_before_the_call_does_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TensorRT takes and gives back within a call is in no counter."""
+    monkeypatch.setattr(device_memory, "SAMPLE_SECONDS", 0.001)
+    device, seen = FakeDevice(), threading.Event()
+    nvml = FakeNvml(device)
+    memory = DeviceMemory(device, nvml, object())
+    read = nvml.nvmlDeviceGetComputeRunningProcesses
+
+    def noted(handle: object) -> list[object]:
+        rows = read(handle)
+        if device.outside > 4000 * MIB:
+            seen.set()
+        return rows
+
+    nvml.nvmlDeviceGetComputeRunningProcesses = noted  # type: ignore[method-assign]
+
+    def call() -> None:
+        device.outside += 4000 * MIB
+        assert seen.wait(10)
+        device.outside -= 4000 * MIB
+
+    assert memory.peak(call).used == 4500 * MIB
+
+
+@pytest.mark.parametrize("nvml_is", ["hides the process", "silent", "not there"])
+def test_where_processes_are_not_told_apart_the_device_counts_less_what_was_in_use(nvml_is: str) -> None:
+    device = FakeDevice(others=3000 * MIB, outside=0)
+    nvml = None if nvml_is == "not there" else FakeNvml(device, pid=HIDDEN, silent=nvml_is == "silent")
+    before = device_in_use(
+        device, nvml, object()
+    )  # as another process reads it, before this one has a context
+    device.outside = 500 * MIB
+    memory = DeviceMemory(device, nvml, object(), before)
+    peak = memory.peak(lambda: call_of(device, tensors=100 * MIB, outside=40 * MIB))
+    assert peak.used == 640 * MIB
+    assert "whole device" in peak.metrics()["device_used"].detail
+    assert "context" not in peak.source
+    late = DeviceMemory(device, nvml, object())
+    assert late.used() == 0 and "without this process's CUDA context" in late.source
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_this_one() -> None:
+    """In a container number 57 may be someone else's outside: it cannot hold less than PyTorch has reserved here."""
+    device = FakeDevice()
+    nvml = FakeNvml(device)
+    device.take(2 * MIB)
+    device.of_process = lambda: MIB  # type: ignore[method-assign]
+    assert "whole device" in DeviceMemory(device, nvml, object()).source
+
+
+def test_without_a_gpu() -> None:
+    if torch.cuda.is_available():
+        memory = current_device_memory(current_device_in_use())
+        held = memory.peak(lambda: torch.empty(64 * MIB, device="cuda"))
+        assert held.allocated >= 256 * MIB and held.used >= 256 * MIB
+    else:
+        assert current_device_in_use() is None
+        with pytest.raises(RuntimeError, match="no CUDA device"):
+            current_device_memory()

@@ -34,6 +34,7 @@ WHY = {
     Reason.SETTINGS_DIFFER: "arms set differently",
     Reason.FALLBACK_TO_PYTORCH: "fell back to PyTorch",
     Reason.ENGINE_NOT_AS_PLANNED: "engine not as planned",
+    Reason.THROTTLED: "machine slowed down",
     Reason.NOT_MEASURED: "not measured",
     Reason.GROWTH: "memory grows",
     Reason.NO_GROWTH: "no growth",

@@ -541,7 +541,12 @@ def _beside_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
     """A limit on what is never measured would be missing in every run."""
     also, limits = gate.get("also", ()), gate.get("limits")
     for name, metric in BESIDE.items():
-        if isinstance(limits, dict) and metric in limits and isinstance(also, list | tuple) and name not in also:
+        if (
+            isinstance(limits, dict)
+            and metric in limits
+            and isinstance(also, list | tuple)
+            and name not in also
+        ):
             yield _Problem(("perf", "limits", metric), f"a limit of {metric} needs '{name}' in 'perf.also'")
 
 

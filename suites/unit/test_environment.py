@@ -167,12 +167,12 @@ class FakeNvml:
 
 
 def test_gpu_slowed_by_heat_is_seen_and_its_power_cap_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_nvml", lambda: (FakeNvml(), object()))
+    monkeypatch.setattr(environment, "nvml_device", lambda: (FakeNvml(), object()))
     assert [name for name in throttle_counters() if "GPU" in name] == ["GPU software thermal slowdown"]
 
 
 def test_gpu_that_keeps_its_state_to_itself_is_recorded_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_nvml", lambda: (FakeNvml(), object()))
+    monkeypatch.setattr(environment, "nvml_device", lambda: (FakeNvml(), object()))
     assert environment._nvml_record() == {"nvml_error": "not supported"}
 
 

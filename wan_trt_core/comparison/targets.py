@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
 from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
 from wan_trt_core.cases import COMPOSITES, Case
 from wan_trt_core.comparison.blocks import Divergence, trace
 from wan_trt_core.comparison.context import Context
@@ -107,6 +108,40 @@ class Target(ABC):
     @abstractmethod
     def inputs(self, point: Point = "opt") -> Any:
         """What one call starts from, at the profile's ``min``, ``opt`` (the size it is tuned for) or ``max``."""
+
+    @contextmanager
+    def beside(self, name: str) -> Iterator[Arm]:
+        """What ``perf.also`` names, as an arm: stock diffusers compiled, or the candidate without CUDA graphs.
+
+        The compiled modules share the reference's weights and have its precision; the engines without graphs are
+        loaded a second time, and released afterwards.
+
+        Raises:
+            BackendUnavailable: when it cannot run on this machine.
+        """
+        settings = self.context.settings.model_copy(update={"device": self.device})
+        case = self.case
+        if name == "torch-compile":
+            precision = case.reference_precision or case.precision
+            case = case.model_copy(update={"backend": name, "precision": precision})
+        else:
+            tensorrt = settings.tensorrt.model_copy(update={"cuda_graphs": False})
+            settings = settings.model_copy(update={"tensorrt": tensorrt})
+        context = self.context.beside(settings)
+        try:
+            yield type(self)(case, context).candidate
+        finally:
+            context.close()
+
+    def compiled(self) -> dict[str, str]:
+        """What ``torch-compile`` compiles of each part that this target runs (see ``TorchCompileBackend.scope``)."""
+        parts = {get_component(name).part: self.reference_precision(name) for name in self.components}
+        return {
+            part: TORCH_COMPILE.scope(
+                self.model.checkpoint.load(part, precision, self.device), self.context.settings
+            )
+            for part, precision in parts.items()
+        }
 
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on, for the record."""
@@ -324,15 +359,16 @@ class PipelineTarget(Target):
 
 
 class _WrappedCheckpoint(Checkpoint):
-    """A checkpoint whose modules come wrapped by a module backend (compiled, say)."""
+    """A checkpoint whose modules come wrapped by a module backend (compiled, say); the weights are not loaded again."""
 
     def __init__(self, checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> None:
         super().__init__(checkpoint.folder)
+        self._stock = checkpoint
         self._wrap = wrap
         self._wrapped: dict[int, nn.Module] = {}
 
     def load(self, part: str, dtype: str = "fp32", device: Any = "cpu") -> nn.Module:
-        module = super().load(part, dtype, device)
+        module = self._stock.load(part, dtype, device)
         if id(module) not in self._wrapped:
             self._wrapped[id(module)] = self._wrap(module)
         return self._wrapped[id(module)]

@@ -116,6 +116,7 @@ def time_target(
         clock=clock,
         watch=watch,
     )
+    problems = {**target.problems(), **_problems(reference, candidate)}
     expected, found = timer.outputs
     metrics = times.metrics(reference_extra=rule.reference_extra, candidate_extra=rule.candidate_extra)
     metrics |= compare(expected, found, required, target.fps)
@@ -124,9 +125,7 @@ def time_target(
         try:
             series |= _series_beside(name, target, candidate, times.calls, settings, watch, clock)
             metrics[BESIDE[name]] = _metric_beside(name, series, facts)
-        except (
-            Exception
-        ) as error:  # whatever a compiler raises, the pairs of the gate stand and were expensive
+        except Exception as error:  # of whatever kind: the pairs of the gate stand, and were expensive
             why = str(error) if isinstance(error, BackendUnavailable) else f"{type(error).__name__}: {error}"
             metrics[BESIDE[name]] = Metric(value=None, unit="x", better="higher", detail=why)
     if "torch_compile_s" in series:
@@ -135,7 +134,7 @@ def time_target(
         metrics=metrics,
         series=series,
         facts={**facts, **times.facts(), "conditions": reference.conditions, "clocks": watch.facts()},
-        problems={**target.problems(), **_problems(reference, candidate), **_slowed(watch)},
+        problems=problems | _slowed(watch),
     )
 
 

@@ -54,7 +54,7 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
 def in_process(
     work: Callable[..., dict[str, Any]], *arguments: Any, timeout: float = TIMEOUT
 ) -> dict[str, Any]:
-    """What ``work`` returns in a fresh process; its ``error`` where it raises, dies or takes over ``timeout`` seconds."""
+    """What ``work`` returns in a fresh process; its ``error`` where it raises, dies or outlasts ``timeout`` (s)."""
     fresh = multiprocessing.get_context("spawn")  # a fork of a process that uses a GPU cannot use it
     receiver, sender = fresh.Pipe(duplex=False)
     process = fresh.Process(target=_run, args=(sender, work, arguments), daemon=True)

@@ -20,6 +20,9 @@ from wan_trt_core.measure.environment import (
 INTERVAL = 0.2
 """Seconds between two samples. One takes some microseconds of another thread."""
 
+THREAD = "wan-trt clocks"
+"""Name of the thread that samples."""
+
 _CPU_THERMAL = "thermal throttling"
 
 
@@ -70,7 +73,9 @@ class ClockWatch:
             nvml, handle = self._gpu = self._gpu or nvml_device()
             if nvml is not None:
                 self._stop.clear()
-                self._thread = threading.Thread(target=self._sample, args=(nvml, handle), daemon=True)
+                self._thread = threading.Thread(
+                    target=self._sample, args=(nvml, handle), name=THREAD, daemon=True
+                )
                 self._thread.start()
         return self
 

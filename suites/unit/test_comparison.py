@@ -24,6 +24,7 @@ from wan_trt_core.comparison.blocks import NOISE, find_divergence
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_call
 from wan_trt_core.comparison.perf import time_target
+from wan_trt_core.comparison.profiling import profile
 from wan_trt_core.comparison.targets import Arm, Outputs, target_of
 from wan_trt_core.config import PerfSettings, Settings, load_settings
 from wan_trt_core.gates import judge
@@ -371,6 +372,14 @@ def test_what_cannot_be_timed_beside_the_gate_says_why_and_leaves_the_gate_alone
     assert measurement.metrics["graph_gain"].value == pytest.approx(1.1, rel=0.01)
     assert "compiled" not in measurement.facts
     assert verdict_of(perf_case, "perf", measurement).verdict is Verdict.PASS
+
+
+def test_the_kernels_are_looked_for_in_another_process_that_makes_both_arms_itself(healthy: Settings) -> None:
+    """Here they run on a CPU, which has none, and that is what the other process answers."""
+    answer = profile(case_of("dit", healthy), healthy)
+    assert answer == {
+        "error": "RuntimeError: the profiler saw no kernel: nothing ran on a GPU, or the driver forbids profiling"
+    }
 
 
 @pytest.mark.parametrize(

@@ -142,20 +142,20 @@ def checked_engine(report: str) -> Checked:
     )
 
 
-def write_attention(path: Path) -> None:
+def write_attention(path: Path, dtype: int) -> None:
     """``softmax(x) @ y`` over a dynamic number of rows, with the notes that PyTorch's exporter leaves."""
     import onnx
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 4]) for name in ("x", "out")]
-    weights = helper.make_tensor("y", TensorProto.FLOAT, [4, 4], [1.0] * 16)
+    rows = [helper.make_tensor_value_info(name, dtype, ["rows", 4]) for name in ("x", "p", "out")]
+    weights = helper.make_tensor("y", dtype, [4, 4], [1.0] * 16)
     nodes = [
         helper.make_node("Softmax", ["x"], ["p"], name="node_attention", axis=-1),
         helper.make_node("MatMul", ["p", "y"], ["out"], name="node_product"),
     ]
     entry = nodes[0].metadata_props.add()
     entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'blocks.3', 'blocks.3.attn1', 'softmax_3']"
-    graph = helper.make_graph(nodes, "attention", rows[:1], rows[1:], [weights])
+    graph = helper.make_graph(nodes, "attention", rows[:1], rows[2:], [weights], value_info=rows[1:2])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), str(path))
 
 
@@ -175,6 +175,8 @@ class Stream:
 
 
 def main() -> None:
+    from onnx import TensorProto
+
     from wan_trt_core.backends.base import EngineError, OnnxModel
     from wan_trt_core.backends.tensorrt import api, builder, runtime
     from wan_trt_core.backends.tensorrt.plan import read_description
@@ -190,15 +192,17 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     shapes = {"x": {"min": (1, 4), "opt": (2, 4), "max": (8, 4)}}
 
-    def model(name: str) -> OnnxModel:
-        path = folder / f"{name}_fp32.onnx"
-        write_attention(path)
-        return OnnxModel(name, "fp32", path, "", "p", shapes, ("x",), ("out",))
+    def model(name: str, precision: str = "fp16") -> OnnxModel:
+        path = folder / f"{name}_{precision}.onnx"
+        write_attention(path, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT)
+        return OnnxModel(name, precision, path, "", "p", shapes, ("x",), ("out",))
 
     for _ in range(2):  # the second build finds the timings of the first
         facts = builder.build_plan(model("attention"), folder, settings, folder / "gpu.timing", None)
     assert facts["unfused"] == ["node_attention"], facts
-    assert (folder / "attention_fp32.trt").read_bytes() == b"the plan"
+    assert (folder / "attention_fp16.trt").read_bytes() == b"the plan"
+    wide = builder.build_plan(model("attention", "fp32"), folder, settings, folder / "gpu.timing", None)
+    assert (wide["attentions"], wide["unfused"]) == (0, []), wide  # there are no fused kernels for float32
     try:
         builder.build_plan(model("refused"), folder, settings, folder / "gpu.timing", None)
     except EngineError as error:

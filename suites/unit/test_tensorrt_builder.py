@@ -22,7 +22,7 @@ from wan_trt_core.config import Settings
 FUSED = {
     "Name": "_gemm_mha_v2_myl0_7",
     "LayerType": "kgen",
-    "Metadata": "[ONNX Layer: node_MatMul_1]\x1e[ONNX Layer: node_softmax]\x1e[ONNX Layer: node_MatMul_2]",
+    "Metadata": "[ONNX Layer: node_matmul_1]\x1f[ONNX Layer: node_softmax]\x1f[ONNX Layer: node_matmul]",
     "Outputs": [{"Name": "a", "Dimensions": [1, 12, 7800, 128], "Format/Datatype": "Half"}],
 }
 APART = {

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 
+FUSABLE = ("float16", "bfloat16")
+"""What TensorRT has fused attention kernels for; float32 attention (the VAE's) is always computed in pieces."""
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where PyTorch's exporter notes on each ONNX node the modules that it came from, outermost first."""
 
@@ -85,7 +88,12 @@ class _Graph:
         self.inputs = {value.name: self._info(value) for value in graph.input}
         self.outputs = {value.name: self._info(value) for value in graph.output}
         self.nodes = list(graph.node)
-        self.softmaxes = tuple(node.name for node in self.nodes if node.op_type == "Softmax")
+        dtypes = {value.name: self._info(value).dtype for value in (*graph.value_info, *graph.output)}
+        self.half_softmaxes = tuple(
+            node.name
+            for node in self.nodes
+            if node.op_type == "Softmax" and dtypes.get(node.output[0]) in FUSABLE
+        )
 
     def module_of(self, node: str) -> str:
         """The PyTorch module that a node came from, as ``blocks.3.attn1``; empty where it is not known."""
@@ -198,8 +206,8 @@ def _describe(
         inputs=inputs,
         outputs=outputs,
         profiles=profiles,
-        attentions=len(graph.softmaxes),
-        unfused=unfused_attentions(layers, graph.softmaxes),
+        attentions=len(graph.half_softmaxes),
+        unfused=unfused_attentions(layers, graph.half_softmaxes),
         precisions=computed_in(layers),
     )
 

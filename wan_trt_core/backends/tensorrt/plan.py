@@ -25,7 +25,7 @@ class Description:
         plan: name of the plan's file, ``{component}_{precision}.trt``.
         inputs: by name, with the names of the dynamic axes, which a plan does not keep.
         profiles: the optimization profiles, in the plan's order.
-        attentions: attention products in the graph, each of which should be one fused kernel.
+        attentions: half-precision attentions in the graph, each of which should be one fused kernel.
         unfused: layers that show an attention was not fused; empty in a good engine.
         precisions: layers by the dtype that they compute in.
     """

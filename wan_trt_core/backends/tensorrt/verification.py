@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import Any
 
 FUSED = "mha"
 """Part of the name of every fused attention kernel (``_gemm_mha_v2``)."""
+
+_SOURCE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+"""A source in a layer's metadata; what stands between two of them differs (0x1f within a fused kernel, else 0x1e)."""
 
 _FORMATS = {"Half": "float16", "FP16": "float16", "Float": "float32", "FP32": "float32", "BF16": "bfloat16"}
 
@@ -53,12 +57,7 @@ def computed_in(layers: Iterable[Layer]) -> dict[str, int]:
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
-    metadata = str(entry.get("Metadata", ""))
-    sources = tuple(
-        part.split("[ONNX Layer:", 1)[1].strip(" ]")
-        for part in metadata.split("\x1e")
-        if "[ONNX Layer:" in part
-    )
+    sources = tuple(_SOURCE.findall(str(entry.get("Metadata", ""))))
     outputs = entry.get("Outputs") or [{}]
     return Layer(str(entry.get("Name", "")), str(entry.get("LayerType", "")), sources, _dtype(outputs[0]))
 

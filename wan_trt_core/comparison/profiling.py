@@ -19,8 +19,8 @@ from wan_trt_core.comparison.targets import target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.measure.kernels import breakdown, kernels_of
 
-WARMUP = 3
-"""Calls before the one that counts: an engine runs its second call to capture it, and replays the third."""
+WARMUP = 2
+"""Calls before the one that counts: an engine captures its second call as a CUDA graph, and replays the third."""
 
 TIMEOUT = 600.0
 """Seconds after which the process counts as hanging."""

@@ -88,48 +88,6 @@ def check_headline(case: CaseRecord, check: CheckRecord) -> Headline:
     return Headline(check.metric, *pair(check.value, check.limit, unit))
 
 
-def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:
-    """What a performance case found, as names and values; nothing of another suite or of a case that broke.
-
-    The speed-up with its interval, the ratios to what was timed beside it, both arms' times, the noise floor, and what
-    the GPU's clocks did meanwhile.
-    """
-    metrics = case.measurement.metrics
-    if case.suite != "perf" or SPEEDUP not in metrics:
-        return []
-    rows = [(_PERF[SPEEDUP], _speedup(case))]
-    for name in [name for name in _PERF if name in metrics and name != SPEEDUP]:
-        metric = metrics[name]
-        value = f"{metric.value:.1%}" if name == "noise_floor" and metric.value is not None else ""
-        rows.append((_PERF[name], value or metric.detail or quantity(metric.value, metric.unit)))
-    clocks = _clocks(case.measurement.facts.get("clocks", {}))
-    return [*rows, ("clocks", clocks)] if clocks else rows
-
-
-def _speedup(case: CaseRecord) -> str:
-    value = case.measurement.metrics[SPEEDUP].value
-    found = next((check.evidence for check in case.checks if check.metric == SPEEDUP), {})
-    if value is None or "low" not in found:
-        return quantity(value, "x")
-    return (
-        f"{value:.3f}x, {found['confidence']:.0%} interval {found['low']:.3f}x to {found['high']:.3f}x "
-        f"over {found['pairs']} pairs"
-    )
-
-
-def _clocks(clocks: Mapping[str, Any]) -> str:
-    """The facts of :class:`~wan_trt_core.measure.clocks.ClockWatch` in a line."""
-    parts = []
-    if sm := clocks.get("sm_clock_mhz"):
-        parts.append(f"SM {sm['min']:.0f} to {sm['max']:.0f} MHz, median {sm['median']:.0f}")
-    for name, unit in (("temperature_c", "°C"), ("power_w", "W")):
-        if clocks.get(name) is not None:
-            parts.append(f"at most {clocks[name]:.0f} {unit}")
-    if reasons := clocks.get("reasons"):
-        parts.append(f"held by: {', '.join(reasons)}")
-    return "; ".join(parts) or str(clocks.get("error", ""))
-
-
 def worst_first(record: RunRecord) -> list[CaseRecord]:
     """The cases of a run, most severe verdict first, then by suite and name."""
     return sorted(record.cases, key=lambda case: (SEVERITY.index(case.verdict), case.suite, case.case))
@@ -185,3 +143,45 @@ def totals(record: RunRecord) -> str:
     below = sum(case.below_gate for case in record.cases)
     cases = "case" if len(record.cases) == 1 else "cases"
     return f"{len(record.cases)} {cases}: {', '.join(parts)}" + (f"; {below} {BELOW_GATE}" if below else "")
+
+
+def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:
+    """What a performance case found, as names and values; nothing of another suite or of a case that broke.
+
+    The speed-up with its interval, the ratios to what was timed beside it, both arms' times, the noise floor, and what
+    the GPU's clocks did meanwhile.
+    """
+    metrics = case.measurement.metrics
+    if case.suite != "perf" or SPEEDUP not in metrics:
+        return []
+    rows = [(_PERF[SPEEDUP], _speedup(case))]
+    for name in [name for name in _PERF if name in metrics and name != SPEEDUP]:
+        metric = metrics[name]
+        value = f"{metric.value:.1%}" if name == "noise_floor" and metric.value is not None else ""
+        rows.append((_PERF[name], value or metric.detail or quantity(metric.value, metric.unit)))
+    clocks = _clocks(case.measurement.facts.get("clocks", {}))
+    return [*rows, ("clocks", clocks)] if clocks else rows
+
+
+def _speedup(case: CaseRecord) -> str:
+    value = case.measurement.metrics[SPEEDUP].value
+    found = next((check.evidence for check in case.checks if check.metric == SPEEDUP), {})
+    if value is None or "low" not in found:
+        return quantity(value, "x")
+    return (
+        f"{value:.3f}x, {found['confidence']:.0%} interval {found['low']:.3f}x to {found['high']:.3f}x "
+        f"over {found['pairs']} pairs"
+    )
+
+
+def _clocks(clocks: Mapping[str, Any]) -> str:
+    """The facts of :class:`~wan_trt_core.measure.clocks.ClockWatch` in a line."""
+    parts = []
+    if sm := clocks.get("sm_clock_mhz"):
+        parts.append(f"SM {sm['min']:.0f} to {sm['max']:.0f} MHz, median {sm['median']:.0f}")
+    for name, unit in (("temperature_c", "°C"), ("power_w", "W")):
+        if clocks.get(name) is not None:
+            parts.append(f"at most {clocks[name]:.0f} {unit}")
+    if reasons := clocks.get("reasons"):
+        parts.append(f"held by: {', '.join(reasons)}")
+    return "; ".join(parts) or str(clocks.get("error", ""))

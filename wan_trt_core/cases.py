@@ -32,8 +32,12 @@ PRECISION_PARTS = ("dit", "vae", "text_encoder")
 DEFAULT_SPEEDUP = 1.5
 """The gate of a performance case that names no other, against stock diffusers."""
 
+BESIDE: Mapping[str, str] = {"torch-compile": "compile_speedup", "no-cuda-graphs": "graph_gain"}
+"""What a performance case may time beside its gate, each against the candidate, and the metric that comes of it: how
+many times faster the candidate is than ``torch.compile`` of the reference, and than itself without CUDA graphs."""
+
 HIGHER_IS_BETTER = frozenset(
-    {"psnr_db", "psnr_db_mean", "cosine", "ssim", "ssim_mean", "cvvdp_jod", "speedup"}
+    {"psnr_db", "psnr_db_mean", "cosine", "ssim", "ssim_mean", "cvvdp_jod", "speedup", *BESIDE.values()}
 )
 """Metrics (by the last part of their name) that a limit must bound from below; all others from above."""
 
@@ -97,11 +101,18 @@ class ParityGate(_Model):
 
 
 class PerfGate(_Model):
-    """The least speed-up over stock diffusers (a ratio), and what a timed output must still reach."""
+    """The least speed-up over stock diffusers (a ratio), and what a timed output must still reach.
+
+    Attributes:
+        also: what is timed beside it, by the names of :data:`BESIDE`.
+        limits: floors of what ``also`` measures; the lower end of its interval must reach them.
+    """
 
     speedup: Number = Field(default=DEFAULT_SPEEDUP, gt=0)
     reason: str | None = Field(default=None, min_length=1)
     parity: dict[str, Limit] = Field(min_length=1)
+    also: tuple[Literal["torch-compile", "no-cuda-graphs"], ...] = ()
+    limits: dict[str, Limit] = Field(default_factory=dict)
     bands: dict[str, Band] = Field(default_factory=dict)
 
     @property
@@ -460,6 +471,14 @@ def _name_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
     for key in ("precision", "reference_precision"):
         if values.get(key) is not None:
             yield from _precision_problems(key, values[key], values.get("component") in COMPOSITES)
+    perf = values.get("perf")
+    also = perf.get("also") if isinstance(perf, dict) else None
+    if isinstance(also, (list, tuple)) and "no-cuda-graphs" in also and values.get("backend") != "tensorrt":
+        yield _Problem(
+            ("perf", "also"),
+            f"key 'perf.also' asks for no-cuda-graphs, but the backend is {values.get('backend')}; only tensorrt"
+            " replays CUDA graphs",
+        )
 
 
 def _is_folder(model: str) -> bool:
@@ -494,6 +513,8 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
             entries = gate.get(name)
             if isinstance(entries, dict) and name in _GATES[suite].model_fields:
                 metrics = allowed.metrics.get("parity" if name == "parity" else suite, ())
+                if (suite, name) == ("perf", "limits"):
+                    metrics = tuple(BESIDE.values())
                 for metric, entry in entries.items():
                     yield from _metric_problems(
                         (suite, name, metric), metric, entry, metrics, name != "bands"
@@ -502,6 +523,7 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
             yield from _memory_problems(gate)
         if suite == "perf":
             yield from _speedup_problems(gate, values.get("component"))
+            yield from _beside_problems(gate)
 
 
 def _memory_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
@@ -559,6 +581,19 @@ def _speedup_problems(gate: Mapping[str, Any], component: Any) -> Iterator[_Prob
             ("perf", "speedup"),
             f"{given}, under the gate of {DEFAULT_SPEEDUP:g}: it needs a 'reason' beside it",
         )
+
+
+def _beside_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
+    """A limit on what is never measured would be missing in every run."""
+    also, limits = gate.get("also", ()), gate.get("limits")
+    for name, metric in BESIDE.items():
+        if (
+            isinstance(limits, dict)
+            and metric in limits
+            and isinstance(also, list | tuple)
+            and name not in also
+        ):
+            yield _Problem(("perf", "limits", metric), f"a limit of {metric} needs '{name}' in 'perf.also'")
 
 
 def _duplicates(rows: Iterable[Any]) -> Iterator[_Problem]:

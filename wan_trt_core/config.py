@@ -86,6 +86,10 @@ class TorchCompileSettings(_Model):
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         default="default", description="mode of torch.compile"
     )
+    regional: bool = Field(
+        default=False,
+        description="compile a model's repeated blocks only, where it names them: seconds instead of minutes",
+    )
 
 
 class TensorRtSettings(_Model):
@@ -134,6 +138,9 @@ class PerfSettings(_Model):
         default=0.99, gt=0.5, lt=1, description="confidence of the interval of the ratio of medians"
     )
     warmup: int = Field(default=1, ge=0, description="runs of each arm before any is timed")
+    warmup_time: float = Field(
+        default=0.0, ge=0, description="seconds of warm-up at least; a GPU's clocks take some to settle"
+    )
     min_sample_time: float = Field(
         default=0.1, ge=0, description="seconds that one timed run covers at least, by repeating short calls"
     )
@@ -143,6 +150,12 @@ class PerfSettings(_Model):
         description="pairs of the candidate against itself, the noise floor; more while they are cheap",
     )
     allow_tf32: bool = Field(default=False, description="let both arms use TF32 for float32 products")
+    also_pairs: int = Field(
+        default=5, ge=3, description="pairs of what a case times beside its gate (its perf.also)"
+    )
+    kernels: bool = Field(
+        default=True, description="on a GPU, profile one call of each arm in a process of its own"
+    )
 
     @model_validator(mode="after")
     def _order(self) -> PerfSettings:

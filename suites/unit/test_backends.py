@@ -30,7 +30,7 @@ from wan_trt_core.backends.base import (
 )
 from wan_trt_core.backends.onnxruntime import DESCRIPTION, OnnxRuntimeBackend, OnnxRuntimeEngine
 from wan_trt_core.backends.registry import UnknownBackend, backend_names, get_backend
-from wan_trt_core.config import Settings
+from wan_trt_core.config import Settings, TorchCompileSettings
 
 BACKEND = OnnxRuntimeBackend()
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -591,6 +591,30 @@ def test_torch_compile_compiles_what_a_vae_runs() -> None:
     assert isinstance(twin.decoder, torch._dynamo.OptimizedModule)
     assert twin.decoder._orig_mod is original
     assert isinstance(backend.wrap(nn.Linear(2, 2), settings()), torch._dynamo.OptimizedModule)
+
+
+def test_torch_compile_of_repeated_blocks_only_leaves_the_original_alone() -> None:
+    from diffusers import WanTransformer3DModel
+
+    backend = get_backend("torch-compile")
+    assert isinstance(backend, torch_compile.TorchCompileBackend)
+    stock = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, num_layers=2, ffn_dim=8, text_dim=8, freq_dim=8
+    )
+    regional = settings(torch_compile=TorchCompileSettings(regional=True))
+    twin = backend.wrap(stock, regional)
+    assert isinstance(twin, WanTransformer3DModel)
+    compiled = [block._compiled_call_impl is not None for block in twin.blocks]
+    assert compiled == [True, True]
+    assert [block._compiled_call_impl for block in stock.blocks] == [None, None]
+    assert twin._compiled_call_impl is None
+    ours, theirs = dict(twin.named_parameters()), dict(stock.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(parameter is theirs[name] for name, parameter in ours.items())
+    assert backend.scope(stock, regional) == "repeated blocks"
+    assert backend.scope(stock, settings()) == "whole module"
+    assert backend.scope(Vae(), regional) == "decoder"
+    assert backend.scope(nn.Linear(2, 2), regional) == "whole module"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from wan_trt_core.pytest_plugin.session import allowed_names
 
 ALLOWED = Allowed(
     components=("dit", "text_encoder"),
-    backends=("onnxruntime", "torch"),
+    backends=("onnxruntime", "tensorrt", "torch"),
     models={"tiny-wan": ("128p-17f",)},
     metrics={"parity": ("psnr_db", "relative_l2", "cosine", "video.cvvdp_jod")},
 )
@@ -179,6 +179,11 @@ MISTAKES = {
     "no id": (HEAD + "  - component: dit\n" + PARITY, r"cases.yaml:4: case 'number 1': key 'id' is missing"),
     "speed-up of zero": (HEAD + DIT + PERF % ", speedup: 0", r"cases.yaml:6: .*'perf.speedup' is 0: must be greater than 0"),
     "under the gate without reason": (HEAD + DIT + PERF % ", speedup: 1.2", r"cases.yaml:6: .*'perf.speedup' is 1.2, under the gate of 1.5: it needs a 'reason'"),
+    "beside the gate, misspelt": (HEAD + DIT + PERF % ", also: [torch-compiled]", r"cases.yaml:6: .*'perf.also.0' is 'torch-compiled': must be 'torch-compile' or 'no-cuda-graphs'"),
+    "graphs of a backend without": (HEAD + DIT + PERF % ", also: [no-cuda-graphs]", r"cases.yaml:6: .*'perf.also' asks for no-cuda-graphs, but the backend is onnxruntime; only tensorrt"),
+    "a limit of what is not measured": (HEAD + DIT + PERF % ", limits: {compile_speedup: {min: 1, reason: r}}", r"cases.yaml:6: .*a limit of compile_speedup needs 'torch-compile' in 'perf.also'"),
+    "a limit of what the gate holds": (HEAD + DIT + PERF % ", limits: {speedup: {min: 1, reason: r}}", r"cases.yaml:6: .*no metric 'speedup'; .*allowed: compile_speedup, graph_gain"),
+    "a limit beside the gate on the wrong side": (HEAD + DIT + PERF % ", also: [torch-compile], limits: {compile_speedup: {max: 1, reason: r}}", r"cases.yaml:6: .*compile_speedup' needs a min"),
     "whole video under the gate": (HEAD + DIT.replace("dit", "pipeline") + PERF % ", speedup: 1.49, reason: r", r"cases.yaml:6: .*is 1.49: the whole-video case always holds the gate; allowed: 1.5 and more"),
 }  # fmt: skip
 
@@ -201,6 +206,17 @@ def test_under_the_gate_with_its_reason(load: Load) -> None:
     (case,) = load(HEAD + DIT + PERF % ", speedup: 1.2, reason: memory bound").cases
     assert case.perf is not None
     assert case.perf.below_gate
+
+
+def test_what_is_timed_beside_the_gate(load: Load) -> None:
+    text = ", also: [torch-compile, no-cuda-graphs], limits: {compile_speedup: {min: 1.0, reason: one line}}"
+    file = load(HEAD + DIT + "    backend: tensorrt\n" + PERF % text)
+    perf = file.cases[0].perf
+    assert perf is not None
+    assert perf.also == ("torch-compile", "no-cuda-graphs")
+    assert perf.limits["compile_speedup"].min == 1.0
+    with pytest.raises(CaseFileError, match=r"--wan-backend does not fit case 'one' of .*no-cuda-graphs"):
+        file.overridden(backend="onnxruntime").require_names(ALLOWED, "--wan-backend")
 
 
 def test_no_file(tmp_path: Path) -> None:

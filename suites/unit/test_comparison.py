@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,20 +15,24 @@ import pytest
 import torch
 from fake_device import MIB, FakeDevice, FakeNvml
 from faults import drop_block, negate_angles, permute_caches, poison, scale_block, swap_heads
+from test_measure_clocks import HARDWARE, POWER_CAP, Gpu
 from torch import nn
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
+from wan_trt_core.backends.torch_compile import TorchCompileBackend
 from wan_trt_core.cases import Case, Limit
 from wan_trt_core.comparison import explain_case, measure_case, memory
 from wan_trt_core.comparison.blocks import NOISE, find_divergence
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_growth, measure_peak
 from wan_trt_core.comparison.perf import time_target
-from wan_trt_core.comparison.targets import Arm, Outputs
+from wan_trt_core.comparison.profiling import profile
+from wan_trt_core.comparison.targets import Arm, Outputs, target_of
 from wan_trt_core.config import MemorySettings, PerfSettings, Settings, load_settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
 from wan_trt_core.gates.verdict import Reason, Verdict, decide
+from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.device_memory import DeviceMemory
 from wan_trt_core.models.components import get_component
 from wan_trt_core.records import Measurement, Metric
@@ -178,6 +183,7 @@ class FakeTarget:
 
     fps = 8.0
     steps = 4
+    device = "cpu"
 
     def __init__(self, reference_s: float, candidate_s: float) -> None:
         self.now = 0.0
@@ -185,6 +191,8 @@ class FakeTarget:
         self.outputs = Outputs({"sample": torch.ones(2, 2)})
         self.reference = Arm(lambda _: self._take(reference_s))
         self.candidate = Arm(lambda _: self._take(candidate_s))
+        self.others = {"torch-compile": 1.3, "no-cuda-graphs": 1.1}
+        self.left: list[str] = []
 
     def clock(self) -> float:
         return self.now
@@ -198,16 +206,27 @@ class FakeTarget:
     def problems(self) -> dict[Reason, str]:
         return {}
 
+    @contextmanager
+    def beside(self, name: str) -> Iterator[Arm]:
+        if name not in self.others:
+            raise BackendUnavailable(f"{name} needs a C++ compiler")
+        yield Arm(lambda _: self._take(self.others[name]))
+        self.left.append(name)
+
+    def compiled(self) -> dict[str, str]:
+        return {"transformer": "repeated blocks"}
+
     def _take(self, seconds: float) -> Outputs:
         self.calls += 1
         self.now += seconds * (1 + 0.002 * (self.calls % 3))  # a little noise, the same in every run
         return self.outputs
 
 
-def timed(target: FakeTarget, **changes: Any) -> Measurement:
+def timed(target: FakeTarget, *also: str, watch: ClockWatch | None = None, **changes: Any) -> Measurement:
     perf = PerfSettings(**{"time_budget": 1000.0, **changes})
     target_: Any = target
-    return time_target(target_, 1.5, perf, frozenset({"psnr_db"}), clock=target.clock)
+    quality = frozenset({"psnr_db"})
+    return time_target(target_, 1.5, perf, quality, also=also, watch=watch, clock=target.clock)
 
 
 @pytest.fixture
@@ -331,6 +350,120 @@ def test_an_engine_that_is_not_as_planned_voids_every_suite(
     check = verdict_of(case, suite, measurement)
     assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.ENGINE_NOT_AS_PLANNED)
     assert "node_softmax" in check.message
+
+
+def test_what_a_case_names_is_timed_beside_its_gate(perf_case: Case) -> None:
+    target = FakeTarget(2.0, 1.0)
+    measurement = timed(target, "torch-compile", "no-cuda-graphs", also_pairs=4)
+    assert measurement.metrics["compile_speedup"].value == pytest.approx(1.3, rel=0.01)
+    assert measurement.metrics["graph_gain"].value == pytest.approx(1.1, rel=0.01)
+    assert "interval" in measurement.metrics["graph_gain"].detail
+    assert target.left == ["torch-compile", "no-cuda-graphs"]  # each is released before the next
+    for name in ("torch_compile", "torch_compile_candidate", "no_cuda_graphs", "no_cuda_graphs_candidate"):
+        assert len(measurement.series[f"{name}_s"]) == 4
+    assert measurement.facts["compiled"] == {"transformer": "repeated blocks"}
+    assert verdict_of(perf_case, "perf", measurement).verdict is Verdict.PASS
+
+
+def test_what_cannot_be_timed_beside_the_gate_says_why_and_leaves_the_gate_alone(perf_case: Case) -> None:
+    target = FakeTarget(2.0, 1.0)
+    del target.others["torch-compile"]
+    measurement = timed(target, "torch-compile", "no-cuda-graphs")
+    assert measurement.metrics["compile_speedup"].value is None
+    assert measurement.metrics["compile_speedup"].detail == "torch-compile needs a C++ compiler"
+    assert measurement.metrics["graph_gain"].value == pytest.approx(1.1, rel=0.01)
+    assert "compiled" not in measurement.facts
+    assert verdict_of(perf_case, "perf", measurement).verdict is Verdict.PASS
+
+
+def test_the_kernels_are_looked_for_in_another_process_that_makes_both_arms_itself(healthy: Settings) -> None:
+    """Here they run on a CPU, which has none, and that is what the other process answers."""
+    answer = profile(case_of("dit", healthy), healthy)
+    assert answer == {
+        "error": "RuntimeError: the profiler saw no kernel: nothing ran on a GPU, or the driver forbids profiling"
+    }
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (HARDWARE, (Verdict.INVALID, Reason.THROTTLED)),
+        (POWER_CAP, (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)),
+    ],
+    ids=["hardware slowdown", "power cap"],
+)
+def test_a_gpu_that_was_slowed_down_is_invalid_and_one_at_its_power_cap_is_not(
+    mask: int, expected: tuple[Verdict, Reason], perf_case: Case
+) -> None:
+    watch = ClockWatch("cuda", gpu=(Gpu(mask), object()), counters=dict)
+    measurement = timed(FakeTarget(2.0, 1.0), watch=watch)
+    check = verdict_of(perf_case, "perf", measurement)
+    assert (check.verdict, check.reason) == expected
+    assert measurement.facts["clocks"]["reasons"]
+
+
+def test_a_cpu_slowed_by_heat_is_invalid(perf_case: Case) -> None:
+    readings = iter([{"cpu0 thermal throttling": 1}, {"cpu0 thermal throttling": 2}])
+    measurement = timed(FakeTarget(2.0, 1.0), watch=ClockWatch("cpu", counters=lambda: next(readings)))
+    check = verdict_of(perf_case, "perf", measurement)
+    assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.THROTTLED)
+    assert "cpu0 thermal throttling" in check.message
+
+
+def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
+    healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped: list[nn.Module] = []
+
+    def wrap(self: Any, module: nn.Module, settings: Settings) -> nn.Module:
+        wrapped.append(module)
+        return module
+
+    monkeypatch.setattr(TorchCompileBackend, "wrap", wrap)
+    monkeypatch.setattr(TorchCompileBackend, "require", lambda self, settings: None)
+    case = case_of("dit", healthy, precision="fp16", reference_precision="fp32")
+    context = Context(healthy)
+    target = target_of(case, context)
+    inputs = target.inputs()
+    with target.beside("torch-compile") as arm:
+        found = arm.call(inputs)
+    expected = target.reference.call(inputs)
+    assert wrapped == [context.model(case).checkpoint.load("transformer", "fp32", "cpu")]
+    torch.testing.assert_close(found.tensors, expected.tensors)
+    assert target.compiled() == {"transformer": "whole module"}
+
+
+def test_without_cuda_graphs_is_the_same_engine_loaded_again_and_released(
+    healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ONNX Runtime's engine in the place of TensorRT's: what counts is who loads it and by which settings."""
+    from wan_trt_core.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
+
+    loaded: list[tuple[Path, bool]] = []
+    closed: list[Any] = []
+    load, close = OnnxRuntimeBackend.load, OnnxRuntimeEngine.close
+
+    def loads(self: Any, folder: Path, settings: Settings) -> Any:
+        loaded.append((folder, settings.tensorrt.cuda_graphs))
+        return load(self, folder, settings)
+
+    def closes(self: Any) -> None:
+        closed.append(self)
+        close(self)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", loads)
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", closes)
+    target = target_of(case_of("dit", healthy), Context(healthy))
+    inputs = target.inputs()
+    expected = target.candidate.call(inputs)
+    with target.beside("no-cuda-graphs") as arm:
+        torch.testing.assert_close(arm.call(inputs).tensors, expected.tensors)
+        assert not closed
+    assert len(closed) == 1
+    (folder, graphs), (again, none) = loaded
+    assert folder == again
+    assert (graphs, none) == (True, False)
+    assert target.candidate.call(inputs)  # the case's own engine is still there
 
 
 def test_a_wrong_timed_output_is_invalid(perf_case: Case) -> None:

@@ -16,8 +16,8 @@ from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance, j
 from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_finite, judge_limit
 from wan_trt_core.gates.memory import judge_growth
-from wan_trt_core.gates.perf import SpeedupRule, decide_speedup
-from wan_trt_core.gates.statistics import SamplingPlan
+from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup
+from wan_trt_core.gates.statistics import SamplingPlan, ratio_of_medians
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.timing import PairedTimer, measure_pairs
 from wan_trt_core.records import Measurement, Metric
@@ -52,6 +52,26 @@ def parity_measurement(
         metrics={
             "psnr_db": Metric(value=psnr_db, unit="dB", better="higher", detail=detail),
             "non_finite": Metric(value=non_finite, unit="", better="lower"),
+        }
+    )
+
+
+def limited(**least: float) -> Any:
+    """A case with limits on what is timed beside its gate."""
+    case = make_case()
+    assert case.perf is not None
+    limits = {name: Limit(min=value, reason="one line of PyTorch") for name, value in least.items()}
+    return case.model_copy(update={"perf": case.perf.model_copy(update={"limits": limits})})
+
+
+def beside(**series: tuple[float, ...]) -> Measurement:
+    """A perf measurement with a speed-up over torch.compile and these times behind it."""
+    measurement = perf_measurement()
+    ratio = Metric(value=1.2, unit="x", better="higher")
+    return measurement.model_copy(
+        update={
+            "metrics": measurement.metrics | {"compile_speedup": ratio},
+            "series": measurement.series | series,
         }
     )
 
@@ -325,6 +345,62 @@ class TestPerfCase:
         data = {**perf_measurement().series, "noise_first_s": (0.06,) * 3}
         check = verdict(perf_measurement(series=data), bands_for_hardware=False)
         assert check.verdict is Verdict.INVALID and "noise_first_s has 3 times" in check.message
+
+    @pytest.mark.parametrize(
+        ("least", "expected"),
+        [
+            (1.05, (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)),  # of the speed-up, which comes first
+            (1.2, (Verdict.FAIL, Reason.BEYOND_LIMIT)),  # although the ratio itself is 1.2
+        ],
+    )
+    def test_a_limit_beside_the_gate_holds_the_lower_end(
+        self, least: float, expected: tuple[Verdict, Reason]
+    ) -> None:
+        other, ours = paired_times(1.21, pairs=5)
+        assert ratio_of_medians(other, ours) > 1.2
+        check = verdict(
+            beside(torch_compile_s=other, torch_compile_candidate_s=ours),
+            case=limited(compile_speedup=least),
+            bands_for_hardware=False,
+        )
+        assert outcome(check) == expected
+
+    def test_a_limit_beside_the_gate_says_its_interval(self) -> None:
+        other, ours = paired_times(1.21, pairs=5)
+        measurement = beside(torch_compile_s=other, torch_compile_candidate_s=ours)
+        check = verdict(measurement, case=limited(compile_speedup=1.3), bands_for_hardware=False)
+        assert check.evidence["low"] == check.value < check.evidence["high"]
+        assert "at the lower end of 1.2" in check.message and "over 5 pairs" in check.message
+
+    def test_work_once_a_prompt_counts_beside_the_gate(self) -> None:
+        """0.12 s against 0.1 s is 1.2; without graphs both do what is done once, 0.1 s a step: 1.1."""
+        series = {
+            "candidate_once_s": (0.4,),
+            "no_cuda_graphs_s": (0.12,) * 5,
+            "no_cuda_graphs_candidate_s": (0.1,) * 5,
+        }
+        series |= {"torch_compile_s": (0.12,) * 5, "torch_compile_candidate_s": (0.1,) * 5}
+        ratios = {
+            name: beside_interval(name, series, {"steps": 4})[0].point
+            for name in ("torch-compile", "no-cuda-graphs")
+        }
+        assert ratios == {"torch-compile": pytest.approx(0.6), "no-cuda-graphs": pytest.approx(1.1)}
+
+    def test_what_could_not_be_timed_beside_the_gate_is_missing(self) -> None:
+        why = Metric(value=None, unit="x", better="higher", detail="no C++ compiler")
+        measurement = perf_measurement()
+        told = measurement.model_copy(update={"metrics": measurement.metrics | {"compile_speedup": why}})
+        for absent in (measurement, told):
+            check = verdict(absent, case=limited(compile_speedup=1.0), bands_for_hardware=False)
+            assert outcome(check) == (Verdict.MISSING, Reason.METRIC_NOT_COMPUTED)
+        assert "no C++ compiler" in check.message
+
+    @pytest.mark.parametrize(
+        "series", [{}, {"torch_compile_s": (1.0,) * 5}, {"torch_compile_s": (-1.0,) * 5}], ids=str
+    )
+    def test_a_ratio_without_its_pairs_is_invalid(self, series: dict[str, tuple[float, ...]]) -> None:
+        check = verdict(beside(**series), case=limited(compile_speedup=1.0), bands_for_hardware=False)
+        assert outcome(check) == (Verdict.INVALID, Reason.NOT_MEASURED)
 
     def test_nothing_timed_is_missing(self) -> None:
         check = verdict(perf_measurement(series={}), bands_for_hardware=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
@@ -188,3 +189,28 @@ def test_cheap_noise_pairs_go_on_for_a_share_of_the_budget() -> None:
         timer, lambda pairs: True, max_pairs=9, noise_pairs=3, time_budget=100.0, clock=clock
     )
     assert len(times.noise) == 5  # 1.5 s of warm-up, 3 s of the least, and 2 s more make over 5 % of 100 s
+
+
+def test_warm_up_takes_at_least_its_time() -> None:
+    clock = FakeClock()
+    timer = PairedTimer(clock.work(3.0), clock.work(2.0), clock=clock, warmup=1, warmup_time=11.0)
+    times = measure_pairs(
+        timer, lambda pairs: True, max_pairs=3, noise_pairs=2, time_budget=100.0, clock=clock
+    )
+    assert times.facts()["warmup"] == 3  # 15 s
+
+
+def test_the_machine_is_watched_once_both_arms_are_warm() -> None:
+    clock, log = FakeClock(), []
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        log.append("[")
+        yield
+        log.append("]")
+
+    timer = PairedTimer(clock.work(3.0, log, "a"), clock.work(2.0, log, "b"), clock=clock, warmup=1)
+    measure_pairs(
+        timer, lambda pairs: True, max_pairs=3, noise_pairs=2, time_budget=50.0, clock=clock, watch=watch()
+    )
+    assert "".join(log) == "ab[bbbbab]"

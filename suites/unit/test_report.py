@@ -14,7 +14,7 @@ from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.records import Measurement, Metric, RunRecord
 from wan_trt_core.report.junit import junit_properties
 from wan_trt_core.report.markdown import markdown_report, write_markdown
-from wan_trt_core.report.summary import WHY, headline, totals, worst_first
+from wan_trt_core.report.summary import WHY, headline, perf_rows, totals, worst_first
 from wan_trt_core.report.terminal import render
 
 
@@ -194,3 +194,70 @@ def test_junit_properties_are_scalars(record: RunRecord) -> None:
     assert found["dit-fp32"]["wan.below_gate"] == "BELOW GATE"
     assert float(found["dit-fp32"]["wan.metric.speedup"]) == pytest.approx(1.31, rel=0.02)
     assert all(isinstance(value, str) for properties in found.values() for value in properties.values())
+
+
+KERNELS = {
+    "groups_ms": {"attention": 6.6, "products": 9.6, "other": 0.0},
+    "top": [[f"kernel_{index}<a|b>", 2.0, 30] for index in range(20)],
+    "total_ms": 16.2,
+    "reference": {
+        "groups_ms": {"attention": 8.1, "products": 10.0, "other": 7.0}, "top": [], "total_ms": 25.1
+    },
+}  # fmt: skip
+CLOCKS = {
+    "samples": 12, "sm_clock_mhz": {"min": 1755, "median": 1965.0, "max": 1980}, "temperature_c": 61,
+    "power_w": 688.4, "reasons": {"power cap": 9},
+}  # fmt: skip
+
+
+def on_a_gpu(**facts: object) -> RunRecord:
+    measurement = perf_measurement(1.67)
+    detail = "1.200x, 99% interval 1.150x to 1.250x over 5 pairs"
+    beside = {
+        "compile_speedup": Metric(value=1.2, unit="x", better="higher", detail=detail),
+        "graph_gain": Metric(value=None, unit="x", better="higher", detail="out of memory"),
+        "noise_floor": Metric(value=0.0021, unit="", better="lower"),
+    }
+    changed = {"metrics": measurement.metrics | beside, "facts": measurement.facts | facts}
+    return run_record(case_record(make_case(), measurement.model_copy(update=changed)))
+
+
+def test_a_perf_case_shows_its_ratios_times_and_clocks() -> None:
+    record = on_a_gpu(clocks=CLOCKS)
+    interval = re.compile(
+        r"speed-up over eager\W+1\.6\d\dx, 99% interval 1\.6\d\dx to 1\.\d{3}x over \d+ pairs"
+    )
+    for text in (markdown_report(record), re.sub(r"\s+", " ", terminal(record))):
+        assert interval.search(text)
+        for words in (
+            "over torch.compile | 1.200x, 99% interval 1.150x to 1.250x over 5 pairs",
+            "gain of CUDA graphs | out of memory",
+            "noise floor | 0.2%",
+            "SM 1755 to 1980 MHz, median 1965; at most 61 °C; at most 688 W; held by: power cap",
+        ):
+            assert words in text or words.replace(" | ", " ") in text
+        assert re.search(r"reference\W+\d+(\.\d+)? ms", text) and re.search(
+            r"candidate\W+\d+(\.\d+)? ms", text
+        )
+
+
+def test_the_kernels_of_both_arms_stand_side_by_side() -> None:
+    text = markdown_report(on_a_gpu(kernels=KERNELS))
+    for row in (
+        "| attention | 8.1 ms | 6.6 ms |",
+        "| other | 7 ms | 0 ms |",
+        "| all kernels | 25.1 ms | 16.2 ms |",
+    ):
+        assert row in text
+    assert "| kernel_9&lt;a\\|b> | 2 ms | 30 |" in text
+    assert "kernel_10" not in text
+
+
+def test_kernels_that_could_not_be_told_apart_say_why() -> None:
+    text = markdown_report(on_a_gpu(kernels={"error": "no answer within 600 s"}))
+    assert "The kernels could not be told apart: no answer within 600 s" in text
+
+
+def test_a_suite_without_pairs_has_no_performance_rows(record: RunRecord) -> None:
+    parity = next(case for case in record.cases if case.suite == "parity")
+    assert perf_rows(parity) == []

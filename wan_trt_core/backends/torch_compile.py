@@ -48,24 +48,43 @@ class TorchCompileBackend(ModuleBackend):
         """Versions of torch, diffusers and, where it is installed, Triton."""
         return distribution_versions("torch", "diffusers", "triton")
 
+    def scope(self, module: nn.Module, settings: Settings) -> str:
+        """What of a module is compiled: ``decoder`` of a VAE, ``repeated blocks`` where the settings ask for them and
+        diffusers says which they are, else the ``whole module``."""
+        if hasattr(module, "decoder") and hasattr(module, "decode"):
+            return "decoder"
+        repeated = settings.torch_compile.regional and getattr(module, "_repeated_blocks", None)
+        return "repeated blocks" if repeated else "whole module"
+
     def wrap(self, module: nn.Module, settings: Settings) -> nn.Module:
-        """The compiled module; for a VAE a twin that shares the weights and whose decoder is compiled.
+        """The compiled module; where only a part of it is (:meth:`scope`), a twin that shares the weights.
 
         ``torch.compile`` covers a module's ``forward`` and a VAE is entered through ``decode``, so compiling
         the VAE itself would compile nothing that runs.
         """
         import torch
 
-        mode = settings.torch_compile.mode
-        decoder = getattr(module, "decoder", None)
-        if decoder is None or not hasattr(module, "decode"):
+        mode, scope = settings.torch_compile.mode, self.scope(module, settings)
+        if scope == "whole module":
             compiled: Any = torch.compile(module, mode=mode)
             return cast("nn.Module", compiled)
+        if scope == "repeated blocks":
+            regional: Any = _twin(module)
+            regional.compile_repeated_blocks(mode=mode)  # in place, which the original must not see
+            return cast("nn.Module", regional)
+        decoder = cast("nn.Module", module.decoder)
         twin = copy.copy(module)
         compiled = torch.compile(decoder, mode=mode)
         # A shallow copy shares the dict of submodules: replacing one there would reach the original.
         twin._modules = {**module._modules, "decoder": cast("nn.Module", compiled)}
         return twin
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A module of the same weights whose every submodule is another object."""
+    twin = copy.copy(module)
+    twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
+    return twin
 
 
 def find_compiler() -> str:

@@ -51,6 +51,12 @@ def _apply(tf32: bool, *, cudnn_benchmark: bool, cudnn_tf32: bool | None = None)
     torch.backends.cudnn.benchmark = cudnn_benchmark
 
 
+def release() -> None:
+    """Give the GPU memory that PyTorch only caches back: engines and other processes cannot use it."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def synchronize() -> None:
     """Wait for the device: a host clock read before this would time the launch, not the work."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():

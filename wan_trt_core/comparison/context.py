@@ -33,6 +33,12 @@ class Context:
             self._models[case.model] = resolve(case.model, self.settings.checkpoint)
         return self._models[case.model]
 
+    def beside(self, settings: Settings) -> Context:
+        """Another context over the same opened models, with engines of its own; its maker closes it."""
+        other = Context(settings)
+        other._models = self._models
+        return other
+
     @property
     def engines(self) -> EngineStore:
         """The engines loaded so far, and those on disk."""

@@ -1,37 +1,54 @@
-"""Performance: both arms timed in interleaved pairs until the gate's interval decides, in one process."""
+"""Performance: both arms timed in interleaved pairs until the gate's interval decides, in one process.
+
+What a case also names (``torch.compile``, the candidate without CUDA graphs) is timed in pairs with the candidate once
+that is done, and the kernels of both arms are found in another process.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from wan_trt_core.cases import Case
-from wan_trt_core.comparison.conditions import equal_conditions, snapshot, synchronize
+from wan_trt_core.backends.base import BackendUnavailable
+from wan_trt_core.cases import BESIDE, Case
+from wan_trt_core.comparison.conditions import equal_conditions, release, snapshot, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.parity import compare
+from wan_trt_core.comparison.profiling import profile
 from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
 from wan_trt_core.config import PerfSettings
-from wan_trt_core.gates.perf import SpeedupRule, decide_speedup, speedup_rule
+from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup, describe, speedup_rule
 from wan_trt_core.gates.statistics import SamplingPlan
 from wan_trt_core.gates.verdict import Reason
+from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.timing import Pair, PairedTimer, measure_pairs, time_calls
-from wan_trt_core.records import Measurement
+from wan_trt_core.records import Measurement, Metric
 
 Clock = Callable[[], float]
 
 ONCE_RUNS = 5
 """Timed runs of the work that is done once a prompt."""
 
+BESIDE_WARMUP = 2
+"""Untimed runs at least of what is timed beside the gate: the first call of a compiled module compiles it."""
+
 
 def measure(case: Case, context: Context) -> Measurement:
     """Time stock diffusers against the candidate."""
     if case.perf is None:
         raise ValueError(f"case {case.id} has no perf gate")
-    with equal_conditions(context.settings):
-        return time_target(
-            target_of(case, context), case.perf.speedup, context.settings.perf, required_of(case)
+    settings = context.settings
+    with equal_conditions(settings):
+        target = target_of(case, context)
+        measurement = time_target(
+            target, case.perf.speedup, settings.perf, required_of(case), also=case.perf.also
         )
+    if target.device == "cpu" or not settings.perf.kernels:
+        return measurement
+    release()
+    return measurement.model_copy(update={"facts": {**measurement.facts, "kernels": profile(case, settings)}})
 
 
 def required_of(case: Case) -> frozenset[str]:
@@ -45,16 +62,29 @@ def time_target(
     settings: PerfSettings,
     required: frozenset[str],
     *,
+    also: Sequence[str] = (),
+    watch: ClockWatch | None = None,
     clock: Clock = time.perf_counter,
 ) -> Measurement:
     """Pairs until the interval of the ratio decides against ``threshold`` or the budget ends.
 
     The outputs of the last timed pair are compared, a fallback to PyTorch inside the candidate and different
-    conditions of the two arms are problems that void the measurement.
+    conditions of the two arms are problems that void the measurement, and so is a machine that was slowed down.
+
+    Args:
+        also: names of ``cases.BESIDE``, timed afterwards.
+        watch: looks at the machine while pairs are timed; made for the target's device unless given.
     """
     inputs = target.inputs()
     reference, candidate = _Run(target.reference, inputs), _Run(target.candidate, inputs)
-    timer = PairedTimer(reference, candidate, synchronize=synchronize, clock=clock, warmup=settings.warmup)
+    timer = PairedTimer(
+        reference,
+        candidate,
+        synchronize=synchronize,
+        clock=clock,
+        warmup=settings.warmup,
+        warmup_time=settings.warmup_time,
+    )
     plan = SamplingPlan(settings.min_pairs, settings.max_pairs, confidence=settings.confidence)
     facts: dict[str, Any] = {
         "sampling_plan": {
@@ -63,6 +93,7 @@ def time_target(
         "steps": target.steps,
         **target.facts(),
     }
+    watch = watch or ClockWatch(target.device)
     once = {
         f"{name}_once_s": time_calls(arm.once, ONCE_RUNS, synchronize=synchronize, clock=clock)
         for name, arm in (("reference", target.reference), ("candidate", target.candidate))
@@ -83,28 +114,85 @@ def time_target(
         time_budget=settings.time_budget,
         min_sample_time=settings.min_sample_time,
         clock=clock,
+        watch=watch,
     )
+    problems = {**target.problems(), **_problems(reference, candidate)}
     expected, found = timer.outputs
     metrics = times.metrics(reference_extra=rule.reference_extra, candidate_extra=rule.candidate_extra)
+    metrics |= compare(expected, found, required, target.fps)
+    series = times.series() | once
+    for name in also:
+        try:
+            series |= _series_beside(name, target, candidate, times.calls, settings, watch, clock)
+            metrics[BESIDE[name]] = _metric_beside(name, series, facts)
+        except Exception as error:  # of whatever kind: the pairs of the gate stand, and were expensive
+            why = str(error) if isinstance(error, BackendUnavailable) else f"{type(error).__name__}: {error}"
+            metrics[BESIDE[name]] = Metric(value=None, unit="x", better="higher", detail=why)
+    if "torch_compile_s" in series:
+        facts["compiled"] = target.compiled()
     return Measurement(
-        metrics=metrics | compare(expected, found, required, target.fps),
-        series=times.series() | once,
-        facts={**facts, **times.facts(), "conditions": reference.conditions},
-        problems={**target.problems(), **_problems(reference, candidate)},
+        metrics=metrics,
+        series=series,
+        facts={**facts, **times.facts(), "conditions": reference.conditions, "clocks": watch.facts()},
+        problems=problems | _slowed(watch),
     )
+
+
+def _series_beside(
+    name: str,
+    target: Target,
+    candidate: _Run,
+    calls: int,
+    settings: PerfSettings,
+    watch: ClockWatch,
+    clock: Clock,
+) -> dict[str, tuple[float, ...]]:
+    """The times of what ``perf.also`` names, in pairs with the candidate."""
+    release()
+    with target.beside(name) as arm:
+        timer = PairedTimer(
+            _Run(arm, candidate.inputs),
+            candidate,
+            synchronize=synchronize,
+            clock=clock,
+            warmup=max(BESIDE_WARMUP, settings.warmup),
+            calls=calls,
+        )
+        timer.warm_up()
+        with watch:
+            pairs = tuple(islice(timer.pairs(), settings.also_pairs))
+    key = name.replace("-", "_")
+    return {
+        f"{key}_s": tuple(pair.reference for pair in pairs),
+        f"{key}_candidate_s": tuple(pair.candidate for pair in pairs),
+    }
+
+
+def _metric_beside(name: str, series: Mapping[str, Sequence[float]], facts: Mapping[str, Any]) -> Metric:
+    interval, rule = beside_interval(name, series, facts)
+    return Metric(value=interval.point, unit="x", better="higher", detail=describe(interval, rule))
+
+
+def _slowed(watch: ClockWatch) -> dict[Reason, str]:
+    if not (slowdown := watch.slowdown()):
+        return {}
+    return {
+        Reason.THROTTLED: f"the machine was slowed down while it was timed: {slowdown}; cool it, give it the power it"
+        " asks for, and run again"
+    }
 
 
 class _Run:
     """Calls an arm on fixed inputs, and keeps the conditions and fallbacks that its runs showed."""
 
     def __init__(self, arm: Arm, inputs: Any) -> None:
-        self.arm, self._inputs = arm, inputs
+        self.arm, self.inputs = arm, inputs
         self.conditions: dict[str, Any] = {}
         self.fallbacks: tuple[str, ...] = ()
 
     def __call__(self) -> Outputs:
         with self.arm.watched() as called:
-            outputs = self.arm.call(self._inputs)
+            outputs = self.arm.call(self.inputs)
             self.conditions = snapshot()
         self.fallbacks = tuple(dict.fromkeys((*self.fallbacks, *called)))
         return outputs

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
 from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
 from wan_trt_core.cases import COMPOSITES, Case
 from wan_trt_core.comparison.blocks import Divergence, trace
 from wan_trt_core.comparison.context import Context
@@ -110,6 +112,40 @@ class Target(ABC):
     def inputs(self, point: Point = "opt") -> Any:
         """What one call starts from, at the profile's ``min``, ``opt`` (the size it is tuned for) or ``max``."""
 
+    @contextmanager
+    def beside(self, name: str) -> Iterator[Arm]:
+        """What ``perf.also`` names, as an arm: stock diffusers compiled, or the candidate without CUDA graphs.
+
+        The compiled modules share the reference's weights and have its precision; the engines without graphs are
+        loaded a second time, and released afterwards.
+
+        Raises:
+            BackendUnavailable: when it cannot run on this machine.
+        """
+        settings = self.context.settings.model_copy(update={"device": self.device})
+        case = self.case
+        if name == "torch-compile":
+            precision = case.reference_precision or case.precision
+            case = case.model_copy(update={"backend": name, "precision": precision})
+        else:
+            tensorrt = settings.tensorrt.model_copy(update={"cuda_graphs": False})
+            settings = settings.model_copy(update={"tensorrt": tensorrt})
+        context = self.context.beside(settings)
+        try:
+            yield type(self)(case, context).candidate
+        finally:
+            context.close()
+
+    def compiled(self) -> dict[str, str]:
+        """What ``torch-compile`` compiles of each part that this target runs (see ``TorchCompileBackend.scope``)."""
+        parts = {get_component(name).part: self.reference_precision(name) for name in self.components}
+        return {
+            part: TORCH_COMPILE.scope(
+                self.model.checkpoint.load(part, precision, self.device), self.context.settings
+            )
+            for part, precision in parts.items()
+        }
+
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on, for the record."""
         engines = {name: engine.memory() for name, engine in self._loaded().items()}
@@ -197,9 +233,7 @@ class Target(ABC):
         backend.require(self.context.settings)
         if not isinstance(backend, ModuleBackend):
             return None
-        return _WrappedCheckpoint(
-            self.model.checkpoint, lambda module: backend.wrap(module, self.context.settings)
-        )
+        return _wrapped(self.model.checkpoint, lambda module: backend.wrap(module, self.context.settings))
 
     def _loaded(self) -> dict[str, Engine]:
         if not isinstance(get_backend(self.case.backend), EngineBackend):
@@ -357,19 +391,19 @@ class PipelineTarget(Target):
         )
 
 
-class _WrappedCheckpoint(Checkpoint):
-    """A checkpoint whose modules come wrapped by a module backend (compiled, say)."""
+def _wrapped(checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> Checkpoint:
+    """The checkpoint with its modules wrapped by a module backend (compiled, say), each once; weights are shared."""
+    twin = copy(checkpoint)
+    made: dict[int, tuple[nn.Module, nn.Module]] = {}
 
-    def __init__(self, checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        super().__init__(checkpoint.folder)
-        self._wrap = wrap
-        self._wrapped: dict[int, nn.Module] = {}
+    def load(part: str, dtype: str = "fp32", device: Any = "cpu") -> nn.Module:
+        module = checkpoint.load(part, dtype, device)
+        if id(module) not in made:
+            made[id(module)] = (module, wrap(module))  # the module is kept: its id must not be given away
+        return made[id(module)][1]
 
-    def load(self, part: str, dtype: str = "fp32", device: Any = "cpu") -> nn.Module:
-        module = super().load(part, dtype, device)
-        if id(module) not in self._wrapped:
-            self._wrapped[id(module)] = self._wrap(module)
-        return self._wrapped[id(module)]
+    twin.load = load  # type: ignore[method-assign]
+    return twin
 
 
 def target_of(case: Case, context: Context) -> Target:

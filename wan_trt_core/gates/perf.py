@@ -6,7 +6,10 @@ What it reads from a :class:`~wan_trt_core.records.Measurement` (``measure.timin
     ``reference_s`` and ``candidate_s``: the pairs in the order measured, seconds;
     ``noise_first_s`` and ``noise_second_s``: the A/A pairs, candidate against itself;
     ``reference_once_s`` and ``candidate_once_s`` (may be absent): work done once a prompt, timed apart. Its
-    median, divided by ``facts["steps"]``, is added to every time of its arm.
+    median, divided by ``facts["steps"]``, is added to every time of its arm;
+    ``torch_compile_s`` with ``torch_compile_candidate_s``, ``no_cuda_graphs_s`` with
+    ``no_cuda_graphs_candidate_s`` (may be absent): the pairs of what ``perf.also`` names, see
+    :func:`beside_interval`.
 ``facts``
     ``sampling_plan``: the fields of :class:`~wan_trt_core.gates.statistics.SamplingPlan` that the pairs were
     sampled by (absent: the default plan); ``steps``: denoising steps of the case.
@@ -17,16 +20,16 @@ from __future__ import annotations
 import math
 import statistics as stdlib_statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.formatting import pair
-from wan_trt_core.gates.limits import judge_finite, judge_limits
+from wan_trt_core.gates.limits import judge_finite, judge_limit, judge_limits
 from wan_trt_core.gates.statistics import Interval, SamplingPlan, noise_floor, ratio_interval
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
-    from wan_trt_core.cases import PerfGate
+    from wan_trt_core.cases import Limit, PerfGate
     from wan_trt_core.records import Measurement
 
 SPEEDUP = "speedup"
@@ -90,7 +93,51 @@ def decide_speedup(
 def judge_perf(gate: PerfGate, measurement: Measurement) -> tuple[Check, ...]:
     """The checks of a performance case that need no baseline."""
     outputs = judge_finite(measurement.metrics) + judge_limits("outputs", gate.parity, measurement.metrics)
-    return (_speedup_of(gate, measurement), *(_void_if_wrong(check) for check in outputs))
+    from wan_trt_core.cases import BESIDE
+
+    beside = tuple(
+        _judge_beside(name, metric, gate.limits[metric], measurement)
+        for name, metric in BESIDE.items()
+        if metric in gate.limits
+    )
+    return (_speedup_of(gate, measurement), *beside, *(_void_if_wrong(check) for check in outputs))
+
+
+def beside_interval(
+    name: str, series: Mapping[str, Sequence[float]], facts: Mapping[str, Any]
+) -> tuple[Interval, SpeedupRule]:
+    """How many times faster the candidate is than what ``perf.also`` names, looked at once.
+
+    The number of pairs was fixed beforehand, so the one look may spend all the error that the plan allows. Work that
+    is done once a prompt counts as in the gate.
+
+    Args:
+        name: ``torch-compile`` or ``no-cuda-graphs``.
+        series: of the measurement.
+        facts: of the measurement.
+
+    Raises:
+        ValueError: when the series are not there, are no pairs, or hold impossible times.
+    """
+    rule = speedup_rule(1.0, series, facts)
+    times, ours = (f"{name.replace('-', '_')}_{end}" for end in ("s", "candidate_s"))
+    other, candidate = series.get(times, ()), series.get(ours, ())
+    _require_times(**{times: other, ours: candidate})
+    extra = rule.reference_extra if name == "torch-compile" else rule.candidate_extra
+    interval = ratio_interval(
+        [time + extra for time in other],
+        [time + rule.candidate_extra for time in candidate],
+        1 - rule.plan.confidence,
+    )
+    return interval, rule
+
+
+def describe(interval: Interval, rule: SpeedupRule) -> str:
+    """A ratio with its interval, for people."""
+    return (
+        f"{interval.point:.3f}x, {rule.plan.confidence:.0%} interval {interval.low:.3f}x to "
+        f"{interval.high:.3f}x over {interval.pairs} pairs"
+    )
 
 
 def speedup_rule(
@@ -138,6 +185,21 @@ def _speedup_of(gate: PerfGate, measurement: Measurement) -> Check:
     return check
 
 
+def _judge_beside(name: str, metric: str, limit: Limit, measurement: Measurement) -> Check:
+    """Hold the lower end of the interval against a limit."""
+    found = measurement.metrics.get(metric)
+    if found is None or found.value is None:
+        return judge_limit("beside", metric, limit, found)
+    try:
+        interval, rule = beside_interval(name, measurement.series, measurement.facts)
+    except ValueError as error:
+        message = f"the paired times of {name} cannot be judged: {error}"
+        return Check("beside", metric, Verdict.INVALID, Reason.NOT_MEASURED, message, limit=limit.min)
+    check = judge_limit("beside", metric, limit, found.model_copy(update={"value": interval.low}))
+    message = f"{check.message}, at the lower end of {describe(interval, rule)}"
+    return replace(check, message=message, evidence=_evidence(interval, rule))
+
+
 def _missing(threshold: float, message: str) -> Check:
     return Check("speedup", SPEEDUP, Verdict.MISSING, Reason.METRIC_NOT_COMPUTED, message, limit=threshold)
 
@@ -180,22 +242,15 @@ def _evidence(interval: Interval, rule: SpeedupRule) -> dict[str, Any]:
     }
 
 
-def _text(interval: Interval, rule: SpeedupRule) -> str:
-    return (
-        f"{interval.point:.3f}x, {rule.plan.confidence:.0%} interval {interval.low:.3f}x to "
-        f"{interval.high:.3f}x over {interval.pairs} pairs"
-    )
-
-
 def _passed(interval: Interval, rule: SpeedupRule) -> Check:
     low, bound = pair(interval.low, rule.threshold, "x")
-    message = f"at least {low}, {bound} is asked ({_text(interval, rule)})"
+    message = f"at least {low}, {bound} is asked ({describe(interval, rule)})"
     return _speedup(Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD, message, interval, rule)
 
 
 def _failed(interval: Interval, rule: SpeedupRule) -> Check:
     high, bound = pair(interval.high, rule.threshold, "x")
-    message = f"at most {high}, {bound} is asked ({_text(interval, rule)})"
+    message = f"at most {high}, {bound} is asked ({describe(interval, rule)})"
     return _speedup(Verdict.FAIL, Reason.INTERVAL_BELOW_THRESHOLD, message, interval, rule)
 
 
@@ -228,7 +283,7 @@ def _exhausted(interval: Interval | None, pairs: int, rule: SpeedupRule) -> Chec
         )
     remedy = "raise perf.max_pairs" if pairs >= rule.plan.max_pairs else "raise perf.time_budget"
     message = (
-        f"not decided: {_text(interval, rule)} straddles the {rule.threshold:g}x asked; {remedy}, "
+        f"not decided: {describe(interval, rule)} straddles the {rule.threshold:g}x asked; {remedy}, "
         "or run on a quieter machine"
     )
     return _speedup(Verdict.INCONCLUSIVE, Reason.BUDGET_EXHAUSTED, message, interval, rule)

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     SETTINGS_DIFFER = "settings_differ"
     FALLBACK_TO_PYTORCH = "fallback_to_pytorch"
     ENGINE_NOT_AS_PLANNED = "engine_not_as_planned"
+    THROTTLED = "throttled"
     NOT_MEASURED = "not_measured"
     GROWTH = "growth"
     NO_GROWTH = "no_growth"

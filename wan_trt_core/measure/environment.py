@@ -47,6 +47,18 @@ _NVML_SLOWDOWNS = {
 }
 """Reasons that make a timing void. The power cap is not one: large GPUs always run at it."""
 
+_NVML_REASONS = {
+    **_NVML_SLOWDOWNS,
+    "nvmlClocksThrottleReasonGpuIdle": "idle",
+    "nvmlClocksThrottleReasonApplicationsClocksSetting": "application clocks",
+    "nvmlClocksThrottleReasonSwPowerCap": "power cap",
+    "nvmlClocksThrottleReasonSyncBoost": "sync boost",
+    "nvmlClocksThrottleReasonDisplayClockSetting": "display clocks",
+}
+
+GPU_SLOWDOWNS = frozenset(_NVML_SLOWDOWNS.values())
+"""Those of :func:`clock_reasons` that make a timing void."""
+
 
 @dataclass(frozen=True)
 class SourceState:
@@ -255,11 +267,16 @@ def _gpu_slowdowns() -> tuple[str, ...]:
     nvml, handle = nvml_device()
     if nvml is None:
         return ()
+    return tuple(reason for reason in clock_reasons(nvml, handle) if reason in GPU_SLOWDOWNS)
+
+
+def clock_reasons(nvml: Any, handle: Any) -> tuple[str, ...]:
+    """Why a GPU does not run at its highest clock right now; empty where it does, or keeps that to itself."""
     try:
         mask = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
     except nvml.NVMLError:
         return ()
-    return tuple(text for name, text in _NVML_SLOWDOWNS.items() if mask & getattr(nvml, name, 0))
+    return tuple(text for name, text in _NVML_REASONS.items() if mask & getattr(nvml, name, 0))
 
 
 def nvml_device() -> tuple[Any, Any]:

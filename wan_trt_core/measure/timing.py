@@ -12,7 +12,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -135,6 +135,7 @@ class PairedTimer:
         synchronize: Synchronize = no_synchronize,
         clock: Clock = time.perf_counter,
         warmup: int = 2,
+        warmup_time: float = 0.0,
         calls: int = 1,
     ) -> None:
         """Set up; nothing runs yet.
@@ -146,20 +147,25 @@ class PairedTimer:
                 readings.
             clock: seconds; injected so that tests are exact.
             warmup: untimed runs of each arm, the same for both.
+            warmup_time: seconds that those runs take at least, by more of them.
             calls: calls in a row that make one time, which is their mean.
         """
         self._reference, self._candidate = reference, candidate
         self._synchronize, self._clock = synchronize, clock
         self.warmup = warmup
+        self._warmup_time = warmup_time
         self.calls = calls
         self.outputs = (None, None)
 
-    def warm_up(self) -> None:
-        """Run both arms ``warmup`` times without timing them."""
-        for _ in range(self.warmup):
+    def warm_up(self) -> int:
+        """Run both arms without timing them; returns how many times."""
+        start, runs = self._clock(), 0
+        while runs < self.warmup or self._clock() - start < self._warmup_time:
             self._reference()
             self._candidate()
-        self._synchronize()
+            self._synchronize()
+            runs += 1
+        return runs
 
     def calibrate(self, seconds: float) -> None:
         """Set ``calls`` so that the candidate takes at least ``seconds`` a time: short ones are mostly jitter."""
@@ -210,6 +216,7 @@ def measure_pairs(
     min_sample_time: float = 0.0,
     clock: Clock = time.perf_counter,
     progress: Callable[[int], object] | None = None,
+    watch: AbstractContextManager[object] | None = None,
 ) -> PairedTimes:
     """Warm up, measure the A/A noise floor, then pairs until ``decided`` says so or the budget ends.
 
@@ -224,29 +231,31 @@ def measure_pairs(
         min_sample_time: seconds that one time of the candidate covers at least, by as many calls as that takes.
         clock: seconds, of the budget.
         progress: called with the number of pairs so far.
+        watch: entered once both arms are warm, left after the last pair: what looks at the machine meanwhile.
     """
     start = clock()
-    timer.warm_up()
+    warmup = timer.warm_up()
     if min_sample_time:
         timer.calibrate(min_sample_time)
-    noise = timer.noise_pairs(noise_pairs)
-    while len(noise) < max_pairs and clock() - start < NOISE_SHARE * time_budget:
-        noise += timer.noise_pairs(2)
-    pairs: list[Pair] = []
-    stopped_by: StoppedBy = "max_pairs"
-    for pair in timer.pairs():
-        pairs.append(pair)
-        if progress:
-            progress(len(pairs))
-        if decided(pairs):
-            stopped_by = "decided"
-            break
-        if len(pairs) >= max_pairs:
-            break
-        if clock() - start >= time_budget:
-            stopped_by = "time_budget"
-            break
-    return PairedTimes(tuple(pairs), noise, timer.warmup, timer.calls, stopped_by, clock() - start)
+    with watch or nullcontext():
+        noise = timer.noise_pairs(noise_pairs)
+        while len(noise) < max_pairs and clock() - start < NOISE_SHARE * time_budget:
+            noise += timer.noise_pairs(2)
+        pairs: list[Pair] = []
+        stopped_by: StoppedBy = "max_pairs"
+        for pair in timer.pairs():
+            pairs.append(pair)
+            if progress:
+                progress(len(pairs))
+            if decided(pairs):
+                stopped_by = "decided"
+                break
+            if len(pairs) >= max_pairs:
+                break
+            if clock() - start >= time_budget:
+                stopped_by = "time_budget"
+                break
+    return PairedTimes(tuple(pairs), noise, warmup, timer.calls, stopped_by, clock() - start)
 
 
 def time_calls(

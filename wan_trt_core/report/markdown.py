@@ -17,6 +17,7 @@ from wan_trt_core.report.summary import (
     check_headline,
     headline,
     missing_bands,
+    perf_rows,
     stale_baselines,
     totals,
     worst_first,
@@ -24,6 +25,9 @@ from wan_trt_core.report.summary import (
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 """GitHub Actions names the file of the job's summary in it."""
+
+TOP_KERNELS = 10
+"""Kernels of the candidate that the report lists; the record has more."""
 
 
 def markdown_report(record: RunRecord) -> str:
@@ -101,11 +105,13 @@ def _case(case: CaseRecord) -> str:
         f"{case.model} / {case.component} / {case.profile} / {case.precision} / {case.backend}, "
         f"{case.seconds:.1f} s"
     )
-    parts = [what, _escape(case.message), _checks(case), _metrics(case)]
+    facts = dict(case.measurement.facts)
+    kernels = facts.pop("kernels", {})
+    perf = _table(("performance", "measured"), perf_rows(case))
+    parts = [what, _escape(case.message), perf, _kernels(kernels), _checks(case), _metrics(case)]
     if case.measurement.notes:
         parts.append("\n".join(f"- {_escape(note)}" for note in case.measurement.notes))
-    if case.measurement.facts:
-        parts.append(_table(("fact", "value"), _flat(case.measurement.facts)))
+    parts.append(_table(("fact", "value"), _flat(facts)))
     body = "\n\n".join(part for part in parts if part)
     opened = "" if case.verdict is Verdict.PASS else " open"
     return f"<details{opened}><summary>{_escape(title)}</summary>\n\n{body}\n\n</details>"
@@ -126,6 +132,23 @@ def _metrics(case: CaseRecord) -> str:
         for name, metric in sorted(case.measurement.metrics.items())
     ]
     return _table(("metric", "value", "samples", "detail"), rows)
+
+
+def _kernels(kernels: Mapping[str, Any]) -> str:
+    """Where both arms' time on the GPU goes, by what the kernels do, and the candidate's costliest kernels."""
+    if not kernels:
+        return ""
+    if "error" in kernels:
+        return f"The kernels could not be told apart: {_escape(kernels['error'])}"
+    arms = (kernels["reference"], kernels)
+    rows = [
+        (group, *(quantity(arm["groups_ms"][group] / 1000, "s") for arm in arms))
+        for group in kernels["groups_ms"]
+    ]
+    rows.append(("all kernels", *(quantity(arm["total_ms"] / 1000, "s") for arm in arms)))
+    top = [(name, quantity(ms / 1000, "s"), str(count)) for name, ms, count in kernels["top"][:TOP_KERNELS]]
+    groups = _table(("one call, on the GPU", "reference", "candidate"), rows)
+    return f"{groups}\n\n{_table(('costliest kernels of the candidate', 'time', 'launches'), top)}"
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

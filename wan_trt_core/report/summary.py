@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from wan_trt_core.gates.bands import regenerate_command
 from wan_trt_core.gates.formatting import pair, quantity
+from wan_trt_core.gates.perf import SPEEDUP
 from wan_trt_core.gates.verdict import SEVERITY, Reason, Verdict
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
 
@@ -34,11 +37,22 @@ WHY = {
     Reason.SETTINGS_DIFFER: "arms set differently",
     Reason.FALLBACK_TO_PYTORCH: "fell back to PyTorch",
     Reason.ENGINE_NOT_AS_PLANNED: "engine not as planned",
+    Reason.THROTTLED: "machine slowed down",
     Reason.NOT_MEASURED: "not measured",
     Reason.GROWTH: "memory grows",
     Reason.NO_GROWTH: "no growth",
 }
 """A few words for each reason code, for tables."""
+
+_PERF = {
+    SPEEDUP: "speed-up over eager",
+    "compile_speedup": "speed-up over torch.compile",
+    "graph_gain": "gain of CUDA graphs",
+    "reference_time": "reference",
+    "candidate_time": "candidate",
+    "noise_floor": "noise floor",
+}
+"""What the reports show of a performance case, in this order."""
 
 
 @dataclass(frozen=True)
@@ -129,3 +143,45 @@ def totals(record: RunRecord) -> str:
     below = sum(case.below_gate for case in record.cases)
     cases = "case" if len(record.cases) == 1 else "cases"
     return f"{len(record.cases)} {cases}: {', '.join(parts)}" + (f"; {below} {BELOW_GATE}" if below else "")
+
+
+def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:
+    """What a performance case found, as names and values; nothing of another suite or of a case that broke.
+
+    The speed-up with its interval, the ratios to what was timed beside it, both arms' times, the noise floor, and what
+    the GPU's clocks did meanwhile.
+    """
+    metrics = case.measurement.metrics
+    if case.suite != "perf" or SPEEDUP not in metrics:
+        return []
+    rows = [(_PERF[SPEEDUP], _speedup(case))]
+    for name in [name for name in _PERF if name in metrics and name != SPEEDUP]:
+        metric = metrics[name]
+        value = f"{metric.value:.1%}" if name == "noise_floor" and metric.value is not None else ""
+        rows.append((_PERF[name], value or metric.detail or quantity(metric.value, metric.unit)))
+    clocks = _clocks(case.measurement.facts.get("clocks", {}))
+    return [*rows, ("clocks", clocks)] if clocks else rows
+
+
+def _speedup(case: CaseRecord) -> str:
+    value = case.measurement.metrics[SPEEDUP].value
+    found = next((check.evidence for check in case.checks if check.metric == SPEEDUP), {})
+    if value is None or "low" not in found:
+        return quantity(value, "x")
+    return (
+        f"{value:.3f}x, {found['confidence']:.0%} interval {found['low']:.3f}x to {found['high']:.3f}x "
+        f"over {found['pairs']} pairs"
+    )
+
+
+def _clocks(clocks: Mapping[str, Any]) -> str:
+    """The facts of :class:`~wan_trt_core.measure.clocks.ClockWatch` in a line."""
+    parts = []
+    if sm := clocks.get("sm_clock_mhz"):
+        parts.append(f"SM {sm['min']:.0f} to {sm['max']:.0f} MHz, median {sm['median']:.0f}")
+    for name, unit in (("temperature_c", "°C"), ("power_w", "W")):
+        if clocks.get(name) is not None:
+            parts.append(f"at most {clocks[name]:.0f} {unit}")
+    if reasons := clocks.get("reasons"):
+        parts.append(f"held by: {', '.join(reasons)}")
+    return "; ".join(parts) or str(clocks.get("error", ""))

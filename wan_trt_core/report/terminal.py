@@ -12,6 +12,7 @@ from wan_trt_core.report.summary import (
     advisory_checks,
     headline,
     missing_bands,
+    perf_rows,
     stale_baselines,
     totals,
     worst_first,
@@ -35,11 +36,14 @@ BESIDE_CASE = 46
 
 
 def render(record: RunRecord, console: Console) -> None:
-    """Print the table, the reason of everything that did not pass, and the totals."""
+    """Print the table, the reason of everything that did not pass, the numbers of the perf cases, and the totals."""
     console.print(verdict_table(record, console.width))
     for case in worst_first(record):
         if case.verdict is not Verdict.PASS:
             _explain(case, console)
+    for case in worst_first(record):
+        if rows := perf_rows(case):
+            _line(console, "perf", f"{case.case}: {'; '.join(f'{name} {value}' for name, value in rows)}", "")
     for case, check in stale_baselines(record):
         _line(console, "note", f"{case.case} ({case.suite}): {check.message}", "yellow")
     _advisory(record, console)

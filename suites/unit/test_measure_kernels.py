@@ -1,0 +1,124 @@
+"""Kernels by name and by what they do, from made-up profiles, and the process that they are found in."""
+
+from __future__ import annotations
+
+import os
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wan_trt_core.comparison.profiling import in_process
+from wan_trt_core.measure.kernels import GROUPS, TOP, Kernel, breakdown, by_name, group_of, kernels_of
+
+NAMES = {
+    "_gemm_mha_v2_0x1a2b": "attention",
+    "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128": "attention",
+    "void flash_fwd_kernel<Flash_fwd_kernel_traits<128, 128>>": "attention",
+    "fmha_v2_flash_attention_fp16_64_128_S_128_sm90_kernel": "attention",
+    "sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckcrs_nhwc_tilesize128x64x32": "convolutions",
+    "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_s1688fprop_optimized_tf32_128x64>": "convolutions",
+    "void implicit_convolve_sgemm<float, float, 1024, 5>": "convolutions",
+    "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x256x64_warpgroupsize2": "products",
+    "nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_bias_TNT": "products",
+    "ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_32x5_tn": "products",
+    "void cublasLt::splitKreduce_kernel<32, 16, int, float>": "products",
+    "Memcpy DtoD (Device -> Device)": "copies",
+    "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda>": "copies",
+    "void cudnn::ops::nchwToNhwcKernel<float, float>": "copies",
+    "__myl_MulSumAddRsqMulMul_myl0_12": "pointwise",
+    "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>": "pointwise",
+    "void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<c10::Half, float>": "pointwise",
+    "triton_poi_fused_convolution_copy_silu_3": "pointwise",
+    "void convertTensor_kernel<float, __half>": "other",
+    "kernel": "other",
+}
+
+
+@pytest.mark.parametrize(("name", "group"), NAMES.items())
+def test_group(name: str, group: str) -> None:
+    assert group_of(name) == group
+
+
+def event(name: str, us: float, device: str = "CUDA", annotation: bool = False) -> Any:
+    return SimpleNamespace(
+        name=name,
+        device_type=SimpleNamespace(name=device),
+        is_user_annotation=annotation,
+        time_range=SimpleNamespace(elapsed_us=lambda: us),
+    )
+
+
+def test_events_of_the_gpu_are_added_up_by_name() -> None:
+    events = [
+        event("gemm", 1000.0),
+        event("mha", 2500.0),
+        event("gemm", 500.0),
+        event("cudaLaunchKernel", 9000.0, device="CPU"),
+        event("Torch-Compiled Region", 9000.0, annotation=True),  # spans the kernels in it
+    ]
+    assert by_name(events) == (Kernel("mha", 2.5, 1), Kernel("gemm", 1.5, 2))
+
+
+def test_the_types_of_the_profiler_have_what_is_read_of_them() -> None:
+    from torch._C._autograd import DeviceType
+    from torch.autograd.profiler_util import FunctionEvent
+
+    kernel = FunctionEvent(0, "gemm", 0, 10, 1510, device_type=DeviceType.CUDA)
+    region = FunctionEvent(0, "region", 0, 10, 1510, device_type=DeviceType.CUDA, is_user_annotation=True)
+    launch = FunctionEvent(0, "launch", 0, 10, 1510)
+    assert by_name([kernel, region, launch]) == (Kernel("gemm", 1.5, 1),)
+
+
+def test_breakdown() -> None:
+    kernels = [Kernel(f"gemm_{index}", 2.0, 3) for index in range(TOP + 5)] + [Kernel("mha", 1.0, 1)]
+    found = breakdown(kernels)
+    assert tuple(found["groups_ms"]) == GROUPS
+    assert found["groups_ms"]["products"] == 2.0 * (TOP + 5)
+    assert found["groups_ms"]["attention"] == 1.0
+    assert found["groups_ms"]["copies"] == 0.0
+    assert found["total_ms"] == 2.0 * (TOP + 5) + 1.0
+    assert found["top"] == [[f"gemm_{index}", 2.0, 3] for index in range(TOP)]
+
+
+def test_a_cpu_has_no_kernels_and_is_not_profiled() -> None:
+    assert kernels_of(lambda: pytest.fail("ran"), "cpu") == ()
+
+
+def answers(number: int) -> dict[str, Any]:
+    return {"number": number, "pid": os.getpid()}
+
+
+def breaks() -> dict[str, Any]:
+    raise RuntimeError("CUPTI said no")
+
+
+def dies() -> dict[str, Any]:
+    os._exit(7)
+
+
+def hangs() -> dict[str, Any]:
+    time.sleep(600)
+    return {}
+
+
+def test_work_in_a_process_of_its_own() -> None:
+    answer = in_process(answers, 3)
+    assert answer["number"] == 3
+    assert answer["pid"] != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("work", "timeout", "error"),
+    [
+        (breaks, 60.0, "RuntimeError: CUPTI said no"),
+        (dies, 60.0, "the process died with exit code 7"),
+        (hangs, 0.1, "no answer within 0.1 s"),
+    ],
+    ids=["raises", "dies", "hangs"],
+)
+def test_whatever_happens_in_there_is_told(work: Any, timeout: float, error: str) -> None:
+    started = time.monotonic()
+    assert in_process(work, timeout=timeout) == {"error": error}
+    assert time.monotonic() - started < 120

@@ -55,29 +55,21 @@ class ExportSettings(_Model):
 
 
 class OnnxRuntimeSettings(_Model):
-    """The ``onnxruntime`` backend."""
+    """The ``onnxruntime`` backends. On a GPU TF32 is ``perf.allow_tf32``; ``onnxruntime-tensorrt`` also takes the
+    workspace, optimization level and timing cache of the ``tensorrt`` section."""
 
-    providers: tuple[str, ...] = Field(
-        default=("CPUExecutionProvider",),
-        min_length=1,
-        description="execution providers, in order of preference; one that does not load is an error",
-    )
     graph_optimization_level: Literal["disabled", "basic", "extended", "all"] = Field(
         default="all", description="how far the graph is optimised when the engine is built"
     )
     allow_spinning: bool = Field(
         default=True, description="let worker threads spin between the operators of one run"
     )
-
-    @field_validator("providers")
-    @classmethod
-    def _provider_names(cls, providers: tuple[str, ...]) -> tuple[str, ...]:
-        for name in providers:
-            if not name.endswith("ExecutionProvider"):
-                raise ValueError(f"{name!r} is no execution provider; names end in ExecutionProvider")
-        if len(set(providers)) < len(providers):
-            raise ValueError("a provider is named twice")
-        return providers
+    cudnn_conv_algo_search: Literal["exhaustive", "heuristic", "default"] = Field(
+        default="exhaustive", description="how onnxruntime-cuda finds the algorithm of a convolution"
+    )
+    cuda_graph: bool = Field(
+        default=False, description="replay what onnxruntime-cuda runs repeatedly as CUDA graphs"
+    )
 
 
 class TorchCompileSettings(_Model):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +16,6 @@ from typing import Any, Literal
 from wan_trt_core.config import Loaded, Settings
 
 Status = Literal["ok", "missing", "error"]
-
-PROBE_TIMEOUT = 120.0
-"""Seconds after which a library that does not come back counts as not loading."""
 
 ORT_BUILDS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions of the one package ``onnxruntime``: the second overwrites files of the first."""
@@ -82,7 +77,6 @@ def diagnose(loaded: Loaded) -> Diagnosis:
     findings = [
         *_packages(),
         onnxruntime_build(),
-        *_providers(settings),
         *_backends(settings),
         _checkpoint(settings),
         _encoder(),
@@ -188,49 +182,6 @@ def _packages() -> list[Finding]:
     return findings
 
 
-_LIST_PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
-
-_TRY_PROVIDER = """
-import sys
-import onnx, onnxruntime
-from onnx import TensorProto, helper
-value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
-graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "probe", [value("x")], [value("y")])
-model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[sys.argv[1]])
-if sys.argv[1] not in session.get_providers():
-    sys.exit(f"the session fell back to {', '.join(session.get_providers())}")
-import numpy
-session.run(None, {"x": numpy.ones(1, numpy.float32)})
-"""
-
-
-def _providers(settings: Settings) -> list[Finding]:
-    """Each execution provider of this ONNX Runtime, tried with a session in a process of its own.
-
-    The list that ONNX Runtime gives says what it was built with, not what loads: a missing CUDA library shows
-    only when a session falls back to the CPU.
-    """
-    listed = _python(_LIST_PROVIDERS)
-    if listed.returncode:
-        return []  # there is no ONNX Runtime; that is a finding of its own
-    wanted = settings.onnxruntime.providers
-    names = list(dict.fromkeys([*wanted, *json.loads(listed.stdout)]))
-    return [_provider(name, required=name in wanted and settings.backend == "onnxruntime") for name in names]
-
-
-def _provider(name: str, *, required: bool) -> Finding:
-    tried = _python(_TRY_PROVIDER, name)
-    if tried.returncode == 0:
-        return Finding(name, "ok", "loads and runs", "onnxruntime", required=required)
-    lines = [line for line in tried.stderr.splitlines() if line.strip()]
-    detail = lines[-1].strip() if lines else f"the process ended with {tried.returncode}"
-    fix = 'pip install "wan-trt-core[gpu]" in place of [cpu], with the CUDA and cuDNN that it was built for'
-    return Finding(
-        name, "missing", f"does not load: {detail}", "onnxruntime on this device", fix, required=required
-    )
-
-
 def _backends(settings: Settings) -> list[Finding]:
     from wan_trt_core.backends.base import BackendUnavailable
     from wan_trt_core.backends.registry import backend_names, get_backend
@@ -321,7 +272,7 @@ def _baselines(settings: Settings) -> Finding:
     key = _hardware_key(settings)
     if key is None:
         detail = "the settings ask for a CUDA device, and PyTorch sees none"
-        return Finding("baselines", "missing", detail, feature, "set device or onnxruntime.providers")
+        return Finding("baselines", "missing", detail, feature, "set device or backend")
     folder = settings.baselines / key
     if folder.is_dir():
         return Finding("baselines", "ok", str(folder), feature)
@@ -337,14 +288,6 @@ def _hardware_key(settings: Settings) -> str | None:
         return hardware_key(device_of(settings))
     except RuntimeError:  # no such device
         return None
-
-
-def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code, *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no answer within {PROBE_TIMEOUT:g} s")
 
 
 def _first_line(error: BaseException) -> str:

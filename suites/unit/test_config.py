@@ -35,7 +35,7 @@ class TestPrecedence:
     def test_defaults_without_any_source(self) -> None:
         loaded = load()
         assert loaded.settings.model == "tiny-wan"
-        assert loaded.settings.onnxruntime.providers == ("CPUExecutionProvider",)
+        assert loaded.settings.tensorrt.profiles == ("range",)
         assert loaded.config_file is None
         assert set(loaded.sources.values()) == {"default"}
         assert set(loaded.sources) == set(KEYS)
@@ -70,12 +70,12 @@ class TestPrecedence:
 
     def test_a_variable_can_hold_a_list_a_truth_value_or_nothing(self) -> None:
         environ = {
-            "WAN_TRT_ONNXRUNTIME__PROVIDERS": "CUDAExecutionProvider, CPUExecutionProvider",
+            "WAN_TRT_TENSORRT__PROFILES": "fixed, range",
             "WAN_TRT_PERF__ALLOW_TF32": "true",
             "WAN_TRT_THREADS": "none",
         }
         settings = load("threads: 2\n", environ).settings
-        assert settings.onnxruntime.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+        assert settings.tensorrt.profiles == ("fixed", "range")
         assert settings.perf.allow_tf32 is True
         assert settings.threads is None
 
@@ -121,10 +121,10 @@ class TestMistakes:
             ("device: gpu\n", ("config.yaml:1: device: 'gpu'", "'auto', 'cpu' or 'cuda'")),
             ("export:\n  opset: x\n", ("config.yaml:2: export.opset: 'x'", "valid integer")),
             (
-                "onnxruntime:\n  providers: [CPU]\n",
-                ("config.yaml:2: onnxruntime.providers", "names end in ExecutionProvider"),
+                "tensorrt:\n  profiles: [fixed, fixed]\n",
+                ("config.yaml:2: tensorrt.profiles", "a profile is named twice"),
             ),
-            ("onnxruntime:\n  providers: []\n", ("config.yaml:2: onnxruntime.providers", "at least 1")),
+            ("tensorrt:\n  profiles: []\n", ("config.yaml:2: tensorrt.profiles", "at least 1")),
             ("perf: 3\n", ("config.yaml:1: perf must be a mapping",)),
             ("- model\n", ("config.yaml:1: the file must be a mapping",)),
             ("model: a\nmodel: b\n", ("config.yaml:2: model: given twice",)),

@@ -2,7 +2,7 @@
 
 There are two kinds of backend. A :class:`ModuleBackend` runs diffusers' own PyTorch module, perhaps wrapped
 (``torch``, the reference, and ``torch-compile``). An :class:`EngineBackend` turns a checked ONNX model into
-an engine on disk, loads it, and runs it (``onnxruntime``, ``tensorrt``).
+an engine on disk, loads it, and runs it (``onnxruntime`` and its GPU providers, ``tensorrt``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""ONNX Runtime: engines that run on any CPU, and on a GPU with its execution providers.
+"""ONNX Runtime: engines that run on any CPU. Its providers for GPUs, ``onnxruntime_cuda`` and
+``onnxruntime_tensorrt``, are built on what is here.
 
 An engine folder holds the graph after ONNX Runtime's own optimisation (``{component}_{precision}.onnx``,
 weights beside it) and ``engine.json``. Loading it optimises nothing again.
@@ -10,8 +11,9 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,15 +40,17 @@ from wan_trt_core.backends.base import (
 )
 
 if TYPE_CHECKING:
+    from wan_trt_core.backends.tensorrt.cuda import CudaStream
     from wan_trt_core.config import Settings
+
+Providers = list[tuple[str, dict[str, str]]]
+"""Execution providers in order of preference, each with its options."""
 
 DESCRIPTION = "engine.json"
 """What the folder holds, for :meth:`OnnxRuntimeBackend.load`."""
 
 EXTERNAL_BYTES = 1024
 """Weights from this size on are stored beside the graph, which has no room for 2 GiB and is read whole."""
-
-GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 _LEVELS = {
     "disabled": "ORT_DISABLE_ALL",
@@ -73,24 +77,44 @@ _ELEMENTS = {name: number for _, name, number in _TYPES}
 
 @dataclass(frozen=True)
 class Description:
-    """What ``engine.json`` holds: ``weights`` is in bytes, ``graph`` the name of the graph's file."""
+    """What ``engine.json`` holds.
+
+    Attributes:
+        graph: name of the graph's file.
+        weights: bytes.
+        shapes: min, opt and max of each input, as the engine was built for them.
+    """
 
     component: str
     precision: str
     graph: str
     weights: int
+    shapes: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return f"{self.component}_{self.precision}"
 
 
 class OnnxRuntimeEngine(Engine):
-    """A session that reads its inputs where they are and writes its outputs where they are wanted."""
+    """A session that reads its inputs where they are and writes its outputs where they are wanted.
 
-    def __init__(self, description: Description, session: Any, device: torch.device) -> None:
-        self.name = f"engine {description.component}_{description.precision}"
+    Args:
+        stream: the one that the session was made to work on, on a GPU.
+    """
+
+    def __init__(
+        self, description: Description, session: Any, settings: Settings, stream: CudaStream | None = None
+    ) -> None:
+        self.name = f"engine {description.name}"
+        self.description = description
         self.inputs = {node.name: _info(node) for node in session.get_inputs()}
         self.outputs = {node.name: _info(node) for node in session.get_outputs()}
-        self._weights = description.weights
+        self._settings = settings
         self._session: Any | None = session
-        self._device = device
+        self._stream = stream
+        self._device = stream.device if stream else torch.device("cpu")
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; the outputs are new tensors on the engine's device.
@@ -121,9 +145,8 @@ class OnnxRuntimeEngine(Engine):
             else:
                 binding.bind_output(name, *_place(target))
                 written[name] = target
-        if self._device.type == "cuda":  # the session runs on a stream of its own
-            torch.cuda.current_stream(self._device).synchronize()
-        self._execute(session, binding)
+        with self._in_order():
+            self._execute(session, binding, {**read, **written})
         if len(written) == len(self.outputs):
             return written
         results = zip(self.outputs, binding.get_outputs(), strict=True)
@@ -134,7 +157,7 @@ class OnnxRuntimeEngine(Engine):
 
     def memory(self) -> dict[str, int]:
         """``weights``: bytes of the graph's weights. ONNX Runtime tells nothing of its arena."""
-        return {"weights": self._weights}
+        return {"weights": self.description.weights}
 
     def close(self) -> None:
         """Release the session."""
@@ -154,34 +177,51 @@ class OnnxRuntimeEngine(Engine):
         )
 
     def _check_devices(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        allowed = {"cpu", self._device.type}
-        for name, tensor in inputs.items():
-            if tensor.device.type not in allowed:
-                raise EngineError(
-                    f"{self.name}: input {name!r} is on {tensor.device}, the engine on {self._device}"
-                )
-        for name, tensor in outputs.items():
-            if tensor.device.type != self._device.type:
-                raise EngineError(
-                    f"{self.name}: output {name!r} is on {tensor.device}, the engine on {self._device}"
-                )
+        for role, tensors in (("input", inputs), ("output", outputs)):
+            for name, tensor in tensors.items():
+                if tensor.device != self._device:
+                    raise EngineError(
+                        f"{self.name}: {role} {name!r} is on {tensor.device}, the engine on {self._device}"
+                    )
 
-    def _execute(self, session: Any, binding: Any) -> None:
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """After what the caller has asked of the GPU so far, before what it asks from then on."""
+        if self._stream is None:
+            yield
+            return
+        with self._stream.on_device():
+            self._stream.after_caller()
+            yield
+            self._stream.before_caller()
+
+    def _run_options(self, bound: Mapping[str, Tensor]) -> Any:
+        """How ONNX Runtime is to run once with these tensors bound; None for as always."""
+        return None
+
+    def _execute(self, session: Any, binding: Any, bound: Mapping[str, Tensor]) -> None:
         try:
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, self._run_options(bound))
         except _ort_errors() as error:
             raise EngineError(f"{self.name}: ONNX Runtime: {error}") from error
 
 
 class OnnxRuntimeBackend(EngineBackend):
-    """Builds, loads and runs with ONNX Runtime."""
+    """Builds, loads and runs with ONNX Runtime on the CPU; the base of its other providers.
+
+    Attributes:
+        provider: the execution provider that must load.
+        install: how to get it.
+        engine: what a loaded engine becomes.
+    """
 
     name: ClassVar[str] = "onnxruntime"
+    provider: ClassVar[str] = "CPUExecutionProvider"
+    install: ClassVar[str] = 'pip install "wan-trt-core[cpu]", or "wan-trt-core[gpu]" for a GPU (never both)'
+    engine: ClassVar[type[OnnxRuntimeEngine]] = OnnxRuntimeEngine
 
     def require(self, settings: Settings) -> None:
-        """Raise unless ONNX Runtime is installed and has the providers of the settings.
-
-        Whether a provider really loads shows only with a session: :meth:`load` checks that.
+        """Raise unless one build of ONNX Runtime is installed and has the provider.
 
         Raises:
             BackendUnavailable: with what to install, or the providers that there are.
@@ -190,23 +230,20 @@ class OnnxRuntimeBackend(EngineBackend):
             import onnxruntime
         except ImportError as error:
             raise BackendUnavailable(
-                f"the onnxruntime backend needs ONNX Runtime, which does not import here: {error};"
-                ' pip install "wan-trt-core[cpu]", or "wan-trt-core[gpu]" for a GPU (never both)'
+                f"the {self.name} backend needs ONNX Runtime, which does not import here: {error};"
+                f" {self.install}"
             ) from error
-        if len(builds := self.versions()) > 1:
+        builds = distribution_versions("onnxruntime", "onnxruntime-gpu")
+        if len(builds) > 1:
             raise BackendUnavailable(
                 f"{' and '.join(builds)} are both installed and overwrite each other's files:"
                 f" pip uninstall -y {' '.join(builds)}, then install one of them"
             )
         available = onnxruntime.get_available_providers()
-        missing = [name for name in settings.onnxruntime.providers if name not in available]
-        if missing:
-            hint = (
-                "; install wan-trt-core[gpu] in place of onnxruntime" if missing[0] in GPU_PROVIDERS else ""
-            )
+        if self.provider not in available:
             raise BackendUnavailable(
-                f"onnxruntime.providers: this ONNX Runtime {onnxruntime.__version__} has no {missing[0]};"
-                f" it has {', '.join(available)}{hint}"
+                f"this ONNX Runtime {onnxruntime.__version__} has no {self.provider}; it has"
+                f" {', '.join(available)}; {self.install}"
             )
 
     def versions(self) -> dict[str, str]:
@@ -214,17 +251,14 @@ class OnnxRuntimeBackend(EngineBackend):
         return distribution_versions("onnxruntime", "onnxruntime-gpu")
 
     def options(self, settings: Settings) -> dict[str, Any]:
-        """Optimisation level and providers."""
+        """Optimisation level and provider."""
         return {
             "graph_optimization_level": settings.onnxruntime.graph_optimization_level,
-            "providers": list(settings.onnxruntime.providers),
+            "provider": self.provider,
         }
 
     def device(self, settings: Settings) -> str:
-        """The GPU, or the CPU: at level ``all`` the graph is laid out for this very CPU's vector unit."""
-        if _device(settings).type == "cuda":
-            properties = torch.cuda.get_device_properties(0)
-            return f"cuda {properties.name} sm{properties.major}{properties.minor}"
+        """The CPU: at level ``all`` the graph is laid out for this very one's vector unit."""
         if settings.onnxruntime.graph_optimization_level != "all":
             return f"cpu {platform.machine()}"
         return f"cpu {_cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
@@ -236,13 +270,23 @@ class OnnxRuntimeBackend(EngineBackend):
 
         Raises:
             EngineError: when ONNX Runtime refuses the model or cannot write, or a provider does not load.
+            BackendUnavailable: as :meth:`require`.
         """
         self.require(settings)
         report = progress or (lambda phase, fraction: None)
         report("optimise", 0.0)
         started = time.perf_counter()
-        graph = folder / model.path.name
-        options = _session_options(settings, settings.onnxruntime.graph_optimization_level)
+        description = Description(model.component, model.precision, model.path.name, 0, model.shapes)
+        weights = self.make(model, description, folder, settings)
+        description = replace(description, weights=weights)
+        (folder / DESCRIPTION).write_text(json.dumps(asdict(description), indent=2) + "\n")
+        report("optimise", 1.0)
+        return {"build_seconds": time.perf_counter() - started, "weights": weights}
+
+    def make(self, model: OnnxModel, description: Description, folder: Path, settings: Settings) -> int:
+        """Leave in the folder what :meth:`session` reads there; returns the bytes of the weights."""
+        graph = folder / description.graph
+        options = session_options(settings, settings.onnxruntime.graph_optimization_level)
         options.optimized_model_filepath = str(graph)
         entries = {
             "session.optimized_model_external_initializers_file_name": f"{graph.name}.data",
@@ -250,12 +294,8 @@ class OnnxRuntimeBackend(EngineBackend):
         }
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
-        _session(model.path, options, settings, f"building engine {model.component}_{model.precision}")
-        report("optimise", 0.9)
-        description = Description(model.component, model.precision, graph.name, _weights(graph))
-        (folder / DESCRIPTION).write_text(json.dumps(asdict(description), indent=2) + "\n")
-        report("optimise", 1.0)
-        return {"build_seconds": time.perf_counter() - started, "weights": description.weights}
+        new_session(model.path, options, self.providers(settings), f"building engine {description.name}")
+        return _weights(graph)
 
     def load(self, folder: Path, settings: Settings) -> OnnxRuntimeEngine:
         """Load an engine.
@@ -266,13 +306,31 @@ class OnnxRuntimeBackend(EngineBackend):
         """
         self.require(settings)
         description = _read_description(folder)
-        options = _session_options(settings, "disabled")  # it was optimised when it was built
-        what = f"loading engine {description.component}_{description.precision}"
-        session = _session(folder / description.graph, options, settings, what)
-        return OnnxRuntimeEngine(description, session, _device(settings))
+        stream = self.stream()
+        session = self.session(folder, description, settings, stream)
+        return self.engine(description, session, settings, stream)
+
+    def session(
+        self, folder: Path, description: Description, settings: Settings, stream: CudaStream | None
+    ) -> Any:
+        """ONNX Runtime's session for an engine on disk."""
+        options = session_options(settings, "disabled")  # it was optimised when it was built
+        providers = self.providers(settings, stream)
+        return new_session(
+            folder / description.graph, options, providers, f"loading engine {description.name}"
+        )
+
+    def providers(self, settings: Settings, stream: CudaStream | None = None) -> Providers:
+        """What a session runs on, for a session that works on that stream."""
+        return [(self.provider, {})]
+
+    def stream(self) -> CudaStream | None:
+        """A stream for one engine; None on the CPU."""
+        return None
 
 
-def _session_options(settings: Settings, level: str) -> Any:
+def session_options(settings: Settings, level: str) -> Any:
+    """The options of every session, at a level of ``onnxruntime.graph_optimization_level``."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -290,30 +348,28 @@ def _session_options(settings: Settings, level: str) -> Any:
     return options
 
 
-def _session(path: Path, options: Any, settings: Settings, doing: str) -> Any:
-    """A session on exactly the providers of the settings."""
+def new_session(path: Path, options: Any, providers: Providers, doing: str) -> Any:
+    """A session on exactly these providers.
+
+    Raises:
+        EngineError: when ONNX Runtime refuses the graph, or a provider does not load.
+    """
     import onnxruntime
 
-    asked = list(settings.onnxruntime.providers)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=asked)
+        # Its own fallback would turn a refusal by the GPU into a session on the CPU.
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except _ort_errors() as error:
         raise EngineError(f"{doing}: ONNX Runtime refuses {path}: {error}") from error
+    asked = [name for name, _ in providers]
     # ONNX Runtime appends the CPU for what the others cannot run; that one alone may come unasked.
     loaded = [name for name in session.get_providers() if name in asked or name != "CPUExecutionProvider"]
     if loaded != asked:
         raise EngineError(
             f"{doing}: silent fallback: asked for {', '.join(asked)}, ONNX Runtime loaded"
-            f" {', '.join(session.get_providers())}; `wan-trt doctor` shows which providers load and why not"
+            f" {', '.join(session.get_providers())}; `wan-trt doctor` shows which backends load and why not"
         )
-    session.disable_fallback()
     return session
-
-
-def _device(settings: Settings) -> torch.device:
-    return (
-        torch.device("cuda", 0) if settings.onnxruntime.providers[0] in GPU_PROVIDERS else torch.device("cpu")
-    )
 
 
 def _place(tensor: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:

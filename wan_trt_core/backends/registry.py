@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +13,17 @@ from wan_trt_core.backends.base import Backend
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
 
+Device = Literal["cpu", "cuda"]
+
 _NOT_BACKENDS = frozenset({"base", "registry"})
+
+_RUNS_ON: Mapping[str, Device] = {
+    "onnxruntime": "cpu",
+    "onnxruntime-cuda": "cuda",
+    "onnxruntime-tensorrt": "cuda",
+    "tensorrt": "cuda",
+}
+"""Where a backend runs that runs in one place only. Written down here, because asking it would import it."""
 
 
 class UnknownBackend(ValueError):
@@ -44,11 +55,10 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def device_of(settings: Settings, backend: str | None = None) -> Literal["cpu", "cuda"]:
+def device_of(settings: Settings, backend: str | None = None) -> Device:
     """Where both arms of every comparison run: as the settings say, else where the backend runs.
 
-    ONNX Runtime runs where its first provider does, TensorRT on a GPU; every other backend takes a CUDA GPU where
-    there is one.
+    PyTorch's backends take a CUDA GPU where there is one.
 
     Args:
         backend: the candidate's; that of the settings unless given.
@@ -56,10 +66,8 @@ def device_of(settings: Settings, backend: str | None = None) -> Literal["cpu", 
     if settings.device != "auto":
         return settings.device
     backend = backend or settings.backend
-    if backend == "tensorrt":
-        return "cuda"
-    if backend == "onnxruntime":
-        return "cpu" if settings.onnxruntime.providers[0].startswith("CPU") else "cuda"
+    if backend in _RUNS_ON:
+        return _RUNS_ON[backend]
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

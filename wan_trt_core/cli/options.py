@@ -26,7 +26,11 @@ CheckpointOption = Annotated[
 ]
 BackendOption = Annotated[
     str | None,
-    typer.Option("--backend", help="onnxruntime, torch-compile or torch.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--backend",
+        help="onnxruntime[-cuda|-tensorrt], tensorrt, torch-compile or torch.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="Shape profile, as 128p-17f.", rich_help_panel=_PANEL)

@@ -127,6 +127,7 @@ class Case(_Model):
         precision: of the component; for composites by component, as ``{dit: fp16, vae: fp32}``.
         reference_precision: of stock diffusers; the candidate's own unless given.
         steps: denoising steps of a ``pipeline`` case; the model's own unless given.
+        layers: of the transformer of a model with random weights, its first so many; all of them unless given.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -137,6 +138,7 @@ class Case(_Model):
     reference_precision: str | dict[str, str] | None = None
     backend: str
     steps: int | None = Field(default=None, ge=1)
+    layers: int | None = Field(default=None, ge=1)
     parity: ParityGate | None = None
     perf: PerfGate | None = None
     memory: MemoryGate | None = None

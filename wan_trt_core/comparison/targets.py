@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -111,7 +112,9 @@ class Target(ABC):
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on, for the record."""
         engines = {name: engine.memory() for name, engine in self._loaded().items()}
+        checkpoint = self.model.checkpoint
         return {
+            **({"random_weights": checkpoint.source} if checkpoint.random else {}),
             "reference": f"diffusers eager, {self._reference_precisions()}",
             "backend_versions": get_backend(self.case.backend).versions(),
             "engines": engines,
@@ -177,9 +180,7 @@ class Target(ABC):
         backend.require(self.context.settings)
         if not isinstance(backend, ModuleBackend):
             return None
-        return _WrappedCheckpoint(
-            self.model.checkpoint, lambda module: backend.wrap(module, self.context.settings)
-        )
+        return _wrapped(self.model.checkpoint, lambda module: backend.wrap(module, self.context.settings))
 
     def _loaded(self) -> dict[str, Engine]:
         if not isinstance(get_backend(self.case.backend), EngineBackend):
@@ -323,19 +324,19 @@ class PipelineTarget(Target):
         )
 
 
-class _WrappedCheckpoint(Checkpoint):
-    """A checkpoint whose modules come wrapped by a module backend (compiled, say)."""
+def _wrapped(checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> Checkpoint:
+    """The checkpoint with its modules wrapped by a module backend (compiled, say), each once; the weights are shared."""
+    twin = copy(checkpoint)
+    made: dict[int, tuple[nn.Module, nn.Module]] = {}
 
-    def __init__(self, checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        super().__init__(checkpoint.folder)
-        self._wrap = wrap
-        self._wrapped: dict[int, nn.Module] = {}
+    def load(part: str, dtype: str = "fp32", device: Any = "cpu") -> nn.Module:
+        module = checkpoint.load(part, dtype, device)
+        if id(module) not in made:
+            made[id(module)] = (module, wrap(module))  # the module is kept: its id must not be given away
+        return made[id(module)][1]
 
-    def load(self, part: str, dtype: str = "fp32", device: Any = "cpu") -> nn.Module:
-        module = super().load(part, dtype, device)
-        if id(module) not in self._wrapped:
-            self._wrapped[id(module)] = self._wrap(module)
-        return self._wrapped[id(module)]
+    twin.load = load  # type: ignore[method-assign]
+    return twin
 
 
 def target_of(case: Case, context: Context) -> Target:

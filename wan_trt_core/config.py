@@ -182,7 +182,7 @@ class Settings(_Model):
         description="a name of the catalogue, or a folder in diffusers format",
     )
     checkpoint: Path | None = Field(
-        default=None, description="folder of the weights, where the catalogue has none of its own"
+        default=None, description="folder of the weights; by default those installed, else seeded random ones"
     )
     backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
     profile: str | None = Field(default=None, description="shape profile; by default the model's first")

@@ -325,7 +325,7 @@ class PipelineTarget(Target):
 
 
 def _wrapped(checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> Checkpoint:
-    """The checkpoint with its modules wrapped by a module backend (compiled, say), each once; the weights are shared."""
+    """The checkpoint with its modules wrapped by a module backend (compiled, say), each once; weights are shared."""
     twin = copy(checkpoint)
     made: dict[int, tuple[nn.Module, nn.Module]] = {}
 

@@ -115,11 +115,9 @@ class RandomCheckpoint(Checkpoint):
         return getattr(diffusers, config["_class_name"]).from_config(config)
 
     def _inspect(self, part: str) -> dict[str, Any]:
-        tensors = {
-            name: {"dtype": "F32", "shape": list(parameter.shape)}
-            for name, parameter in self._empty(part).named_parameters()
-        }
-        count = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+        parameters = dict(self._empty(part).named_parameters())
+        count = sum(parameter.numel() for parameter in parameters.values())
+        tensors = {name: {"dtype": "F32", "shape": list(value.shape)} for name, value in parameters.items()}
         return {
             "parameters": count,
             "bytes": 4 * count,

@@ -46,6 +46,9 @@ class ExportSettings(_Model):
         default=True,
         description="compare the exported graph with PyTorch at every profile's min, opt and max",
     )
+    check_range: bool = Field(
+        default=True, description="refuse FP16 where a layer's largest activation comes near its end (3e4)"
+    )
     fp32_tolerance: float = Field(
         default=1e-4, gt=0, lt=1, description="largest relative L2 difference of a float32 graph from PyTorch"
     )

@@ -155,6 +155,7 @@ class Case(_Model):
         precision: of the component; for composites by component, as ``{dit: fp16, vae: fp32}``.
         reference_precision: of stock diffusers; the candidate's own unless given.
         steps: denoising steps of a ``pipeline`` case; the model's own unless given.
+        layers: of the transformer of a model with random weights, its first so many; all of them unless given.
         tf32: products and convolutions of float32 may use TF32, in both arms, whatever ``perf.allow_tf32`` says.
         only_backends: the backends that the case is for. It then runs only where the run names one of them
             (``--wan-backend``), so that a GPU's cases may stand beside those for every machine.
@@ -168,6 +169,7 @@ class Case(_Model):
     reference_precision: str | dict[str, str] | None = None
     backend: str
     steps: int | None = Field(default=None, ge=1)
+    layers: int | None = Field(default=None, ge=1)
     tf32: bool = False
     only_backends: tuple[str, ...] = ()
     parity: ParityGate | None = None

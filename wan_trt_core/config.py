@@ -46,6 +46,9 @@ class ExportSettings(_Model):
         default=True,
         description="compare the exported graph with PyTorch at every profile's min, opt and max",
     )
+    check_range: bool = Field(
+        default=True, description="refuse FP16 where a layer's largest activation comes near its end (3e4)"
+    )
     fp32_tolerance: float = Field(
         default=1e-4, gt=0, lt=1, description="largest relative L2 difference of a float32 graph from PyTorch"
     )
@@ -187,7 +190,7 @@ class Settings(_Model):
         description="a name of the catalogue, or a folder in diffusers format",
     )
     checkpoint: Path | None = Field(
-        default=None, description="folder of the weights, where the catalogue has none of its own"
+        default=None, description="folder of the weights; by default those installed, else seeded random ones"
     )
     backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
     profile: str | None = Field(default=None, description="shape profile; by default the model's first")

@@ -217,6 +217,7 @@ def _backends(settings: Settings) -> list[Finding]:
 def _checkpoint(settings: Settings) -> Finding:
     from wan_trt_core.models.catalogue import CatalogueError, resolve
     from wan_trt_core.models.checkpoint import CheckpointError
+    from wan_trt_core.models.random_weights import RandomCheckpoint
 
     try:
         model = resolve(settings.model, settings.checkpoint)
@@ -224,9 +225,10 @@ def _checkpoint(settings: Settings) -> Finding:
     except (CatalogueError, CheckpointError) as error:
         fix = "give another model, checkpoint or profile, or install the package again"
         return Finding(f"model {settings.model}", "missing", str(error), "the main job", fix, required=True)
-    return Finding(
-        f"model {settings.model}", "ok", str(model.checkpoint.folder), "the main job", required=True
-    )
+    detail = model.checkpoint.source
+    if isinstance(model.checkpoint, RandomCheckpoint):
+        detail += f" weights, for speed and memory only. {model.checkpoint.remedy}"
+    return Finding(f"model {settings.model}", "ok", detail, "the main job", required=True)
 
 
 def _encoder() -> Finding:

@@ -97,6 +97,11 @@ class CaseRecord(_Model):
     measurement: Measurement
     seconds: float
 
+    @property
+    def random_weights(self) -> str:
+        """What is said of weights that were never trained (``seeded random``); empty where they were."""
+        return str(self.measurement.facts.get("random_weights", ""))
+
 
 class RunRecord(_Model):
     """One run of the suites."""

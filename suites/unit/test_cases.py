@@ -168,6 +168,8 @@ MISTAKES = {
     "out of reach": (gate("video.cvvdp_jod: {min: 11, reason: r}"), r"cases.yaml:6: .*min' is 11, cvvdp_jod ends at 10"),
     "parity without limits": (HEAD + DIT + "    parity: {limits: {}}\n", r"cases.yaml:6: .*'parity.limits' is {}"),
     "band without width": (GOOD.replace("}}}\n", "}}, bands: {psnr_db: {reason: r}}}\n"), r"cases.yaml:6: .*psnr_db.rel' is missing"),
+    "no layers": (GOOD + "    layers: 0\n", r"cases.yaml:7: .*'layers' is 0: must be greater than or equal to 1"),
+    "half a layer": (GOOD + "    layers: 1.5\n", r"cases.yaml:7: .*'layers' is 1.5: must be a valid integer"),
     "no gate": (HEAD + DIT, r"cases.yaml:4: case 'one': has no gate, so nothing would judge it"),
     "no growth": (HEAD + DIT + "    memory: {}\n", r"cases.yaml:6: .*'memory.growth' is missing"),
     "device growth without max": (HEAD + DIT + MEMORY % "device_growth: {min: 1, reason: r}", r"cases.yaml:6: .*'memory.device_growth' needs a max"),

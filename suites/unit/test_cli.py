@@ -122,8 +122,6 @@ class TestWrongInput:
             (("export", "dti"), 3, "no component 'dti'; there are dit"),
             (("export", "dit", "--precision", "fp33"), 3, "fp33"),
             (("inspect", "nowhere"), 3, "neither a folder nor one of tiny-wan"),
-            (("inspect", "wan2.1-t2v-14b"), 3, "needs its checkpoint"),
-            (("inspect", "wan2.1-t2v-14b"), 3, "give --checkpoint FOLDER"),
             (("report", "nowhere.json"), 3, "nowhere.json: not a readable result record"),
             (("engines", "prune", "--older-than", "7x"), 2, "units s, m, h, d"),
             (("engines", "prune", "--max-size", "much"), 2, "units B, KiB, MiB, GiB"),
@@ -151,6 +149,20 @@ class TestWrongInput:
         if code == 3:
             assert err.startswith("error: ")
         assert not list(Path().glob("*.mp4"))
+
+    @pytest.mark.parametrize(
+        ("arguments", "parts"),
+        [
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4"),
+                ("would be noise", "hf download Wan-AI", "give --checkpoint"),
+            ),
+            (("export", "text_encoder"), ("random weights has no text_encoder", "give --checkpoint FOLDER")),
+        ],
+    )
+    def test_what_random_weights_cannot_do(self, wan: Wan, arguments: Any, parts: tuple[str, ...]) -> None:
+        code, _, err = wan(*arguments, "--model", "wan2.1-t2v-14b")
+        assert code == 3 and all(part in err for part in parts), err
 
     def test_debug_shows_the_traceback(self, wan: Wan) -> None:
         with pytest.raises(ValueError, match="neither a folder"):
@@ -212,6 +224,19 @@ class TestInspect:
         assert code == 0
         assert set(data["parts"]) == {"transformer", "vae", "text_encoder"}
         assert {each["component"] for each in data["components"]} >= {"dit", "text_encoder"}
+
+    def test_a_model_without_a_checkpoint_has_random_weights(self, wan: Wan) -> None:
+        code, out, _ = wan("inspect", "wan2.1-t2v-1.3b", "--json")
+        data = json.loads(out)
+        assert (code, data["source"]) == (0, "seeded random")
+        assert data["parts"]["transformer"]["parameters"] == 1_418_996_800
+        assert {each["component"] for each in data["components"]} == {
+            "dit",
+            "vae_decoder_first",
+            "vae_decoder_next",
+        }
+        code, out, _ = wan("inspect", "wan2.1-t2v-1.3b")
+        assert code == 0 and "wan2.1-t2v-1.3b: seeded random" in out
 
     def test_a_truncated_file_is_named(self, wan: Wan, tiny_wan_folder: Path, tmp_path: Path) -> None:
         copy = tmp_path / "broken"

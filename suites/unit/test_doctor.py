@@ -93,6 +93,13 @@ class TestWhatIsMissing:
         assert (finding.status, finding.required) == ("missing", True)
         assert "nowhere" in finding.detail
 
+    def test_a_model_with_random_weights_is_told_apart(self, loaded: Loaded) -> None:
+        settings = loaded.settings.model_copy(update={"checkpoint": None, "model": "wan2.1-t2v-1.3b"})
+        finding = doctor._checkpoint(settings)
+        assert finding.status == "ok"
+        assert "seeded random weights, for speed and memory only" in finding.detail
+        assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in finding.detail
+
     def test_a_backend_without_its_package_says_what_to_install(self, loaded: Loaded) -> None:
         finding = {each.name: each for each in doctor._backends(loaded.settings)}["backend tensorrt"]
         assert (finding.status, finding.required) == ("missing", False)

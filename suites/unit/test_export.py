@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import wan_trt_core
 from wan_trt_core.backends.base import OnnxModel
 from wan_trt_core.config import ExportSettings, Settings
-from wan_trt_core.export import ExportError, checks, export_component
+from wan_trt_core.export import ExportError, checks, export_component, ranges
 from wan_trt_core.export.coverage import operator_counts
 from wan_trt_core.export.exporter import MODULE_NAMES, TRACE_LOGGER
 from wan_trt_core.models.catalogue import resolve
@@ -63,6 +63,45 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
         return made[key]
 
     return export
+
+
+@pytest.mark.parametrize("name", component_names())
+def test_the_largest_activation_of_an_fp16_model_is_recorded(name: str, checkpoint: Checkpoint) -> None:
+    component = get_component(name)
+    largest = ranges.largest_activations(component, checkpoint, "fp16", PROFILE.min)
+    with torch.no_grad():
+        blocks = component.reference_blocks(checkpoint, "fp16")(
+            component.call_tensors(checkpoint, PROFILE.min)
+        )
+    for block, output in blocks.items():
+        if output.dtype == torch.float16:
+            assert float(output.abs().max()) in largest.values(), block
+    found = ranges.judge_fp16(name, largest)
+    assert found == {"layer": max(largest, key=lambda layer: largest[layer]), "value": max(largest.values())}
+    assert not any(module._forward_hooks for module in checkpoint.load(component.part, "fp16").modules())
+
+
+def test_the_export_keeps_the_largest_activation(exported: Callable[..., OnnxModel]) -> None:
+    found = exported("dit", "fp16").largest_activation
+    assert found is not None and 0 < found["value"] < ranges.FP16_LIMIT
+    assert exported("dit").largest_activation is None
+
+
+@pytest.mark.parametrize(("scale", "said"), [(4e4, "reaches 4"), (1e9, "leaves FP16's range")])
+def test_a_model_that_comes_near_the_end_of_fp16_is_refused(
+    scale: float, said: str, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """One layer of a checkpoint of its own, scaled so that its largest output is near a number."""
+    own = Checkpoint.open(small_checkpoint)
+    layer: Any = own.load("transformer", "fp16").get_submodule("blocks.1.ffn.net.2")
+    largest = ranges.largest_activations(get_component("dit"), own, "fp16", PROFILE.min)["blocks.1.ffn.net.2"]
+    for weights in (layer.weight, layer.bias):
+        weights.mul_(scale / largest)
+    with pytest.raises(ExportError, match=rf"dit fp16: blocks\.1\.ffn\.net\.2 {said}.*Use BF16"):
+        export_component("dit", own, PROFILE, "fp16", tmp_path, UNCHECKED)
+    assert list(tmp_path.iterdir()) == []
+    forced = Settings(threads=1, export=ExportSettings(check=False, check_range=False))
+    assert export_component("dit", own, PROFILE, "fp16", tmp_path, forced).largest_activation is None
 
 
 def run(model: OnnxModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

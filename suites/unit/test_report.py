@@ -95,6 +95,24 @@ def test_below_gate_is_marked_in_its_row(record: RunRecord) -> None:
     assert "BELOW GATE" in markdown_report(record)
 
 
+def test_random_weights_are_marked_in_their_row() -> None:
+    facts = {"random_weights": "seeded random, 10 of 40 layers"}
+    case = case_record(make_case("wan2.1-t2v-14b-dit-fp16", speedup=1.2), perf_measurement(1.31, facts=facts))
+    record = run_record(case, case_record(make_case(), perf_measurement()))
+    for width in (80, 200):
+        text = terminal(record, width)
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        table = re.sub(r"\s+", " ", text[: text.index("\nhardware")])
+        assert table.count("RANDOM") == 1 and table.count("WEIGHTS") == 1
+    assert "RANDOM WEIGHTS" in next(line for line in text.splitlines() if line.startswith(case.case))
+    assert "1 BELOW GATE; 1 RANDOM WEIGHTS" in text
+    page = markdown_report(record)
+    assert page.count("**RANDOM WEIGHTS**") == 1
+    assert "(perf, BELOW GATE, RANDOM WEIGHTS)" in page
+    assert "tiny-wan (seeded random, 10 of 40 layers) / dit" in page
+    assert dict(junit_properties(case))["wan.random_weights"] == "seeded random, 10 of 40 layers"
+
+
 def test_worst_first(record: RunRecord) -> None:
     assert [case.verdict.value for case in worst_first(record)] == ["fail", "fail", "invalid", "pass", "pass"]
     text = terminal(record)

@@ -48,6 +48,7 @@ class OnnxModel:
         sha256: hash over the graph file and its external data: the identity of the engine's source.
         profile: the shape profile (name and per-input min, opt, max shapes) that it was checked at.
         block_outputs: names of the extra per-block outputs; empty in a model that is built for speed.
+        largest_activation: of an FP16 model, the ``layer`` of the stock module with the largest one and its ``value``.
     """
 
     component: str
@@ -59,6 +60,7 @@ class OnnxModel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     block_outputs: tuple[str, ...] = ()
+    largest_activation: Mapping[str, Any] | None = None
 
 
 class Engine(ABC):

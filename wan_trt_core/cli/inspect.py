@@ -26,16 +26,18 @@ def inspect(
 ) -> None:
     """List a checkpoint's parts with parameters, dtypes and shapes, and the components it is exported as."""
     from wan_trt_core.models.catalogue import resolve
-    from wan_trt_core.models.components import component_names, get_component
+    from wan_trt_core.models.components import components_of, get_component
 
     resolved = resolve(model, checkpoint)
     parts = resolved.checkpoint.inspect()
-    components = [get_component(name).describe(resolved.checkpoint) for name in component_names()]
+    components = [
+        get_component(name).describe(resolved.checkpoint) for name in components_of(resolved.checkpoint)
+    ]
     if as_json:
-        print_json({"folder": str(resolved.checkpoint.folder), "parts": parts, "components": components})
+        print_json({"source": resolved.checkpoint.source, "parts": parts, "components": components})
         return
     print_table(
-        f"{resolved.name}: {resolved.checkpoint.folder}",
+        f"{resolved.name}: {resolved.checkpoint.source}",
         ("part", "class", "parameters", "size", "dtypes", "tensors"),
         [
             (name, part["class"], f"{part['parameters']:,}", readable_size(part["bytes"]), ", ".join(part["dtypes"]),

@@ -22,7 +22,11 @@ ModelOption = Annotated[
 ]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="Folder of a named model's weights.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--checkpoint",
+        help="Folder of a named model's weights; without it those installed, else seeded random ones.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 BackendOption = Annotated[
     str | None,

@@ -60,12 +60,13 @@ def run(
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache, threads=threads) as loaded:
         from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.pipeline.generate import check_request
+        from wan_trt_core.pipeline.generate import check_request, check_weights
         from wan_trt_core.pipeline.video import check_target
 
         settings = loaded.settings
         check_target(out)
         resolved = resolve(settings.model, settings.checkpoint)
+        check_weights(resolved)
         asked = {
             "num_inference_steps": steps,
             "guidance_scale": guidance,

@@ -17,7 +17,7 @@ class Context:
     """Made once a session and handed to every measurement. Loading is lazy, and happens once."""
 
     settings: Settings
-    _models: dict[str, ResolvedModel] = field(default_factory=dict, init=False)
+    _models: dict[tuple[str, int | None], ResolvedModel] = field(default_factory=dict, init=False)
     _engines: EngineStore | None = field(default=None, init=False)
     _tf32: Context | None = field(default=None, init=False)
 
@@ -29,9 +29,10 @@ class Context:
         """
         from wan_trt_core.models.catalogue import resolve
 
-        if case.model not in self._models:
-            self._models[case.model] = resolve(case.model, self.settings.checkpoint)
-        return self._models[case.model]
+        key = (case.model, case.layers)
+        if key not in self._models:
+            self._models[key] = resolve(case.model, self.settings.checkpoint, layers=case.layers)
+        return self._models[key]
 
     def beside(self, settings: Settings) -> Context:
         """Another context over the same opened models, with engines of its own; its maker closes it."""

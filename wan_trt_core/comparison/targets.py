@@ -149,7 +149,9 @@ class Target(ABC):
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on, for the record."""
         engines = {name: engine.memory() for name, engine in self._loaded().items()}
+        checkpoint = self.model.checkpoint
         return {
+            **({"random_weights": checkpoint.source} if checkpoint.random else {}),
             "reference": f"diffusers eager, {self._reference_precisions()}",
             "backend_versions": get_backend(self.case.backend).versions(),
             "engines": engines,

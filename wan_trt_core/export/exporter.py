@@ -23,7 +23,7 @@ from wan_trt_core.export.errors import ExportError
 from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
 from wan_trt_core.models.component import Component, TensorSpec
-from wan_trt_core.models.components import get_component
+from wan_trt_core.models.components import get_component, require_precision
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def export_component(
 
     The names and symbolic shapes of inputs and outputs must be the declared ones, ``onnx`` must accept the
     model and infer its shapes, and (``settings.export.check``) ONNX Runtime must compute what PyTorch does at
-    the profile's min, opt and max.
+    the profile's min, opt and max. Before all that (``settings.export.check_range``) no activation of the stock
+    module may come near the end of FP16 where that is asked for.
 
     Args:
         folder: where the two files go; nothing is left there unless everything succeeded.
@@ -74,6 +75,8 @@ def export_component(
     report = _reporter(f"export {component.name} {precision}", progress)
     name = f"{component.name}_{precision}.onnx"
     blocks = component.blocks(checkpoint) if block_outputs else ()
+    require_precision(component, precision)
+    largest = _range(component, checkpoint, profile, precision, settings, report)
     graph = component.graph(checkpoint, precision, block_outputs=block_outputs)
 
     with (
@@ -98,6 +101,7 @@ def export_component(
         inputs=tuple(spec.name for spec in component.inputs(checkpoint)),
         outputs=tuple(spec.name for spec in component.outputs(checkpoint)),
         block_outputs=blocks,
+        largest_activation=largest,
     )
 
 
@@ -109,6 +113,28 @@ def profile_shapes(
         spec.name: {point: spec.shape(component.sizes(profile.at(point))) for point in POINTS}
         for spec in component.inputs(checkpoint)
     }
+
+
+def _range(
+    component: Component,
+    checkpoint: Checkpoint,
+    profile: ShapeProfile,
+    precision: str,
+    settings: Settings,
+    report: Progress,
+) -> dict[str, Any] | None:
+    """The largest activation at the profile's min, computed by the GPU where there is one."""
+    import torch
+
+    from wan_trt_core.export import ranges
+
+    if precision != "fp16" or not settings.export.check_range:
+        return None
+    report("range", 0.0)
+    device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
+    with _explained(component, precision, "looking for its largest activation"):
+        largest = ranges.largest_activations(component, checkpoint, precision, profile.min, device)
+    return ranges.judge_fp16(f"{component.name} {precision}", largest)
 
 
 def _write_onnx(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
+from wan_trt_core.models.random_weights import RandomCheckpoint, wan21_configs
 
 
 class CatalogueError(ValueError):
-    """No such model or profile, or a named model without its checkpoint; the message says what there is."""
+    """No such model or profile, or layers of a model that is stored whole; the message says what there is."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,15 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class _Entry:
-    """``profiles`` hold height, width and frames at min, opt and max. ``hub`` is where the weights are."""
+    """``profiles`` hold height, width and frames at min, opt and max. ``hub`` is where the weights are.
+
+    ``layers``, ``dim`` and ``ffn_dim`` are the transformer's.
+    """
 
     profiles: Mapping[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]]
     layers: int
     dim: int
+    ffn_dim: int = 0
     hub: str | None = None
 
 
@@ -73,12 +78,14 @@ _ENTRIES: Mapping[str, _Entry] = {
         {"480p-17f": _480P_17F, "480p-81f": _480P_81F},
         layers=30,
         dim=1536,
+        ffn_dim=8960,
         hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     ),
     "wan2.1-t2v-14b": _Entry(
         {"480p-17f": _480P_17F, "480p-81f": _480P_81F, "720p-81f": _720P_81F},
         layers=40,
         dim=5120,
+        ffn_dim=13824,
         hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
     ),
 }
@@ -97,27 +104,35 @@ def profile_names(model: str) -> tuple[str, ...]:
     return tuple(_ENTRIES[model].profiles)
 
 
-def resolve(model: str, checkpoint: Path | None = None) -> ResolvedModel:
+def resolve(model: str, checkpoint: Path | None = None, *, layers: int | None = None) -> ResolvedModel:
     """The model of a catalogue name, or of a folder in diffusers format. Nothing is downloaded.
+
+    A named model whose weights are not at hand gets seeded random ones at its true shapes.
 
     Args:
         model: a name from :func:`model_names`, or a folder.
         checkpoint: the folder of a named model's weights (``tiny-wan`` is installed with the package).
+        layers: of a model with random weights, the transformer's first so many layers only.
 
     Raises:
-        CatalogueError: when there is no such model, or its checkpoint is not at hand.
-        CheckpointError: when the folder is no usable checkpoint.
+        CatalogueError: when there is no such model, or layers are asked of one that is stored whole.
+        CheckpointError: when the folder is no usable checkpoint, or the model has fewer layers.
     """
-    if model in _ENTRIES:
-        folder = checkpoint or (EMBEDDED if model == "tiny-wan" else None)
-        if folder is None:
-            hub = _ENTRIES[model].hub
-            raise CatalogueError(
-                f"{model} needs its checkpoint, which is not installed: download it"
-                f" (hf download {hub} --local-dir FOLDER) and give --wan-checkpoint FOLDER"
-            )
-        opened = Checkpoint.open(folder)
-        return _resolved(model, opened, _ENTRIES[model])
+    entry = _ENTRIES.get(model)
+    if entry is not None and entry.hub is not None and checkpoint is None:
+        remedy = (
+            f"For real weights download the checkpoint (hf download {entry.hub} --local-dir FOLDER)"
+            " and give --wan-checkpoint FOLDER"
+        )
+        configs = wan21_configs(entry.dim, entry.layers, entry.ffn_dim)
+        return _resolved(model, RandomCheckpoint(configs, remedy, layers=layers), entry)
+    if layers is not None:
+        raise CatalogueError(
+            f"layers is {layers}, and {model} is stored whole: only a model of the catalogue with random weights"
+            " (no --wan-checkpoint) can have fewer layers"
+        )
+    if entry is not None:
+        return _resolved(model, Checkpoint.open(checkpoint or EMBEDDED), entry)
     folder = Path(model).expanduser()
     if checkpoint is None and not folder.is_dir():
         raise CatalogueError(

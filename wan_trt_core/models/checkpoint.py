@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,12 @@ class Checkpoint:
 
     Attributes:
         folder: the folder in diffusers format, absolute.
+        parts: those with weights.
+        random: the weights were never trained, so that outputs say nothing about quality.
     """
+
+    parts: ClassVar[tuple[str, ...]] = tuple(PARTS)
+    random: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,6 +113,11 @@ class Checkpoint:
         checkpoint = cls(path)
         checkpoint._validate()
         return checkpoint
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from, for people."""
+        return str(self.folder)
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of ``transformer``, ``vae``, ``text_encoder`` or ``scheduler``.
@@ -167,7 +177,7 @@ class Checkpoint:
             raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(PARTS)}")
         key = (part, str(torch_dtype(dtype)), str(device))
         if key not in self._modules:
-            self._modules[key] = self._load(part, torch_dtype(dtype)).to(device)
+            self._modules[key] = self._load(part, torch_dtype(dtype), device)
         return self._modules[key]
 
     def tokenizer(self) -> Any:
@@ -208,7 +218,7 @@ class Checkpoint:
         device: torch.device | str = "cpu",
         on_host: Collection[str] = (),
     ) -> WanPipeline:
-        """A new stock ``WanPipeline`` over the cached modules.
+        """A new stock ``WanPipeline`` over the cached modules; without a text encoder where there is none.
 
         Args:
             dtypes: precision by part; a part that is not named is loaded in ``fp32``.
@@ -226,22 +236,24 @@ class Checkpoint:
             raise CheckpointError(
                 f"no part {sorted(unknown)[0]!r} with weights; there are {', '.join(PARTS)}"
             )
-        modules = {
+        modules: dict[str, Any] = {"text_encoder": None, "tokenizer": None}
+        modules |= {
             part: self.load(part, dtypes.get(part, "fp32"), "cpu" if part in on_host else device)
-            for part in PARTS
+            for part in self.parts
         }
-        pipeline: WanPipeline = WanPipeline(tokenizer=self.tokenizer(), scheduler=self.scheduler(), **modules)
+        if "text_encoder" in self.parts:
+            modules["tokenizer"] = self.tokenizer()
+        pipeline: WanPipeline = WanPipeline(scheduler=self.scheduler(), **modules)
         return pipeline
 
     def inspect(self) -> dict[str, Any]:
-        """What the checkpoint holds, read from the safetensors headers: no weights are loaded.
+        """What the checkpoint holds; no weights are loaded.
 
         Returns:
             for each part its class, parameters (count), bytes, dtypes (parameters by dtype) and tensors
             (name to dtype and shape).
         """
-        index = _read_json(self.folder / "model_index.json")
-        return {part: {"class": index[part][1], **self._inspect(part)} for part in PARTS}
+        return {part: {"class": PARTS[part], **self._inspect(part)} for part in self.parts}
 
     def _inspect(self, part: str) -> dict[str, Any]:
         tensors: dict[str, dict[str, Any]] = {}
@@ -260,7 +272,7 @@ class Checkpoint:
             "tensors": dict(sorted(tensors.items())),
         }
 
-    def _load(self, part: str, dtype: torch.dtype) -> nn.Module:
+    def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         folder = self.folder / part
         # diffusers still calls it torch_dtype, transformers renamed it
         if part == "text_encoder":
@@ -288,7 +300,7 @@ class Checkpoint:
                 f"{folder}: the weights do not fit config.json: {len(names)} {kind.replace('_', ' ')},"
                 f" such as {sorted(map(str, names))[0]}; {_AGAIN}"
             )
-        stock: nn.Module = module.eval().requires_grad_(False)
+        stock: nn.Module = module.eval().requires_grad_(False).to(device)
         return stock
 
     def _validate(self) -> None:

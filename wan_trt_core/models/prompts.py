@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,9 +32,24 @@ def tokenize(checkpoint: Checkpoint, prompt: str, text_length: int) -> Tensors:
 def encode_prompt(checkpoint: Checkpoint, prompt: str, text_length: int) -> Tensor:
     """``encoder_hidden_states`` (1, text_length, text_dim) float32, as ``WanPipeline`` makes them.
 
-    The states of padding are zeros, whatever the encoder gave them.
+    The states of padding are zeros, whatever the encoder gave them. A model without a text encoder has random ones.
     """
+    if "text_encoder" not in checkpoint.parts:
+        return random_states(prompt, text_length, checkpoint.config("transformer")["text_dim"])
     tokens = tokenize(checkpoint, prompt, text_length)
     encoder = checkpoint.load("text_encoder")
     states: Tensor = encoder(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
     return states * tokens["attention_mask"][..., None]
+
+
+def random_states(prompt: str, text_length: int, text_dim: int) -> Tensor:
+    """In the place of an encoded prompt: normals (1, text_length, text_dim) float32, seeded by the prompt.
+
+    As many states as the prompt has words, and one for its end; the rest is padding: zeros.
+    """
+    import torch
+
+    seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4])
+    states = torch.randn((1, text_length, text_dim), generator=torch.Generator().manual_seed(seed))
+    states[:, len(prompt.split()) + 1 :] = 0
+    return states

@@ -114,6 +114,6 @@ class VaeDecoder(Component):
         config = checkpoint.config(self.part)
         if config.get("is_residual") or config.get("patch_size"):
             raise ComponentError(
-                f"{checkpoint.folder / self.part}: a Wan 2.2 VAE; {self.name} decodes Wan 2.1's"
+                f"{checkpoint.source}, {self.part}: a Wan 2.2 VAE; {self.name} decodes Wan 2.1's"
             )
         return config

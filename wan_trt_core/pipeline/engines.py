@@ -91,7 +91,7 @@ class EngineStore:
         block_outputs: bool = False,
     ) -> Engine:
         """The engine of a component; see :func:`load_engine`, which is called the first time only."""
-        key = (component, model.checkpoint.folder, profile, precision, backend, block_outputs)
+        key = (component, model.name, model.checkpoint.source, profile, precision, backend, block_outputs)
         if key not in self._engines:
             self._engines[key] = load_engine(
                 component,

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.models.prompts import random_states
+from wan_trt_core.models.random_weights import RandomCheckpoint
 
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import WanPipeline
     from torch import Tensor
 
-    from wan_trt_core.models.catalogue import GenerationDefaults
+    from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with the steps done and the steps in all."""
@@ -65,7 +67,6 @@ def generate(
         UnsupportedCall, EngineError: from engines inside the pipeline.
     """
     check_request(prompt, generation, seed)
-    _warn_of_cut(pipe, prompt, generation.max_sequence_length)
     import torch
 
     latents: list[Tensor] = []
@@ -79,8 +80,7 @@ def generate(
 
     with _without_bar(pipe):
         output = pipe(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
+            **_prompts(pipe, prompt, negative_prompt, generation.max_sequence_length),
             height=generation.height,
             width=generation.width,
             num_frames=generation.num_frames,
@@ -110,6 +110,31 @@ def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0) ->
         Sizes(generation.height, generation.width, generation.num_frames, generation.max_sequence_length)
     except ValueError as error:
         raise GenerationError(f"this video cannot be generated: {error}") from error
+
+
+def check_weights(model: ResolvedModel) -> None:
+    """Check that the model was trained: a video that someone wants to see, not one that is only compared.
+
+    Raises:
+        GenerationError: for random weights, with how to get real ones.
+    """
+    checkpoint = model.checkpoint
+    if isinstance(checkpoint, RandomCheckpoint):
+        raise GenerationError(
+            f"{model.name} has {checkpoint.source} weights, whose video would be noise. {checkpoint.remedy}"
+        )
+
+
+def _prompts(pipe: WanPipeline, prompt: str, negative_prompt: str, length: int) -> dict[str, Any]:
+    """The pipeline's arguments for the prompts: without a text encoder their states, which are random."""
+    if pipe.text_encoder is None:
+        dim = pipe.transformer.config.text_dim
+        return {
+            name: random_states(text, length, dim).to(pipe.device)
+            for name, text in (("prompt_embeds", prompt), ("negative_prompt_embeds", negative_prompt))
+        }
+    _warn_of_cut(pipe, prompt, length)
+    return {"prompt": prompt, "negative_prompt": negative_prompt}
 
 
 def _warn_of_cut(pipe: WanPipeline, prompt: str, length: int) -> None:

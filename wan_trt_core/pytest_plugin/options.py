@@ -36,7 +36,9 @@ def add_options(parser: pytest.Parser) -> None:
     option("config", "Settings file (default: config.yaml in the working directory).", metavar="FILE")
     option("model", "Model of all cases: a catalogue name or a folder in diffusers format.", metavar="MODEL")
     option(
-        "checkpoint", "Folder of the weights of a model whose checkpoint is not installed.", metavar="FOLDER"
+        "checkpoint",
+        "Folder of a named model's weights; without it those installed, else seeded random ones.",
+        metavar="FOLDER",
     )
     option("backend", "Backend of all cases, instead of the case file's.", metavar="NAME")
     option("profile", "Shape profile of all cases, instead of the case file's.", metavar="NAME")

@@ -21,6 +21,8 @@ def junit_properties(case: CaseRecord) -> list[tuple[str, str]]:
     }
     if case.below_gate:
         properties["wan.below_gate"] = BELOW_GATE
+    if case.random_weights:
+        properties["wan.random_weights"] = case.random_weights
     if check := deciding_check(case):
         properties["wan.deciding_metric"] = check.metric
         if check.value is not None:

@@ -11,11 +11,11 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
 from wan_trt_core.report.summary import (
-    BELOW_GATE,
     WHY,
     advisory_checks,
     check_headline,
     headline,
+    marks,
     missing_bands,
     perf_rows,
     stale_baselines,
@@ -80,7 +80,7 @@ def _verdicts(record: RunRecord) -> str:
     rows = []
     for case in worst_first(record):
         head = headline(case)
-        why = WHY[case.reason] + (f" **{BELOW_GATE}**" if case.below_gate else "")
+        why = WHY[case.reason] + "".join(f" **{mark}**" for mark in marks(case))
         verdict = case.verdict.value if case.verdict is Verdict.PASS else f"**{case.verdict.value.upper()}**"
         rows.append((f"`{case.case}`", case.suite, verdict, head.metric, head.value, head.limit, why))
     return _table(("case", "suite", "verdict", "metric", "measured", "limit", "why"), rows)
@@ -99,10 +99,10 @@ def _missing(record: RunRecord) -> str:
 
 
 def _case(case: CaseRecord) -> str:
-    mark = f", {BELOW_GATE}" if case.below_gate else ""
-    title = f"{case.verdict.value.upper()} {case.case} ({case.suite}{mark})"
+    title = f"{case.verdict.value.upper()} {case.case} ({', '.join((case.suite, *marks(case)))})"
+    weights = f" ({case.random_weights})" if case.random_weights else ""
     what = (
-        f"{case.model} / {case.component} / {case.profile} / {case.precision} / {case.backend}, "
+        f"{case.model}{weights} / {case.component} / {case.profile} / {case.precision} / {case.backend}, "
         f"{case.seconds:.1f} s"
     )
     facts = dict(case.measurement.facts)

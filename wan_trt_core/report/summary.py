@@ -16,6 +16,9 @@ from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
 BELOW_GATE = "BELOW GATE"
 """The mark of a case whose own threshold lies under the product's speed-up gate."""
 
+RANDOM_WEIGHTS = "RANDOM WEIGHTS"
+"""The mark of a case whose model was never trained: its speed and memory count, its quality numbers say nothing."""
+
 WHY = {
     Reason.WITHIN_LIMIT: "within limit",
     Reason.BEYOND_LIMIT: "beyond limit",
@@ -88,6 +91,12 @@ def check_headline(case: CaseRecord, check: CheckRecord) -> Headline:
     return Headline(check.metric, *pair(check.value, check.limit, unit))
 
 
+def marks(case: CaseRecord) -> tuple[str, ...]:
+    """What a reader must know of a case beside its verdict, in capitals; every report shows it."""
+    found = {BELOW_GATE: case.below_gate, RANDOM_WEIGHTS: bool(case.random_weights)}
+    return tuple(mark for mark, shown in found.items() if shown)
+
+
 def worst_first(record: RunRecord) -> list[CaseRecord]:
     """The cases of a run, most severe verdict first, then by suite and name."""
     return sorted(record.cases, key=lambda case: (SEVERITY.index(case.verdict), case.suite, case.case))
@@ -140,9 +149,10 @@ def totals(record: RunRecord) -> str:
         return "no case was judged"
     counts = Counter(case.verdict for case in record.cases)
     parts = [f"{counts[verdict]} {verdict.value}" for verdict in SEVERITY[::-1] if counts[verdict]]
-    below = sum(case.below_gate for case in record.cases)
+    marked = Counter(mark for case in record.cases for mark in marks(case))
+    after = "".join(f"; {count} {mark}" for mark, count in sorted(marked.items()))
     cases = "case" if len(record.cases) == 1 else "cases"
-    return f"{len(record.cases)} {cases}: {', '.join(parts)}" + (f"; {below} {BELOW_GATE}" if below else "")
+    return f"{len(record.cases)} {cases}: {', '.join(parts)}{after}"
 
 
 def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:

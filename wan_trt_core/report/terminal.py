@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.records import CaseRecord, RunRecord
 from wan_trt_core.report.summary import (
-    BELOW_GATE,
     WHY,
     advisory_checks,
     headline,
+    marks,
     missing_bands,
     perf_rows,
     stale_baselines,
@@ -89,8 +89,8 @@ def _why(case: CaseRecord, metric: str) -> Text:
     text = Text(WHY[case.reason])
     if metric and metric != "speedup" and case.verdict is not Verdict.PASS:
         text.append(f" ({metric})")
-    if case.below_gate:
-        text.append(f" {BELOW_GATE}", style="bold yellow")
+    for mark in marks(case):
+        text.append(f" {mark}", style="bold yellow")
     return text
 
 

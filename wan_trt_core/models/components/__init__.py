@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
 from wan_trt_core.models.component import Component
+
+if TYPE_CHECKING:
+    from wan_trt_core.models.checkpoint import Checkpoint
 
 
 class ComponentError(ValueError):
@@ -15,6 +19,11 @@ class ComponentError(ValueError):
 def component_names() -> tuple[str, ...]:
     """The names of all components, in alphabetical order. Imports none of them."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def components_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The names of the components whose part the checkpoint has: one with random weights has no text encoder."""
+    return tuple(name for name in component_names() if get_component(name).part in checkpoint.parts)
 
 
 def get_component(name: str) -> Component:

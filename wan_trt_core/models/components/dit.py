@@ -138,7 +138,7 @@ class Dit(Component):
 
     def _config(self, checkpoint: Checkpoint) -> dict[str, Any]:
         config = checkpoint.config(self.part)
-        where = checkpoint.folder / self.part / "config.json"
+        where = f"{checkpoint.source}, {self.part}"
         if config.get("image_dim") or config.get("added_kv_proj_dim"):
             raise ComponentError(f"{where}: an image-to-video transformer; {self.name} is text-to-video's")
         if list(config["patch_size"]) != [1, 2, 2]:

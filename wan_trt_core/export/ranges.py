@@ -1,0 +1,78 @@
+"""Whether half precision has the range for a model: the largest activation of every layer, before it is exported.
+
+FP16 ends at 65,504. A model that comes near it on one input leaves it on another, and what was an activation is
+infinite from there on; no comparison of two FP16 results shows how near they came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.export.errors import ExportError
+from wan_trt_core.models.checkpoint import torch_dtype
+from wan_trt_core.models.component import Component
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.profiles import Sizes
+
+FP16_LIMIT = 3e4
+"""Largest activation that FP16 is used for: less than half of its largest number, for inputs that were not tried."""
+
+
+def largest_activations(
+    component: Component,
+    checkpoint: Checkpoint,
+    precision: str,
+    video: Sizes,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """The largest absolute value that each layer of the stock module puts out, in the order of computation.
+
+    One forward of the reference, in its own precision: what diffusers keeps in float32 there has no limit and is left
+    out. Infinite where a layer left the precision's range (NaN included).
+    """
+    import torch
+
+    dtype, largest = torch_dtype(precision), dict[str, float]()
+
+    def note(name: str, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        if isinstance(output, torch.Tensor) and output.dtype == dtype:
+            value = float(output.abs().amax())
+            largest[name] = max(largest.get(name, 0.0), math.inf if math.isnan(value) else value)
+
+    module = checkpoint.load(component.part, precision, device)
+    call = component.call_tensors(checkpoint, video)
+    with ExitStack() as hooks, torch.no_grad():
+        for name, layer in module.named_modules():
+            hooks.callback(_watch(layer, name, note).remove)
+        component.reference(checkpoint, precision)({name: value.to(device) for name, value in call.items()})
+    return largest
+
+
+def judge_fp16(what: str, largest: Mapping[str, float]) -> dict[str, Any]:
+    """The layer with the largest activation, and its value, for the record.
+
+    Raises:
+        ExportError: when one is over :data:`FP16_LIMIT`, naming the first layer that is and the way out.
+    """
+    for layer, value in largest.items():
+        if value > FP16_LIMIT:
+            reached = f"reaches {value:,.0f}" if math.isfinite(value) else "leaves FP16's range"
+            raise ExportError(
+                f"{what}: {layer} {reached}; FP16 ends at 65,504 and is refused over {FP16_LIMIT:,.0f}. Use BF16, which"
+                " has float32's range, or fp32 (export.check_range: false exports it all the same)"
+            )
+    layer = max(largest, key=largest.__getitem__)
+    return {"layer": layer, "value": largest[layer]}
+
+
+def _watch(layer: nn.Module, name: str, note: Any) -> Any:
+    return layer.register_forward_hook(lambda _module, _inputs, output: note(name, output))

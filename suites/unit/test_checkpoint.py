@@ -254,3 +254,16 @@ def test_the_pipeline_is_stock_and_runs(checkpoint: Checkpoint) -> None:
         guidance_scale=1.0, max_sequence_length=16, output_type="np",
     ).frames  # fmt: skip
     assert video.shape == (1, 5, 32, 32, 3)
+
+
+def test_a_module_on_the_current_gpu_is_one_module_by_either_name(
+    tiny_wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors name their GPU with its number, settings do not: two copies would be one that a hook never sees."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    checkpoint = Checkpoint.open(tiny_wan_folder)
+    made: list[object] = []
+    monkeypatch.setattr(checkpoint, "_load", lambda part, dtype, device: made.append(device) or object())
+    assert checkpoint.load("vae", device="cuda") is checkpoint.load("vae", device=torch.device("cuda:1"))
+    assert checkpoint.load("vae", device="cuda:0") is not checkpoint.load("vae", device="cuda")
+    assert len(made) == 2

@@ -87,6 +87,11 @@ def test_the_export_keeps_the_largest_activation(exported: Callable[..., OnnxMod
     assert exported("dit").largest_activation is None
 
 
+def test_a_range_that_nobody_looked_at_is_not_taken_for_a_good_one() -> None:
+    with pytest.raises(ExportError, match="no layer of the stock module puts out FP16"):
+        ranges.judge_fp16("dit fp16", {})
+
+
 @pytest.mark.parametrize(("scale", "said"), [(4e4, "reaches 4"), (1e9, "leaves FP16's range")])
 def test_a_model_that_comes_near_the_end_of_fp16_is_refused(
     scale: float, said: str, small_checkpoint: Path, tmp_path: Path

@@ -61,8 +61,11 @@ def judge_fp16(what: str, largest: Mapping[str, float]) -> dict[str, Any]:
     """The layer with the largest activation, and its value, for the record.
 
     Raises:
-        ExportError: when one is over :data:`FP16_LIMIT`, naming the first layer that is and the way out.
+        ExportError: when no layer was seen, or one is over :data:`FP16_LIMIT`, naming the first that is and the way
+            out.
     """
+    if not largest:
+        raise ExportError(f"{what}: no layer of the stock module puts out FP16, so its range is not known")
     for layer, value in largest.items():
         if value > FP16_LIMIT:
             reached = f"reaches {value:,.0f}" if math.isfinite(value) else "leaves FP16's range"

@@ -76,6 +76,16 @@ def torch_dtype(precision: str) -> torch.dtype:
     return dtype
 
 
+def located(device: torch.device | str) -> torch.device:
+    """The device with its number: ``cuda`` is the current one, as tensors name it (``cuda:0``)."""
+    import torch
+
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
 class Checkpoint:
     """A validated Wan checkpoint. Get one from :meth:`open`.
 
@@ -175,7 +185,7 @@ class Checkpoint:
         """
         if part not in PARTS:
             raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(PARTS)}")
-        key = (part, str(torch_dtype(dtype)), str(device))
+        key = (part, str(torch_dtype(dtype)), str(located(device)))
         if key not in self._modules:
             self._modules[key] = self._load(part, torch_dtype(dtype), device)
         return self._modules[key]

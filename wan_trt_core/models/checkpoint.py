@@ -81,9 +81,7 @@ def located(device: torch.device | str) -> torch.device:
     import torch
 
     found = torch.device(device)
-    if found.type == "cuda" and found.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return found
+    return torch.device("cuda", torch.cuda.current_device()) if str(found) == "cuda" else found
 
 
 class Checkpoint:

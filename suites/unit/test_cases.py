@@ -53,7 +53,8 @@ def test_a_case(load: Load) -> None:
 
 
 def test_this_repository_s_own_file() -> None:
-    file = load_cases(Path(__file__).parents[1] / "cases.yaml", allowed_names())
+    whole = load_cases(Path(__file__).parents[1] / "cases.yaml", allowed_names())
+    file = whole.for_backend(None)
     components = {
         suite: {case.component for case in file.of_suite(suite)} for suite in ("parity", "perf", "memory")
     }
@@ -65,6 +66,11 @@ def test_this_repository_s_own_file() -> None:
     below = [case.id for case in file.of_suite("perf") if case.perf and case.perf.below_gate]
     assert below == ["tiny-wan-dit-fp32"]
     assert any(case.precision == {"dit": "fp16", "vae": "fp32"} for case in file.cases)
+    assert {case.model for case in file.cases} == {"tiny-wan"}
+    on_gpu = [case for case in whole.for_backend("tensorrt").cases if case not in file.cases]
+    assert {case.only_backends for case in on_gpu} == {("tensorrt",)} and all(case.tf32 for case in on_gpu)
+    below = [case.id for case in on_gpu if case.perf and case.perf.below_gate]
+    assert below == ["wan-1.3b-dit-81f"]
 
 
 def test_own_keys_win_over_defaults(load: Load) -> None:

@@ -24,7 +24,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("convolutions", r"conv(?!ert)|fprop|dgrad|implicit|winograd"),
     # cuBLAS names its kernels `nvjet_…`, `…s16816gemm…`, `gemv…` and `splitKreduce_kernel`.
     ("products", r"gemm|gemv|cutlass|nvjet|splitk|triton_tem_|cublas"),
-    ("copies", r"memcpy|memset|copy|transpose|reformat|permute|nchwtonhwc|nhwctonchw"),
+    ("copies", r"memcpy|memset|copy|transpose|reformat|permut|nchwtonhwc|nhwctonchw|resize|padfilter"),
     # Myelin, TensorRT's compiler of fused pointwise work, names its kernels `__myl_…`.
     ("pointwise", r"__myl_|elementwise|norm|silu|gelu|softmax|reduce|triton_"),
 )

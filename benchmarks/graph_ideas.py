@@ -1,0 +1,401 @@
+"""What would another form of a graph win? Each idea is built beside the graph as it is, and timed against it in pairs.
+
+    python benchmarks/graph_ideas.py dit --model wan2.1-t2v-1.3b --layers 10 --profile 480p-17f --precision fp16
+    python benchmarks/graph_ideas.py vae_decoder_next --model wan2.1-t2v-1.3b --profile 480p-17f --backend tensorrt
+
+An idea changes the graph only, and must compute what the graph computes: its error against the graph as it is is
+printed beside its gain. What wins here is then put into ``wan_trt_core/models/graphs``; ``docs/performance.md`` has the
+outcome of each. Random weights at the true shapes are made where no checkpoint is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wan_trt_core.backends.base import Engine, EngineBackend
+from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.comparison.conditions import equal_conditions, synchronize
+from wan_trt_core.config import Settings, load_settings
+from wan_trt_core.export.exporter import export_component
+from wan_trt_core.gates.statistics import ratio_of_medians
+from wan_trt_core.measure.kernels import breakdown, kernels_of
+from wan_trt_core.measure.timing import PairedTimer
+from wan_trt_core.models.catalogue import ResolvedModel, resolve
+from wan_trt_core.models.component import Component, Tensors, TensorSpec
+from wan_trt_core.models.components import get_component
+from wan_trt_core.models.graphs import dit
+from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
+from wan_trt_core.models.profiles import ShapeProfile
+from wan_trt_core.models.vae_caches import CACHE_FRAMES
+
+AS_IS = "as it is"
+PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Idea:
+    """Another form of a graph.
+
+    Attributes:
+        change: from the graph as it is to the changed one.
+        text: one line for the table.
+        frames_inside: its tensors of five axes have the channels last.
+    """
+
+    change: Callable[[nn.Module], nn.Module]
+    text: str
+    frames_inside: bool = False
+
+
+# ---- the DiT: what its pointwise kernels compute in, and its products -------------------------------------
+
+
+def _half_layer_norm(graph: nn.Module) -> nn.Module:
+    """Layer norms take and give half precision; ONNX's LayerNormalization still computes in float32."""
+
+    class Block(dit._Block):
+        def forward(self, hidden: Tensor, text: Tensor, modulation: Any, rope: Any) -> Tensor:
+            shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
+            dtype, width = hidden.dtype, hidden.shape[-1:]
+            normed = functional.layer_norm(hidden, width, eps=self.eps).float() * (1 + scale) + shift
+            hidden = (hidden.float() + self.attn1(normed.to(dtype), normed.to(dtype), rope) * gate).to(dtype)
+            weight, bias = self.norm2_weight.to(dtype), self.norm2_bias.to(dtype)
+            hidden = hidden + self.attn2(
+                functional.layer_norm(hidden, width, weight, bias, self.eps), text, None
+            )
+            normed = functional.layer_norm(hidden, width, eps=self.eps).float() * (1 + ffn_scale) + ffn_shift
+            fed = self.ffn_out(functional.gelu(self.ffn_in(normed.to(dtype)), approximate="tanh"))
+            return (hidden.float() + fed.float() * ffn_gate).to(dtype)
+
+    return _blocks_as(graph, Block)
+
+
+def _half_modulation(graph: nn.Module) -> nn.Module:
+    """Modulation, gates and residual sums in half precision."""
+
+    class Block(dit._Block):
+        def forward(self, hidden: Tensor, text: Tensor, modulation: Any, rope: Any) -> Tensor:
+            dtype = hidden.dtype
+            shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (row.to(dtype) for row in modulation)
+            normed = dit._layer_norm(hidden, self.eps).to(dtype) * (1 + scale) + shift
+            hidden = hidden + self.attn1(normed, normed, rope) * gate
+            normed = dit._layer_norm(hidden, self.eps, self.norm2_weight, self.norm2_bias).to(dtype)
+            hidden = hidden + self.attn2(normed, text, None)
+            normed = dit._layer_norm(hidden, self.eps).to(dtype) * (1 + ffn_scale) + ffn_shift
+            fed = self.ffn_out(functional.gelu(self.ffn_in(normed), approximate="tanh"))
+            return hidden + fed * ffn_gate
+
+    return _blocks_as(graph, Block)
+
+
+def _half_rotation(graph: nn.Module) -> nn.Module:
+    """RoPE in half precision."""
+
+    class Attention(dit._Attention):
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any) -> Tensor:
+            halves = None if rope is None else tuple(table.to(tokens.dtype) for table in rope)
+            return super().forward(tokens, source, halves)
+
+    return _attentions_as(graph, Attention)
+
+
+def _one_product(graph: nn.Module) -> nn.Module:
+    """Query, key and value of self-attention in one product."""
+
+    class Attention(dit._Attention):
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any) -> Tensor:
+            if rope is None:
+                return super().forward(tokens, source, rope)
+            query, key, value = functional.linear(tokens, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
+            query = self._heads(dit._rms_norm(query, self.norm_q, self.eps))
+            key = self._heads(dit._rms_norm(key, self.norm_k, self.eps))
+            query, key = (dit._rotate(each, *rope).to(value.dtype) for each in (query, key))
+            query, key, value = (each.transpose(1, 2) for each in (query, key, self._heads(value)))
+            attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
+            return self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
+
+    for block in graph.blocks:
+        layers = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
+        block.attn1.qkv_weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), False)
+        block.attn1.qkv_bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), False)
+    return _attentions_as(graph, Attention)
+
+
+def _blocks_as(graph: nn.Module, kind: type) -> nn.Module:
+    for block in graph.blocks:
+        block.__class__ = kind
+    return graph
+
+
+def _attentions_as(graph: nn.Module, kind: type) -> nn.Module:
+    for block in graph.blocks:
+        block.attn1.__class__ = block.attn2.__class__ = kind
+    return graph
+
+
+# ---- the VAE decoder: channels last, as the convolutions' kernels want them -------------------------------
+
+
+class _ChannelsLast(nn.Module):
+    """The decoder's next step on frames (1, frames, height, width, channels).
+
+    TensorRT's convolutions work on channels-last memory and its pointwise kernels on channels-first, so that every
+    convolution is surrounded by changes of layout. Here everything but the convolutions is written channels-last: a
+    norm over the last axis is one kernel with what follows it, and a convolution's transposes change no memory if
+    TensorRT sees that they undo its own.
+    """
+
+    def __init__(self, graph: VaeDecoderGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
+        graph, caches, self.left = self.graph, iter(taken), []
+        frames = self._conv(graph.conv_in, graph.post_quant_conv(latents).permute(0, 2, 3, 4, 1), caches)
+        frames = self._resnet(graph.mid_resnets[0], frames, caches)
+        frames = self._attention(graph.mid_attention, frames)
+        frames = self._resnet(graph.mid_resnets[1], frames, caches)
+        for block in graph.up_blocks:
+            for net in block.resnets:
+                frames = self._resnet(net, frames, caches)
+            if block.upsample is not None:
+                frames = self._upsample(block.upsample, frames, caches)
+        frames = self._conv(graph.conv_out, functional.silu(self._norm(graph.norm_out, frames)), caches)
+        return (frames.permute(0, 4, 1, 2, 3).clamp(-1.0, 1.0), *self.left)
+
+    def _conv(self, conv: Any, frames: Tensor, caches: Iterator[Tensor]) -> Tensor:
+        joined = torch.cat((next(caches), frames), dim=1)
+        enough = frames.shape[1] >= CACHE_FRAMES
+        self.left.append((frames if enough else joined)[:, -CACHE_FRAMES:])
+        made = functional.conv3d(joined.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=conv.padding)
+        return made.permute(0, 2, 3, 4, 1)
+
+    @staticmethod
+    def _norm(norm: Any, frames: Tensor) -> Tensor:
+        wide = frames.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        return (wide / length.clamp_min(1e-12) * norm.gamma.flatten()).to(frames.dtype)
+
+    def _resnet(self, net: Any, frames: Tensor, caches: Iterator[Tensor]) -> Tensor:
+        hidden = self._conv(net.conv1, functional.silu(self._norm(net.norm1, frames)), caches)
+        hidden = self._conv(net.conv2, functional.silu(self._norm(net.norm2, hidden)), caches)
+        if isinstance(net.shortcut, nn.Identity):
+            return hidden + frames
+        return hidden + functional.linear(frames, net.shortcut.weight.flatten(1), net.shortcut.bias)
+
+    def _attention(self, attention: Any, frames: Tensor) -> Tensor:
+        pixels = self._norm(attention.norm, frames).flatten(2, 3).squeeze(0)
+        mixed = functional.linear(pixels, attention.qkv_weight, attention.qkv_bias)
+        query, key, value = mixed.chunk(3, dim=-1)
+        scores = (query * frames.shape[-1] ** -0.5) @ key.transpose(1, 2)
+        attended = torch.softmax(scores, dim=-1) @ value
+        mixed = functional.linear(attended, attention.proj_weight, attention.proj_bias)
+        return mixed.reshape(frames.shape) + frames
+
+    def _upsample(self, up: Any, frames: Tensor, caches: Iterator[Tensor]) -> Tensor:
+        if up.time_conv is not None:
+            pairs = self._conv(up.time_conv, frames, caches).unflatten(-1, (2, -1))
+            frames = pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+        _, count, height, width, channels = frames.shape
+        wide = frames.reshape(count, height, 1, width, 1, channels).expand(-1, -1, 2, -1, 2, -1)
+        images = wide.reshape(count, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        made = functional.conv2d(images, up.weight, up.bias, padding=1)
+        return made.permute(0, 2, 3, 1).unsqueeze(0)
+
+
+IDEAS: Mapping[str, Mapping[str, Idea]] = {
+    "dit": {
+        "half-layer-norm": Idea(_half_layer_norm, "layer norms on half-precision tensors"),
+        "half-modulation": Idea(_half_modulation, "modulation, gates and residual sums in half precision"),
+        "half-rotation": Idea(_half_rotation, "RoPE in half precision"),
+        "one-product": Idea(_one_product, "q, k and v of self-attention in one product"),
+    },
+    "vae_decoder_next": {
+        "channels-last": Idea(
+            lambda graph: _ChannelsLast(graph),  # type: ignore[arg-type]
+            "frames and caches channels-last, as the convolutions' kernels want them",
+            frames_inside=True,
+        ),
+    },
+}
+
+
+def changed(component: Component, idea: Idea) -> Component:
+    """The component with its graph in another form."""
+
+    class Changed(type(component)):  # type: ignore[misc]
+        def graph(self, *arguments: Any, **named: Any) -> nn.Module:
+            return idea.change(super().graph(*arguments, **named))
+
+        def inputs(self, checkpoint: Any) -> tuple[TensorSpec, ...]:
+            return self._laid_out(super().inputs(checkpoint))
+
+        def outputs(self, checkpoint: Any) -> tuple[TensorSpec, ...]:
+            return self._laid_out(super().outputs(checkpoint))
+
+        def _laid_out(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            if not idea.frames_inside:
+                return specs
+            return tuple(
+                TensorSpec(spec.name, (spec.axes[0], *spec.axes[2:], spec.axes[1]), spec.dtype)
+                if spec.name.startswith("cache")
+                else spec
+                for spec in specs
+            )
+
+    return Changed()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: times in milliseconds, the gain over the graph as it is, the error against it.
+
+    Attributes:
+        run: its engine once more, to look at its kernels when all timing is over: a process that has profiled launches
+            more slowly afterwards.
+    """
+
+    name: str
+    milliseconds: float
+    as_it_is_milliseconds: float
+    gain: float
+    relative_l2: float
+    build_seconds: float
+    run: Callable[[], object]
+
+
+def measure(
+    name: str,
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    precision: str,
+    backend: EngineBackend,
+    settings: Settings,
+    ideas: Mapping[str, Idea],
+    folder: Path,
+) -> Iterator[Row]:
+    """Build the graph as it is and each idea, and time them in interleaved pairs on random inputs."""
+    component = get_component(name)
+    device = device_of(settings, backend.name)
+
+    def made(kind: str, variant: Component) -> tuple[Engine, float]:
+        onnx, engine = folder / kind / "onnx", folder / kind / "engine"
+        onnx.mkdir(parents=True)
+        engine.mkdir()
+        exported = export_component(variant, model.checkpoint, profile, precision, onnx, settings)
+        facts = backend.build(exported, engine, settings)
+        return backend.load(engine, settings), float(facts.get("build_seconds", 0.0))
+
+    base, seconds = made("base", component)
+    calls = _random_inputs(component, model, profile, precision, device)
+    expected = base.run(calls)["sample"]
+    run = _into(base, calls)
+    yield Row(AS_IS, _time(run, run, device)[1], 0.0, 1.0, 0.0, seconds, run)
+    for kind, idea in ideas.items():
+        engine, seconds = made(kind, changed(component, idea))
+        theirs = {
+            key: _last(value) if idea.frames_inside and key.startswith("cache") else value
+            for key, value in calls.items()
+        }
+        found = engine.run(theirs)["sample"]
+        error = float((found.double() - expected.double()).norm() / expected.double().norm())
+        candidate = _into(engine, theirs)
+        before, after, gain = _time(run, candidate, device)
+        yield Row(kind, after, before, gain, error, seconds, candidate)
+
+
+def _time(
+    reference: Callable[[], object], candidate: Callable[[], object], device: str
+) -> tuple[float, float, float]:
+    """Both medians in milliseconds, and their ratio, over :data:`PAIRS` interleaved pairs."""
+    timer = PairedTimer(reference, candidate, synchronize=synchronize, warmup=3)
+    timer.warm_up()
+    timer.calibrate(0.2 if device == "cuda" else 0.0)
+    pairs = tuple(islice(timer.pairs(), PAIRS))
+    first, second = [pair.reference for pair in pairs], [pair.candidate for pair in pairs]
+    return 1e3 * median(first), 1e3 * median(second), ratio_of_medians(first, second)
+
+
+def _random_inputs(
+    component: Component, model: ResolvedModel, profile: ShapeProfile, precision: str, device: str
+) -> Tensors:
+    sizes, half = component.sizes(profile.opt), {"fp16": torch.float16}.get(precision, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        spec.name: torch.randn(spec.shape(sizes), generator=generator).to(
+            device, half if spec.dtype == "precision" else getattr(torch, spec.dtype)
+        )
+        for spec in component.inputs(model.checkpoint)
+    }
+
+
+def _into(engine: Engine, calls: Tensors) -> Callable[[], object]:
+    outputs = {name: torch.empty_like(value) for name, value in engine.run(calls).items()}
+    return lambda: engine.run_into(calls, outputs)
+
+
+def _last(frames: Tensor) -> Tensor:
+    return frames.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print a table, and write it with every number to ``--json``."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("component", choices=sorted(IDEAS))
+    parser.add_argument("ideas", nargs="*", help="all of the component's unless named")
+    parser.add_argument("--model", default="tiny-wan")
+    parser.add_argument("--layers", type=int, help="of the transformer, with random weights")
+    parser.add_argument("--profile")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--backend", default="tensorrt")
+    parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    unknown = set(given.ideas) - set(IDEAS[given.component])
+    if unknown:
+        parser.error(f"no idea {sorted(unknown)[0]!r}; there are {', '.join(IDEAS[given.component])}")
+    names = given.ideas or list(IDEAS[given.component])
+    settings = load_settings(overrides={"export.check": False, "perf.allow_tf32": given.tf32}).settings
+    backend = get_backend(given.backend)
+    if not isinstance(backend, EngineBackend):
+        parser.error(f"the backend {given.backend} has no engines")
+    backend.require(settings)
+    model = resolve(given.model, layers=given.layers)
+    profile = model.profile(given.profile)
+    ideas = {name: IDEAS[given.component][name] for name in names}
+    rows: list[dict[str, Any]] = []
+    device = device_of(settings, backend.name)
+    with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder, equal_conditions(settings):
+        measured = []
+        for row in measure(
+            given.component, model, profile, given.precision, backend, settings, ideas, Path(folder)
+        ):
+            measured.append(row)
+            print(
+                f"{row.name:16} {row.milliseconds:8.2f} ms  gain {row.gain:5.3f}x  relative L2"
+                f" {row.relative_l2:.1e}  build {row.build_seconds:4.0f} s",
+                flush=True,
+            )
+        for row in measured:
+            numbers = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "run"}
+            rows.append({**numbers, "kernels": breakdown(kernels_of(row.run, device))})
+            groups = rows[-1]["kernels"]["groups_ms"].items()
+            print(f"{row.name:16} {', '.join(f'{name} {spent:.1f} ms' for name, spent in groups if spent)}")
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The ideas of ``benchmarks/graph_ideas.py`` compute what the graphs compute."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.components import get_component
+from wan_trt_core.models.profiles import Sizes
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "graph_ideas.py"
+VIDEO = Sizes(height=32, width=48, frames=5, text_length=8)
+
+
+@pytest.fixture(scope="module")
+def ideas() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("graph_ideas", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(spec.shape(component.sizes(VIDEO)), generator=generator).to(
+            dtype if spec.dtype == "precision" else getattr(torch, spec.dtype)
+        )
+        for spec in component.inputs(checkpoint)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "idea", "precision", "tolerance"),
+    [
+        ("dit", "half-layer-norm", "fp16", 1e-2),
+        ("dit", "half-modulation", "fp16", 1e-2),
+        ("dit", "half-rotation", "fp16", 1e-2),
+        ("dit", "one-product", "fp32", 1e-5),
+        ("vae_decoder_next", "channels-last", "fp32", 1e-5),
+    ],
+)
+def test_an_idea_computes_what_the_graph_computes(
+    ideas: ModuleType, small_checkpoint: Path, name: str, idea: str, precision: str, tolerance: float
+) -> None:
+    checkpoint = Checkpoint.open(small_checkpoint)
+    chosen, component = ideas.IDEAS[name][idea], get_component(name)
+    variant = ideas.changed(component, chosen)
+    call = inputs(component, checkpoint, torch.float16 if precision == "fp16" else torch.float32)
+    theirs = [
+        ideas._last(value) if chosen.frames_inside and index else value for index, value in enumerate(call)
+    ]
+    with torch.no_grad():
+        expected = component.graph(checkpoint, precision)(*call)
+        found = variant.graph(checkpoint, precision)(*theirs)
+    assert float((found[0].double() - expected[0].double()).norm() / expected[0].double().norm()) < tolerance
+    for cache, reference in zip(found[1:], expected[1:], strict=True):
+        assert torch.allclose(cache.permute(0, 4, 1, 2, 3), reference, atol=1e-4)
+    for spec, value in zip(variant.outputs(checkpoint), found, strict=True):
+        assert tuple(value.shape) == spec.shape(component.sizes(VIDEO)), spec
+
+
+def test_every_idea_is_tested(ideas: ModuleType) -> None:
+    marks = test_an_idea_computes_what_the_graph_computes.pytestmark  # type: ignore[attr-defined]
+    tested = {(row[0], row[1]) for row in marks[0].args[1]}
+    assert tested == {(name, idea) for name, known in ideas.IDEAS.items() for idea in known}
+
+
+@pytest.mark.slow
+def test_the_table_of_a_cpu(
+    ideas: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAN_TRT_CONFIG", "")
+    assert resolve("tiny-wan").profiles
+    ideas.main(["vae_decoder_next", "--backend", "onnxruntime", "--json", str(tmp_path / "rows.json")])
+    assert "channels-last" in capsys.readouterr().out
+    base, row = json.loads((tmp_path / "rows.json").read_text())
+    assert base["name"] == ideas.AS_IS and row["milliseconds"] > 0 and row["relative_l2"] < 1e-5

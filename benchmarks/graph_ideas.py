@@ -122,8 +122,8 @@ def _one_product(graph: nn.Module) -> nn.Module:
             query = self._heads(dit._rms_norm(query, self.norm_q, self.eps))
             key = self._heads(dit._rms_norm(key, self.norm_k, self.eps))
             query, key = (dit._rotate(each, *rope).to(value.dtype) for each in (query, key))
-            query, key, value = (each.transpose(1, 2) for each in (query, key, self._heads(value)))
-            attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
+            query, value = query.transpose(1, 2), self._heads(value).transpose(1, 2)
+            attended = torch.softmax(query @ key.permute(0, 2, 3, 1), dim=-1) @ value
             return self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
 
     for block in graph.blocks:

@@ -183,7 +183,7 @@ def _write_onnx(
         converted.rename_axes(_axis_names(converted.model, inputs))
     report("optimize", 0.7)
     with _explained(component, precision, "optimizing the ONNX graph"):
-        converted.optimize()
+        _optimize(converted.model)
         _strip_metadata(converted.model)
     with _explained(component, precision, "writing the ONNX model"):
         converted.save(path, external_data=True)
@@ -270,6 +270,33 @@ def _axis_names(model: Any, inputs: tuple[TensorSpec, ...]) -> dict[Any, str]:
             if isinstance(axis, str) and not isinstance(found, int) and "*" not in axis:
                 names[str(found.value)] = axis
     return names
+
+
+def _optimize(model: Any) -> None:
+    """Fold constants, merge what is the same, drop what nothing uses.
+
+    Of the rewriter's rules, which ``ONNXProgram.optimize`` applies besides, only those that find something here: one of
+    the others searches the whole graph again at every node, 26 of the 61 seconds that a transformer of 30 layers takes.
+    """
+    import onnx_ir.passes
+    from onnx_ir.passes import Sequential
+    from onnxscript.optimizer import fold_constants
+    from onnxscript.rewriter import RewritePass
+    from onnxscript.rewriter.rules import common as rules
+
+    common: Any = onnx_ir.passes.common
+    common.InlinePass()(model)
+    fold_constants(model, onnx_shape_inference=True)
+    Sequential(
+        RewritePass([rules.materialize_reshape_shape_rule, rules.collapse_slice_rule]),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    )(model)
 
 
 def _strip_metadata(model: Any) -> None:

@@ -174,8 +174,8 @@ class _Attention(nn.Module):
         value = self._heads(self.to_v(source))
         if rope is not None:
             query, key = _rotate(query, *rope).to(value.dtype), _rotate(key, *rope).to(value.dtype)
-        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
+        query, value = query.transpose(1, 2), value.transpose(1, 2)
+        attended = torch.softmax(query @ key.permute(0, 2, 3, 1), dim=-1) @ value
         mixed: Tensor = self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
         return mixed
 

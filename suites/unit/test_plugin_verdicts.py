@@ -150,15 +150,18 @@ def test_no_baselines_for_this_hardware_is_reported_and_decides_only_when_requir
 
 
 @pytest.mark.parametrize(
-    ("stored", "verdict"),
+    ("stored", "backend", "verdict"),
     [
-        ({"good-one": 1e-5}, ("pass", "within_limit")),
-        ({"good-one": 1e-6}, ("fail", "worse_than_band")),
-        ({"other": 1e-5}, ("missing", "no_baseline")),
-        ({"good-one": 0.0}, ("invalid", "baseline_invalid")),
+        ({"good-one": 1e-5}, "onnxruntime", ("pass", "within_limit")),
+        ({"good-one": 1e-5}, "tensorrt", ("invalid", "baseline_invalid")),
+        ({"good-one": 1e-6}, "onnxruntime", ("fail", "worse_than_band")),
+        ({"other": 1e-5}, "tensorrt", ("missing", "no_baseline")),
+        ({"good-one": 0.0}, "onnxruntime", ("invalid", "baseline_invalid")),
     ],
 )
-def test_baselines(project: Project, stored: dict[str, float], verdict: tuple[str, str]) -> None:
+def test_baselines(
+    project: Project, stored: dict[str, float], backend: str, verdict: tuple[str, str]
+) -> None:
     import json
 
     project.cases("good-one", bands=True)
@@ -166,9 +169,8 @@ def test_baselines(project: Project, stored: dict[str, float], verdict: tuple[st
         "unit": "", "better": "lower", "n": 1, "spread": 0.0,
         "tolerance": {"rel": 0.5, "abs": 0.0, "reason": "rounding"},
     }  # fmt: skip
-    provenance = dict.fromkeys(
-        ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
-    )
+    keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
+    provenance = {**dict.fromkeys(keys), "backend": backend}
     cases = {
         case: {
             "metrics": {"relative_l2": {**entry, "value": value, "samples": [value]}},

@@ -201,7 +201,7 @@ class FakeTarget:
         return None
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        return {"engines": self.calls}  # what an engine holds is known once it ran
 
     def problems(self) -> dict[Reason, str]:
         return {}
@@ -358,6 +358,7 @@ def test_what_a_case_names_is_timed_beside_its_gate(perf_case: Case) -> None:
     assert measurement.metrics["compile_speedup"].value == pytest.approx(1.3, rel=0.01)
     assert measurement.metrics["graph_gain"].value == pytest.approx(1.1, rel=0.01)
     assert "interval" in measurement.metrics["graph_gain"].detail
+    assert measurement.facts["engines"] > 2 * len(measurement.series["reference_s"])
     assert target.left == ["torch-compile", "no-cuda-graphs"]  # each is released before the next
     for name in ("torch_compile", "torch_compile_candidate", "no_cuda_graphs", "no_cuda_graphs_candidate"):
         assert len(measurement.series[f"{name}_s"]) == 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -636,6 +638,26 @@ def test_a_dying_measuring_process_is_an_error(healthy: Settings, monkeypatch: p
     monkeypatch.setattr(memory, "measure_here", die)
     with pytest.raises(EngineError, match="candidate's measuring process died"):
         measure_case(case_of("dit", healthy), "memory", Context(healthy))
+
+
+def test_an_interrupted_measurement_ends_at_once(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the signal reaches this process alone, as from a CI runner; in a terminal the other one gets it too."""
+    case, context = case_of("dit", healthy), Context(healthy)
+    target_of(case, context).build()
+    monkeypatch.setattr(memory, "measure_here", outlast)
+    start = time.monotonic()
+    interrupt = threading.Timer(2.0, os.kill, [os.getpid(), signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.start()
+        measure_case(case, "memory", context)
+    assert time.monotonic() - start < OUTLAST / 2
+
+
+OUTLAST = 40.0
+
+
+def outlast(*_: Any) -> None:
+    time.sleep(OUTLAST)
 
 
 def die(*_: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from plugin_support import HARDWARE, Project, project
+from plugin_support import HARDWARE, PLUGIN_ARGS, Project, project
 
 __all__ = ["project"]
 
@@ -90,6 +90,16 @@ def test_what_could_not_be_measured_fails_and_stays_in_the_report(
     assert project.verdicts()["parity", case] == ("invalid", "not_measured")
     result.stdout.fnmatch_lines([f"*{shown}*"])
     assert ("conftest.py:" in result.stdout.str()) is traceback
+
+
+def test_killed_run_leaves_what_it_judged(project: Project) -> None:
+    project.cases("good-one", "dies-one", "good-two")
+    result = project.pytester.runpytest_subprocess(*PLUGIN_ARGS, "-p", "no:xdist", "-m", "parity")
+    assert result.ret == 3  # of the process itself: nothing of pytest ran after it
+    assert project.verdicts() == {
+        ("parity", "good-one"): ("pass", "within_limit"),
+        ("parity", "dies-one"): ("invalid", "not_measured"),
+    }
 
 
 def test_process_that_dies_leaves_its_case_in_the_report(project: Project) -> None:

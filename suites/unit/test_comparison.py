@@ -436,6 +436,32 @@ def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
     assert target.compiled() == {"transformer": "whole module"}
 
 
+def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Settings) -> None:
+    closed: list[str] = []
+
+    def loads(context: Context, name: str) -> None:
+        context.engines._engines[(name,)] = SimpleNamespace(close=lambda: closed.append(name))  # type: ignore[assignment]
+
+    on_gpu = Context(healthy.model_copy(update={"device": "cuda"}))
+    first, tf32, other = (
+        case_of("dit", healthy, **changes) for changes in ({}, {"tf32": True}, {"model": "tiny-wan"})
+    )
+    loads(on_gpu.under(first), "first")
+    on_gpu.model(first)
+    on_gpu.under(first)
+    assert not closed
+    twin = on_gpu.under(tf32)
+    assert twin is not on_gpu and closed == ["first"]
+    assert list(twin._models) == [(first.model, None)]  # its modules serve both
+    loads(twin, "tf32")
+    on_gpu.under(other)
+    assert closed == ["first", "tf32"] and not on_gpu._models
+    on_cpu = Context(healthy)
+    loads(on_cpu.under(first), "kept")
+    on_cpu.under(other)
+    assert "kept" not in closed
+
+
 def test_without_cuda_graphs_is_the_same_engine_loaded_again_and_released(
     healthy: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,9 +170,8 @@ class PairedTimer:
     def calibrate(self, seconds: float) -> None:
         """Set ``calls`` so that the candidate takes at least ``seconds`` a time: short ones are mostly jitter."""
         least, self.calls = self.calls, 1
-        for _ in range(
-            2
-        ):  # the first may hold what is done once: an engine captures its second call as a graph
+        # twice, for the first may hold what is done once: an engine captures its second call as a graph
+        for _ in range(2):
             once, _ = self._time(self._candidate)
             self.calls = max(least, math.ceil(seconds / once) if once > 0 else 1)
             if once > 10 * seconds:

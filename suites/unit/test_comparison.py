@@ -436,6 +436,25 @@ def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
     assert target.compiled() == {"transformer": "whole module"}
 
 
+@pytest.mark.parametrize(
+    ("component", "precision", "parts"),
+    [
+        ("dit", "fp32", ["transformer"]),
+        ("vae_decoder", "fp32", ["vae"]),
+        ("pipeline", {"dit": "bf16", "vae": "fp32"}, ["transformer", "vae"]),
+    ],
+)
+def test_a_candidate_s_fallback_is_looked_for_in_the_modules_that_the_reference_runs(
+    component: str, precision: Any, parts: list[str], healthy: Settings
+) -> None:
+    target = target_of(
+        case_of(component, healthy, precision="fp32", reference_precision=precision), Context(healthy)
+    )
+    with torch.inference_mode(), target.candidate.watched() as ran:
+        target.reference.call(target.inputs())
+    assert sorted(set(ran)) == parts
+
+
 def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Settings) -> None:
     closed: list[str] = []
 

@@ -654,6 +654,18 @@ def test_the_reference_is_measured_beside_the_candidate(healthy: Settings) -> No
     assert (check.verdict, check.metric) == (Verdict.FAIL, "peak_over_reference")
 
 
+def test_a_gpu_is_left_to_the_process_that_measures(
+    healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What parity left loaded here is closed first, or both would have to fit."""
+    context, closed = Context(healthy.model_copy(update={"device": "cuda"})), []
+    engine: Any = SimpleNamespace(close=lambda: closed.append("before"))
+    context.engines._engines[("dit",)] = engine
+    monkeypatch.setattr(memory, "_in_fresh_process", lambda *_: closed.append("measured"))
+    memory.measure(case_of("dit", healthy), context)
+    assert closed == ["before", "measured"]
+
+
 def test_a_ratio_to_nothing_is_not_computed() -> None:
     def used(value: float) -> Measurement:
         return Measurement(metrics={"device_used": Metric(value=value, unit="B", better="lower")})

@@ -74,7 +74,10 @@ def measure(case: Case, context: Context) -> Measurement:
     """
     if case.memory is None:
         raise ValueError(f"case {case.id} has no memory gate")
-    target_of(case, context).build()
+    target = target_of(case, context)
+    target.build()
+    if target.device == "cuda":
+        context.close()  # engines that earlier measurements loaded take room that the other process may need
     candidate = _in_fresh_process("candidate", case, context.settings)
     if not case.memory.reference:
         return candidate

@@ -30,6 +30,7 @@ from wan_trt_core.baselines import (
     compare_entries,
     find_orphans,
     new_entry,
+    other_backend,
     read_baselines,
     write_baselines,
 )
@@ -190,17 +191,20 @@ def plan_update(
     Args:
         root: the baselines folder.
         suite: which suite.
-        cases: all cases of the case file; those without a band in this suite have no baseline.
+        cases: all cases of the case file; those without a band in this suite have no baseline, and those for other
+            backends only than the records' have none here.
         records: one or more independent runs, on the same hardware.
         provenance: of the new entries.
         selected: ids of the cases to regenerate; all of them unless given. Orphans are dropped only then.
 
     Raises:
-        Refused: when a run is unfit, see :func:`case_records`.
+        Refused: when a run is unfit, see :func:`case_records`, or another backend's baselines are stored.
         BaselineError: when the stored file is invalid, or a measured value cannot be one.
     """
     banded = {case.id: case for case in cases if getattr(case, suite) is not None and gate_bands(case, suite)}
-    wanted = set(banded) if selected is None else set(selected)
+    ran = {case.backend for record in records for case in record.cases}
+    here = {name for name, case in banded.items() if not case.only_backends or ran & set(case.only_backends)}
+    wanted = here if selected is None else set(selected)
     if unknown := sorted(wanted - set(banded)):
         raise Refused(
             f"no case with bands in suite {suite} is called {', '.join(unknown)}; {_choices(banded)}"
@@ -217,7 +221,7 @@ def plan_update(
     for model, ids in sorted(by_model.items()):
         entries = {}
         for case in ids:
-            data = _provenance(provenance, records[0])
+            data = _provenance(provenance, records[0], _one_backend(case, [run[case] for run in runs]))
             entries[case] = new_entry(
                 case, gate_bands(banded[case], suite), [run[case].measurement for run in runs], data
             )
@@ -348,6 +352,8 @@ def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str]
     touched: set[str] = set()
     after = dict(stored)
     for case, entry in new.cases.items():
+        if case in stored and (other := other_backend(case, stored[case], entry.provenance["backend"])):
+            raise Refused(other)
         found = compare_entries(case, stored.get(case), entry)
         rows += found
         if any(row.kind is not Change.WITHIN_BAND for row in found):
@@ -376,8 +382,16 @@ def _explained(entry: BaselineEntry, rows: Sequence[Row]) -> BaselineEntry:
     return replace(entry, provenance={**entry.provenance, "accepted_regression": None})
 
 
-def _provenance(provenance: Provenance, record: RunRecord) -> dict[str, Any]:
+def _one_backend(case: str, found: Sequence[CaseRecord]) -> str:
+    backends = sorted({record.backend for record in found})
+    if len(backends) > 1:
+        raise Refused(f"case {case}: the records are of different backends ({', '.join(backends)})")
+    return backends[0]
+
+
+def _provenance(provenance: Provenance, record: RunRecord, backend: str) -> dict[str, Any]:
     return {
+        "backend": backend,
         "commit": provenance.commit,
         "dirty": False,
         "date": provenance.date,

@@ -46,6 +46,7 @@ __all__ = [
     "compare_entries",
     "find_orphans",
     "new_entry",
+    "other_backend",
     "read_baselines",
     "write_baselines",
 ]
@@ -62,7 +63,16 @@ _FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
 _ENTRY_KEYS = {"metrics", "provenance"}
 _METRIC_KEYS = {"value", "unit", "better", "n", "spread", "samples", "tolerance"}
 _TOLERANCE_KEYS = {"rel", "abs", "reason"}
-_PROVENANCE_KEYS = {"commit", "dirty", "date", "command", "versions", "runs", "accepted_regression"}
+_PROVENANCE_KEYS = {
+    "backend",
+    "commit",
+    "dirty",
+    "date",
+    "command",
+    "versions",
+    "runs",
+    "accepted_regression",
+}
 
 
 class BaselineError(ValueError):
@@ -199,6 +209,20 @@ def write_baselines(root: Path, baselines: BaselineFile, touched: Collection[str
 def find_orphans(baselines: BaselineFile, cases: Collection[str]) -> tuple[str, ...]:
     """Cases with a baseline that no case file has: nothing will ever be held against them."""
     return tuple(sorted(set(baselines.cases) - set(cases)))
+
+
+def other_backend(case: str, stored: BaselineEntry, backend: str) -> str | None:
+    """Why an entry says nothing about a run on ``backend``: another one made it. ``None`` where it made it itself.
+
+    Several backends run the same cases on one GPU; what one of them needs is no measure of the other.
+    """
+    made_by = stored.provenance["backend"]
+    if made_by == backend:
+        return None
+    return (
+        f"case {case}: the stored baseline is of the backend {made_by}, this run is of {backend}; keep the baselines"
+        " of another backend in a folder of their own (--wan-baselines, in the tool --baselines)"
+    )
 
 
 def new_entry(

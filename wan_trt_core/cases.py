@@ -105,7 +105,8 @@ class PerfGate(_Model):
 
     Attributes:
         also: what is timed beside it, by the names of :data:`BESIDE`.
-        limits: floors of what ``also`` measures; the lower end of its interval must reach them.
+        limits: floors of what ``also`` measures; the lower end of its interval must reach them, and only where the
+            upper end does not either it is a ``fail``.
     """
 
     speedup: Number = Field(default=DEFAULT_SPEEDUP, gt=0)

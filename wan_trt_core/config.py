@@ -146,7 +146,7 @@ class PerfSettings(_Model):
     )
     allow_tf32: bool = Field(default=False, description="let both arms use TF32 for float32 products")
     also_pairs: int = Field(
-        default=5, ge=3, description="pairs of what a case times beside its gate (its perf.also)"
+        default=9, ge=3, description="pairs of what a case times beside its gate (its perf.also)"
     )
     kernels: bool = Field(
         default=True, description="on a GPU, profile one call of each arm in a process of its own"

@@ -91,6 +91,7 @@ def entry(reference: float = 0.1, candidate: float = 0.06, rel: float = 0.10) ->
 def provenance() -> dict[str, Any]:
     """Of a baseline entry."""
     return {
+        "backend": "onnxruntime",
         "commit": "abc",
         "dirty": False,
         "date": "2026-01-01T00:00:00Z",

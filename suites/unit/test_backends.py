@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import subprocess
@@ -554,6 +555,21 @@ def test_torch_compile_compiles_what_a_vae_runs() -> None:
     assert isinstance(twin.decoder, torch._dynamo.OptimizedModule)
     assert twin.decoder._orig_mod is original
     assert isinstance(backend.wrap(nn.Linear(2, 2), settings()), torch._dynamo.OptimizedModule)
+
+
+def test_torch_compile_compiles_each_case_for_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself PyTorch answers a module's second size with code for all of them, and compiles no third."""
+    compiled = []
+
+    def note(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=note))
+    module = nn.Linear(2, 2)
+    for tokens in (3, 4, 5):
+        get_backend("torch-compile").wrap(module, settings())(torch.ones(tokens, 2))  # type: ignore[attr-defined]
+    assert len(compiled) == 3
 
 
 def test_torch_compile_of_repeated_blocks_only_leaves_the_original_alone() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -201,7 +203,7 @@ class FakeTarget:
         return None
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        return {"engines": self.calls}  # what an engine holds is known once it ran
 
     def problems(self) -> dict[Reason, str]:
         return {}
@@ -358,6 +360,7 @@ def test_what_a_case_names_is_timed_beside_its_gate(perf_case: Case) -> None:
     assert measurement.metrics["compile_speedup"].value == pytest.approx(1.3, rel=0.01)
     assert measurement.metrics["graph_gain"].value == pytest.approx(1.1, rel=0.01)
     assert "interval" in measurement.metrics["graph_gain"].detail
+    assert measurement.facts["engines"] > 2 * len(measurement.series["reference_s"])
     assert target.left == ["torch-compile", "no-cuda-graphs"]  # each is released before the next
     for name in ("torch_compile", "torch_compile_candidate", "no_cuda_graphs", "no_cuda_graphs_candidate"):
         assert len(measurement.series[f"{name}_s"]) == 4
@@ -431,6 +434,51 @@ def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
     assert wrapped == [context.model(case).checkpoint.load("transformer", "fp32", "cpu")]
     torch.testing.assert_close(found.tensors, expected.tensors)
     assert target.compiled() == {"transformer": "whole module"}
+
+
+@pytest.mark.parametrize(
+    ("component", "precision", "parts"),
+    [
+        ("dit", "fp32", ["transformer"]),
+        ("vae_decoder", "fp32", ["vae"]),
+        ("pipeline", {"dit": "bf16", "vae": "fp32"}, ["transformer", "vae"]),
+    ],
+)
+def test_a_candidate_s_fallback_is_looked_for_in_the_modules_that_the_reference_runs(
+    component: str, precision: Any, parts: list[str], healthy: Settings
+) -> None:
+    target = target_of(
+        case_of(component, healthy, precision="fp32", reference_precision=precision), Context(healthy)
+    )
+    with torch.inference_mode(), target.candidate.watched() as ran:
+        target.reference.call(target.inputs())
+    assert sorted(set(ran)) == parts
+
+
+def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Settings) -> None:
+    closed: list[str] = []
+
+    def loads(context: Context, name: str) -> None:
+        context.engines._engines[(name,)] = SimpleNamespace(close=lambda: closed.append(name))  # type: ignore[assignment]
+
+    on_gpu = Context(healthy.model_copy(update={"device": "cuda"}))
+    first, tf32, other = (
+        case_of("dit", healthy, **changes) for changes in ({}, {"tf32": True}, {"model": "tiny-wan"})
+    )
+    loads(on_gpu.under(first), "first")
+    on_gpu.model(first)
+    on_gpu.under(first)
+    assert not closed
+    twin = on_gpu.under(tf32)
+    assert twin is not on_gpu and closed == ["first"]
+    assert list(twin._models) == [(first.model, None)]  # its modules serve both
+    loads(twin, "tf32")
+    on_gpu.under(other)
+    assert closed == ["first", "tf32"] and not on_gpu._models
+    on_cpu = Context(healthy)
+    loads(on_cpu.under(first), "kept")
+    on_cpu.under(other)
+    assert "kept" not in closed
 
 
 def test_without_cuda_graphs_is_the_same_engine_loaded_again_and_released(
@@ -606,6 +654,18 @@ def test_the_reference_is_measured_beside_the_candidate(healthy: Settings) -> No
     assert (check.verdict, check.metric) == (Verdict.FAIL, "peak_over_reference")
 
 
+def test_a_gpu_is_left_to_the_process_that_measures(
+    healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What parity left loaded here is closed first, or both would have to fit."""
+    context, closed = Context(healthy.model_copy(update={"device": "cuda"})), []
+    engine: Any = SimpleNamespace(close=lambda: closed.append("before"))
+    context.engines._engines[("dit",)] = engine
+    monkeypatch.setattr(memory, "_in_fresh_process", lambda *_: closed.append("measured"))
+    memory.measure(case_of("dit", healthy), context)
+    assert closed == ["before", "measured"]
+
+
 def test_a_ratio_to_nothing_is_not_computed() -> None:
     def used(value: float) -> Measurement:
         return Measurement(metrics={"device_used": Metric(value=value, unit="B", better="lower")})
@@ -635,6 +695,26 @@ def test_a_dying_measuring_process_is_an_error(healthy: Settings, monkeypatch: p
     monkeypatch.setattr(memory, "measure_here", die)
     with pytest.raises(EngineError, match="candidate's measuring process died"):
         measure_case(case_of("dit", healthy), "memory", Context(healthy))
+
+
+def test_an_interrupted_measurement_ends_at_once(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the signal reaches this process alone, as from a CI runner; in a terminal the other one gets it too."""
+    case, context = case_of("dit", healthy), Context(healthy)
+    target_of(case, context).build()
+    monkeypatch.setattr(memory, "measure_here", outlast)
+    start = time.monotonic()
+    interrupt = threading.Timer(2.0, os.kill, [os.getpid(), signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.start()
+        measure_case(case, "memory", context)
+    assert time.monotonic() - start < OUTLAST / 2
+
+
+OUTLAST = 40.0
+
+
+def outlast(*_: Any) -> None:
+    time.sleep(OUTLAST)
 
 
 def die(*_: Any) -> None:

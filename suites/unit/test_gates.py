@@ -350,10 +350,11 @@ class TestPerfCase:
         ("least", "expected"),
         [
             (1.05, (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)),  # of the speed-up, which comes first
-            (1.2, (Verdict.FAIL, Reason.BEYOND_LIMIT)),  # although the ratio itself is 1.2
+            (1.2, (Verdict.INCONCLUSIVE, Reason.BUDGET_EXHAUSTED)),  # although the ratio itself is over 1.2
+            (1.3, (Verdict.FAIL, Reason.BEYOND_LIMIT)),  # over the upper end too
         ],
     )
-    def test_a_limit_beside_the_gate_holds_the_lower_end(
+    def test_a_limit_beside_the_gate_holds_the_interval(
         self, least: float, expected: tuple[Verdict, Reason]
     ) -> None:
         other, ours = paired_times(1.21, pairs=5)

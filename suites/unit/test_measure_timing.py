@@ -171,15 +171,26 @@ def test_short_calls_are_repeated_until_one_time_covers_enough() -> None:
     )  # fmt: skip
     assert times.facts()["calls_per_time"] == 4
     assert times.pairs[0] == Pair(0.125, 0.0625)  # of one call, not of four
-    warmed, calibrated, noise, pairs = 0.1875, 0.0625, 2 * 0.25, 3 * (0.5 + 0.25)
+    warmed, calibrated, noise, pairs = 0.1875, 0.0625 + 0.25, 2 * 0.25, 3 * (0.5 + 0.25)
     assert clock.now - start == pytest.approx(warmed + calibrated + noise + pairs)
 
 
-def test_long_calls_are_timed_one_by_one() -> None:
+def test_what_the_first_calls_do_once_makes_no_short_samples() -> None:
+    """A CUDA graph is captured in a hundred times a replay's time."""
     clock = FakeClock()
-    timer = PairedTimer(clock.work(3.0), clock.work(2.0), clock=clock, warmup=1)
+    first, later = clock.work(0.5), clock.work(0.0078125)
+    calls = iter([first, *[later] * 99])
+    timer = PairedTimer(clock.work(1.0), lambda: next(calls)(), clock=clock)
+    timer.calibrate(0.25)
+    assert timer.calls == 32
+
+
+def test_long_calls_are_timed_one_by_one() -> None:
+    clock, log = FakeClock(), []
+    timer = PairedTimer(clock.work(3.0), clock.work(2.0, log, "x"), clock=clock, warmup=1)
     timer.calibrate(0.1)
     assert timer.calls == 1
+    assert log == ["x"]  # and once is enough to know
 
 
 def test_cheap_noise_pairs_go_on_for_a_share_of_the_budget() -> None:

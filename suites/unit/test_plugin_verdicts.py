@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from plugin_support import HARDWARE, Project, project
+from plugin_support import HARDWARE, PLUGIN_ARGS, Project, project
 
 __all__ = ["project"]
 
@@ -92,6 +92,16 @@ def test_what_could_not_be_measured_fails_and_stays_in_the_report(
     assert ("conftest.py:" in result.stdout.str()) is traceback
 
 
+def test_killed_run_leaves_what_it_judged(project: Project) -> None:
+    project.cases("good-one", "dies-one", "good-two")
+    result = project.pytester.runpytest_subprocess(*PLUGIN_ARGS, "-p", "no:xdist", "-m", "parity")
+    assert result.ret == 3  # of the process itself: nothing of pytest ran after it
+    assert project.verdicts() == {
+        ("parity", "good-one"): ("pass", "within_limit"),
+        ("parity", "dies-one"): ("invalid", "not_measured"),
+    }
+
+
 def test_process_that_dies_leaves_its_case_in_the_report(project: Project) -> None:
     project.cases("good-one", "dies-one", "good-two")
     result = project.run("-m", "parity", "-n1")
@@ -150,15 +160,18 @@ def test_no_baselines_for_this_hardware_is_reported_and_decides_only_when_requir
 
 
 @pytest.mark.parametrize(
-    ("stored", "verdict"),
+    ("stored", "backend", "verdict"),
     [
-        ({"good-one": 1e-5}, ("pass", "within_limit")),
-        ({"good-one": 1e-6}, ("fail", "worse_than_band")),
-        ({"other": 1e-5}, ("missing", "no_baseline")),
-        ({"good-one": 0.0}, ("invalid", "baseline_invalid")),
+        ({"good-one": 1e-5}, "onnxruntime", ("pass", "within_limit")),
+        ({"good-one": 1e-5}, "tensorrt", ("invalid", "baseline_invalid")),
+        ({"good-one": 1e-6}, "onnxruntime", ("fail", "worse_than_band")),
+        ({"other": 1e-5}, "tensorrt", ("missing", "no_baseline")),
+        ({"good-one": 0.0}, "onnxruntime", ("invalid", "baseline_invalid")),
     ],
 )
-def test_baselines(project: Project, stored: dict[str, float], verdict: tuple[str, str]) -> None:
+def test_baselines(
+    project: Project, stored: dict[str, float], backend: str, verdict: tuple[str, str]
+) -> None:
     import json
 
     project.cases("good-one", bands=True)
@@ -166,9 +179,8 @@ def test_baselines(project: Project, stored: dict[str, float], verdict: tuple[st
         "unit": "", "better": "lower", "n": 1, "spread": 0.0,
         "tolerance": {"rel": 0.5, "abs": 0.0, "reason": "rounding"},
     }  # fmt: skip
-    provenance = dict.fromkeys(
-        ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
-    )
+    keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
+    provenance = {**dict.fromkeys(keys), "backend": backend}
     cases = {
         case: {
             "metrics": {"relative_l2": {**entry, "value": value, "samples": [value]}},

@@ -156,6 +156,25 @@ class TestPlan:
         with pytest.raises(update.Refused, match="did not measure vae-fp32"):
             plan(tmp_path, record(cases=CASES[:1]))
 
+    def test_cases_of_other_backends_only_are_not_waited_for(self, tmp_path: Path) -> None:
+        gpu = CASES[1].model_copy(update={"only_backends": ("tensorrt",)})
+        assert plan(tmp_path, record(cases=CASES[:1]), cases=(CASES[0], gpu)).touched == {"dit-fp32"}
+        with pytest.raises(update.Refused, match="did not measure vae-fp32"):
+            plan(tmp_path, record(cases=CASES[:1]), cases=(CASES[0], gpu), selected=["vae-fp32"])
+        on_gpu = tuple(case.model_copy(update={"backend": "tensorrt"}) for case in (CASES[0], gpu))
+        assert plan(tmp_path, record(cases=on_gpu), cases=on_gpu).touched == {"dit-fp32", "vae-fp32"}
+        with pytest.raises(update.Refused, match="did not measure vae-fp32"):
+            plan(tmp_path, record(cases=on_gpu[:1]), cases=on_gpu)
+
+    def test_another_backend_writes_over_nothing(self, tmp_path: Path) -> None:
+        before = stored(tmp_path).read_bytes()
+        other = tuple(case.model_copy(update={"backend": "tensorrt"}) for case in CASES)
+        with pytest.raises(update.Refused, match=r"is of the backend onnxruntime.*--baselines"):
+            plan(tmp_path, record(cases=other), cases=other)
+        with pytest.raises(update.Refused, match=r"different backends \(onnxruntime, tensorrt\)"):
+            plan(tmp_path / "new", record(), record(cases=other))
+        assert baseline_path(tmp_path, HARDWARE, "tiny-wan", "perf").read_bytes() == before
+
     def test_void_measurement_is_refused(self, tmp_path: Path) -> None:
         void = perf_measurement(problems={Reason.FALLBACK_TO_PYTORCH: "it ran in PyTorch"})
         with pytest.raises(update.Refused, match="it ran in PyTorch"):

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from wan_trt_core.backends.base import Engine, EngineError, TensorInfo
 from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.graphs import vae_reference
+from wan_trt_core.models.vae_caches import CacheSpec
 from wan_trt_core.pipeline.streaming import StreamingDecoder
 
 HEIGHT, WIDTH = 4, 6
@@ -92,6 +94,15 @@ def test_decoding_in_steps_equals_decoding_the_whole_video(checkpoint: Checkpoin
     steps = list(decoder.decode_steps(given))
     assert [step.shape[2] for step in steps] == [1] + [4] * (frames - 1)
     assert torch.equal(torch.cat(steps, dim=2), found)
+
+
+def test_the_reference_step_copies_no_whole_cache() -> None:
+    """Timed against an engine it must do what diffusers does, and no more."""
+    cache, given = CacheSpec("taken", "left", channels=3, scale=2), latents(1)
+    whole = torch.ones(1, 3, 2, 2 * HEIGHT, 2 * WIDTH)
+    assert vae_reference._two_frames(whole, cache, given) is whole
+    for early, expected in (("Rep", 0.0), (whole[:, :, 1:], 0.5)):
+        assert vae_reference._two_frames(early, cache, given).mean() == expected
 
 
 def test_every_step_sees_what_came_before() -> None:

@@ -61,9 +61,13 @@ class TorchCompileBackend(ModuleBackend):
 
         ``torch.compile`` covers a module's ``forward`` and a VAE is entered through ``decode``, so compiling
         the VAE itself would compile nothing that runs.
+
+        What was compiled before is forgotten: PyTorch remembers by a module's code the shapes that it met, would
+        compile the next case's for any length, which is slower, and after some shapes would run them eagerly.
         """
         import torch
 
+        torch.compiler.reset()
         mode, scope = settings.torch_compile.mode, self.scope(module, settings)
         if scope == "whole module":
             compiled: Any = torch.compile(module, mode=mode)

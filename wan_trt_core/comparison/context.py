@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.backends.registry import device_of
+from wan_trt_core.comparison.conditions import release
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case
@@ -14,12 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Context:
-    """Made once a session and handed to every measurement. Loading is lazy, and happens once."""
+    """Made once a session and handed to every measurement. Loading is lazy, and happens once for the cases in a row
+    that share what is loaded."""
 
     settings: Settings
     _models: dict[tuple[str, int | None], ResolvedModel] = field(default_factory=dict, init=False)
     _engines: EngineStore | None = field(default=None, init=False)
     _tf32: Context | None = field(default=None, init=False)
+    _serves: tuple[Any, ...] | None = field(default=None, init=False)
 
     def model(self, case: Case) -> ResolvedModel:
         """The case's model, opened.
@@ -50,7 +55,17 @@ class Context:
         return self._engines
 
     def under(self, case: Case) -> Context:
-        """This context, or its twin that allows TF32, where the case does: other settings, so other engines."""
+        """This context, or its twin that allows TF32, where the case does: other settings, so other engines.
+
+        On a GPU what only earlier cases needed is given back before: their engines, and the modules of other models.
+        """
+        serves = (case.model, case.layers, case.profile, case.precision_label, case.backend, case.tf32)
+        if serves != self._serves and device_of(self.settings, case.backend) == "cuda":
+            self.close()
+            for other in [key for key in self._models if key != (case.model, case.layers)]:
+                del self._models[other]
+            release()
+        self._serves = serves
         if not case.tf32 or self.settings.perf.allow_tf32:
             return self
         if self._tf32 is None:

@@ -13,9 +13,12 @@ its allocator, and ``device_used`` by everything: TensorRT's weights and context
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -71,7 +74,10 @@ def measure(case: Case, context: Context) -> Measurement:
     """
     if case.memory is None:
         raise ValueError(f"case {case.id} has no memory gate")
-    target_of(case, context).build()
+    target = target_of(case, context)
+    target.build()
+    if target.device == "cuda":
+        context.close()  # engines that earlier measurements loaded take room that the other process may need
     candidate = _in_fresh_process("candidate", case, context.settings)
     if not case.memory.reference:
         return candidate
@@ -179,7 +185,9 @@ def _in_fresh_process(arm: ArmName, case: Case, settings: Settings) -> Measureme
         torch.cuda.empty_cache()  # of this process: the other one may need it
         in_use = current_device_in_use()
     with ProcessPoolExecutor(max_workers=1, mp_context=_context(device)) as fresh:
+        process = None
         try:
+            process = fresh.submit(os.getpid).result()
             return fresh.submit(measure_here, case, settings, arm, in_use).result()
         except torch.OutOfMemoryError as error:
             raise EngineError(f"memory of {case.id}: the {arm} does not fit: {error}") from error
@@ -187,6 +195,11 @@ def _in_fresh_process(arm: ArmName, case: Case, settings: Settings) -> Measureme
             raise EngineError(
                 f"memory of {case.id}: the {arm}'s measuring process died; the system may have run out of memory"
             ) from error
+        except (KeyboardInterrupt, SystemExit):
+            if process is not None:  # or leaving would wait for minutes until it has measured
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGTERM)
+            raise
 
 
 def _can_fork() -> bool:

@@ -91,7 +91,6 @@ def time_target(
             name: getattr(plan, name) for name in ("min_pairs", "max_pairs", "step", "confidence")
         },
         "steps": target.steps,
-        **target.facts(),
     }
     watch = watch or ClockWatch(target.device)
     once = {
@@ -117,6 +116,7 @@ def time_target(
         watch=watch,
     )
     problems = {**target.problems(), **_problems(reference, candidate)}
+    facts |= target.facts()  # now that the engines hold what they need
     expected, found = timer.outputs
     metrics = times.metrics(reference_extra=rule.reference_extra, candidate_extra=rule.candidate_extra)
     metrics |= compare(expected, found, required, target.fps)

@@ -219,9 +219,8 @@ class Target(ABC):
 
     def stock_modules(self, part: str) -> dict[str, nn.Module]:
         """Diffusers' own modules that an engine replaces: where one of them runs, the engine did not."""
-        module: Any = self.model.checkpoint.load(
-            part, self.reference_precision(self.components[0]), self.device
-        )
+        component = next(name for name in self.components if get_component(name).part == part)
+        module: Any = self.model.checkpoint.load(part, self.reference_precision(component), self.device)
         stock = {
             "transformer": lambda: module.blocks[0],
             "vae": lambda: module.decoder,

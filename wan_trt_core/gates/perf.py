@@ -186,7 +186,7 @@ def _speedup_of(gate: PerfGate, measurement: Measurement) -> Check:
 
 
 def _judge_beside(name: str, metric: str, limit: Limit, measurement: Measurement) -> Check:
-    """Hold the lower end of the interval against a limit."""
+    """Hold the interval against a limit, which is a floor: a fail is as sure as a pass."""
     found = measurement.metrics.get(metric)
     if found is None or found.value is None:
         return judge_limit("beside", metric, limit, found)
@@ -197,6 +197,9 @@ def _judge_beside(name: str, metric: str, limit: Limit, measurement: Measurement
         return Check("beside", metric, Verdict.INVALID, Reason.NOT_MEASURED, message, limit=limit.min)
     check = judge_limit("beside", metric, limit, found.model_copy(update={"value": interval.low}))
     message = f"{check.message}, at the lower end of {describe(interval, rule)}"
+    if check.verdict is Verdict.FAIL and limit.min is not None and interval.high >= limit.min:
+        check = replace(check, verdict=Verdict.INCONCLUSIVE, reason=Reason.BUDGET_EXHAUSTED)
+        message += "; not decided: raise perf.also_pairs, or run on a quieter machine"
     return replace(check, message=message, evidence=_evidence(interval, rule))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,10 +63,15 @@ class Collector:
         self._not_written: str | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the record of a case; a later one (of the call) replaces an earlier one (of the setup)."""
+        """Keep the record of a case; a later one (of the call) replaces an earlier one (of the setup).
+
+        What is known is written each time: a killed run (a job's time limit, a system out of memory) leaves it.
+        """
         record = judging.received(report)
         if record is not None:
             self._records[record.suite, record.case] = record
+            with suppress(OSError):  # told at the end, if it is still so
+                self.run_record().write(self.session.settings.report / RESULTS)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write ``results.json`` and ``report.md``."""

@@ -34,6 +34,8 @@ def decode_step(vae: AutoencoderKLWan, call: Tensors, caches: Sequence[CacheSpec
 
 
 def _two_frames(left: Tensor | str, cache: CacheSpec, latents: Tensor) -> Tensor:
+    if isinstance(left, Tensor) and left.shape[2] == CACHE_FRAMES:
+        return left  # as diffusers leaves it: where the step is timed a copy would be the reference's
     height, width = cache.scale * latents.shape[3], cache.scale * latents.shape[4]
     missing = CACHE_FRAMES - (0 if isinstance(left, str) else left.shape[2])
     zeros = latents.new_zeros(1, cache.channels, missing, height, width)

@@ -159,10 +159,10 @@ class _ChannelsLast(nn.Module):
 
     def __init__(self, graph: VaeDecoderGraph) -> None:
         super().__init__()
-        self.graph = graph
+        self.decoder = graph
 
     def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
-        graph, caches, self.left = self.graph, iter(taken), []
+        graph, caches, self.left = self.decoder, iter(taken), []
         frames = self._conv(graph.conv_in, graph.post_quant_conv(latents).permute(0, 2, 3, 4, 1), caches)
         frames = self._resnet(graph.mid_resnets[0], frames, caches)
         frames = self._attention(graph.mid_attention, frames)

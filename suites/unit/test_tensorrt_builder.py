@@ -8,15 +8,25 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.backends.tensorrt import backend
+from wan_trt_core.backends.tensorrt.plan import Description, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible
-from wan_trt_core.backends.tensorrt.verification import computed_in, layers_of, unfused_attentions
+from wan_trt_core.backends.tensorrt.verification import (
+    computed_in,
+    layers_of,
+    unfused_attentions,
+    unplanned_precisions,
+)
 from wan_trt_core.config import Settings
 
 FUSED = {
@@ -24,6 +34,13 @@ FUSED = {
     "LayerType": "kgen",
     "Metadata": "[ONNX Layer: node_matmul_1]\x1f[ONNX Layer: node_softmax]\x1f[ONNX Layer: node_matmul]",
     "Outputs": [{"Name": "a", "Dimensions": [1, 12, 7800, 128], "Format/Datatype": "Half"}],
+}
+GEMM = {
+    "Name": "node_linear_myl3_1",
+    "LayerType": "gemm",
+    "Metadata": "[ONNX Layer: node_linear]\x1e[ONNX Layer: node_gelu]",
+    "Inputs": [{"Name": "x", "Format/Datatype": "Half"}, {"Name": "alpha", "Format/Datatype": "Float"}],
+    "Outputs": [{"Name": "y", "Format/Datatype": "Half"}],
 }
 APART = {
     "Name": "__myl_MaxSubExpSumDivMul_myl0_9",
@@ -50,6 +67,31 @@ class TestVerification:
         assert unfused_attentions(layers_of(report("layer 1", "layer 2")), ["node_softmax"]) == (
             "node_softmax",
         )
+
+    def test_products_in_the_precision_of_the_graph_pass(self) -> None:
+        """A cast may be fused to a product, on either side."""
+        widened = {**GEMM, "Outputs": [{"Name": "b", "Format/Datatype": "Float"}]}
+        for entry in (GEMM, widened):
+            assert unplanned_precisions(layers_of(report(entry)), {"node_linear": "float16"}) == ()
+
+    def test_a_product_in_another_precision_is_named_with_its_layer(self) -> None:
+        wide = {**GEMM, "Inputs": [{"Format/Datatype": "Float"}], "Outputs": [{"Format/Datatype": "Float"}]}
+        planned = {"node_linear": "float16", "node_elsewhere": "float16"}
+        assert unplanned_precisions(layers_of(report(wide)), planned) == (
+            "node_linear is float16 in the graph, and float32 to float32 in layer node_linear_myl3_1",
+        )
+
+    def test_a_report_that_tells_of_no_product_proves_nothing(self) -> None:
+        found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})
+        assert found == ("no layer of the inspector's report tells of any product",)
+
+    def test_the_first_few_stand_for_all(self) -> None:
+        made = Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 8, tuple("abcde"), ("p",))
+        assert made.problems == (
+            "engine dit_fp16: 5 of 8 attentions were not fused: a, b, c and 2 more",
+            "engine dit_fp16: 1 products are not computed in the graph's precision: p",
+        )
+        assert replace(made, unfused=(), unplanned=()).problems == ()
 
     def test_dtypes_of_both_styles_of_report(self) -> None:
         assert computed_in(layers_of(report(FUSED, APART))) == {"float16": 1, "float32": 1}
@@ -165,3 +207,23 @@ def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path) -> None:
         thread.join()
     assert path.read_bytes() == b"one two"
     assert not path.with_suffix(".new").exists()
+
+
+def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another version, for another GPU, or cut off: TensorRT answers with nothing and says why in its log."""
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: None)
+    trt = SimpleNamespace(__version__="10.6.0", Runtime=lambda log: runtime)
+    said = "The engine plan file is not compatible with this version of TensorRT"
+    monkeypatch.setattr(backend, "tensorrt", lambda: trt)
+    monkeypatch.setattr(backend, "require_cuda", lambda: None)
+    monkeypatch.setattr(backend, "message_log", lambda: SimpleNamespace(errors=[said]))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    write_description(Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0), tmp_path)
+    with pytest.raises(EngineError, match="its plan cannot be read"):
+        backend.TensorRtBackend().load(tmp_path, Settings())
+    (tmp_path / "dit_fp16.trt").write_bytes(b"of another version")
+    with pytest.raises(EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}"):
+        backend.TensorRtBackend().load(tmp_path, Settings())

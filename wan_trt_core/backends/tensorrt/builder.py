@@ -16,12 +16,21 @@ from wan_trt_core.backends.base import EngineError, OnnxModel, Progress, TensorI
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, strongly_typed_network, tensorrt
 from wan_trt_core.backends.tensorrt.plan import LAYERS, Description, Shapes, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible, monitor
-from wan_trt_core.backends.tensorrt.verification import Layer, computed_in, layers_of, unfused_attentions
+from wan_trt_core.backends.tensorrt.verification import (
+    Layer,
+    computed_in,
+    layers_of,
+    unfused_attentions,
+    unplanned_precisions,
+)
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
 
 GIB = 1 << 30
+
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+"""Nodes whose precision decides speed and accuracy: each must be computed in the dtype that it has in the graph."""
 
 FUSABLE = ("float16", "bfloat16")
 FUSABLE_HEAD = 256
@@ -67,14 +76,15 @@ def build_plan(
     layers = _inspect(trt, log, plan, folder)
     description = _describe(model, name, graph, profiles, layers)
     write_description(description, folder)
-    for layer in description.unfused:
-        _log.warning("engine %s: an attention was not fused: %s", description.name, layer)
+    for problem in description.problems:
+        _log.warning("%s", problem)
     return {
         "build_seconds": seconds,
         "weights": (folder / name).stat().st_size,
         "layers": len(layers),
         "attentions": description.attentions,
         "unfused": list(description.unfused),
+        "unplanned": list(description.unplanned),
         "precisions": dict(description.precisions or {}),
     }
 
@@ -92,6 +102,11 @@ class _Graph:
         self.nodes = list(graph.node)
         self.tensors = {
             value.name: self._info(value) for value in (*graph.value_info, *graph.input, *graph.output)
+        }
+        self.products = {
+            node.name: self.tensors[node.output[0]].dtype
+            for node in self.nodes
+            if node.op_type in PRODUCTS and node.output[0] in self.tensors
         }
         self.fusable = tuple(node.name for node in self.nodes if self._is_fusable(node))
 
@@ -220,6 +235,7 @@ def _describe(
         profiles=profiles,
         attentions=len(graph.fusable),
         unfused=unfused_attentions(layers, graph.fusable),
+        unplanned=unplanned_precisions(layers, graph.products),
         precisions=computed_in(layers),
     )
 

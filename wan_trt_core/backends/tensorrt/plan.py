@@ -13,6 +13,9 @@ from wan_trt_core.backends.base import EngineError, TensorInfo
 DESCRIPTION = "engine.json"
 LAYERS = "layers.json"
 
+FEW = 3
+"""Layers that a problem names; the manifest and ``layers.json`` have all of them."""
+
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Least, tuned-for and greatest shape of every input."""
 
@@ -27,6 +30,7 @@ class Description:
         profiles: the optimization profiles, in the plan's order.
         attentions: half-precision attentions in the graph, each of which should be one fused kernel.
         unfused: layers that show an attention was not fused; empty in a good engine.
+        unplanned: products computed in another dtype than the graph's; empty in a good engine.
         precisions: layers by the dtype that they compute in.
     """
 
@@ -38,12 +42,27 @@ class Description:
     profiles: tuple[Shapes, ...]
     attentions: int
     unfused: tuple[str, ...] = ()
+    unplanned: tuple[str, ...] = ()
     precisions: Mapping[str, int] | None = None
 
     @property
     def name(self) -> str:
         """``dit_fp16``."""
         return f"{self.component}_{self.precision}"
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """In what the engine is not what was meant, a sentence each; the first few layers stand for all."""
+        told = {
+            f"{len(self.unfused)} of {self.attentions} attentions were not fused": self.unfused,
+            f"{len(self.unplanned)} products are not computed in the graph's precision": self.unplanned,
+        }
+        return tuple(f"engine {self.name}: {what}: {_few(layers)}" for what, layers in told.items() if layers)
+
+
+def _few(items: tuple[str, ...]) -> str:
+    more = f" and {len(items) - FEW} more" if len(items) > FEW else ""
+    return ", ".join(items[:FEW]) + more
 
 
 def write_description(description: Description, folder: Path) -> None:
@@ -72,7 +91,11 @@ def _description(data: dict[str, Any]) -> Description:
     profiles = tuple(
         {name: _triple(shapes) for name, shapes in profile.items()} for profile in data["profiles"]
     )
-    return Description(**{**data, **tensors, "profiles": profiles, "unfused": tuple(data["unfused"])})
+    return Description(**{**data, **tensors, "profiles": profiles, **_tuples(data)})
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(data[name]) for name in ("unfused", "unplanned")}
 
 
 def _triple(shapes: list[list[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -154,10 +154,8 @@ class TensorRtEngine(Engine):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """The attentions that were not fused into one kernel."""
-        return tuple(
-            f"{self.name}: an attention was not fused: {layer}" for layer in self.description.unfused
-        )
+        """The attentions that were not fused, and the products that are not computed in the graph's precision."""
+        return self.description.problems
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; the outputs are new tensors on the engine's GPU.

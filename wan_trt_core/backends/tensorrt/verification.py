@@ -25,12 +25,14 @@ class Layer:
     Attributes:
         sources: names of the ONNX nodes that it computes.
         dtype: of its first output, by PyTorch's name; empty where the inspector does not say.
+        taken: dtype of its first input.
     """
 
     name: str
     kind: str
     sources: tuple[str, ...]
     dtype: str
+    taken: str = ""
 
 
 def layers_of(report: str) -> tuple[Layer, ...]:
@@ -51,6 +53,29 @@ def unfused_attentions(layers: Iterable[Layer], softmaxes: Iterable[str]) -> tup
     )
 
 
+def unplanned_precisions(layers: Iterable[Layer], planned: Mapping[str, str]) -> tuple[str, ...]:
+    """The graph's products that are computed in another dtype than the graph's, each with the layer that does.
+
+    A layer may take or give another dtype where a cast is fused to it, so one of the two must be the planned one.
+
+    Args:
+        planned: dtype of each matrix product and convolution, by the name of its node.
+    """
+    known = [
+        (node, layer)
+        for layer in layers
+        for node in layer.sources
+        if node in planned and (layer.dtype or layer.taken)
+    ]
+    if planned and not known:
+        return ("no layer of the inspector's report tells of any product",)
+    return tuple(
+        f"{node} is {planned[node]} in the graph, and {layer.taken} to {layer.dtype} in layer {layer.name}"
+        for node, layer in known
+        if planned[node] not in (layer.dtype, layer.taken)
+    )
+
+
 def computed_in(layers: Iterable[Layer]) -> dict[str, int]:
     """How many layers compute in each dtype."""
     return dict(Counter(layer.dtype for layer in layers if layer.dtype))
@@ -58,10 +83,11 @@ def computed_in(layers: Iterable[Layer]) -> dict[str, int]:
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
     sources = tuple(_SOURCE.findall(str(entry.get("Metadata", ""))))
-    outputs = entry.get("Outputs") or [{}]
-    return Layer(str(entry.get("Name", "")), str(entry.get("LayerType", "")), sources, _dtype(outputs[0]))
+    made, taken = ((entry.get(key) or [{}])[0] for key in ("Outputs", "Inputs"))
+    name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", ""))
+    return Layer(name, kind, sources, _dtype(made), _dtype(taken))
 
 
-def _dtype(output: Mapping[str, Any]) -> str:
-    told = str(output.get("Format/Datatype") or output.get("Datatype") or "")
+def _dtype(tensor: Mapping[str, Any]) -> str:
+    told = str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "")
     return next((name for sign, name in _FORMATS.items() if sign in told), "")

@@ -391,8 +391,11 @@ def main(arguments: list[str] | None = None) -> None:
         for row in measured:
             numbers = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "run"}
             rows.append({**numbers, "kernels": breakdown(kernels_of(row.run, device))})
-            groups = rows[-1]["kernels"]["groups_ms"].items()
-            print(f"{row.name:16} {', '.join(f'{name} {spent:.1f} ms' for name, spent in groups if spent)}")
+            groups = {name: spent for name, spent in rows[-1]["kernels"]["groups_ms"].items() if spent}
+            if groups:
+                print(
+                    f"{row.name:16} {', '.join(f'{name} {spent:.1f} ms' for name, spent in groups.items())}"
+                )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -18,7 +18,7 @@ import torch
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.registry import device_of, get_backend
-from wan_trt_core.backends.tensorrt import backend
+from wan_trt_core.backends.tensorrt import backend, builder
 from wan_trt_core.backends.tensorrt.plan import Description, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible
 from wan_trt_core.backends.tensorrt.verification import (
@@ -227,3 +227,27 @@ def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
     (tmp_path / "dit_fp16.trt").write_bytes(b"of another version")
     with pytest.raises(EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}"):
         backend.TensorRtBackend().load(tmp_path, Settings())
+
+
+def test_one_build_at_a_time_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder chooses kernels by their time, which another build beside it would spoil."""
+    gpus = [SimpleNamespace(name="NVIDIA H200", uuid=uuid, major=9, minor=0) for uuid in ("one", "two")]
+    for gpu in gpus:
+        gpu.multi_processor_count = 132
+    monkeypatch.setattr(backend, "tensorrt", lambda: SimpleNamespace(__version__="10.6.0"))
+    monkeypatch.setattr(backend, "require_cuda", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpus[0])
+    settings = Settings(cache=tmp_path, engine_lock_timeout=0.01)
+    build = backend.TensorRtBackend().build
+
+    def nested(*_: Any) -> dict[str, Any]:
+        monkeypatch.setattr(builder, "build_plan", lambda *_: {"built": True})
+        with pytest.raises(EngineError, match="another process has been building an engine on this GPU"):
+            build(model, tmp_path, settings)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpus[1])
+        return build(model, tmp_path, settings)
+
+    model: Any = None
+    monkeypatch.setattr(builder, "build_plan", nested)
+    assert build(model, tmp_path, settings) == {"built": True}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from filelock import FileLock, Timeout
 
 from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError, OnnxModel, Progress
@@ -60,16 +61,32 @@ class TensorRtBackend(EngineBackend):
     def build(
         self, model: OnnxModel, folder: Path, settings: Settings, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Build a plan.
+        """Build a plan, alone on its GPU.
 
         Raises:
-            EngineError: when TensorRT refuses the model or cannot build it.
+            EngineError: when TensorRT refuses the model or cannot build it, or another process builds there for
+                longer than ``engine_lock_timeout``.
             BackendUnavailable: as :meth:`require`.
         """
         from wan_trt_core.backends.tensorrt.builder import build_plan
 
         self.require(settings)
-        return build_plan(model, folder, settings, self._timing_cache(settings), progress)
+        timings = self._timing_cache(settings)
+        timings.parent.mkdir(parents=True, exist_ok=True)
+        gpu = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        # kernels are chosen by their time: two builds at once on one GPU would time each other, and keep the result
+        lock = FileLock(timings.parent / f"{gpu}.building.lock")
+        try:
+            lock.acquire(timeout=settings.engine_lock_timeout)
+        except Timeout as error:
+            raise EngineError(
+                f"another process has been building an engine on this GPU for over {settings.engine_lock_timeout:g} s"
+                " (engine_lock_timeout), and kernels are chosen on a quiet one"
+            ) from error
+        try:
+            return build_plan(model, folder, settings, timings, progress)
+        finally:
+            lock.release()
 
     def load(self, folder: Path, settings: Settings) -> Engine:
         """Load a plan onto the current GPU.

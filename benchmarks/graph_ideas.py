@@ -51,12 +51,12 @@ class Idea:
     Attributes:
         change: from the graph as it is to the changed one.
         text: one line for the table.
-        frames_inside: its tensors of five axes have the channels last.
+        channels_last: its caches have the channels last.
     """
 
     change: Callable[[nn.Module], nn.Module]
     text: str
-    frames_inside: bool = False
+    channels_last: bool = False
 
 
 # ---- the DiT: what its pointwise kernels compute in, and its products -------------------------------------
@@ -226,7 +226,7 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         "channels-last": Idea(
             lambda graph: _ChannelsLast(graph),  # type: ignore[arg-type]
             "frames and caches channels-last, as the convolutions' kernels want them",
-            frames_inside=True,
+            channels_last=True,
         ),
     },
 }
@@ -246,7 +246,7 @@ def changed(component: Component, idea: Idea) -> Component:
             return self._laid_out(super().outputs(checkpoint))
 
         def _laid_out(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-            if not idea.frames_inside:
+            if not idea.channels_last:
                 return specs
             return tuple(
                 TensorSpec(spec.name, (spec.axes[0], *spec.axes[2:], spec.axes[1]), spec.dtype)
@@ -306,7 +306,7 @@ def measure(
     for kind, idea in ideas.items():
         engine, seconds = made(kind, changed(component, idea))
         theirs = {
-            key: _last(value) if idea.frames_inside and key.startswith("cache") else value
+            key: _last(value) if idea.channels_last and key.startswith("cache") else value
             for key, value in calls.items()
         }
         found = engine.run(theirs)["sample"]

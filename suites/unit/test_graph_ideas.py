@@ -59,7 +59,7 @@ def test_an_idea_computes_what_the_graph_computes(
     variant = ideas.changed(component, chosen)
     call = inputs(component, checkpoint, torch.float16 if precision == "fp16" else torch.float32)
     theirs = [
-        ideas._last(value) if chosen.frames_inside and index else value for index, value in enumerate(call)
+        ideas._last(value) if chosen.channels_last and index else value for index, value in enumerate(call)
     ]
     with torch.no_grad():
         expected = component.graph(checkpoint, precision)(*call)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from fake_stream import FakeStream
 from onnx import TensorProto, helper
 from torch import Tensor
 
@@ -40,25 +40,6 @@ STDERR = """\
  CreateExecutionProviderFactoryInstance] Failed to create CUDAExecutionProvider. Require cuDNN 9.* and CUDA 13.*.\x1b[m
 the session fell back to CPUExecutionProvider
 """
-
-
-class FakeStream:
-    """A stream on the CPU that notes what it is asked."""
-
-    handle = 7
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = torch.device(device)
-        self.order: list[str] = []
-
-    def on_device(self) -> Any:
-        return nullcontext()
-
-    def after_caller(self) -> None:
-        self.order.append("after")
-
-    def before_caller(self) -> None:
-        self.order.append("before")
 
 
 class Noting:

@@ -6,13 +6,13 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_stream import FakeStream
 from torch import Tensor
 
 from wan_trt_core.backends.base import EngineError, TensorInfo
@@ -122,24 +122,14 @@ class FakeGraph:
         self.closed = True
 
 
-class FakeStream:
-    device = CPU
-    handle = 7
+class CapturingStream(FakeStream):
+    """Records the engine's work as graphs, unless it refuses."""
 
     def __init__(self, engine: FakeEngine) -> None:
+        super().__init__()
         self.engine = engine
         self.graphs: list[FakeGraph] = []
         self.refuses = False
-        self.order: list[str] = []
-
-    def on_device(self) -> Any:
-        return nullcontext()
-
-    def after_caller(self) -> None:
-        self.order.append("after")
-
-    def before_caller(self) -> None:
-        self.order.append("before")
 
     def synchronize(self) -> None:
         self.order.append("synchronize")
@@ -158,7 +148,7 @@ class FakeStream:
 class Rig(SimpleNamespace):
     engine: runtime.TensorRtEngine
     fake: FakeEngine
-    stream: FakeStream
+    stream: CapturingStream
     scratch: runtime.Scratch
 
     def run(
@@ -179,7 +169,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
 
     def make(*profiles: Any, scratch: runtime.Scratch | None = None, **settings: Any) -> Rig:
         fake = FakeEngine()
-        stream = FakeStream(fake)
+        stream = CapturingStream(fake)
         log = SimpleNamespace(errors=["the reason"])
         scratch = scratch or runtime.Scratch(CPU)
         engine = runtime.TensorRtEngine(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import torch
@@ -105,6 +105,27 @@ def check_outputs(
         owner = read.get(tensor.untyped_storage().data_ptr())
         if owner is not None and tensor.numel():
             raise EngineError(f"{engine}: output {name!r} shares its memory with input {owner!r}")
+
+
+def check_devices(
+    engine: str, device: torch.device, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+) -> None:
+    """Every tensor must be where the engine is: it reads and writes them in place.
+
+    Raises:
+        EngineError: for one that is elsewhere, by name.
+    """
+    for role, tensors in (("input", inputs), ("output", outputs)):
+        for name, tensor in tensors.items():
+            if tensor.device != device:
+                raise EngineError(f"{engine}: {role} {name!r} is on {tensor.device}, the engine on {device}")
+
+
+def within(shape: Sequence[int], least: Sequence[int], most: Sequence[int]) -> bool:
+    """Whether a shape lies between two others of the same rank."""
+    return len(shape) == len(least) and all(
+        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+    )
 
 
 def output_shape(info: TensorInfo, sizes: Mapping[str, int]) -> tuple[int, ...] | None:

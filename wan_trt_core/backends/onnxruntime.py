@@ -23,6 +23,7 @@ from torch.utils.dlpack import from_dlpack
 
 from wan_trt_core.backends._tensors import (
     UNKNOWN,
+    check_devices,
     check_inputs,
     check_outputs,
     distribution_versions,
@@ -130,7 +131,7 @@ class OnnxRuntimeEngine(Engine):
         session = self._open()
         sizes = check_inputs(self.name, self.inputs, inputs)
         check_outputs(self.name, self.outputs, outputs, sizes, inputs)
-        self._check_devices(inputs, outputs)
+        check_devices(self.name, self._device, inputs, outputs)
         binding = session.io_binding()
         read = {name: inputs[name].contiguous() for name in self.inputs}
         for name, tensor in read.items():
@@ -175,14 +176,6 @@ class OnnxRuntimeEngine(Engine):
             if shape is None
             else torch.empty(shape, dtype=getattr(torch, info.dtype), device=self._device)
         )
-
-    def _check_devices(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        for role, tensors in (("input", inputs), ("output", outputs)):
-            for name, tensor in tensors.items():
-                if tensor.device != self._device:
-                    raise EngineError(
-                        f"{self.name}: {role} {name!r} is on {tensor.device}, the engine on {self._device}"
-                    )
 
     @contextmanager
     def _in_order(self) -> Iterator[None]:

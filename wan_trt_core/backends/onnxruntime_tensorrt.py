@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from filelock import FileLock
 from torch import Tensor
 
-from wan_trt_core.backends._tensors import distribution_versions
+from wan_trt_core.backends._tensors import distribution_versions, within
 from wan_trt_core.backends.base import EngineError, OnnxModel
 from wan_trt_core.backends.onnxruntime import Description, OnnxRuntimeEngine, new_session, session_options
 from wan_trt_core.backends.onnxruntime_cuda import (
@@ -58,7 +58,7 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeGpuEngine):
             EngineError: also for shapes outside those that the engine was built for: the provider would build anew.
         """
         for name, points in self.description.shapes.items():
-            if name in inputs and not _within(tuple(inputs[name].shape), points["min"], points["max"]):
+            if name in inputs and not within(tuple(inputs[name].shape), points["min"], points["max"]):
                 raise EngineError(
                     f"{self.name}: input {name!r} has shape {tuple(inputs[name].shape)}, the engine is built for"
                     f" {tuple(points['min'])} to {tuple(points['max'])}"
@@ -192,12 +192,6 @@ def _profile(description: Description, point: str) -> str:
     """As the provider takes it: ``latents:1x16x5x8x8,timestep:1``."""
     shapes = {name: points[point] for name, points in description.shapes.items()}
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items() if shape)
-
-
-def _within(shape: Sequence[int], least: Sequence[int], most: Sequence[int]) -> bool:
-    return len(shape) == len(least) and all(
-        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
-    )
 
 
 def _engines(folder: Path) -> set[str]:

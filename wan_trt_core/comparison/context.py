@@ -70,8 +70,7 @@ class Context:
             return self
         if self._tf32 is None:
             perf = self.settings.perf.model_copy(update={"allow_tf32": True})
-            self._tf32 = Context(self.settings.model_copy(update={"perf": perf}))
-            self._tf32._models = self._models
+            self._tf32 = self.beside(self.settings.model_copy(update={"perf": perf}))
         return self._tf32
 
     def close(self) -> None:

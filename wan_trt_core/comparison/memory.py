@@ -29,7 +29,7 @@ import torch
 from wan_trt_core.backends.base import EngineError
 from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import PEAK_OVER_REFERENCE, Case
-from wan_trt_core.comparison.conditions import equal_conditions
+from wan_trt_core.comparison.conditions import equal_conditions, release
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import target_of
 from wan_trt_core.config import Settings
@@ -182,7 +182,7 @@ def _in_fresh_process(arm: ArmName, case: Case, settings: Settings) -> Measureme
     device = device_of(settings, case.backend)
     in_use = None
     if device == "cuda":
-        torch.cuda.empty_cache()  # of this process: the other one may need it
+        release()  # what this process caches: the other one may need it
         in_use = current_device_in_use()
     with ProcessPoolExecutor(max_workers=1, mp_context=_context(device)) as fresh:
         process = None

@@ -92,9 +92,9 @@ def decide_speedup(
 
 def judge_perf(gate: PerfGate, measurement: Measurement) -> tuple[Check, ...]:
     """The checks of a performance case that need no baseline."""
-    outputs = judge_finite(measurement.metrics) + judge_limits("outputs", gate.parity, measurement.metrics)
     from wan_trt_core.cases import BESIDE
 
+    outputs = judge_finite(measurement.metrics) + judge_limits("outputs", gate.parity, measurement.metrics)
     beside = tuple(
         _judge_beside(name, metric, gate.limits[metric], measurement)
         for name, metric in BESIDE.items()

@@ -124,8 +124,8 @@ class WanSession:
         }
 
     @cached_property
-    def case_file(self) -> CaseFile:
-        """The cases, overrides applied, without those that are for other backends only.
+    def _whole_case_file(self) -> CaseFile:
+        """All cases, overrides applied.
 
         Raises:
             CaseFileError: when the file or an override is wrong.
@@ -137,15 +137,23 @@ class WanSession:
         case_file = load_cases(self.case_path, allowed).overridden(**self.overrides)
         if self.overrides:
             case_file.require_names(allowed, ", ".join(self.loaded.sources[name] for name in self.overrides))
-        return case_file.for_backend(self.overrides.get("backend"))
+        return case_file
+
+    @property
+    def case_file(self) -> CaseFile:
+        """The cases, overrides applied, without those that are for other backends only.
+
+        Raises:
+            CaseFileError: when the file or an override is wrong.
+            ConfigError: when a setting is wrong.
+        """
+        return self._whole_case_file.for_backend(self.overrides.get("backend"))
 
     @property
     def left_out(self) -> str:
         """How many cases wait for a backend that this run does not name, and for which; empty if none."""
-        from wan_trt_core.cases import load_cases
-
-        kept = {case.id for case in self.case_file.cases}
-        others = [case for case in load_cases(self.case_path, allowed_names()).cases if case.id not in kept]
+        kept = self.case_file.cases
+        others = [case for case in self._whole_case_file.cases if case not in kept]
         backends = sorted({backend for case in others for backend in case.only_backends})
         return f"{len(others)} case(s) only with --wan-backend {' or '.join(backends)}" if others else ""
 

@@ -108,7 +108,12 @@ class _Graph:
             for node in self.nodes
             if node.op_type in PRODUCTS and node.output[0] in self.tensors
         }
-        self.fusable = tuple(node.name for node in self.nodes if self._is_fusable(node))
+        makers = {output: node for node in self.nodes for output in node.output}
+        self.fusable = tuple(
+            node.name
+            for node in self.nodes
+            if node.op_type == "Softmax" and self._is_fusable(node, makers.get(node.input[0]))
+        )
 
     def module_of(self, node: str) -> str:
         """The PyTorch module that a node came from, as ``blocks.3.attn1``; empty where it is not known."""
@@ -122,16 +127,12 @@ class _Graph:
             return ""
         return next((name for name in reversed(names[:-1]) if name), "") if names else ""
 
-    def _is_fusable(self, node: Any) -> bool:
-        """Whether it is the softmax of an attention that TensorRT has a fused kernel for."""
-        if node.op_type != "Softmax":
-            return False
-        makers = {output: each for each in self.nodes for output in each.output}
-        product = makers.get(node.input[0])
+    def _is_fusable(self, softmax: Any, product: Any | None) -> bool:
+        """Whether TensorRT has a fused kernel for the attention of a softmax, with the product that feeds it."""
         query = self.tensors.get(product.input[0]) if product is not None else None
         head = query.shape[-1] if query is not None else None
         too_wide = isinstance(head, int) and head > FUSABLE_HEAD
-        made = self.tensors.get(node.output[0])
+        made = self.tensors.get(softmax.output[0])
         return made is not None and made.dtype in FUSABLE and not too_wide
 
     def _info(self, value: Any) -> TensorInfo:

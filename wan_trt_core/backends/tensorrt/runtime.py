@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from wan_trt_core.backends._tensors import check_inputs, check_outputs, output_shape
+from wan_trt_core.backends._tensors import check_devices, check_inputs, check_outputs, output_shape, within
 from wan_trt_core.backends.base import Engine, EngineError
 from wan_trt_core.backends.tensorrt.cuda import CaptureRefused
 from wan_trt_core.backends.tensorrt.plan import Description, Shapes
@@ -172,7 +172,7 @@ class TensorRtEngine(Engine):
             raise EngineError(f"{self.name} is closed")
         sizes = check_inputs(self.name, self.inputs, inputs)
         check_outputs(self.name, self.outputs, outputs, sizes, inputs)
-        self._check_devices(inputs, outputs)
+        check_devices(self.name, self.device, inputs, outputs)
         with self._stream.on_device():
             context = self._context(inputs, sizes)
             try:
@@ -257,14 +257,6 @@ class TensorRtEngine(Engine):
             + "; the engine has "
             + " and ".join(_told(profile) for profile in profiles)
         )
-
-    def _check_devices(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        for role, tensors in (("input", inputs), ("output", outputs)):
-            for name, tensor in tensors.items():
-                if tensor.device != self.device:
-                    raise EngineError(
-                        f"{self.name}: {role} {name!r} is on {tensor.device}, the engine on {self.device}"
-                    )
 
 
 class _Context:
@@ -436,13 +428,7 @@ class _Graphs:
 
 
 def _contains(profile: Shapes, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return all(
-        all(
-            least <= size <= most
-            for least, size, most in zip(profile[name][0], shape, profile[name][2], strict=True)
-        )
-        for name, shape in shapes.items()
-    )
+    return all(within(shape, profile[name][0], profile[name][2]) for name, shape in shapes.items())
 
 
 def _fixed(profile: Shapes) -> bool:

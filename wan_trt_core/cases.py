@@ -125,7 +125,7 @@ class PerfGate(_Model):
 PEAK_OVER_REFERENCE = "peak_over_reference"
 """What the candidate uses at most over what the reference does (a ratio)."""
 
-DEVICE_GROWTH = 1 << 20
+DEVICE_GROWTH_LIMIT = 1 << 20
 """Bytes a run by which the use of a GPU may seem to grow unless a case says otherwise."""
 
 
@@ -141,7 +141,7 @@ class MemoryGate(_Model):
     bands: dict[str, Band] = Field(default_factory=dict)
     growth: Limit
     device_growth: Limit = Limit(
-        max=DEVICE_GROWTH,
+        max=DEVICE_GROWTH_LIMIT,
         reason="the driver gives memory in pieces of 2 MiB; a leak of half a piece a run takes one every second run",
     )
     reference: bool = False

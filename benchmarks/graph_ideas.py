@@ -35,8 +35,7 @@ from wan_trt_core.measure.timing import PairedTimer
 from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.component import Component, Tensors, TensorSpec
 from wan_trt_core.models.components import get_component
-from wan_trt_core.models.graphs import dit
-from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
+from wan_trt_core.models.graphs import dit, vae_decoder
 from wan_trt_core.models.profiles import ShapeProfile
 from wan_trt_core.models.vae_caches import CACHE_FRAMES
 
@@ -157,7 +156,7 @@ class _ChannelsLast(nn.Module):
     TensorRT sees that they undo its own.
     """
 
-    def __init__(self, graph: VaeDecoderGraph) -> None:
+    def __init__(self, graph: vae_decoder.VaeDecoderGraph) -> None:
         super().__init__()
         self.decoder = graph
 
@@ -179,6 +178,9 @@ class _ChannelsLast(nn.Module):
         joined = torch.cat((next(caches), frames), dim=1)
         enough = frames.shape[1] >= CACHE_FRAMES
         self.left.append((frames if enough else joined)[:, -CACHE_FRAMES:])
+        return self._convolve(conv, joined)
+
+    def _convolve(self, conv: Any, joined: Tensor) -> Tensor:
         made = functional.conv3d(joined.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=conv.padding)
         return made.permute(0, 2, 3, 4, 1)
 
@@ -215,6 +217,59 @@ class _ChannelsLast(nn.Module):
         return made.permute(0, 2, 3, 1).unsqueeze(0)
 
 
+class _FramesSummed(_ChannelsLast):
+    """Channels last, and each convolution over time the sum of three over single frames, which are a batch."""
+
+    def _convolve(self, conv: Any, joined: Tensor) -> Tensor:
+        images = joined.squeeze(0).permute(0, 3, 1, 2)
+        count = images.shape[0] - (CACHE_FRAMES if conv.weight.shape[2] > 1 else 0)
+        made = None
+        for time in range(conv.weight.shape[2]):
+            bias = conv.bias if time == 0 else None
+            part = functional.conv2d(
+                images[time : time + count], conv.weight[:, :, time], bias, padding=conv.padding[1:]
+            )
+            made = part if made is None else made + part
+        return made.permute(0, 2, 3, 1).unsqueeze(0)
+
+
+class _FramesStacked(_ChannelsLast):
+    """Channels last, and each convolution over time one over images that have three frames' channels."""
+
+    def _convolve(self, conv: Any, joined: Tensor) -> Tensor:
+        images = joined.squeeze(0)
+        taps = conv.weight.shape[2]
+        count = images.shape[0] - taps + 1
+        stacked = torch.cat([images[time : time + count] for time in range(taps)], dim=-1)
+        weight = conv.weight.transpose(1, 2).flatten(1, 2)
+        made = functional.conv2d(stacked.permute(0, 3, 1, 2), weight, conv.bias, padding=conv.padding[1:])
+        return made.permute(0, 2, 3, 1).unsqueeze(0)
+
+
+class _HalfChannelsLast(_ChannelsLast):
+    """Channels last, with the convolutions' products in half precision between float32 norms and sums."""
+
+    def _convolve(self, conv: Any, joined: Tensor) -> Tensor:
+        images = joined.half().permute(0, 4, 1, 2, 3)
+        made = functional.conv3d(images, conv.weight.half(), conv.bias.half(), padding=conv.padding)
+        return made.permute(0, 2, 3, 4, 1).float()
+
+
+def _half_convolutions(graph: nn.Module) -> nn.Module:
+    """The products of the convolutions in half precision; norms, sums and caches stay as they are."""
+
+    class CausalConv(vae_decoder._CausalConv):
+        def forward(self, frames: Tensor, caches: Any) -> Tensor:
+            joined = caches.exchange(frames).half()
+            weight, bias = self.weight.half(), self.bias.half()
+            return functional.conv3d(joined, weight, bias, padding=self.padding).to(frames.dtype)
+
+    for part in graph.modules():
+        if isinstance(part, vae_decoder._CausalConv):
+            part.__class__ = CausalConv
+    return graph
+
+
 IDEAS: Mapping[str, Mapping[str, Idea]] = {
     "dit": {
         "half-layer-norm": Idea(_half_layer_norm, "layer norms on half-precision tensors"),
@@ -224,8 +279,27 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
     },
     "vae_decoder_next": {
         "channels-last": Idea(
-            lambda graph: _ChannelsLast(graph),  # type: ignore[arg-type]
+            _ChannelsLast,  # type: ignore[arg-type]
             "frames and caches channels-last, as the convolutions' kernels want them",
+            channels_last=True,
+        ),
+        "frames-summed": Idea(
+            _FramesSummed,  # type: ignore[arg-type]
+            "channels-last, each convolution over time the sum of three over images",
+            channels_last=True,
+        ),
+        "frames-stacked": Idea(
+            _FramesStacked,  # type: ignore[arg-type]
+            "channels-last, each convolution over time one over images of three frames' channels",
+            channels_last=True,
+        ),
+        "half-convolutions": Idea(
+            _half_convolutions,
+            "products of the convolutions in half precision between float32 norms and sums",
+        ),
+        "half-channels-last": Idea(
+            _HalfChannelsLast,  # type: ignore[arg-type]
+            "both: channels-last, and the convolutions in half precision",
             channels_last=True,
         ),
     },

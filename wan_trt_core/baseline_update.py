@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.baselines import (
+    ORIGIN,
     BaselineEntry,
     BaselineError,
     BaselineFile,
@@ -30,7 +31,7 @@ from wan_trt_core.baselines import (
     compare_entries,
     find_orphans,
     new_entry,
-    other_backend,
+    other_origin,
     read_baselines,
     write_baselines,
 )
@@ -198,7 +199,7 @@ def plan_update(
         selected: ids of the cases to regenerate; all of them unless given. Orphans are dropped only then.
 
     Raises:
-        Refused: when a run is unfit, see :func:`case_records`, or another backend's baselines are stored.
+        Refused: when a run is unfit, see :func:`case_records`, or baselines of another origin are stored.
         BaselineError: when the stored file is invalid, or a measured value cannot be one.
     """
     banded = {case.id: case for case in cases if getattr(case, suite) is not None and gate_bands(case, suite)}
@@ -221,7 +222,7 @@ def plan_update(
     for model, ids in sorted(by_model.items()):
         entries = {}
         for case in ids:
-            data = _provenance(provenance, records[0], _one_backend(case, [run[case] for run in runs]))
+            data = _provenance(provenance, records[0], _origin(case, [run[case] for run in runs]))
             entries[case] = new_entry(
                 case, gate_bands(banded[case], suite), [run[case].measurement for run in runs], data
             )
@@ -352,7 +353,7 @@ def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str]
     touched: set[str] = set()
     after = dict(stored)
     for case, entry in new.cases.items():
-        if case in stored and (other := other_backend(case, stored[case], entry.provenance["backend"])):
+        if case in stored and (other := other_origin(case, new.suite, stored[case], entry.provenance)):
             raise Refused(other)
         found = compare_entries(case, stored.get(case), entry)
         rows += found
@@ -382,16 +383,17 @@ def _explained(entry: BaselineEntry, rows: Sequence[Row]) -> BaselineEntry:
     return replace(entry, provenance={**entry.provenance, "accepted_regression": None})
 
 
-def _one_backend(case: str, found: Sequence[CaseRecord]) -> str:
-    backends = sorted({record.backend for record in found})
-    if len(backends) > 1:
-        raise Refused(f"case {case}: the records are of different backends ({', '.join(backends)})")
-    return backends[0]
+def _origin(case: str, found: Sequence[CaseRecord]) -> dict[str, str]:
+    """What all records of a case say of its backend and its weights."""
+    for key in ORIGIN:
+        if len(values := sorted({record.origin[key] for record in found})) > 1:
+            raise Refused(f"case {case}: the records differ in {key} ({', '.join(values)})")
+    return found[0].origin
 
 
-def _provenance(provenance: Provenance, record: RunRecord, backend: str) -> dict[str, Any]:
+def _provenance(provenance: Provenance, record: RunRecord, origin: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "backend": backend,
+        **origin,
         "commit": provenance.commit,
         "dirty": False,
         "date": provenance.date,

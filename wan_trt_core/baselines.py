@@ -46,7 +46,7 @@ __all__ = [
     "compare_entries",
     "find_orphans",
     "new_entry",
-    "other_backend",
+    "other_origin",
     "read_baselines",
     "write_baselines",
 ]
@@ -63,8 +63,11 @@ _FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
 _ENTRY_KEYS = {"metrics", "provenance"}
 _METRIC_KEYS = {"value", "unit", "better", "n", "spread", "samples", "tolerance"}
 _TOLERANCE_KEYS = {"rel", "abs", "reason"}
+ORIGIN = ("backend", "weights")
+"""Keys of the provenance in which a run and a baseline must agree, or the one says nothing about the other."""
+
 _PROVENANCE_KEYS = {
-    "backend",
+    *ORIGIN,
     "commit",
     "dirty",
     "date",
@@ -211,18 +214,24 @@ def find_orphans(baselines: BaselineFile, cases: Collection[str]) -> tuple[str, 
     return tuple(sorted(set(baselines.cases) - set(cases)))
 
 
-def other_backend(case: str, stored: BaselineEntry, backend: str) -> str | None:
-    """Why an entry says nothing about a run on ``backend``: another one made it. ``None`` where it made it itself.
+def other_origin(case: str, suite: str, stored: BaselineEntry, run: Mapping[str, Any]) -> str | None:
+    """Why an entry says nothing about a run: another backend, or other weights, made it. ``None`` where they agree.
 
-    Several backends run the same cases on one GPU; what one of them needs is no measure of the other.
+    Several backends run the same cases on one GPU, and one model runs with a checkpoint or with seeded random weights;
+    what one of them needs is no measure of the other. That holds for speed and memory too: random weights may be of
+    fewer layers, and they have no text encoder, which a pipeline's time and memory include.
+
+    Args:
+        run: the run's :data:`ORIGIN`; other keys are ignored.
     """
-    made_by = stored.provenance["backend"]
-    if made_by == backend:
-        return None
-    return (
-        f"case {case}: the stored baseline is of the backend {made_by}, this run is of {backend}; keep the baselines"
-        " of another backend in a folder of their own (--wan-baselines, in the tool --baselines)"
-    )
+    for key in ORIGIN:
+        if stored.provenance[key] != run[key]:
+            return (
+                f"case {case}: the stored baseline was made with the {key} '{stored.provenance[key]}', this run with "
+                f"'{run[key]}'; keep this run's in a folder of their own: {regenerate_command(suite, case)} "
+                "--baselines OTHER (with this run's --backend and --checkpoint), then --wan-baselines OTHER"
+            )
+    return None
 
 
 def new_entry(

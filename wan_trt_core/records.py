@@ -64,6 +64,11 @@ class Measurement(_Model):
     problems: dict[Reason, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def weights(self) -> str:
+        """``checkpoint``, or what is said of weights that were never trained (``seeded random, 10 of 40 layers``)."""
+        return str(self.facts.get("random_weights", "checkpoint"))
+
 
 class CheckRecord(_Model):
     """A :class:`~wan_trt_core.gates.verdict.Check` as stored."""
@@ -96,6 +101,11 @@ class CaseRecord(_Model):
     checks: tuple[CheckRecord, ...]
     measurement: Measurement
     seconds: float
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a baseline must have in common with it, see :func:`wan_trt_core.baselines.other_origin`."""
+        return {"backend": self.backend, "weights": self.measurement.weights}
 
     @property
     def random_weights(self) -> str:

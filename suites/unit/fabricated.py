@@ -92,6 +92,7 @@ def provenance() -> dict[str, Any]:
     """Of a baseline entry."""
     return {
         "backend": "onnxruntime",
+        "weights": "checkpoint",
         "commit": "abc",
         "dirty": False,
         "date": "2026-01-01T00:00:00Z",

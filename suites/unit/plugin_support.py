@@ -52,7 +52,9 @@ def pytest_wan_measure(case, suite, session):
         pytest.skip("not today")
     if kind == "dies":
         os._exit(3)
-    return {{"parity": parity, "perf": perf, "memory": memory}}[suite](kind)
+    measurement = {{"parity": parity, "perf": perf, "memory": memory}}[suite](kind)
+    facts = {{"random_weights": "seeded random"}} if kind == "random" else {{}}
+    return measurement.model_copy(update={{"facts": facts}})
 
 def pytest_wan_explain(case, suite, session):
     if case.id.startswith("bad-mute"):

@@ -99,6 +99,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "metric key": (lambda d: metric(d).update(median=1), "unknown key median; allowed are"),
     "metric key absent": (lambda d: metric(d).pop("unit"), "key unit is absent"),
     "provenance": (lambda d: d["cases"]["dit-fp32"]["provenance"].pop("commit"), "key commit is absent"),
+    "weights": (lambda d: d["cases"]["dit-fp32"]["provenance"].pop("weights"), "key weights is absent"),
     "entry": (lambda d: d["cases"].update({"dit-fp32": 3}), "not an object"),
     "file key": (lambda d: d.update(comment="x"), "unknown key comment"),
     "schema": (lambda d: d.update(schema_version=2), "schema_version is 2, this version reads 1"),

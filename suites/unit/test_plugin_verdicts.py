@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -159,6 +160,37 @@ def test_no_baselines_for_this_hardware_is_reported_and_decides_only_when_requir
     assert project.verdicts()["parity", "good-one"] == ("missing", "no_bands_for_hardware")
 
 
+BANDED = {
+    "parity": ("relative_l2", "", 0.5, 1e-5),
+    "perf": ("candidate_time", "s", 0.1, 0.1),
+    "memory": ("peak", "B", 0.1, 1e9),
+}
+"""Metric, unit, relative band and what the made-up cases measure."""
+
+
+def store_baselines(
+    project: Project,
+    suite: str,
+    values: dict[str, float],
+    backend: str = "onnxruntime",
+    weights: str = "checkpoint",
+) -> None:
+    """Write the baselines of a suite: the value of its banded metric by case."""
+    metric, unit, rel, _ = BANDED[suite]
+    entry = {
+        "unit": unit, "better": "lower", "n": 1, "spread": 0.0,
+        "tolerance": {"rel": rel, "abs": 0.0, "reason": "rounding"},
+    }  # fmt: skip
+    keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
+    provenance = {**dict.fromkeys(keys), "backend": backend, "weights": weights}
+    cases = {
+        case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, "provenance": provenance}
+        for case, value in values.items()
+    }
+    head = {"schema_version": 1, "hardware_key": HARDWARE, "model": "tiny-wan", "suite": suite}
+    project.file(json.dumps({**head, "cases": cases}), f"baselines/{HARDWARE}/tiny-wan/{suite}.json")
+
+
 @pytest.mark.parametrize(
     ("stored", "backend", "verdict"),
     [
@@ -172,29 +204,37 @@ def test_no_baselines_for_this_hardware_is_reported_and_decides_only_when_requir
 def test_baselines(
     project: Project, stored: dict[str, float], backend: str, verdict: tuple[str, str]
 ) -> None:
-    import json
-
     project.cases("good-one", bands=True)
-    entry = {
-        "unit": "", "better": "lower", "n": 1, "spread": 0.0,
-        "tolerance": {"rel": 0.5, "abs": 0.0, "reason": "rounding"},
-    }  # fmt: skip
-    keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
-    provenance = {**dict.fromkeys(keys), "backend": backend}
-    cases = {
-        case: {
-            "metrics": {"relative_l2": {**entry, "value": value, "samples": [value]}},
-            "provenance": provenance,
-        }
-        for case, value in stored.items()
-    }
-    head = {"schema_version": 1, "hardware_key": HARDWARE, "model": "tiny-wan", "suite": "parity"}
-    project.file(json.dumps({**head, "cases": cases}), f"baselines/{HARDWARE}/tiny-wan/parity.json")
+    store_baselines(project, "parity", stored, backend=backend)
     result = project.run("-m", "parity")
     assert project.verdicts()["parity", "good-one"] == verdict
     assert (result.ret == 0) == (verdict[0] == "pass")
     explained = "first diverging block: blocks.3" in result.stdout.str()
     assert explained == (verdict[0] == "fail")  # a band alone may fail a case; that is explained as well
+
+
+@pytest.mark.parametrize("suite", BANDED)
+@pytest.mark.parametrize(
+    ("case", "weights", "verdict"),
+    [
+        ("good-one", "checkpoint", "pass"),
+        ("good-one", "seeded random", "invalid"),
+        ("random-one", "seeded random", "pass"),
+        ("random-one", "checkpoint", "invalid"),
+        ("random-one", "seeded random, 10 of 40 layers", "invalid"),
+    ],
+)
+def test_a_baseline_of_other_weights_decides_nothing(
+    project: Project, suite: str, case: str, weights: str, verdict: str
+) -> None:
+    project.cases(case, suites=[suite], bands=True)
+    store_baselines(project, suite, {case: BANDED[suite][3]}, weights=weights)
+    project.run("-m", suite)
+    assert project.verdicts()[suite, case][0] == verdict
+    if verdict == "invalid":
+        message = project.results()["cases"][0]["message"]
+        assert f"was made with the weights '{weights}', this run with" in message
+        assert f"regenerate_baselines.py --suite {suite} --case {case} --baselines OTHER" in message
 
 
 def test_a_failure_that_cannot_be_explained_is_still_a_failure(project: Project) -> None:

@@ -30,10 +30,18 @@ CLEAN = SourceState("abcdef", False)
 
 
 def record(
-    *, reference: float = 0.1, ratio: float = 1.67, cases: tuple[Case, ...] = CASES, **options: Any
+    *,
+    reference: float = 0.1,
+    ratio: float = 1.67,
+    cases: tuple[Case, ...] = CASES,
+    random_weights: str | None = None,
+    **options: Any,
 ) -> RunRecord:
-    measured = [case_record(case, perf_measurement(ratio, reference=reference)) for case in cases]
-    return run_record(*measured, **options)
+    measurement = perf_measurement(ratio, reference=reference)
+    if random_weights:
+        facts = {**measurement.facts, "random_weights": random_weights}
+        measurement = measurement.model_copy(update={"facts": facts})
+    return run_record(*(case_record(case, measurement) for case in cases), **options)
 
 
 def plan(root: Path, *records: RunRecord, cases: tuple[Case, ...] = CASES, **options: Any) -> update.Plan:
@@ -169,11 +177,24 @@ class TestPlan:
     def test_another_backend_writes_over_nothing(self, tmp_path: Path) -> None:
         before = stored(tmp_path).read_bytes()
         other = tuple(case.model_copy(update={"backend": "tensorrt"}) for case in CASES)
-        with pytest.raises(update.Refused, match=r"is of the backend onnxruntime.*--baselines"):
+        with pytest.raises(
+            update.Refused, match=r"the backend 'onnxruntime', this run with 'tensorrt'.*--baselines"
+        ):
             plan(tmp_path, record(cases=other), cases=other)
-        with pytest.raises(update.Refused, match=r"different backends \(onnxruntime, tensorrt\)"):
+        with pytest.raises(update.Refused, match=r"differ in backend \(onnxruntime, tensorrt\)"):
             plan(tmp_path / "new", record(), record(cases=other))
         assert baseline_path(tmp_path, HARDWARE, "tiny-wan", "perf").read_bytes() == before
+
+    def test_other_weights_write_over_nothing(self, tmp_path: Path) -> None:
+        before = stored(tmp_path).read_bytes()
+        untrained = record(random_weights="seeded random")
+        with pytest.raises(update.Refused, match=r"the weights 'checkpoint', this run with 'seeded random'"):
+            plan(tmp_path, untrained)
+        with pytest.raises(update.Refused, match=r"differ in weights \(checkpoint, seeded random\)"):
+            plan(tmp_path / "new", record(), untrained)
+        assert baseline_path(tmp_path, HARDWARE, "tiny-wan", "perf").read_bytes() == before
+        new = plan(tmp_path / "new", untrained).after.cases["dit-fp32"]
+        assert new.provenance["weights"] == "seeded random"
 
     def test_void_measurement_is_refused(self, tmp_path: Path) -> None:
         void = perf_measurement(problems={Reason.FALLBACK_TO_PYTORCH: "it ran in PyTorch"})

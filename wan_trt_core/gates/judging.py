@@ -37,7 +37,8 @@ def judge(
         bands_for_hardware: this hardware has a baseline file for the model and suite.
         require_bands: a machine without such a file fails the case instead of being reported.
         baseline_error: what :class:`~wan_trt_core.baselines.BaselineError` said when the file could not be
-            read; the case is then invalid, whatever its own gates say.
+            read, or why the entry says nothing about this run; the case is then invalid, whatever its own gates
+            say.
 
     Returns:
         The checks, what the suite is about first; :func:`~wan_trt_core.gates.verdict.decide` makes the

@@ -54,9 +54,12 @@ def judge_case(
     session: WanSession, case: Case, suite: Suite, measurement: Measurement, seconds: float
 ) -> CaseRecord:
     """The record of one case: every check of its gate, and the verdict they come to."""
+    from wan_trt_core.baselines import other_origin
     from wan_trt_core.gates import judge
 
     stored = session.stored(case, suite)
+    origin = {"backend": case.backend, "weights": measurement.weights}
+    mismatch = other_origin(case.id, suite, stored.entry, origin) if stored.entry else None
     checks = judge(
         case,
         suite,
@@ -64,7 +67,7 @@ def judge_case(
         stored.entry,
         bands_for_hardware=stored.for_hardware,
         require_bands=session.require_bands,
-        baseline_error=stored.error,
+        baseline_error=stored.error or mismatch,
     )
     return _record(Subject(case, suite), checks, measurement, seconds)
 

@@ -31,9 +31,9 @@ class Stored:
     """What the baselines hold for one case.
 
     Attributes:
-        entry: the case's own baseline.
+        entry: the case's own baseline, whatever made it: its provenance says what did.
         for_hardware: this hardware has a baseline file for the model and suite.
-        error: why the file could not be used, or the case's entry.
+        error: why the file could not be used.
     """
 
     entry: BaselineEntry | None
@@ -175,7 +175,7 @@ class WanSession:
 
     def stored(self, case: Case, suite: Suite) -> Stored:
         """What the baselines hold for a case on this hardware."""
-        from wan_trt_core.baselines import BaselineError, other_backend, read_baselines
+        from wan_trt_core.baselines import BaselineError, read_baselines
 
         key = (case.model, suite)
         try:
@@ -184,9 +184,7 @@ class WanSession:
         except BaselineError as error:
             return Stored(None, for_hardware=True, error=str(error))
         file = self._baselines[key]
-        entry = file.cases.get(case.id) if file else None
-        mismatch = other_backend(case.id, entry, case.backend) if entry else None
-        return Stored(None if mismatch else entry, for_hardware=file is not None, error=mismatch)
+        return Stored(file.cases.get(case.id) if file else None, for_hardware=file is not None)
 
     def close(self) -> None:
         """Release what the context holds, if there is one, and close the log file."""

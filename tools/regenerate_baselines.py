@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--baselines", type=Path, default=Path("baselines"), metavar="FOLDER", help="folder of the baselines")
     add("--backend", metavar="NAME", help="backend of all cases, instead of the case file's")
     add("--model", metavar="MODEL", help="model of all cases, instead of the case file's")
-    add("--checkpoint", type=Path, metavar="FOLDER", help="weights of a model that is not installed")
+    add("--checkpoint", metavar="FOLDER|ID", help="weights of a model that is not installed")
     add("--cache", type=Path, metavar="FOLDER", help="ONNX files and engines")
     add("--runs", type=_positive, default=1, metavar="N", help="independent runs, each a process of its own")
     add(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ TEST_PREFIX = "WAN_TRT_TEST_"
 """Variables that belong to this repository's own tests and are no settings."""
 
 DEFAULT = "default"
+
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^\s@]+))?", re.ASCII)
+"""A model of the Hugging Face hub: ``owner/name``, or ``owner/name@revision`` (branch, tag or commit)."""
 
 
 class ConfigError(ValueError):
@@ -187,10 +191,11 @@ class Settings(_Model):
     model: str = Field(
         default="tiny-wan",
         min_length=1,
-        description="a name of the catalogue, or a folder in diffusers format",
+        description="a name of the catalogue, a folder in diffusers format, or an id on the hub",
     )
-    checkpoint: Path | None = Field(
-        default=None, description="folder of the weights; by default those installed, else seeded random ones"
+    checkpoint: Path | str | None = Field(
+        default=None,
+        description="folder or hub id of the weights; by default those installed, else seeded random ones",
     )
     backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
     profile: str | None = Field(default=None, description="shape profile; by default the model's first")
@@ -429,9 +434,11 @@ def _parse(text: str, field: FieldInfo) -> Any:
 
 def _resolve_path(key: str, value: Any, base: Path) -> Any:
     annotation = KEYS[key].annotation
-    if isinstance(value, (str, Path)) and (annotation is Path or Path in get_args(annotation)):
-        return (base / Path(value).expanduser()).absolute()
-    return value
+    if not isinstance(value, (str, Path)) or not (annotation is Path or Path in get_args(annotation)):
+        return value
+    path = (base / Path(value).expanduser()).absolute()
+    may_be_id = str in get_args(annotation) and not path.is_dir()
+    return str(value) if may_be_id and HUB_ID.fullmatch(str(value)) else path
 
 
 def _validate(given: Mapping[str, _Given]) -> Settings:

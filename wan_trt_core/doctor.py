@@ -220,7 +220,7 @@ def _checkpoint(settings: Settings) -> Finding:
     from wan_trt_core.models.random_weights import RandomCheckpoint
 
     try:
-        model = resolve(settings.model, settings.checkpoint)
+        model = resolve(settings.model, settings.checkpoint, download=False)
         model.profile(settings.profile)
     except (CatalogueError, CheckpointError) as error:
         fix = "give another model, checkpoint or profile, or install the package again"

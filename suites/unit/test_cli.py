@@ -155,9 +155,9 @@ class TestWrongInput:
         [
             (
                 ("run", "--prompt", "x", "--out", "v.mp4"),
-                ("would be noise", "hf download Wan-AI", "give --checkpoint"),
+                ("would be noise", "give --checkpoint Wan-AI/Wan2.1-T2V-14B-Diffusers"),
             ),
-            (("export", "text_encoder"), ("random weights has no text_encoder", "give --checkpoint FOLDER")),
+            (("export", "text_encoder"), ("random weights has no text_encoder", "or --checkpoint FOLDER")),
         ],
     )
     def test_what_random_weights_cannot_do(self, wan: Wan, arguments: Any, parts: tuple[str, ...]) -> None:

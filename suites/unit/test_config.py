@@ -90,6 +90,25 @@ class TestPrecedence:
         assert loaded.settings.cache == Path.home() / "cache"
         assert loaded.settings.report == tmp_path / "here"
 
+    def test_a_checkpoint_is_a_folder_or_an_id_on_the_hub(self, tmp_path: Path) -> None:
+        (tmp_path / "ci" / "owner" / "here").mkdir(parents=True)
+        file = tmp_path / "ci" / "gpu.yaml"
+        for text, expected in (
+            ("owner/name", "owner/name"),
+            ("owner/name@v1.0", "owner/name@v1.0"),
+            ("owner/here", tmp_path / "ci" / "owner" / "here"),
+            ("./owner/name", tmp_path / "ci" / "owner" / "name"),
+            ("name", tmp_path / "ci" / "name"),
+        ):
+            file.write_text(f"checkpoint: {text}\n")
+            settings = load_settings(file, environ={}).settings
+            assert settings.checkpoint == expected and settings.flat()["checkpoint"] == str(expected)
+        for given in (
+            {"environ": {"WAN_TRT_CHECKPOINT": "owner/name"}},
+            {"overrides": {"checkpoint": "owner/name"}},
+        ):
+            assert load_settings(**({"environ": {}} | given)).settings.checkpoint == "owner/name"
+
 
 class TestMistakes:
     """Each message names the source, the key and what is allowed."""

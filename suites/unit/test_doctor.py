@@ -98,7 +98,7 @@ class TestWhatIsMissing:
         finding = doctor._checkpoint(settings)
         assert finding.status == "ok"
         assert "seeded random weights, for speed and memory only" in finding.detail
-        assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in finding.detail
+        assert "give --wan-checkpoint Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in finding.detail
 
     def test_a_backend_without_its_package_says_what_to_install(self, loaded: Loaded) -> None:
         finding = {each.name: each for each in doctor._backends(loaded.settings)}["backend tensorrt"]

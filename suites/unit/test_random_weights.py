@@ -185,7 +185,7 @@ def test_there_is_no_text_encoder_and_the_error_says_what_to_do() -> None:
         lambda: encoder.call_tensors(model, Sizes(32, 32, 5, 16)),
     ):
         with pytest.raises(
-            CheckpointError, match=r"random weights has no .*hf download Wan-AI/Wan2\.1-T2V-1\.3B"
+            CheckpointError, match=r"random weights has no .*give --wan-checkpoint Wan-AI/Wan2\.1-T2V-1\.3B"
         ):
             asked()
 

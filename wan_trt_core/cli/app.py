@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from pathlib import Path
@@ -49,9 +48,6 @@ def common(
 def main() -> None:
     """The console script: run a command, and turn our own errors into one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
-    # A checkpoint is a folder: no library shall ask a hub for one, nor draw its bars through ours.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv[1:]
     try:
         app()

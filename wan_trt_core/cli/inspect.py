@@ -16,7 +16,8 @@ commands = typer.Typer()
 @commands.command(epilog="Example: wan-trt inspect ~/models/Wan2.1-T2V-1.3B-Diffusers")
 def inspect(
     model: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, or a name of the catalogue.")
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, hub id, or a name of the catalogue."),
     ],
     checkpoint: CheckpointOption = None,
     tensors: Annotated[

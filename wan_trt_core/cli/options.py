@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 _PANEL = "Settings (defaults: config.yaml, WAN_TRT_*)"
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Catalogue name or checkpoint folder.", rich_help_panel=_PANEL)
+    str | None,
+    typer.Option("--model", help="Catalogue name, checkpoint folder or hub id.", rich_help_panel=_PANEL),
 ]
 CheckpointOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--checkpoint",
-        help="Folder of a named model's weights; without it those installed, else seeded random ones.",
+        help="Folder or hub id of a named model's weights; without it those installed, else seeded random ones.",
         rich_help_panel=_PANEL,
     ),
 ]

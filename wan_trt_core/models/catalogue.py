@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from wan_trt_core.config import HUB_ID
 from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError
+from wan_trt_core.models.hub import open_checkpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.models.random_weights import RandomCheckpoint, wan21_configs
 
@@ -56,7 +58,7 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class _Entry:
-    """``profiles`` hold height, width and frames at min, opt and max. ``hub`` is where the weights are.
+    """``profiles`` hold height, width and frames at min, opt and max. ``hub`` is the id of the weights on the hub.
 
     ``layers``, ``dim`` and ``ffn_dim`` are the transformer's.
     """
@@ -104,25 +106,30 @@ def profile_names(model: str) -> tuple[str, ...]:
     return tuple(_ENTRIES[model].profiles)
 
 
-def resolve(model: str, checkpoint: Path | None = None, *, layers: int | None = None) -> ResolvedModel:
-    """The model of a catalogue name, or of a folder in diffusers format. Nothing is downloaded.
+def resolve(
+    model: str, checkpoint: Path | str | None = None, *, layers: int | None = None, download: bool = True
+) -> ResolvedModel:
+    """The model of a catalogue name, of a folder in diffusers format, or of an id on the hub.
 
-    A named model whose weights are not at hand gets seeded random ones at its true shapes.
+    Nothing is downloaded but the model of an id. A named model whose weights are not installed gets, without a
+    checkpoint, seeded random ones at its true shapes.
 
     Args:
-        model: a name from :func:`model_names`, or a folder.
-        checkpoint: the folder of a named model's weights (``tiny-wan`` is installed with the package).
+        model: a name from :func:`model_names`, or what ``checkpoint`` may be.
+        checkpoint: folder or hub id of a named model's weights (``tiny-wan`` is installed with the package), see
+            :func:`~wan_trt_core.models.hub.open_checkpoint`.
         layers: of a model with random weights, the transformer's first so many layers only.
+        download: whether a model of the hub that is not in its cache may be downloaded.
 
     Raises:
         CatalogueError: when there is no such model, or layers are asked of one that is stored whole.
-        CheckpointError: when the folder is no usable checkpoint, or the model has fewer layers.
+        CheckpointError: when there is no usable checkpoint, or the model has fewer layers.
     """
     entry = _ENTRIES.get(model)
     if entry is not None and entry.hub is not None and checkpoint is None:
         remedy = (
-            f"For real weights download the checkpoint (hf download {entry.hub} --local-dir FOLDER)"
-            " and give --wan-checkpoint FOLDER"
+            f"For real weights give --wan-checkpoint {entry.hub} (downloaded into the hub's cache), or"
+            " --wan-checkpoint FOLDER"
         )
         configs = wan21_configs(entry.dim, entry.layers, entry.ffn_dim)
         return _resolved(model, RandomCheckpoint(configs, remedy, layers=layers), entry)
@@ -132,15 +139,15 @@ def resolve(model: str, checkpoint: Path | None = None, *, layers: int | None = 
             " (no --wan-checkpoint) can have fewer layers"
         )
     if entry is not None:
-        return _resolved(model, Checkpoint.open(checkpoint or EMBEDDED), entry)
-    folder = Path(model).expanduser()
-    if checkpoint is None and not folder.is_dir():
+        return _resolved(model, open_checkpoint(checkpoint or EMBEDDED, download=download), entry)
+    place = Path(checkpoint or model).expanduser()
+    if checkpoint is None and not place.is_dir() and not HUB_ID.fullmatch(model):
         raise CatalogueError(
-            f"no model {model!r}: neither a folder nor one of {', '.join(_ENTRIES)}. A model of the hub must"
-            " be downloaded first (hf download … --local-dir FOLDER)"
+            f"no model {model!r}: neither a folder nor one of {', '.join(_ENTRIES)}, nor the id of a model on the"
+            " hub (owner/name)"
         )
-    opened = Checkpoint.open(checkpoint or folder)
-    return _resolved(opened.folder.name, opened, _entry_like(opened))
+    opened = open_checkpoint(place, download=download)
+    return _resolved(place.absolute().name, opened, _entry_like(opened))
 
 
 def _resolved(name: str, checkpoint: Checkpoint, entry: _Entry) -> ResolvedModel:

@@ -42,6 +42,9 @@ LISTS: Mapping[str, tuple[str, ...]] = {
 }
 """The same for lists."""
 
+INDEX = "model_index.json"
+"""The file that makes a folder one in diffusers format: the pipeline, and the class of each part."""
+
 _AGAIN = "copy or download the checkpoint again"
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -116,7 +119,7 @@ class Checkpoint:
         if not path.is_dir():
             raise CheckpointError(
                 f"no checkpoint at {path}: there is no such folder. Give the folder of a Wan 2.1 model in"
-                " diffusers format with --wan-checkpoint"
+                " diffusers format with --wan-checkpoint, or its id on the hub (owner/name)"
             )
         checkpoint = cls(path)
         checkpoint._validate()
@@ -208,7 +211,7 @@ class Checkpoint:
         """
         import diffusers
 
-        index = self.folder / "model_index.json"
+        index = self.folder / INDEX
         name = _class_name(_read_json(index), "scheduler")
         kind = getattr(diffusers, str(name), None)
         if kind is None:
@@ -218,7 +221,7 @@ class Checkpoint:
             )
         folder = self.folder / "scheduler"
         with _explained(folder):
-            return kind.from_pretrained(folder)
+            return kind.from_pretrained(folder, local_files_only=True)
 
     def pipeline(
         self,
@@ -312,29 +315,7 @@ class Checkpoint:
         return stock
 
     def _validate(self) -> None:
-        index_path = self.folder / "model_index.json"
-        if not index_path.exists():
-            raise CheckpointError(
-                f"{self.folder} is no checkpoint in diffusers format: it has no model_index.json. Give the folder"
-                f" that holds it beside {', '.join((*PARTS, 'tokenizer'))} and scheduler; of the hub's Wan models"
-                " those whose names end in -Diffusers have this form"
-            )
-        index = _read_json(index_path)
-        pipeline = index.get("_class_name")
-        if pipeline != "WanPipeline":
-            raise CheckpointError(
-                f"{index_path}: a {pipeline}, not a WanPipeline; only Wan 2.1 text-to-video is supported"
-            )
-        if (index.get("transformer_2") or [None])[0] is not None or index.get("expand_timesteps"):
-            raise CheckpointError(
-                f"{index_path}: a Wan 2.2 pipeline; only Wan 2.1 text-to-video is supported"
-            )
-        for part, expected in PARTS.items():
-            found = _class_name(index, part)
-            if found != expected:
-                raise CheckpointError(
-                    f"{index_path}: {part} is {found}, expected {expected}; only Wan 2.1 text-to-video is supported"
-                )
+        check_index(self.folder)
         for part in (*PARTS, "scheduler", "tokenizer"):
             if not (self.folder / part).is_dir():
                 raise CheckpointError(f"{self.folder / part}: missing, and a Wan pipeline needs it; {_AGAIN}")
@@ -353,6 +334,35 @@ class Checkpoint:
         for key in LISTS[part]:
             if not isinstance(config.get(key), list):
                 raise CheckpointError(f"{path}: {key} is {config.get(key)!r}, expected a list; {_AGAIN}")
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder whose ``model_index.json`` is not that of a Wan 2.1 text-to-video model.
+
+    Raises:
+        CheckpointError: as :meth:`Checkpoint.open`; nothing else in the folder is looked at.
+    """
+    index_path = folder / INDEX
+    if not index_path.exists():
+        raise CheckpointError(
+            f"{folder} is no checkpoint in diffusers format: it has no {INDEX}. Give the folder"
+            f" that holds it beside {', '.join((*PARTS, 'tokenizer'))} and scheduler; of the hub's Wan models"
+            " those whose names end in -Diffusers have this form"
+        )
+    index = _read_json(index_path)
+    pipeline = index.get("_class_name")
+    if pipeline != "WanPipeline":
+        raise CheckpointError(
+            f"{index_path}: a {pipeline}, not a WanPipeline; only Wan 2.1 text-to-video is supported"
+        )
+    if (index.get("transformer_2") or [None])[0] is not None or index.get("expand_timesteps"):
+        raise CheckpointError(f"{index_path}: a Wan 2.2 pipeline; only Wan 2.1 text-to-video is supported")
+    for part, expected in PARTS.items():
+        found = _class_name(index, part)
+        if found != expected:
+            raise CheckpointError(
+                f"{index_path}: {part} is {found}, expected {expected}; only Wan 2.1 text-to-video is supported"
+            )
 
 
 @contextmanager

@@ -34,11 +34,15 @@ def add_options(parser: pytest.Parser) -> None:
 
     option("cases", f"Case file (default: {DEFAULT_CASES.as_posix()} under the rootdir).", metavar="FILE")
     option("config", "Settings file (default: config.yaml in the working directory).", metavar="FILE")
-    option("model", "Model of all cases: a catalogue name or a folder in diffusers format.", metavar="MODEL")
+    option(
+        "model",
+        "Model of all cases: a catalogue name, a folder in diffusers format or a hub id.",
+        metavar="MODEL",
+    )
     option(
         "checkpoint",
-        "Folder of a named model's weights; without it those installed, else seeded random ones.",
-        metavar="FOLDER",
+        "Folder or hub id of a named model's weights; without it those installed, else seeded random ones.",
+        metavar="FOLDER|ID",
     )
     option("backend", "Backend of all cases, instead of the case file's.", metavar="NAME")
     option("profile", "Shape profile of all cases, instead of the case file's.", metavar="NAME")

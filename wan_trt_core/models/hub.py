@@ -1,0 +1,77 @@
+"""Models by their id on the Hugging Face hub: the only place that downloads anything."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from functools import partial
+from pathlib import Path
+
+from wan_trt_core.config import HUB_ID
+from wan_trt_core.models.checkpoint import INDEX, PARTS, Checkpoint, CheckpointError, check_index
+
+FILES: tuple[str, ...] = (
+    INDEX,
+    "generation.json",
+    "scheduler/*.json",
+    *(f"tokenizer/*.{suffix}" for suffix in ("json", "txt", "model")),
+    *(f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "safetensors")),
+)
+"""What is downloaded of a model: all that a checkpoint reads, and nothing that runs code when it is loaded."""
+
+logger = logging.getLogger(__name__)
+
+
+def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
+    """The checkpoint in a folder, or of a model of the hub where no folder has that name.
+
+    Of a model of the hub what its client's cache holds is taken as it is, without a request. Only where the cache does
+    not hold all of it, it is downloaded into the cache.
+
+    Args:
+        place: a folder, or ``owner/name`` or ``owner/name@revision`` (branch, tag or commit).
+        download: whether a model that is not in the cache may be downloaded.
+
+    Raises:
+        CheckpointError: when what is found is no usable checkpoint, or the model is not in the cache and the client is
+            offline (``HF_HUB_OFFLINE``), may not download, or fails to.
+        OSError: when the disk is full.
+    """
+    named = HUB_ID.fullmatch(str(place))
+    if named is None or Path(place).is_dir():
+        return Checkpoint.open(place)
+
+    from huggingface_hub import constants, is_offline_mode, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    snapshot = partial(snapshot_download, named["repo"], revision=named["revision"])
+    revision = f" --revision {named['revision']}" if named["revision"] else ""
+    remedy = (
+        f"run `hf download {named['repo']}{revision}` where there is a network, or give the folder of a copy"
+        " (--wan-checkpoint FOLDER)"
+    )
+    try:
+        return Checkpoint.open(snapshot(allow_patterns=list(FILES), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, CheckpointError) as error:
+        if is_offline_mode() or not download:
+            cause = "" if isinstance(error, LocalEntryNotFoundError) else f" ({error})"
+            offline = (
+                "HF_HUB_OFFLINE forbids the download" if is_offline_mode() else "the first use downloads it"
+            )
+            raise CheckpointError(
+                f"{place}: no such folder, and no whole copy in the hub's cache {constants.HF_HUB_CACHE}{cause};"
+                f" {offline}; {remedy}"
+            ) from error
+    logger.info("downloading %s from %s into %s", place, constants.ENDPOINT, constants.HF_HUB_CACHE)
+    try:
+        check_index(Path(snapshot(allow_patterns=INDEX)))  # before the gigabytes
+        return Checkpoint.open(snapshot(allow_patterns=list(FILES)))
+    except CheckpointError:
+        raise
+    except Exception as error:  # of the client, or of whichever HTTP library it uses
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(
+            f"{place}: no such folder, and not to be had from {constants.ENDPOINT} ({type(error).__name__}:"
+            f" {' '.join(str(error).split())}); {remedy}"
+        ) from error

@@ -270,6 +270,82 @@ def _half_convolutions(graph: nn.Module) -> nn.Module:
     return graph
 
 
+# Twice the size and the convolution after it in one: each pixel that nearest upsampling repeats is multiplied once, by
+# the sum of the weights that meet it, 16 products for 36; and the larger image is never written.
+
+
+def _transposed(graph: nn.Module) -> nn.Module:
+    """As a transposed convolution of images."""
+
+    class Upsample(vae_decoder._Upsample):
+        def forward(self, frames: Tensor, caches: Any) -> Tensor:
+            frames = self._double(self.time_conv(frames, caches)) if self.time_conv is not None else frames
+            images = frames.transpose(1, 2).flatten(0, 1)
+            images = functional.conv_transpose2d(images, self.merged, self.bias, stride=2, padding=1)
+            return images.unsqueeze(0).transpose(1, 2)
+
+    return _upsamples_as(graph, Upsample, _merged_taps)
+
+
+def _transposed_frames(graph: nn.Module) -> nn.Module:
+    """As a transposed convolution of the video: no change from frames to images and back."""
+
+    class Upsample(vae_decoder._Upsample):
+        def forward(self, frames: Tensor, caches: Any) -> Tensor:
+            frames = self._double(self.time_conv(frames, caches)) if self.time_conv is not None else frames
+            weight, stride, padding = self.merged[:, :, None], (1, 2, 2), (0, 1, 1)
+            return functional.conv_transpose3d(frames, weight, self.bias, stride, padding)
+
+    return _upsamples_as(graph, Upsample, _merged_taps)
+
+
+def _phased(graph: nn.Module) -> nn.Module:
+    """As a convolution at the small size for the four pixels that each becomes, and a change of order."""
+
+    class Upsample(vae_decoder._Upsample):
+        def forward(self, frames: Tensor, caches: Any) -> Tensor:
+            frames = self._double(self.time_conv(frames, caches)) if self.time_conv is not None else frames
+            height, width = frames.shape[3:]
+            made = functional.conv3d(frames, self.merged, self.bias.repeat(4), padding=(0, 1, 1))
+            phases = made.unflatten(1, (2, 2, -1))
+            rows = [
+                torch.stack(
+                    [phases[:, a, b, :, :, a : a + height, b : b + width] for b in (0, 1)], dim=-1
+                ).flatten(-2)
+                for a in (0, 1)
+            ]
+            return torch.stack(rows, dim=4).flatten(3, 4)
+
+    return _upsamples_as(graph, Upsample, _phase_taps)
+
+
+def _merged_taps(weight: Tensor) -> Tensor:
+    """(out, in, 3, 3) to a transposed convolution's (in, out, 4, 4)."""
+    flipped, ones = weight.flip(-2, -1), torch.ones(1, 1, 2, 2, dtype=weight.dtype)
+    merged = functional.conv2d(flipped.flatten(0, 1)[:, None], ones, padding=1)
+    return merged.unflatten(0, flipped.shape[:2]).squeeze(2).transpose(0, 1)
+
+
+def _phase_taps(weight: Tensor) -> Tensor:
+    """(out, in, 3, 3) to (4 out, in, 1, 2, 2): the upper left, upper right, lower left and lower right pixel."""
+
+    def phases(taps: Tensor, axis: int) -> Tensor:
+        before, at, after = taps.unbind(axis)
+        return torch.stack([torch.stack((before, at + after), axis), torch.stack((before + at, after), axis)])
+
+    columns = phases(weight, -1)
+    return torch.stack([phases(column, -2) for column in columns], dim=1).flatten(0, 2)[:, :, None]
+
+
+def _upsamples_as(graph: nn.Module, kind: type, taps: Callable[[Tensor], Tensor]) -> nn.Module:
+    for part in graph.modules():
+        if isinstance(part, vae_decoder._Upsample):
+            merged = taps(part.weight.double()).to(part.weight.dtype).contiguous()
+            part.merged = nn.Parameter(merged, requires_grad=False)
+            part.__class__ = kind
+    return graph
+
+
 IDEAS: Mapping[str, Mapping[str, Idea]] = {
     "dit": {
         "half-layer-norm": Idea(_half_layer_norm, "layer norms on half-precision tensors"),
@@ -293,6 +369,11 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             "channels-last, each convolution over time one over images of three frames' channels",
             channels_last=True,
         ),
+        "transposed": Idea(
+            _transposed, "upsampling and its convolution as one transposed convolution of images"
+        ),
+        "transposed-frames": Idea(_transposed_frames, "the same as one transposed convolution of the video"),
+        "phased": Idea(_phased, "the same as one convolution at the small size and a change of order"),
         "half-convolutions": Idea(
             _half_convolutions,
             "products of the convolutions in half precision between float32 norms and sums",

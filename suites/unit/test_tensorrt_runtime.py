@@ -308,6 +308,19 @@ def test_graphs_can_be_switched_off(rig: Callable[..., Rig]) -> None:
     assert (it.fake.enqueued, it.stream.graphs) == (3, [])
 
 
+def test_graphs_can_be_left_aside_for_a_call(rig: Callable[..., Rig]) -> None:
+    """The arm that shows what graphs gain runs on the same engine, in turns with the one that has them."""
+    it = rig()
+    for _ in range(2):
+        it.run(inputs())
+    for _ in range(2):
+        with it.engine.without_graphs():
+            it.run(inputs())
+        it.run(inputs())
+    assert it.fake.enqueued == 4  # before and in the capture, and twice without
+    assert [graph.launched for graph in it.stream.graphs] == [3]
+
+
 def test_a_refused_enqueue_is_an_error_with_its_reason(rig: Callable[..., Rig]) -> None:
     it = rig()
     it.fake.refuses = True

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -149,7 +150,7 @@ class TensorRtEngine(Engine):
         self.log = log
         self._contexts: OrderedDict[tuple[Any, ...], _Context] = OrderedDict()
         self._graphs = _Graphs(settings.max_graphs)
-        self._capture = settings.cuda_graphs
+        self._use_graphs = settings.cuda_graphs
         scratch.join()
 
     @property
@@ -184,6 +185,15 @@ class TensorRtEngine(Engine):
             finally:
                 context.let_go()
 
+    @contextmanager
+    def without_graphs(self) -> Iterator[None]:
+        """Meanwhile every call is enqueued; the graphs that were captured stay, for afterwards."""
+        use, self._use_graphs = self._use_graphs, False
+        try:
+            yield
+        finally:
+            self._use_graphs = use
+
     def memory(self) -> dict[str, int]:
         """What it holds now. ``weights``: bytes of the plan, which TensorRT keeps outside PyTorch's allocator;
         ``scratch``: the most it has asked of the memory that it shares with other engines, so that together they
@@ -214,15 +224,15 @@ class TensorRtEngine(Engine):
         self._scratch_asked = max(self._scratch_asked, context.scratch)
         context.bind(address)
         key = (context.shapes, context.addresses, address)
-        graph = self._graphs.get(key)
+        graph = self._graphs.get(key) if self._use_graphs else None
         if graph is not None:
             graph.launch()
             return
-        if self._capture and self._graphs.seen(key):
+        if self._use_graphs and self._graphs.seen(key):
             try:
                 graph = self._stream.capture(lambda: context.enqueue(self._stream.handle))
             except CaptureRefused as refused:
-                self._capture = False
+                self._use_graphs = False
                 _log.warning("%s runs without CUDA graphs: %s", self.name, refused)
             else:
                 self._graphs.keep(key, graph)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ import torch
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.registry import device_of, get_backend
-from wan_trt_core.backends.tensorrt import backend, builder
+from wan_trt_core.backends.tensorrt import api, backend, builder
 from wan_trt_core.backends.tensorrt.plan import Description, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible
 from wan_trt_core.backends.tensorrt.verification import (
@@ -27,7 +29,8 @@ from wan_trt_core.backends.tensorrt.verification import (
     unfused_attentions,
     unplanned_precisions,
 )
-from wan_trt_core.config import Settings
+from wan_trt_core.config import ConfigError, LogSettings, Settings
+from wan_trt_core.logs import logging_to
 
 FUSED = {
     "Name": "_gemm_mha_v2_myl0_7",
@@ -95,6 +98,47 @@ class TestVerification:
 
     def test_dtypes_of_both_styles_of_report(self) -> None:
         assert computed_in(layers_of(report(FUSED, APART))) == {"float16": 1, "float32": 1}
+
+
+class TestMessages:
+    """TensorRT's own messages, and ``$TRT_LOGGER_LEVEL``."""
+
+    SAID = ("VERBOSE", "INFO", "WARNING", "ERROR")
+
+    @pytest.fixture(autouse=True)
+    def _own_logger(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        logger = type("ILogger", (), {"__init__": lambda self: None})
+        monkeypatch.setattr(api, "tensorrt", lambda: SimpleNamespace(ILogger=logger))
+        monkeypatch.delenv("TRT_LOGGER_LEVEL", raising=False)
+        yield
+        logging.getLogger("wan_trt_core.tensorrt").setLevel(logging.NOTSET)
+
+    def logged(self, caplog: pytest.LogCaptureFixture, level: str) -> list[str]:
+        with logging_to(LogSettings(level=level), terminal=False):  # type: ignore[arg-type]
+            log = api.message_log()
+            for severity in self.SAID:
+                log.log(SimpleNamespace(name=severity), f"{severity.lower()}\n")
+        assert api.reasons(log) == "error"
+        return [record.message for record in caplog.records]
+
+    def test_warnings_are_logged_unless_the_log_is_for_errors(self, caplog: pytest.LogCaptureFixture) -> None:
+        assert self.logged(caplog, "debug") == ["warning", "error"]
+        caplog.clear()
+        assert self.logged(caplog, "error") == ["error"]
+
+    def test_the_environment_decides_whatever_the_level_of_the_log(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv("TRT_LOGGER_LEVEL", "verbose")
+        assert self.logged(caplog, "warning") == ["verbose", "info", "warning", "error"]
+        caplog.clear()
+        monkeypatch.setenv("TRT_LOGGER_LEVEL", "ERROR")
+        assert self.logged(caplog, "debug") == ["error"]
+
+    def test_a_level_that_tensorrt_does_not_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRT_LOGGER_LEVEL", "loud")
+        with pytest.raises(ConfigError, match="TRT_LOGGER_LEVEL is 'LOUD'; it is one of INTERNAL_ERROR"):
+            api.message_log()
 
 
 class TestProgress:

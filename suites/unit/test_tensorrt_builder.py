@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from fake_stream import FakeStream
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.registry import device_of, get_backend
-from wan_trt_core.backends.tensorrt import api, backend, builder
+from wan_trt_core.backends.tensorrt import api, backend, builder, runtime
 from wan_trt_core.backends.tensorrt.plan import Description, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible
 from wan_trt_core.backends.tensorrt.verification import (
@@ -264,13 +265,55 @@ def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
     monkeypatch.setattr(backend, "require_cuda", lambda: None)
     monkeypatch.setattr(backend, "message_log", lambda: SimpleNamespace(errors=[said]))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 30, 8 << 30))
     write_description(Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0), tmp_path)
     with pytest.raises(EngineError, match="its plan cannot be read"):
         backend.TensorRtBackend().load(tmp_path, Settings())
     (tmp_path / "dit_fp16.trt").write_bytes(b"of another version")
-    with pytest.raises(EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}"):
+    with pytest.raises(
+        EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}; .* 1.00 of 8"
+    ):
         backend.TensorRtBackend().load(tmp_path, Settings())
+
+
+def test_versions_are_those_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By them `wan-trt engines prune --unused` tells what nothing here will ask for again: no other names."""
+    monkeypatch.setattr(backend, "tensorrt", lambda: SimpleNamespace(__version__="10.6.0"))
+    installed = {"tensorrt": "10.6.0.post1", "cuda-python": "13.0"}
+    monkeypatch.setattr(backend, "distribution_versions", lambda *names: installed)
+    assert backend.TensorRtBackend().versions() == installed
+    monkeypatch.setattr(backend, "distribution_versions", lambda *names: {})
+    assert backend.TensorRtBackend().versions() == {"tensorrt": "10.6.0"}
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(None, 64), (0.0, 0), (32 / builder.GIB, 32), (1.0, 64)])
+def test_the_budget_of_streamed_weights_is_set_when_an_engine_is_loaded(
+    budget: float | None, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's own default is no promise, more than there is an error, and a refusal told in its log alone."""
+    plan = SimpleNamespace(streamable_weights_size=64, weight_streaming_budget_v2=-1)
+    trt = SimpleNamespace(Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda _: plan))
+    monkeypatch.setattr(backend, "tensorrt", lambda: trt)
+    monkeypatch.setattr(backend, "require_cuda", lambda: None)
+    monkeypatch.setattr(backend, "message_log", lambda: SimpleNamespace(errors=["no room"]))
+    monkeypatch.setattr(backend, "CudaStream", FakeStream)
+    monkeypatch.setattr(backend, "_scratch", runtime.Scratch)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    write_description(Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0), tmp_path)
+    (tmp_path / "dit_fp16.trt").write_bytes(bytes(100))
+    chosen = {"weight_streaming": True, "weight_streaming_budget_gib": budget}
+    engine = backend.TensorRtBackend().load(tmp_path, Settings(tensorrt=chosen))
+    assert plan.weight_streaming_budget_v2 == kept
+    assert engine.memory()["weights"] == 100 - 64 + kept
+    stuck = {
+        "streamable_weights_size": 64,
+        "weight_streaming_budget_v2": property(lambda _: 1, lambda *_: None),
+    }
+    plan = type("Stuck", (), stuck)()
+    monkeypatch.setattr(backend, "free_memory", lambda: "1 GiB is free")
+    with pytest.raises(EngineError, match=r"dit_fp16: .* do not stay on the GPU .*: no room; 1 GiB is free"):
+        backend.TensorRtBackend().load(tmp_path, Settings(tensorrt=chosen))
 
 
 def test_one_build_at_a_time_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -433,10 +434,58 @@ def test_out_of_memory_says_what_was_asked_and_what_was_free(monkeypatch: pytest
 
     monkeypatch.setattr(torch, "empty", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 30, 8 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     with pytest.raises(
-        EngineError, match=r"scratch memory of 3\.00 GiB was asked for, 1\.00 of 8\.00 GiB are free"
+        EngineError,
+        match=r"scratch memory of 3\.00 GiB was asked for, 1\.00 of 8\.00 GiB are free on NVIDIA H200",
     ):
         runtime.Scratch(CPU).address(3 << 30)
+
+
+def test_out_of_memory_for_a_copy_names_the_engine(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 3.00 GiB, of which 1.00 GiB is free"
+        )
+
+    it = rig()
+    monkeypatch.setattr(Tensor, "clone", full)
+    with pytest.raises(EngineError, match=r"engine fake_fp32: CUDA out of memory\. Tried to allocate 3"):
+        it.engine.run(inputs())
+
+
+def test_all_work_is_asked_for_on_the_engines_own_gpu(rig: Callable[..., Rig]) -> None:
+    """TensorRT and graphs go by the current device: on another one a replay would silently leave the outputs."""
+    it, current, seen = rig(), ["cuda:0"], list[tuple[str, str]]()
+
+    @contextmanager
+    def on_device() -> Iterator[None]:
+        current.append("cuda:1")
+        yield
+        current.pop()
+
+    def noting(owner: Any, name: str) -> None:
+        wrapped = getattr(owner, name)
+
+        def call(*given: Any) -> Any:
+            seen.append((name, current[-1]))
+            return wrapped(*given)
+
+        setattr(owner, name, call)
+
+    it.stream.on_device = on_device
+    for owner, name in ((it.fake, "create_execution_context"), (it.fake, "work"), (it.stream, "capture")):
+        noting(owner, name)
+    for _ in range(3):
+        it.run(inputs())
+    for name in ("launch", "close"):
+        noting(it.stream.graphs[0], name)
+    it.run(inputs())
+    it.engine.close()
+    assert {name for name, _ in seen} == {"create_execution_context", "work", "capture", "launch", "close"}
+    assert {device for _, device in seen} == {"cuda:1"}
 
 
 def test_descriptions_survive_the_disk(tmp_path: Any) -> None:

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from wan_trt_core.backends.base import EngineError, OnnxModel, Progress, TensorInfo
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, strongly_typed_network, tensorrt
+from wan_trt_core.backends.tensorrt.cuda import GIB, free_memory
 from wan_trt_core.backends.tensorrt.plan import LAYERS, Description, Shapes, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible, monitor
 from wan_trt_core.backends.tensorrt.verification import (
@@ -26,8 +27,6 @@ from wan_trt_core.backends.tensorrt.verification import (
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
-
-GIB = 1 << 30
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 """Nodes whose precision decides speed and accuracy: each must be computed in the dtype that it has in the graph."""
@@ -69,7 +68,9 @@ def build_plan(
     with _timing_cache(config, timing_cache, settings):
         plan = interruptible(lambda: builder.build_serialized_network(network, config), phases)
     if plan is None:
-        raise EngineError(f"building engine {model.component}_{model.precision}: {reasons(log)}; {_memory()}")
+        raise EngineError(
+            f"building engine {model.component}_{model.precision}: {reasons(log)}; {free_memory()}"
+        )
     seconds = time.perf_counter() - started
     name = f"{model.component}_{model.precision}.trt"
     (folder / name).write_bytes(plan)
@@ -216,7 +217,7 @@ def _inspect(trt: Any, log: Any, plan: Any, folder: Path) -> tuple[Layer, ...]:
     """Write ``layers.json``; the engine is loaded for it, which proves at once that it can be."""
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"the built plan does not load: {reasons(log)}; {_memory()}")
+        raise EngineError(f"the built plan does not load: {reasons(log)}; {free_memory()}")
     report = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     (folder / LAYERS).write_text(report)
     return layers_of(report)
@@ -239,10 +240,3 @@ def _describe(
         unplanned=unplanned_precisions(layers, graph.products),
         precisions=computed_in(layers),
     )
-
-
-def _memory() -> str:
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free on {torch.cuda.get_device_name()}"

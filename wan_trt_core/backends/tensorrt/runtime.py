@@ -24,7 +24,7 @@ from torch import Tensor
 
 from wan_trt_core.backends._tensors import check_devices, check_inputs, check_outputs, output_shape, within
 from wan_trt_core.backends.base import Engine, EngineError
-from wan_trt_core.backends.tensorrt.cuda import CaptureRefused
+from wan_trt_core.backends.tensorrt.cuda import GIB, CaptureRefused, free_memory
 from wan_trt_core.backends.tensorrt.plan import Description, Shapes
 
 if TYPE_CHECKING:
@@ -106,12 +106,9 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, w
     try:
         return torch.empty(shape, dtype=dtype, device=device)
     except torch.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info(device)
         asked = torch.empty(shape, dtype=dtype, device="meta").nbytes
-        gib = 1 << 30
         raise EngineError(
-            f"out of memory: {what} of {asked / gib:.2f} GiB was asked for, {free / gib:.2f} of"
-            f" {total / gib:.2f} GiB are free on {device}"
+            f"out of memory: {what} of {asked / GIB:.2f} GiB was asked for, {free_memory(device)}"
         ) from error
 
 
@@ -163,7 +160,7 @@ class TensorRtEngine(Engine):
 
         Raises:
             EngineError: for a missing, superfluous, wrongly typed, shaped or placed tensor, by name; for shapes
-                outside every profile; for a closed engine; for what TensorRT or CUDA refuses.
+                outside every profile; for a closed engine; for what TensorRT or CUDA refuses; where memory runs out.
         """
         return self.run_into(inputs, {})
 
@@ -182,6 +179,10 @@ class TensorRtEngine(Engine):
                 self._execute(context)
                 self._stream.before_caller()
                 return context.give(outputs)
+            except (
+                torch.OutOfMemoryError
+            ) as error:  # of a copy; PyTorch tells what was asked and what is free
+                raise EngineError(f"{self.name}: {error}") from error
             finally:
                 context.let_go()
 
@@ -212,11 +213,12 @@ class TensorRtEngine(Engine):
         """Release graphs, contexts, buffers and the plan, and leave the shared scratch memory."""
         if self._engine is None:
             return
-        self._stream.synchronize()
-        self._graphs.clear()
-        self._contexts.clear()
-        self._engine = None
-        self._scratch.leave()
+        with self._stream.on_device():
+            self._stream.synchronize()
+            self._graphs.clear()
+            self._contexts.clear()
+            self._engine = None
+            self._scratch.leave()
 
     def _execute(self, context: _Context) -> None:
         """Enqueue, the second time for the same addresses as a graph, from then on replayed."""

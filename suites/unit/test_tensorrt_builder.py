@@ -254,6 +254,37 @@ def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path) -> None:
     assert not path.with_suffix(".new").exists()
 
 
+@pytest.mark.parametrize("refused_by", ["create_timing_cache", "set_timing_cache"])
+def test_timings_that_tensorrt_refuses_are_measured_anew(
+    refused_by: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Damaged ones are no cache at all, those of another driver are not taken: a build must not end with either."""
+    from wan_trt_core.backends.tensorrt.builder import _timing_cache
+
+    taken: list[Any] = []
+
+    def create(stored: bytes) -> Any:
+        refused = refused_by == "create_timing_cache" and stored
+        return None if refused else SimpleNamespace(stored=stored, serialize=lambda: b"new")
+
+    def take(cache: Any, ignore_mismatch: bool) -> bool:
+        if cache.stored:
+            return False
+        taken.append(cache)
+        return True
+
+    config = SimpleNamespace(
+        create_timing_cache=create,
+        set_timing_cache=take,
+        get_timing_cache=lambda: taken[0] if taken else None,
+    )
+    (tmp_path / "gpu.timing").write_bytes(b"useless")
+    with _timing_cache(config, tmp_path / "gpu.timing", Settings()):
+        pass
+    assert (tmp_path / "gpu.timing").read_bytes() == b"new"
+    assert "TensorRT refuses these timings" in caplog.text
+
+
 def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,13 +201,16 @@ def _timing_cache(config: Any, path: Path, settings: Settings) -> Iterator[None]
     lock = FileLock(f"{path}.lock", timeout=settings.engine_lock_timeout)
     with lock:
         stored = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(stored) or config.create_timing_cache(b"")
-    config.set_timing_cache(cache, False)
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):  # damaged, or of another driver
+        _log.warning("%s: TensorRT refuses these timings; they are measured anew", path)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     with lock:
         latest = path.read_bytes() if path.is_file() else b""
-        if latest and latest != stored:
-            config.get_timing_cache().combine(config.create_timing_cache(latest), False)
+        others = config.create_timing_cache(latest) if latest and latest != stored else None
+        if others is not None:
+            config.get_timing_cache().combine(others, False)
         written = path.with_suffix(".new")
         written.write_bytes(config.get_timing_cache().serialize())
         written.replace(path)

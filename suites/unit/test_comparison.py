@@ -405,6 +405,14 @@ def test_a_gpu_that_was_slowed_down_is_invalid_and_one_at_its_power_cap_is_not(
     assert measurement.facts["clocks"]["reasons"]
 
 
+def test_a_gpu_that_nothing_is_known_of_does_not_pass(perf_case: Case) -> None:
+    """Without NVML a GPU that throttles would pass."""
+    watch = ClockWatch("cuda", gpu=(None, None), counters=dict)
+    check = verdict_of(perf_case, "perf", timed(FakeTarget(2.0, 1.0), watch=watch))
+    assert (check.verdict, check.reason) == (Verdict.MISSING, Reason.NOT_MEASURED)
+    assert "pip install nvidia-ml-py" in check.message
+
+
 def test_a_cpu_slowed_by_heat_is_invalid(perf_case: Case) -> None:
     readings = iter([{"cpu0 thermal throttling": 1}, {"cpu0 thermal throttling": 2}])
     measurement = timed(FakeTarget(2.0, 1.0), watch=ClockWatch("cpu", counters=lambda: next(readings)))

@@ -176,10 +176,12 @@ class TestInterrupt:
         with pytest.raises(EngineError, match="builder failed: no kernel"):
             interruptible(fail, phases)
 
-    def test_ctrl_c_stops_the_builder_and_then_the_caller(self) -> None:
-        """As a process of its own: a signal goes to a main thread."""
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_stops_the_builder_and_then_the_caller(self, number: signal.Signals) -> None:
+        """As a process of its own: a signal goes to a main thread. The command line ends on SIGTERM as on Ctrl-C."""
         script = (
-            "import time\n"
+            "import signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
             "from wan_trt_core.backends.tensorrt.progress import Phases, interruptible\n"
             "phases = Phases(lambda name, fraction: None)\n"
             "def build():\n"
@@ -188,14 +190,17 @@ class TestInterrupt:
             "    print('builder stopped', flush=True)\n"
             "try:\n"
             "    interruptible(build, phases)\n"
-            "except KeyboardInterrupt:\n"
+            "except (KeyboardInterrupt, SystemExit):\n"
             "    print('interrupted', flush=True)\n"
         )
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "building\n"
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        process.send_signal(number)
+        try:
+            out, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
         assert out == "builder stopped\ninterrupted\n"
 
 

@@ -201,6 +201,17 @@ def test_the_second_call_is_captured_and_every_later_one_replayed(rig: Callable[
     assert it.engine.graphs == 1
 
 
+def test_an_engine_first_run_in_inference_mode_also_runs_outside(rig: Callable[..., Rig]) -> None:
+    """Its buffers outlive the mode; PyTorch writes into none that was made in it once it has ended."""
+    it = rig()
+    with torch.inference_mode():
+        it.run(inputs())
+    with torch.no_grad():
+        it.run(inputs())
+    with torch.inference_mode():
+        it.run(inputs())
+
+
 def test_results_are_the_callers_to_keep(rig: Callable[..., Rig]) -> None:
     it = rig()
     first, kept = inputs(), None

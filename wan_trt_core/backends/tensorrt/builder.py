@@ -53,7 +53,7 @@ def build_plan(
     Raises:
         EngineError: when the parser refuses the model (it names the node and the PyTorch module), or nothing
             can be built.
-        KeyboardInterrupt: after the builder has stopped.
+        KeyboardInterrupt, SystemExit: of a signal, after the builder has stopped.
     """
     trt, log, started = tensorrt(), message_log(), time.perf_counter()
     builder = trt.Builder(log)

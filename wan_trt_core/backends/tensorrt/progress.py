@@ -87,7 +87,7 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
     """Run a build so that Ctrl-C stops it: Python delivers the signal to the main thread, so that one only waits.
 
     Raises:
-        KeyboardInterrupt: after the builder has stopped.
+        KeyboardInterrupt, SystemExit: of a signal, after the builder has stopped.
         EngineError: when ``call`` raises, from its error.
     """
     outcome: list[Any] = []
@@ -109,7 +109,7 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
         thread.start()
         while not done.wait(_POLL_SECONDS):
             pass
-    except KeyboardInterrupt:
+    except BaseException:  # SIGTERM too, as whatever a signal's handler raises
         phases.cancelled = True
         if thread.ident is not None:
             done.wait()

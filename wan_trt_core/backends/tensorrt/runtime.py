@@ -100,11 +100,14 @@ class Scratch:
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, what: str) -> Tensor:
     """An empty tensor, or an error that says what was asked and what was free.
 
+    It outlives the call: made in inference mode, it could not be written to once that mode has ended.
+
     Raises:
         EngineError: when the device has no room.
     """
     try:
-        return torch.empty(shape, dtype=dtype, device=device)
+        with torch.inference_mode(False):
+            return torch.empty(shape, dtype=dtype, device=device)
     except torch.OutOfMemoryError as error:
         asked = torch.empty(shape, dtype=dtype, device="meta").nbytes
         raise EngineError(

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +176,21 @@ class TestInterrupt:
 
         with pytest.raises(EngineError, match="builder failed: no kernel"):
             interruptible(fail, phases)
+
+    def test_the_builder_works_on_the_callers_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It has a thread of its own, and a new thread begins on the first GPU of the machine."""
+        here = threading.local()
+
+        @contextmanager
+        def device(index: int) -> Iterator[None]:
+            here.gpu = index
+            yield
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(here, "gpu", 0))
+        monkeypatch.setattr(torch.cuda, "device", device)
+        with device(1):
+            assert interruptible(torch.cuda.current_device, Phases(lambda name, fraction: None)) == 1
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_stops_the_builder_and_then_the_caller(self, number: signal.Signals) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -115,6 +115,11 @@ def require_cuda() -> None:
             "the tensorrt backend needs an NVIDIA GPU, and PyTorch sees none; `wan-trt doctor` shows the driver"
         )
     _runtime()
+
+
+def on_callers_gpu() -> AbstractContextManager[Any]:
+    """Context for another thread, which would begin on the first GPU: makes the one that is current here its own."""
+    return torch.cuda.device(torch.cuda.current_device()) if torch.cuda.is_available() else nullcontext()
 
 
 def free_memory(device: torch.device | None = None) -> str:

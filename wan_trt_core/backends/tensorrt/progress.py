@@ -8,6 +8,7 @@ from typing import Any
 
 from wan_trt_core.backends.base import EngineError, Progress
 from wan_trt_core.backends.tensorrt.api import tensorrt
+from wan_trt_core.backends.tensorrt.cuda import on_callers_gpu
 
 _POLL_SECONDS = 0.1
 
@@ -92,13 +93,15 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
     """
     outcome: list[Any] = []
     failure: list[BaseException] = []
+    gpu = on_callers_gpu()
     done = (
         threading.Event()
     )  # not Thread.join: interrupted once, it takes the thread for ended (CPython 3.11, 3.12)
 
     def work() -> None:
         try:
-            outcome.append(call())
+            with gpu:
+                outcome.append(call())
         except Exception as error:
             failure.append(error)
         finally:

@@ -6,6 +6,7 @@ class does not have, each property that cannot be set, and each call that no sig
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import tempfile
@@ -139,6 +140,7 @@ def checked_engine(report: str) -> Checked:
         create_execution_context=context,
         create_engine_inspector=inspector,
         device_memory_size_v2=512,
+        streamable_weights_size=8,
     )
 
 
@@ -157,6 +159,18 @@ def write_attention(path: Path, dtype: int) -> None:
     entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'blocks.3', 'blocks.3.attn1', 'softmax_3']"
     graph = helper.make_graph(nodes, "attention", rows[:1], rows[2:], [weights], value_info=rows[1:2])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), str(path))
+
+
+class Warned(logging.Handler):
+    """The texts of a logger's warnings."""
+
+    def __init__(self, logger: str) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+        logging.getLogger(logger).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 class Stream:
@@ -178,8 +192,8 @@ def main() -> None:
     from onnx import TensorProto
 
     from wan_trt_core.backends.base import EngineError, OnnxModel
-    from wan_trt_core.backends.tensorrt import api, builder, runtime
-    from wan_trt_core.backends.tensorrt.plan import read_description
+    from wan_trt_core.backends.tensorrt import backend, builder, runtime
+    from wan_trt_core.backends.tensorrt.plan import LAYERS, read_description
     from wan_trt_core.config import load_settings
 
     sys.modules["tensorrt"] = fake_tensorrt('{"Layers": []}')
@@ -197,9 +211,17 @@ def main() -> None:
         write_attention(path, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT)
         return OnnxModel(name, precision, path, "", "p", shapes, ("x",), ("out",))
 
+    warned = Warned("wan_trt_core")
     for _ in range(2):  # the second build finds the timings of the first
         facts = builder.build_plan(model("attention"), folder, settings, folder / "gpu.timing", None)
     assert facts["unfused"] == ["node_attention"], facts
+    assert facts["build_seconds"] > 0 and facts["weights"] == len(b"the plan"), facts
+    assert "engine attention_fp16: 1 of 1 attentions were not fused: node_attention" in warned.texts
+    assert (folder / LAYERS).read_text() == '{"Layers": []}'
+    description = read_description(folder)
+    assert description.inputs["x"].dtype == description.outputs["out"].dtype == "float16", description
+    assert description.inputs["x"].shape == ("rows", 4), description
+    assert [profile["x"][0] for profile in description.profiles] == [(2, 4), (1, 4)], description
     assert (folder / "attention_fp16.trt").read_bytes() == b"the plan"
     wide = builder.build_plan(model("attention", "fp32"), folder, settings, folder / "gpu.timing", None)
     assert (wide["attentions"], wide["unfused"]) == (0, []), wide  # there are no fused kernels for float32
@@ -210,12 +232,13 @@ def main() -> None:
     else:
         raise AssertionError("a model that the parser refuses was built")
 
-    loaded = api.tensorrt().Runtime(api.message_log()).deserialize_cuda_engine(b"the plan")
-    loaded.weight_streaming_budget_v2 = 0
-    engine = runtime.TensorRtEngine(
-        read_description(folder), loaded, Stream(), runtime.Scratch(Stream.device), settings.tensorrt, 8,
-        api.message_log(),
-    )  # fmt: skip
+    torch.cuda.current_device = lambda: 0
+    for name, stub in (
+        ("require_cuda", lambda: None), ("CudaStream", lambda _: Stream()),
+        ("_scratch", lambda _: runtime.Scratch(Stream.device)),
+    ):  # fmt: skip
+        setattr(backend, name, stub)
+    engine = backend.TensorRtBackend().load(folder, settings)
     for _ in range(3):
         engine.run({"x": torch.zeros(2, 4)})
     assert engine.graphs == 1 and engine.memory()["scratch"] == 512

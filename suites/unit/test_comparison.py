@@ -405,6 +405,14 @@ def test_a_gpu_that_was_slowed_down_is_invalid_and_one_at_its_power_cap_is_not(
     assert measurement.facts["clocks"]["reasons"]
 
 
+def test_a_gpu_that_nothing_is_known_of_does_not_pass(perf_case: Case) -> None:
+    """Without NVML a GPU that throttles would pass."""
+    watch = ClockWatch("cuda", gpu=(None, None), counters=dict)
+    check = verdict_of(perf_case, "perf", timed(FakeTarget(2.0, 1.0), watch=watch))
+    assert (check.verdict, check.reason) == (Verdict.MISSING, Reason.NOT_MEASURED)
+    assert "pip install nvidia-ml-py" in check.message
+
+
 def test_a_cpu_slowed_by_heat_is_invalid(perf_case: Case) -> None:
     readings = iter([{"cpu0 thermal throttling": 1}, {"cpu0 thermal throttling": 2}])
     measurement = timed(FakeTarget(2.0, 1.0), watch=ClockWatch("cpu", counters=lambda: next(readings)))
@@ -481,37 +489,34 @@ def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Sett
     assert "kept" not in closed
 
 
-def test_without_cuda_graphs_is_the_same_engine_loaded_again_and_released(
+def test_without_cuda_graphs_the_loaded_engine_runs_and_takes_turns_with_itself(
     healthy: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ONNX Runtime's engine in the place of TensorRT's: what counts is who loads it and by which settings."""
+    """With ONNX Runtime's engine in the place of TensorRT's: a second one would hold the weights twice."""
     from wan_trt_core.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
 
-    loaded: list[tuple[Path, bool]] = []
-    closed: list[Any] = []
-    load, close = OnnxRuntimeBackend.load, OnnxRuntimeEngine.close
+    loads, switched, runs = [], [], list[bool]()
+    load, run = OnnxRuntimeBackend.load, OnnxRuntimeEngine.run
 
-    def loads(self: Any, folder: Path, settings: Settings) -> Any:
-        loaded.append((folder, settings.tensorrt.cuda_graphs))
-        return load(self, folder, settings)
+    @contextmanager
+    def without_graphs(self: Any) -> Iterator[None]:
+        switched.append(self)
+        yield
+        switched.pop()
 
-    def closes(self: Any) -> None:
-        closed.append(self)
-        close(self)
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "load", loads)
-    monkeypatch.setattr(OnnxRuntimeEngine, "close", closes)
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", lambda *given: loads.append(1) or load(*given))
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda *given: runs.append(bool(switched)) or run(*given))
+    monkeypatch.setattr(OnnxRuntimeEngine, "without_graphs", without_graphs)
     target = target_of(case_of("dit", healthy), Context(healthy))
     inputs = target.inputs()
     expected = target.candidate.call(inputs)
     with target.beside("no-cuda-graphs") as arm:
         torch.testing.assert_close(arm.call(inputs).tensors, expected.tensors)
-        assert not closed
-    assert len(closed) == 1
-    (folder, graphs), (again, none) = loaded
-    assert folder == again
-    assert (graphs, none) == (True, False)
-    assert target.candidate.call(inputs)  # the case's own engine is still there
+        target.candidate.call(inputs)
+        arm.call(inputs)
+    target.candidate.call(inputs)  # the case's own engine is still there
+    assert runs == [False, True, False, True, False]
+    assert len(loads) == 1
 
 
 def test_a_wrong_timed_output_is_invalid(perf_case: Case) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +18,11 @@ from typing import Any
 
 import pytest
 import torch
+from fake_stream import FakeStream
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.registry import device_of, get_backend
-from wan_trt_core.backends.tensorrt import backend, builder
+from wan_trt_core.backends.tensorrt import api, backend, builder, runtime
 from wan_trt_core.backends.tensorrt.plan import Description, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible
 from wan_trt_core.backends.tensorrt.verification import (
@@ -27,7 +31,8 @@ from wan_trt_core.backends.tensorrt.verification import (
     unfused_attentions,
     unplanned_precisions,
 )
-from wan_trt_core.config import Settings
+from wan_trt_core.config import ConfigError, LogSettings, Settings
+from wan_trt_core.logs import logging_to
 
 FUSED = {
     "Name": "_gemm_mha_v2_myl0_7",
@@ -97,6 +102,47 @@ class TestVerification:
         assert computed_in(layers_of(report(FUSED, APART))) == {"float16": 1, "float32": 1}
 
 
+class TestMessages:
+    """TensorRT's own messages, and ``$TRT_LOGGER_LEVEL``."""
+
+    SAID = ("VERBOSE", "INFO", "WARNING", "ERROR")
+
+    @pytest.fixture(autouse=True)
+    def _own_logger(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        logger = type("ILogger", (), {"__init__": lambda self: None})
+        monkeypatch.setattr(api, "tensorrt", lambda: SimpleNamespace(ILogger=logger))
+        monkeypatch.delenv("TRT_LOGGER_LEVEL", raising=False)
+        yield
+        logging.getLogger("wan_trt_core.tensorrt").setLevel(logging.NOTSET)
+
+    def logged(self, caplog: pytest.LogCaptureFixture, level: str) -> list[str]:
+        with logging_to(LogSettings(level=level), terminal=False):  # type: ignore[arg-type]
+            log = api.message_log()
+            for severity in self.SAID:
+                log.log(SimpleNamespace(name=severity), f"{severity.lower()}\n")
+        assert api.reasons(log) == "error"
+        return [record.message for record in caplog.records]
+
+    def test_warnings_are_logged_unless_the_log_is_for_errors(self, caplog: pytest.LogCaptureFixture) -> None:
+        assert self.logged(caplog, "debug") == ["warning", "error"]
+        caplog.clear()
+        assert self.logged(caplog, "error") == ["error"]
+
+    def test_the_environment_decides_whatever_the_level_of_the_log(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv("TRT_LOGGER_LEVEL", "verbose")
+        assert self.logged(caplog, "warning") == ["verbose", "info", "warning", "error"]
+        caplog.clear()
+        monkeypatch.setenv("TRT_LOGGER_LEVEL", "ERROR")
+        assert self.logged(caplog, "debug") == ["error"]
+
+    def test_a_level_that_tensorrt_does_not_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRT_LOGGER_LEVEL", "loud")
+        with pytest.raises(ConfigError, match="TRT_LOGGER_LEVEL is 'LOUD'; it is one of INTERNAL_ERROR"):
+            api.message_log()
+
+
 class TestProgress:
     def test_nested_phases_make_one_rising_fraction(self) -> None:
         told: list[float] = []
@@ -131,10 +177,27 @@ class TestInterrupt:
         with pytest.raises(EngineError, match="builder failed: no kernel"):
             interruptible(fail, phases)
 
-    def test_ctrl_c_stops_the_builder_and_then_the_caller(self) -> None:
-        """As a process of its own: a signal goes to a main thread."""
+    def test_the_builder_works_on_the_callers_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It has a thread of its own, and a new thread begins on the first GPU of the machine."""
+        here = threading.local()
+
+        @contextmanager
+        def device(index: int) -> Iterator[None]:
+            here.gpu = index
+            yield
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(here, "gpu", 0))
+        monkeypatch.setattr(torch.cuda, "device", device)
+        with device(1):
+            assert interruptible(torch.cuda.current_device, Phases(lambda name, fraction: None)) == 1
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_stops_the_builder_and_then_the_caller(self, number: signal.Signals) -> None:
+        """As a process of its own: a signal goes to a main thread. The command line ends on SIGTERM as on Ctrl-C."""
         script = (
-            "import time\n"
+            "import signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
             "from wan_trt_core.backends.tensorrt.progress import Phases, interruptible\n"
             "phases = Phases(lambda name, fraction: None)\n"
             "def build():\n"
@@ -143,14 +206,17 @@ class TestInterrupt:
             "    print('builder stopped', flush=True)\n"
             "try:\n"
             "    interruptible(build, phases)\n"
-            "except KeyboardInterrupt:\n"
+            "except (KeyboardInterrupt, SystemExit):\n"
             "    print('interrupted', flush=True)\n"
         )
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "building\n"
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        process.send_signal(number)
+        try:
+            out, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
         assert out == "builder stopped\ninterrupted\n"
 
 
@@ -209,6 +275,37 @@ def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path) -> None:
     assert not path.with_suffix(".new").exists()
 
 
+@pytest.mark.parametrize("refused_by", ["create_timing_cache", "set_timing_cache"])
+def test_timings_that_tensorrt_refuses_are_measured_anew(
+    refused_by: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Damaged ones are no cache at all, those of another driver are not taken: a build must not end with either."""
+    from wan_trt_core.backends.tensorrt.builder import _timing_cache
+
+    taken: list[Any] = []
+
+    def create(stored: bytes) -> Any:
+        refused = refused_by == "create_timing_cache" and stored
+        return None if refused else SimpleNamespace(stored=stored, serialize=lambda: b"new")
+
+    def take(cache: Any, ignore_mismatch: bool) -> bool:
+        if cache.stored:
+            return False
+        taken.append(cache)
+        return True
+
+    config = SimpleNamespace(
+        create_timing_cache=create,
+        set_timing_cache=take,
+        get_timing_cache=lambda: taken[0] if taken else None,
+    )
+    (tmp_path / "gpu.timing").write_bytes(b"useless")
+    with _timing_cache(config, tmp_path / "gpu.timing", Settings()):
+        pass
+    assert (tmp_path / "gpu.timing").read_bytes() == b"new"
+    assert "TensorRT refuses these timings" in caplog.text
+
+
 def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,13 +317,55 @@ def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
     monkeypatch.setattr(backend, "require_cuda", lambda: None)
     monkeypatch.setattr(backend, "message_log", lambda: SimpleNamespace(errors=[said]))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 30, 8 << 30))
     write_description(Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0), tmp_path)
     with pytest.raises(EngineError, match="its plan cannot be read"):
         backend.TensorRtBackend().load(tmp_path, Settings())
     (tmp_path / "dit_fp16.trt").write_bytes(b"of another version")
-    with pytest.raises(EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}"):
+    with pytest.raises(
+        EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}; .* 1.00 of 8"
+    ):
         backend.TensorRtBackend().load(tmp_path, Settings())
+
+
+def test_versions_are_those_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By them `wan-trt engines prune --unused` tells what nothing here will ask for again: no other names."""
+    monkeypatch.setattr(backend, "tensorrt", lambda: SimpleNamespace(__version__="10.6.0"))
+    installed = {"tensorrt": "10.6.0.post1", "cuda-python": "13.0"}
+    monkeypatch.setattr(backend, "distribution_versions", lambda *names: installed)
+    assert backend.TensorRtBackend().versions() == installed
+    monkeypatch.setattr(backend, "distribution_versions", lambda *names: {})
+    assert backend.TensorRtBackend().versions() == {"tensorrt": "10.6.0"}
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(None, 64), (0.0, 0), (32 / builder.GIB, 32), (1.0, 64)])
+def test_the_budget_of_streamed_weights_is_set_when_an_engine_is_loaded(
+    budget: float | None, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's own default is no promise, more than there is an error, and a refusal told in its log alone."""
+    plan = SimpleNamespace(streamable_weights_size=64, weight_streaming_budget_v2=-1)
+    trt = SimpleNamespace(Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda _: plan))
+    monkeypatch.setattr(backend, "tensorrt", lambda: trt)
+    monkeypatch.setattr(backend, "require_cuda", lambda: None)
+    monkeypatch.setattr(backend, "message_log", lambda: SimpleNamespace(errors=["no room"]))
+    monkeypatch.setattr(backend, "CudaStream", FakeStream)
+    monkeypatch.setattr(backend, "_scratch", runtime.Scratch)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    write_description(Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0), tmp_path)
+    (tmp_path / "dit_fp16.trt").write_bytes(bytes(100))
+    chosen = {"weight_streaming": True, "weight_streaming_budget_gib": budget}
+    engine = backend.TensorRtBackend().load(tmp_path, Settings(tensorrt=chosen))
+    assert plan.weight_streaming_budget_v2 == kept
+    assert engine.memory()["weights"] == 100 - 64 + kept
+    stuck = {
+        "streamable_weights_size": 64,
+        "weight_streaming_budget_v2": property(lambda _: 1, lambda *_: None),
+    }
+    plan = type("Stuck", (), stuck)()
+    monkeypatch.setattr(backend, "free_memory", lambda: "1 GiB is free")
+    with pytest.raises(EngineError, match=r"dit_fp16: .* do not stay on the GPU .*: no room; 1 GiB is free"):
+        backend.TensorRtBackend().load(tmp_path, Settings(tensorrt=chosen))
 
 
 def test_one_build_at_a_time_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

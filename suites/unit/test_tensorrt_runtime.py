@@ -6,6 +6,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +201,17 @@ def test_the_second_call_is_captured_and_every_later_one_replayed(rig: Callable[
     assert it.engine.graphs == 1
 
 
+def test_an_engine_first_run_in_inference_mode_also_runs_outside(rig: Callable[..., Rig]) -> None:
+    """Its buffers outlive the mode; PyTorch writes into none that was made in it once it has ended."""
+    it = rig()
+    with torch.inference_mode():
+        it.run(inputs())
+    with torch.no_grad():
+        it.run(inputs())
+    with torch.inference_mode():
+        it.run(inputs())
+
+
 def test_results_are_the_callers_to_keep(rig: Callable[..., Rig]) -> None:
     it = rig()
     first, kept = inputs(), None
@@ -306,6 +318,19 @@ def test_graphs_can_be_switched_off(rig: Callable[..., Rig]) -> None:
     for _ in range(3):
         it.run(inputs())
     assert (it.fake.enqueued, it.stream.graphs) == (3, [])
+
+
+def test_graphs_can_be_left_aside_for_a_call(rig: Callable[..., Rig]) -> None:
+    """The arm that shows what graphs gain runs on the same engine, in turns with the one that has them."""
+    it = rig()
+    for _ in range(2):
+        it.run(inputs())
+    for _ in range(2):
+        with it.engine.without_graphs():
+            it.run(inputs())
+        it.run(inputs())
+    assert it.fake.enqueued == 4  # before and in the capture, and twice without
+    assert [graph.launched for graph in it.stream.graphs] == [3]
 
 
 def test_a_refused_enqueue_is_an_error_with_its_reason(rig: Callable[..., Rig]) -> None:
@@ -420,10 +445,58 @@ def test_out_of_memory_says_what_was_asked_and_what_was_free(monkeypatch: pytest
 
     monkeypatch.setattr(torch, "empty", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 30, 8 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     with pytest.raises(
-        EngineError, match=r"scratch memory of 3\.00 GiB was asked for, 1\.00 of 8\.00 GiB are free"
+        EngineError,
+        match=r"scratch memory of 3\.00 GiB was asked for, 1\.00 of 8\.00 GiB are free on NVIDIA H200",
     ):
         runtime.Scratch(CPU).address(3 << 30)
+
+
+def test_out_of_memory_for_a_copy_names_the_engine(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 3.00 GiB, of which 1.00 GiB is free"
+        )
+
+    it = rig()
+    monkeypatch.setattr(Tensor, "clone", full)
+    with pytest.raises(EngineError, match=r"engine fake_fp32: CUDA out of memory\. Tried to allocate 3"):
+        it.engine.run(inputs())
+
+
+def test_all_work_is_asked_for_on_the_engines_own_gpu(rig: Callable[..., Rig]) -> None:
+    """TensorRT and graphs go by the current device: on another one a replay would silently leave the outputs."""
+    it, current, seen = rig(), ["cuda:0"], list[tuple[str, str]]()
+
+    @contextmanager
+    def on_device() -> Iterator[None]:
+        current.append("cuda:1")
+        yield
+        current.pop()
+
+    def noting(owner: Any, name: str) -> None:
+        wrapped = getattr(owner, name)
+
+        def call(*given: Any) -> Any:
+            seen.append((name, current[-1]))
+            return wrapped(*given)
+
+        setattr(owner, name, call)
+
+    it.stream.on_device = on_device
+    for owner, name in ((it.fake, "create_execution_context"), (it.fake, "work"), (it.stream, "capture")):
+        noting(owner, name)
+    for _ in range(3):
+        it.run(inputs())
+    for name in ("launch", "close"):
+        noting(it.stream.graphs[0], name)
+    it.run(inputs())
+    it.engine.close()
+    assert {name for name, _ in seen} == {"create_execution_context", "work", "capture", "launch", "close"}
+    assert {device for _, device in seen} == {"cuda:1"}
 
 
 def test_descriptions_survive_the_disk(tmp_path: Any) -> None:

@@ -8,7 +8,8 @@ an engine on disk, loads it, and runs it (``onnxruntime`` and its GPU providers,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -99,6 +100,12 @@ class Engine(ABC):
         for name, tensor in outputs.items():
             tensor.copy_(results[name])
         return {**results, **outputs}
+
+    @contextmanager
+    def without_graphs(self) -> Iterator[None]:
+        """Meanwhile nothing is replayed as a CUDA graph, so that what graphs gain can be measured. A backend that has
+        none is as it always is."""
+        yield
 
     @abstractmethod
     def memory(self) -> dict[str, int]:

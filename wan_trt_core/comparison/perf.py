@@ -174,6 +174,11 @@ def _metric_beside(name: str, series: Mapping[str, Sequence[float]], facts: Mapp
 
 
 def _slowed(watch: ClockWatch) -> dict[Reason, str]:
+    if watch.blind:
+        return {
+            Reason.NOT_MEASURED: "whether the GPU was slowed down while it was timed is not known:"
+            f" {watch.facts()['error']}"
+        }
     if not (slowdown := watch.slowdown()):
         return {}
     return {

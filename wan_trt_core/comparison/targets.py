@@ -116,21 +116,18 @@ class Target(ABC):
     def beside(self, name: str) -> Iterator[Arm]:
         """What ``perf.also`` names, as an arm: stock diffusers compiled, or the candidate without CUDA graphs.
 
-        The compiled modules share the reference's weights and have its precision; the engines without graphs are
-        loaded a second time, and released afterwards.
+        The compiled modules share the reference's weights and have its precision; without graphs the very engines of
+        the candidate run, so both cost no further weights on the GPU.
 
         Raises:
             BackendUnavailable: when it cannot run on this machine.
         """
-        settings = self.context.settings.model_copy(update={"device": self.device})
-        case = self.case
-        if name == "torch-compile":
-            precision = case.reference_precision or case.precision
-            case = case.model_copy(update={"backend": name, "precision": precision})
-        else:
-            tensorrt = settings.tensorrt.model_copy(update={"cuda_graphs": False})
-            settings = settings.model_copy(update={"tensorrt": tensorrt})
-        context = self.context.beside(settings)
+        if name == "no-cuda-graphs":
+            yield self._without_graphs()
+            return
+        precision = self.case.reference_precision or self.case.precision
+        case = self.case.model_copy(update={"backend": name, "precision": precision})
+        context = self.context.beside(self.context.settings.model_copy(update={"device": self.device}))
         try:
             yield type(self)(case, context).candidate
         finally:
@@ -235,6 +232,18 @@ class Target(ABC):
         if not isinstance(backend, ModuleBackend):
             return None
         return _wrapped(self.model.checkpoint, lambda module: backend.wrap(module, self.context.settings))
+
+    def _without_graphs(self) -> Arm:
+        """The candidate, CUDA graphs switched off for each call: it takes turns with the one that has them."""
+        candidate, engines = self.candidate, tuple(self._loaded().values())
+
+        def call(inputs: Any) -> Outputs:
+            with ExitStack() as off:
+                for engine in engines:
+                    off.enter_context(engine.without_graphs())
+                return candidate.call(inputs)
+
+        return replace(candidate, call=call)
 
     def _loaded(self) -> dict[str, Engine]:
         if not isinstance(get_backend(self.case.backend), EngineBackend):

@@ -70,8 +70,9 @@ def judge_fp16(what: str, largest: Mapping[str, float]) -> dict[str, Any]:
         if value > FP16_LIMIT:
             reached = f"reaches {value:,.0f}" if math.isfinite(value) else "leaves FP16's range"
             raise ExportError(
-                f"{what}: {layer} {reached}; FP16 ends at 65,504 and is refused over {FP16_LIMIT:,.0f}. Use BF16, which"
-                " has float32's range, or fp32 (export.check_range: false exports it all the same)"
+                f"{what}: {layer} {reached}; FP16 ends at 65,504 and is refused over {FP16_LIMIT:,.0f}. BF16 has"
+                " float32's range, but no component is exported in it yet: use fp32 (export.check_range: false exports"
+                " FP16 all the same)"
             )
     layer = max(largest, key=largest.__getitem__)
     return {"layer": layer, "value": largest[layer]}

@@ -108,6 +108,11 @@ class ClockWatch:
             "reasons": dict(self._reasons()),
         }
 
+    @property
+    def blind(self) -> bool:
+        """Whether a GPU was to be watched and none was seen: that nothing slowed it down is then not known."""
+        return self._device == "cuda" and not self._samples
+
     def slowdown(self) -> str:
         """What slowed down the device that was timed, for people; empty where nothing did.
 

@@ -13,9 +13,11 @@ from functools import cache
 from typing import Any
 
 from wan_trt_core.backends.base import BackendUnavailable
+from wan_trt_core.config import ConfigError
 
 LOGGER_LEVEL = "TRT_LOGGER_LEVEL"
-"""Environment variable: the least severe of TensorRT's own messages that is logged (``WARNING`` by default)."""
+"""Environment variable: the least severe of TensorRT's own messages that is logged, whatever ``log.level`` is. Unset,
+those from ``WARNING`` on are, as far as ``log.level`` lets them through."""
 
 _LEVELS = {
     "INTERNAL_ERROR": logging.CRITICAL,
@@ -88,19 +90,20 @@ def message_log() -> Any:
     None or False and tell why only there.
 
     Raises:
-        ValueError: when ``$TRT_LOGGER_LEVEL`` is none of TensorRT's levels.
+        ConfigError: when ``$TRT_LOGGER_LEVEL`` is none of TensorRT's levels.
     """
     trt = tensorrt()
-    named = os.environ.get(LOGGER_LEVEL, "WARNING").upper()
-    if named not in _LEVELS:
-        raise ValueError(f"{LOGGER_LEVEL} is {named!r}; it is one of {', '.join(_LEVELS)}")
+    named = os.environ.get(LOGGER_LEVEL, "").upper()
+    if named and named not in _LEVELS:
+        raise ConfigError(f"{LOGGER_LEVEL} is {named!r}; it is one of {', '.join(_LEVELS)}")
     target = logging.getLogger("wan_trt_core.tensorrt")
+    target.setLevel(_LEVELS.get(named, logging.NOTSET))
 
     class MessageLog(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=8)
-            self.least = _LEVELS[named]
+            self.least = _LEVELS[named or "WARNING"]
 
         def log(self, severity: Any, message: str) -> None:
             level = _LEVELS[severity.name]

@@ -13,12 +13,12 @@ from filelock import FileLock, Timeout
 from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError, OnnxModel, Progress
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, tensorrt
-from wan_trt_core.backends.tensorrt.cuda import CudaStream, require_cuda
-from wan_trt_core.backends.tensorrt.plan import read_description
+from wan_trt_core.backends.tensorrt.cuda import GIB, CudaStream, free_memory, require_cuda
+from wan_trt_core.backends.tensorrt.plan import Description, read_description
 
 if TYPE_CHECKING:
     from wan_trt_core.backends.tensorrt.runtime import Scratch
-    from wan_trt_core.config import Settings
+    from wan_trt_core.config import Settings, TensorRtSettings
 
 
 class TensorRtBackend(EngineBackend):
@@ -36,9 +36,9 @@ class TensorRtBackend(EngineBackend):
         require_cuda()
 
     def versions(self) -> dict[str, str]:
-        """Versions of TensorRT and of the CUDA that PyTorch brings."""
-        found = distribution_versions("tensorrt", "cuda-python")
-        return {**found, "tensorrt": tensorrt().__version__, "cuda": str(torch.version.cuda)}
+        """Versions of TensorRT, by its packages for a CUDA too, and of cuda-python."""
+        found = distribution_versions("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "cuda-python")
+        return {"tensorrt": tensorrt().__version__, **found}
 
     def options(self, settings: Settings) -> dict[str, Any]:
         """What the plan depends on beside the graph."""
@@ -109,18 +109,36 @@ class TensorRtBackend(EngineBackend):
         if engine is None:
             raise EngineError(
                 f"engine {description.name}: TensorRT {tensorrt().__version__} refuses the plan on"
-                f" {torch.cuda.get_device_name(device)}: {reasons(log)}"
+                f" {torch.cuda.get_device_name(device)}: {reasons(log)}; the plan has {len(plan) / GIB:.2f} GiB,"
+                f" {free_memory()}"
             )
-        budget = settings.tensorrt.weight_streaming_budget_gib
-        if budget is not None and settings.tensorrt.weight_streaming:
-            engine.weight_streaming_budget_v2 = int(budget * (1 << 30))
-        return TensorRtEngine(
-            description, engine, CudaStream(device), _scratch(device), settings.tensorrt, len(plan), log
+        chosen = settings.tensorrt
+        weights = len(plan) - (
+            _stream_weights(engine, description, chosen, log) if chosen.weight_streaming else 0
         )
+        return TensorRtEngine(description, engine, CudaStream(device), _scratch(device), chosen, weights, log)
 
     def _timing_cache(self, settings: Settings) -> Path:
         name = re.sub(r"[^a-z0-9.]+", "-", f"{tensorrt().__version__}-{self.device(settings)}".lower())
         return settings.cache / "tensorrt" / f"{name}.timing"
+
+
+def _stream_weights(engine: Any, description: Description, chosen: TensorRtSettings, log: Any) -> int:
+    """Keep as many weights on the GPU as the budget says, all of them where there is none; returns the bytes that stay
+    in host memory. Before any context is made, as TensorRT demands.
+
+    Raises:
+        EngineError: when TensorRT does not take the budget, which it tells in its log alone.
+    """
+    most, budget = int(engine.streamable_weights_size), chosen.weight_streaming_budget_gib
+    kept = most if budget is None else min(int(budget * GIB), most)
+    engine.weight_streaming_budget_v2 = kept
+    if engine.weight_streaming_budget_v2 != kept:
+        raise EngineError(
+            f"engine {description.name}: {kept / GIB:.2f} GiB of weights do not stay on the GPU"
+            f" (tensorrt.weight_streaming_budget_gib): {reasons(log)}; {free_memory()}"
+        )
+    return most - kept
 
 
 @cache

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from wan_trt_core.backends.base import EngineError, OnnxModel, Progress, TensorInfo
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, strongly_typed_network, tensorrt
+from wan_trt_core.backends.tensorrt.cuda import GIB, free_memory
 from wan_trt_core.backends.tensorrt.plan import LAYERS, Description, Shapes, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible, monitor
 from wan_trt_core.backends.tensorrt.verification import (
@@ -26,8 +27,6 @@ from wan_trt_core.backends.tensorrt.verification import (
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
-
-GIB = 1 << 30
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 """Nodes whose precision decides speed and accuracy: each must be computed in the dtype that it has in the graph."""
@@ -54,7 +53,7 @@ def build_plan(
     Raises:
         EngineError: when the parser refuses the model (it names the node and the PyTorch module), or nothing
             can be built.
-        KeyboardInterrupt: after the builder has stopped.
+        KeyboardInterrupt, SystemExit: of a signal, after the builder has stopped.
     """
     trt, log, started = tensorrt(), message_log(), time.perf_counter()
     builder = trt.Builder(log)
@@ -69,7 +68,9 @@ def build_plan(
     with _timing_cache(config, timing_cache, settings):
         plan = interruptible(lambda: builder.build_serialized_network(network, config), phases)
     if plan is None:
-        raise EngineError(f"building engine {model.component}_{model.precision}: {reasons(log)}; {_memory()}")
+        raise EngineError(
+            f"building engine {model.component}_{model.precision}: {reasons(log)}; {free_memory()}"
+        )
     seconds = time.perf_counter() - started
     name = f"{model.component}_{model.precision}.trt"
     (folder / name).write_bytes(plan)
@@ -200,13 +201,16 @@ def _timing_cache(config: Any, path: Path, settings: Settings) -> Iterator[None]
     lock = FileLock(f"{path}.lock", timeout=settings.engine_lock_timeout)
     with lock:
         stored = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(stored) or config.create_timing_cache(b"")
-    config.set_timing_cache(cache, False)
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):  # damaged, or of another driver
+        _log.warning("%s: TensorRT refuses these timings; they are measured anew", path)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     with lock:
         latest = path.read_bytes() if path.is_file() else b""
-        if latest and latest != stored:
-            config.get_timing_cache().combine(config.create_timing_cache(latest), False)
+        others = config.create_timing_cache(latest) if latest and latest != stored else None
+        if others is not None:
+            config.get_timing_cache().combine(others, False)
         written = path.with_suffix(".new")
         written.write_bytes(config.get_timing_cache().serialize())
         written.replace(path)
@@ -216,7 +220,7 @@ def _inspect(trt: Any, log: Any, plan: Any, folder: Path) -> tuple[Layer, ...]:
     """Write ``layers.json``; the engine is loaded for it, which proves at once that it can be."""
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"the built plan does not load: {reasons(log)}; {_memory()}")
+        raise EngineError(f"the built plan does not load: {reasons(log)}; {free_memory()}")
     report = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     (folder / LAYERS).write_text(report)
     return layers_of(report)
@@ -239,10 +243,3 @@ def _describe(
         unplanned=unplanned_precisions(layers, graph.products),
         precisions=computed_in(layers),
     )
-
-
-def _memory() -> str:
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free on {torch.cuda.get_device_name()}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
+
+GIB = 1 << 30
 
 
 class CaptureRefused(RuntimeError):
@@ -55,17 +57,27 @@ class CudaStream:
         """
         runtime = _runtime()
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        _check(runtime, *runtime.cudaStreamBeginCapture(self.handle, mode))
+        success = runtime.cudaError_t.cudaSuccess
+
+        def refused(what: str, error: Any) -> CaptureRefused:
+            runtime.cudaGetLastError()  # a refusal leaves an error that the next call would report
+            return CaptureRefused(f"{what} ({_text(runtime, error)})")
+
+        (error,) = runtime.cudaStreamBeginCapture(self.handle, mode)
+        if error != success:
+            raise refused("the stream cannot be recorded", error)
         accepted = work()
         error, graph = runtime.cudaStreamEndCapture(self.handle)
-        if not accepted or error != runtime.cudaError_t.cudaSuccess:
-            runtime.cudaGetLastError()  # a refused capture leaves an error that the next call would report
-            raise CaptureRefused(f"the engine's work was refused ({_text(runtime, error)})")
-        error, executable = runtime.cudaGraphInstantiate(graph, 0)
-        runtime.cudaGraphDestroy(graph)
-        if error != runtime.cudaError_t.cudaSuccess:
-            runtime.cudaGetLastError()
-            raise CaptureRefused(f"the graph cannot be instantiated ({_text(runtime, error)})")
+        if error != success:
+            raise refused("the engine's work was refused", error)
+        try:
+            if not accepted:
+                raise refused("TensorRT refused the engine's work", error)
+            error, executable = runtime.cudaGraphInstantiate(graph, 0)
+            if error != success:
+                raise refused("the graph cannot be instantiated", error)
+        finally:
+            runtime.cudaGraphDestroy(graph)
         return CudaGraph(executable, self)
 
 
@@ -103,6 +115,17 @@ def require_cuda() -> None:
             "the tensorrt backend needs an NVIDIA GPU, and PyTorch sees none; `wan-trt doctor` shows the driver"
         )
     _runtime()
+
+
+def on_callers_gpu() -> AbstractContextManager[Any]:
+    """Context for another thread, which would begin on the first GPU: makes the one that is current here its own."""
+    return torch.cuda.device(torch.cuda.current_device()) if torch.cuda.is_available() else nullcontext()
+
+
+def free_memory(device: torch.device | None = None) -> str:
+    """What is free on a GPU, the current one unless named, for an error message."""
+    free, total = torch.cuda.mem_get_info(device)
+    return f"{free / GIB:.2f} of {total / GIB:.2f} GiB are free on {torch.cuda.get_device_name(device)}"
 
 
 def _runtime() -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from wan_trt_core.backends.base import EngineError, Progress
 from wan_trt_core.backends.tensorrt.api import tensorrt
+from wan_trt_core.backends.tensorrt.cuda import on_callers_gpu
 
 _POLL_SECONDS = 0.1
 
@@ -87,18 +88,20 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
     """Run a build so that Ctrl-C stops it: Python delivers the signal to the main thread, so that one only waits.
 
     Raises:
-        KeyboardInterrupt: after the builder has stopped.
+        KeyboardInterrupt, SystemExit: of a signal, after the builder has stopped.
         EngineError: when ``call`` raises, from its error.
     """
     outcome: list[Any] = []
     failure: list[BaseException] = []
+    gpu = on_callers_gpu()
     done = (
         threading.Event()
     )  # not Thread.join: interrupted once, it takes the thread for ended (CPython 3.11, 3.12)
 
     def work() -> None:
         try:
-            outcome.append(call())
+            with gpu:
+                outcome.append(call())
         except Exception as error:
             failure.append(error)
         finally:
@@ -109,7 +112,7 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
         thread.start()
         while not done.wait(_POLL_SECONDS):
             pass
-    except KeyboardInterrupt:
+    except BaseException:  # SIGTERM too, as whatever a signal's handler raises
         phases.cancelled = True
         if thread.ident is not None:
             done.wait()

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from wan_trt_core.backends._tensors import check_devices, check_inputs, check_outputs, output_shape, within
 from wan_trt_core.backends.base import Engine, EngineError
-from wan_trt_core.backends.tensorrt.cuda import CaptureRefused
+from wan_trt_core.backends.tensorrt.cuda import GIB, CaptureRefused, free_memory
 from wan_trt_core.backends.tensorrt.plan import Description, Shapes
 
 if TYPE_CHECKING:
@@ -99,18 +100,18 @@ class Scratch:
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, what: str) -> Tensor:
     """An empty tensor, or an error that says what was asked and what was free.
 
+    It outlives the call: made in inference mode, it could not be written to once that mode has ended.
+
     Raises:
         EngineError: when the device has no room.
     """
     try:
-        return torch.empty(shape, dtype=dtype, device=device)
+        with torch.inference_mode(False):
+            return torch.empty(shape, dtype=dtype, device=device)
     except torch.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info(device)
         asked = torch.empty(shape, dtype=dtype, device="meta").nbytes
-        gib = 1 << 30
         raise EngineError(
-            f"out of memory: {what} of {asked / gib:.2f} GiB was asked for, {free / gib:.2f} of"
-            f" {total / gib:.2f} GiB are free on {device}"
+            f"out of memory: {what} of {asked / GIB:.2f} GiB was asked for, {free_memory(device)}"
         ) from error
 
 
@@ -149,7 +150,7 @@ class TensorRtEngine(Engine):
         self.log = log
         self._contexts: OrderedDict[tuple[Any, ...], _Context] = OrderedDict()
         self._graphs = _Graphs(settings.max_graphs)
-        self._capture = settings.cuda_graphs
+        self._use_graphs = settings.cuda_graphs
         scratch.join()
 
     @property
@@ -162,7 +163,7 @@ class TensorRtEngine(Engine):
 
         Raises:
             EngineError: for a missing, superfluous, wrongly typed, shaped or placed tensor, by name; for shapes
-                outside every profile; for a closed engine; for what TensorRT or CUDA refuses.
+                outside every profile; for a closed engine; for what TensorRT or CUDA refuses; where memory runs out.
         """
         return self.run_into(inputs, {})
 
@@ -181,8 +182,21 @@ class TensorRtEngine(Engine):
                 self._execute(context)
                 self._stream.before_caller()
                 return context.give(outputs)
+            except (
+                torch.OutOfMemoryError
+            ) as error:  # of a copy; PyTorch tells what was asked and what is free
+                raise EngineError(f"{self.name}: {error}") from error
             finally:
                 context.let_go()
+
+    @contextmanager
+    def without_graphs(self) -> Iterator[None]:
+        """Meanwhile every call is enqueued; the graphs that were captured stay, for afterwards."""
+        use, self._use_graphs = self._use_graphs, False
+        try:
+            yield
+        finally:
+            self._use_graphs = use
 
     def memory(self) -> dict[str, int]:
         """What it holds now. ``weights``: bytes of the plan, which TensorRT keeps outside PyTorch's allocator;
@@ -202,11 +216,12 @@ class TensorRtEngine(Engine):
         """Release graphs, contexts, buffers and the plan, and leave the shared scratch memory."""
         if self._engine is None:
             return
-        self._stream.synchronize()
-        self._graphs.clear()
-        self._contexts.clear()
-        self._engine = None
-        self._scratch.leave()
+        with self._stream.on_device():
+            self._stream.synchronize()
+            self._graphs.clear()
+            self._contexts.clear()
+            self._engine = None
+            self._scratch.leave()
 
     def _execute(self, context: _Context) -> None:
         """Enqueue, the second time for the same addresses as a graph, from then on replayed."""
@@ -214,15 +229,15 @@ class TensorRtEngine(Engine):
         self._scratch_asked = max(self._scratch_asked, context.scratch)
         context.bind(address)
         key = (context.shapes, context.addresses, address)
-        graph = self._graphs.get(key)
+        graph = self._graphs.get(key) if self._use_graphs else None
         if graph is not None:
             graph.launch()
             return
-        if self._capture and self._graphs.seen(key):
+        if self._use_graphs and self._graphs.seen(key):
             try:
                 graph = self._stream.capture(lambda: context.enqueue(self._stream.handle))
             except CaptureRefused as refused:
-                self._capture = False
+                self._use_graphs = False
                 _log.warning("%s runs without CUDA graphs: %s", self.name, refused)
             else:
                 self._graphs.keep(key, graph)

@@ -1,0 +1,94 @@
+"""CUDA graphs on a runtime that only notes what is asked: every result is looked at, and nothing is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from wan_trt_core.backends.base import EngineError
+from wan_trt_core.backends.tensorrt import cuda
+from wan_trt_core.backends.tensorrt.cuda import CaptureRefused, CudaStream
+
+
+class FakeRuntime:
+    """As ``cuda.bindings.runtime``: every call answers with a tuple that begins with its error."""
+
+    cudaError_t = SimpleNamespace(cudaSuccess=0)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="of this thread")
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.fails = ""
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        def call(*given: Any) -> tuple[Any, ...]:
+            self.calls.append(name)
+            error = 1 if name == self.fails else 0
+            made = {"cudaStreamEndCapture": ("graph",), "cudaGraphInstantiate": ("executable",)}
+            return (error, *made.get(name, ()))
+
+        return call
+
+    def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
+        return 0, b"operation not permitted" if error else b"no error"
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    fake = FakeRuntime()
+    monkeypatch.setattr(cuda, "_runtime", lambda: fake)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=7))
+    return fake
+
+
+def capture(accepted: bool = True) -> cuda.CudaGraph:
+    return CudaStream(torch.device("cuda", 0)).capture(lambda: accepted)
+
+
+def test_work_is_recorded_launched_and_given_back_once(driver: FakeRuntime) -> None:
+    graph = capture()
+    graph.launch()
+    graph.close()
+    graph.close()
+    assert driver.calls == [
+        "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy",
+        "cudaGraphLaunch", "cudaGraphExecDestroy",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        ("cudaStreamBeginCapture", r"the stream cannot be recorded \(operation not permitted\)"),
+        ("cudaStreamEndCapture", r"the engine's work was refused \(operation not permitted\)"),
+        ("cudaGraphInstantiate", r"the graph cannot be instantiated \(operation not permitted\)"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_wherever_it_shows(
+    driver: FakeRuntime, fails: str, told: str
+) -> None:
+    """A refusal, so that the engine runs without graphs; no error is left for the next call to report."""
+    driver.fails = fails
+    with pytest.raises(CaptureRefused, match=told):
+        capture()
+    assert "cudaGetLastError" in driver.calls
+    assert ("cudaGraphDestroy" in driver.calls) == (fails == "cudaGraphInstantiate")
+
+
+def test_work_that_tensorrt_refuses_ends_the_recording_and_leaves_no_graph(driver: FakeRuntime) -> None:
+    with pytest.raises(CaptureRefused, match="TensorRT refused the engine's work"):
+        capture(accepted=False)
+    assert driver.calls == [
+        "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGetLastError", "cudaGraphDestroy",
+    ]  # fmt: skip
+
+
+def test_a_launch_that_cuda_refuses_is_an_error(driver: FakeRuntime) -> None:
+    graph = capture()
+    driver.fails = "cudaGraphLaunch"
+    with pytest.raises(EngineError, match="CUDA: operation not permitted"):
+        graph.launch()

@@ -3,19 +3,22 @@
     python benchmarks/graph_ideas.py dit --model wan2.1-t2v-1.3b --layers 10 --profile 480p-17f --precision fp16
     python benchmarks/graph_ideas.py vae_decoder_next --model wan2.1-t2v-1.3b --profile 480p-17f --backend tensorrt
 
-An idea changes the graph only, and must compute what the graph computes: its error against the graph as it is is
-printed beside its gain. What wins here is then put into ``wan_trt_core/models/graphs``; ``docs/performance.md`` has the
-outcome of each. Random weights at the true shapes are made where no checkpoint is given.
+An idea changes the graph only, and must compute what the graph computes: its error against the graph in float32 in
+PyTorch is printed beside its gain, as is that of the graph as it is. What wins here is then put into
+``wan_trt_core/models/graphs``; ``docs/performance.md`` has the outcome of each. Random weights at the true shapes are
+made where no checkpoint is given.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wan_trt_core.backends.base import Engine, EngineBackend
+from wan_trt_core.backends.base import Engine, EngineBackend, OnnxModel
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.config import Settings, load_settings
@@ -129,6 +132,39 @@ def _one_product(graph: nn.Module) -> nn.Module:
         layers = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
         block.attn1.qkv_weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), False)
         block.attn1.qkv_bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), False)
+    return _attentions_as(graph, Attention)
+
+
+class _Float32Sums(nn.Linear):
+    """A product of half-precision tensors whose sums are float32, as TensorRT reads casts around a product."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return functional.linear(tokens.float(), self.weight.float(), bias).to(tokens.dtype)
+
+
+def _float32_sums(graph: nn.Module) -> nn.Module:
+    """The linear layers' sums in float32; left alone TensorRT sums most of them in half precision."""
+    for part in graph.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = _Float32Sums
+    return graph
+
+
+def _float32_scores(graph: nn.Module) -> nn.Module:
+    """The scores of attention summed in float32, up to the softmax."""
+
+    class Attention(dit._Attention):
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any) -> Tensor:
+            query = self._heads(dit._rms_norm(self.to_q(tokens), self.norm_q, self.eps))
+            key = self._heads(dit._rms_norm(self.to_k(source), self.norm_k, self.eps))
+            value = self._heads(self.to_v(source)).transpose(1, 2)
+            if rope is not None:
+                query, key = (dit._rotate(each, *rope).to(value.dtype) for each in (query, key))
+            scores = query.transpose(1, 2).float() @ key.permute(0, 2, 3, 1).float()
+            attended = torch.softmax(scores, dim=-1).to(value.dtype) @ value
+            return self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
+
     return _attentions_as(graph, Attention)
 
 
@@ -352,6 +388,10 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         "half-modulation": Idea(_half_modulation, "modulation, gates and residual sums in half precision"),
         "half-rotation": Idea(_half_rotation, "RoPE in half precision"),
         "one-product": Idea(_one_product, "q, k and v of self-attention in one product"),
+        "float32-sums": Idea(
+            _float32_sums, "the linear layers' sums in float32, their tensors in half precision"
+        ),
+        "float32-scores": Idea(_float32_scores, "the scores of attention summed in float32"),
     },
     "vae_decoder_next": {
         "channels-last": Idea(
@@ -415,9 +455,10 @@ def changed(component: Component, idea: Idea) -> Component:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: times in milliseconds, the gain over the graph as it is, the error against it.
+    """One line of the table: times in milliseconds, the gain over the graph as it is.
 
     Attributes:
+        relative_l2: the error against the same graph in float32 in PyTorch.
         run: its engine once more, to look at its kernels when all timing is over: a process that has profiled launches
             more slowly afterwards.
     """
@@ -431,44 +472,80 @@ class Row:
     run: Callable[[], object]
 
 
-def measure(
-    name: str,
-    model: ResolvedModel,
-    profile: ShapeProfile,
-    precision: str,
-    backend: EngineBackend,
-    settings: Settings,
-    ideas: Mapping[str, Idea],
-    folder: Path,
-) -> Iterator[Row]:
-    """Build the graph as it is and each idea, and time them in interleaved pairs on random inputs."""
-    component = get_component(name)
-    device = device_of(settings, backend.name)
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a component of a model at a shape and precision, as an engine of a backend."""
 
-    def made(kind: str, variant: Component) -> tuple[Engine, float]:
-        onnx, engine = folder / kind / "onnx", folder / kind / "engine"
-        onnx.mkdir(parents=True)
-        engine.mkdir()
-        exported = export_component(variant, model.checkpoint, profile, precision, onnx, settings)
-        facts = backend.build(exported, engine, settings)
-        return backend.load(engine, settings), float(facts.get("build_seconds", 0.0))
+    component: str
+    model: str
+    layers: int | None
+    profile: str | None
+    precision: str
+    backend: str
+    settings: Settings
 
-    base, seconds = made("base", component)
-    calls = _random_inputs(component, model, profile, precision, device)
-    expected = base.run(calls)["sample"]
-    run = _into(base, calls)
-    yield Row(AS_IS, _time(run, run, device)[1], 0.0, 1.0, 0.0, seconds, run)
-    for kind, idea in ideas.items():
-        engine, seconds = made(kind, changed(component, idea))
+    def resolved(self) -> tuple[ResolvedModel, ShapeProfile]:
+        """The model, and the profile of it."""
+        model = resolve(self.model, layers=self.layers)
+        return model, model.profile(self.profile)
+
+    def form(self, idea: str) -> Component:
+        """The component as an idea has it, or as it is."""
+        component = get_component(self.component)
+        return component if idea == AS_IS else changed(component, IDEAS[self.component][idea])
+
+
+def export(subject: Subject, idea: str, folder: Path) -> OnnxModel:
+    """Export one form of the graph into a folder of its own."""
+    folder = folder / idea / "onnx"
+    folder.mkdir(parents=True)
+    model, profile = subject.resolved()
+    return export_component(
+        subject.form(idea), model.checkpoint, profile, subject.precision, folder, subject.settings
+    )
+
+
+def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iterator[Row]:
+    """Build the graph as it is and each idea, and time them in interleaved pairs on random inputs.
+
+    Args:
+        jobs: exports at a time, each in a process of its own; with 1 all are made in this one.
+    """
+    names = [AS_IS, *ideas]
+    if jobs > 1:  # before this process has touched the GPU, which a forked one could not use then
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+            models = list(pool.map(export, repeat(subject), names, repeat(folder)))
+    else:
+        models = [export(subject, name, folder) for name in names]
+    backend = get_backend(subject.backend)
+    assert isinstance(backend, EngineBackend)
+    device = device_of(subject.settings, backend.name)
+    calls = _random_inputs(subject, device)
+    expected = _exact(subject, calls, device)
+    run: Callable[[], object] | None = None
+    for name, exported in zip(names, models, strict=True):
+        engine_folder = folder / name / "engine"
+        engine_folder.mkdir()
+        seconds = float(backend.build(exported, engine_folder, subject.settings).get("build_seconds", 0.0))
+        engine = backend.load(engine_folder, subject.settings)
+        last = name != AS_IS and IDEAS[subject.component][name].channels_last
         theirs = {
-            key: _last(value) if idea.channels_last and key.startswith("cache") else value
-            for key, value in calls.items()
+            key: _last(value) if last and key.startswith("cache") else value for key, value in calls.items()
         }
-        found = engine.run(theirs)["sample"]
-        error = float((found.double() - expected.double()).norm() / expected.double().norm())
+        found = engine.run(theirs)["sample"].double()
+        error = float((found - expected).norm() / expected.norm())
         candidate = _into(engine, theirs)
+        run = run or candidate
         before, after, gain = _time(run, candidate, device)
-        yield Row(kind, after, before, gain, error, seconds, candidate)
+        yield Row(name, after, before, gain, error, seconds, candidate)
+
+
+def _exact(subject: Subject, calls: Tensors, device: str) -> Tensor:
+    """What the graph computes in float32 in PyTorch, without TF32: (…) float64."""
+    strict = subject.settings.perf.model_copy(update={"allow_tf32": False})
+    graph = get_component(subject.component).graph(subject.resolved()[0].checkpoint, "fp32").to(device)
+    with equal_conditions(subject.settings.model_copy(update={"perf": strict})):
+        return graph(*(value.float() for value in calls.values()))[0].double()
 
 
 def _time(
@@ -483,10 +560,10 @@ def _time(
     return 1e3 * median(first), 1e3 * median(second), ratio_of_medians(first, second)
 
 
-def _random_inputs(
-    component: Component, model: ResolvedModel, profile: ShapeProfile, precision: str, device: str
-) -> Tensors:
-    sizes, half = component.sizes(profile.opt), {"fp16": torch.float16}.get(precision, torch.float32)
+def _random_inputs(subject: Subject, device: str) -> Tensors:
+    model, profile = subject.resolved()
+    component = get_component(subject.component)
+    sizes, half = component.sizes(profile.opt), {"fp16": torch.float16}.get(subject.precision, torch.float32)
     generator = torch.Generator().manual_seed(0)
     return {
         spec.name: torch.randn(spec.shape(sizes), generator=generator).to(
@@ -516,30 +593,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--backend", default="tensorrt")
     parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="exports side by side")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     unknown = set(given.ideas) - set(IDEAS[given.component])
     if unknown:
         parser.error(f"no idea {sorted(unknown)[0]!r}; there are {', '.join(IDEAS[given.component])}")
-    names = given.ideas or list(IDEAS[given.component])
     settings = load_settings(overrides={"export.check": False, "perf.allow_tf32": given.tf32}).settings
     backend = get_backend(given.backend)
     if not isinstance(backend, EngineBackend):
         parser.error(f"the backend {given.backend} has no engines")
     backend.require(settings)
-    model = resolve(given.model, layers=given.layers)
-    profile = model.profile(given.profile)
-    ideas = {name: IDEAS[given.component][name] for name in names}
+    named = (given.component, given.model, given.layers, given.profile, given.precision, given.backend)
     rows: list[dict[str, Any]] = []
     device = device_of(settings, backend.name)
     with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder, equal_conditions(settings):
         measured = []
-        for row in measure(
-            given.component, model, profile, given.precision, backend, settings, ideas, Path(folder)
-        ):
+        ideas = given.ideas or list(IDEAS[given.component])
+        for row in measure(Subject(*named, settings), ideas, Path(folder), given.jobs):
             measured.append(row)
             print(
-                f"{row.name:16} {row.milliseconds:8.2f} ms  gain {row.gain:5.3f}x  relative L2"
+                f"{row.name:18} {row.milliseconds:8.2f} ms  gain {row.gain:5.3f}x  relative L2"
                 f" {row.relative_l2:.1e}  build {row.build_seconds:4.0f} s",
                 flush=True,
             )
@@ -548,11 +622,10 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append({**numbers, "kernels": breakdown(kernels_of(row.run, device))})
             groups = {name: spent for name, spent in rows[-1]["kernels"]["groups_ms"].items() if spent}
             if groups:
-                print(
-                    f"{row.name:16} {', '.join(f'{name} {spent:.1f} ms' for name, spent in groups.items())}"
-                )
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+                told = ", ".join(f"{name} {spent:.1f} ms" for name, spent in groups.items())
+                print(f"{row.name:18} {told}", flush=True)
+            if given.json:
+                given.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from fake_stream import FakeStream
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.tensorrt import api, backend, builder, runtime
+from wan_trt_core.backends.tensorrt.builder import _Graph
 from wan_trt_core.backends.tensorrt.plan import Description, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible
 from wan_trt_core.backends.tensorrt.verification import (
@@ -85,6 +86,22 @@ class TestVerification:
         assert unplanned_precisions(layers_of(report(wide)), planned) == (
             "node_linear is float16 in the graph, and float32 to float32 in layer node_linear_myl3_1",
         )
+
+    def test_casts_to_float32_around_a_product_ask_for_its_sums_alone(self, tmp_path: Path) -> None:
+        import onnx
+        from onnx import TensorProto, helper
+
+        float16, float32 = TensorProto.FLOAT16, TensorProto.FLOAT
+        nodes = [
+            helper.make_node("Cast", ["x"], ["wide"], "cast", to=float32),
+            helper.make_node("MatMul", ["wide", "wide"], ["sums"], "widened"),
+            helper.make_node("MatMul", ["sums", "sums"], ["y"], "plain"),
+        ]
+        values = [helper.make_tensor_value_info(name, float32, [2, 2]) for name in ("wide", "sums", "y")]
+        taken = helper.make_tensor_value_info("x", float16, [2, 2])
+        graph = helper.make_graph(nodes, "g", [taken], values[2:], value_info=values[:2])
+        onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
+        assert _Graph(tmp_path / "m.onnx").products == {"widened": "float16", "plain": "float32"}
 
     def test_a_report_that_tells_of_no_product_proves_nothing(self) -> None:
         found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})

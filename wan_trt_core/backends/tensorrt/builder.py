@@ -104,12 +104,12 @@ class _Graph:
         self.tensors = {
             value.name: self._info(value) for value in (*graph.value_info, *graph.input, *graph.output)
         }
+        makers = {output: node for node in self.nodes for output in node.output}
         self.products = {
-            node.name: self.tensors[node.output[0]].dtype
+            node.name: self._multiplied(node, makers.get(node.input[0]))
             for node in self.nodes
             if node.op_type in PRODUCTS and node.output[0] in self.tensors
         }
-        makers = {output: node for node in self.nodes for output in node.output}
         self.fusable = tuple(
             node.name
             for node in self.nodes
@@ -127,6 +127,12 @@ class _Graph:
         except ValueError:
             return ""
         return next((name for name in reversed(names[:-1]) if name), "") if names else ""
+
+    def _multiplied(self, product: Any, maker: Any | None) -> str:
+        """The dtype of the factors of a product: that before a cast to float32, which asks for float32 sums only."""
+        made = self.tensors[product.output[0]].dtype
+        given = self.tensors.get(maker.input[0]) if maker is not None and maker.op_type == "Cast" else None
+        return given.dtype if given is not None and given.dtype in FUSABLE else made
 
     def _is_fusable(self, softmax: Any, product: Any | None) -> bool:
         """Whether TensorRT has a fused kernel for the attention of a softmax, with the product that feeds it."""

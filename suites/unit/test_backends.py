@@ -441,10 +441,10 @@ def test_what_onnx_runtime_refuses_in_a_run_is_an_engine_error(tmp_path: Path) -
 
 
 def test_options_and_versions_are_json() -> None:
-    options = BACKEND.options(settings())
+    options = BACKEND.options(settings(), "fp32")
     assert json.loads(json.dumps(options)) == options
     assert options == {"graph_optimization_level": "all", "provider": "CPUExecutionProvider"}
-    assert options != BACKEND.options(settings(onnxruntime={"graph_optimization_level": "basic"}))
+    assert options != BACKEND.options(settings(onnxruntime={"graph_optimization_level": "basic"}), "fp32")
     assert BACKEND.versions() in (
         {"onnxruntime": onnxruntime.__version__},
         {"onnxruntime-gpu": onnxruntime.__version__},

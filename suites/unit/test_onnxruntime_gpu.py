@@ -165,10 +165,10 @@ def test_tf32_that_cannot_be_switched_off_voids_an_fp32_engine(
     engine, _, _ = rig(TENSORRT)
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     assert "NVIDIA_TF32_OVERRIDE=0" in engine.problems[0]
-    assert TENSORRT.options(settings())["tf32"] is True
+    assert TENSORRT.options(settings(), "fp32")["tf32"] is True
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert engine.problems == ()
-    assert TENSORRT.options(settings())["tf32"] is False
+    assert TENSORRT.options(settings(), "fp32")["tf32"] is False
 
 
 # sessions

@@ -32,7 +32,7 @@ from wan_trt_core.backends.tensorrt.verification import (
     unfused_attentions,
     unplanned_precisions,
 )
-from wan_trt_core.config import ConfigError, LogSettings, Settings
+from wan_trt_core.config import ConfigError, LogSettings, Settings, load_settings
 from wan_trt_core.logs import logging_to
 
 FUSED = {
@@ -344,6 +344,16 @@ def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
         EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}; .* 1.00 of 8"
     ):
         backend.TensorRtBackend().load(tmp_path, Settings())
+
+
+def test_tf32_is_of_no_consequence_in_half_precision() -> None:
+    """So one engine serves the cases that allow it and those that do not."""
+    settings = load_settings(overrides={"perf.allow_tf32": True}, environ={}).settings
+    told = {
+        precision: backend.TensorRtBackend().options(settings, precision)["tf32"]
+        for precision in ("fp32", "fp16")
+    }
+    assert told == {"fp32": True, "fp16": False}
 
 
 def test_versions_are_those_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,8 +145,9 @@ class EngineBackend(Backend):
     """Builds engines from ONNX, loads and runs them."""
 
     @abstractmethod
-    def options(self, settings: Settings) -> dict[str, Any]:
-        """The build options that these settings come to: part of the engine's identity, JSON-serialisable."""
+    def options(self, settings: Settings, precision: str) -> dict[str, Any]:
+        """The build options that these settings come to for an engine of a precision: part of its identity,
+        JSON-serialisable."""
 
     @abstractmethod
     def device(self, settings: Settings) -> str:

@@ -243,7 +243,7 @@ class OnnxRuntimeBackend(EngineBackend):
         """Version of the ONNX Runtime distribution that is installed."""
         return distribution_versions("onnxruntime", "onnxruntime-gpu")
 
-    def options(self, settings: Settings) -> dict[str, Any]:
+    def options(self, settings: Settings, precision: str) -> dict[str, Any]:
         """Optimisation level and provider."""
         return {
             "graph_optimization_level": settings.onnxruntime.graph_optimization_level,

@@ -79,7 +79,7 @@ class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
         tensorrt = distribution_versions("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
         return {**super().versions(), **tensorrt}
 
-    def options(self, settings: Settings) -> dict[str, Any]:
+    def options(self, settings: Settings, precision: str) -> dict[str, Any]:
         """What the engine depends on beside the graph."""
         return {
             "provider": self.provider,

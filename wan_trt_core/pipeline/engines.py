@@ -218,7 +218,7 @@ def built_engine(
         **{name: source[name] for name in ("component", "precision", "profile")},
         "onnx": source,
         "backend": runs.name,
-        "options": runs.options(settings),
+        "options": runs.options(settings, precision),
         "versions": runs.versions(),
         "device": runs.device(settings),
     }

@@ -14,7 +14,7 @@ from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError, OnnxModel, Progress
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, tensorrt
 from wan_trt_core.backends.tensorrt.cuda import GIB, CudaStream, free_memory, require_cuda
-from wan_trt_core.backends.tensorrt.plan import Description, read_description
+from wan_trt_core.backends.tensorrt.plan import Description, read_description, tf32
 
 if TYPE_CHECKING:
     from wan_trt_core.backends.tensorrt.runtime import Scratch
@@ -40,7 +40,7 @@ class TensorRtBackend(EngineBackend):
         found = distribution_versions("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "cuda-python")
         return {"tensorrt": tensorrt().__version__, **found}
 
-    def options(self, settings: Settings) -> dict[str, Any]:
+    def options(self, settings: Settings, precision: str) -> dict[str, Any]:
         """What the plan depends on beside the graph."""
         chosen = settings.tensorrt
         return {
@@ -48,7 +48,7 @@ class TensorRtBackend(EngineBackend):
             "workspace_gib": chosen.workspace_gib,
             "optimization_level": chosen.optimization_level,
             "weight_streaming": chosen.weight_streaming,
-            "tf32": settings.perf.allow_tf32,
+            "tf32": tf32(settings, precision),
         }
 
     def device(self, settings: Settings) -> str:

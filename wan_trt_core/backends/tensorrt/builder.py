@@ -15,7 +15,7 @@ from filelock import FileLock
 from wan_trt_core.backends.base import EngineError, OnnxModel, Progress, TensorInfo
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, strongly_typed_network, tensorrt
 from wan_trt_core.backends.tensorrt.cuda import GIB, free_memory
-from wan_trt_core.backends.tensorrt.plan import LAYERS, Description, Shapes, write_description
+from wan_trt_core.backends.tensorrt.plan import LAYERS, Description, Shapes, tf32, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible, monitor
 from wan_trt_core.backends.tensorrt.verification import (
     Layer,
@@ -28,7 +28,7 @@ from wan_trt_core.backends.tensorrt.verification import (
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
 
-PRODUCTS = ("MatMul", "Gemm", "Conv")
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 """Nodes whose precision decides speed and accuracy: each must be computed in the dtype that it has in the graph."""
 
 FUSABLE = ("float16", "bfloat16")
@@ -63,7 +63,7 @@ def build_plan(
     phases = Phases(progress or (lambda phase, fraction: None))
     config = builder.create_builder_config()
     config.progress_monitor = monitor(phases)
-    _configure(trt, config, settings)
+    _configure(trt, config, settings, model.precision)
     profiles = _add_profiles(builder, config, model, settings)
     with _timing_cache(config, timing_cache, settings):
         plan = interruptible(lambda: builder.build_serialized_network(network, config), phases)
@@ -164,13 +164,13 @@ def _parse(trt: Any, network: Any, log: Any, model: OnnxModel, graph: _Graph) ->
     raise EngineError(f"TensorRT's parser refuses {model.path}: {'; '.join(told) or reasons(log)}")
 
 
-def _configure(trt: Any, config: Any, settings: Settings) -> None:
+def _configure(trt: Any, config: Any, settings: Settings, precision: str) -> None:
     chosen = settings.tensorrt
     config.builder_optimization_level = chosen.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if chosen.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(chosen.workspace_gib * GIB))
-    if settings.perf.allow_tf32:
+    if tf32(settings, precision):
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default

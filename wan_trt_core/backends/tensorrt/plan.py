@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.backends.base import EngineError, TensorInfo
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
 
 DESCRIPTION = "engine.json"
 LAYERS = "layers.json"
@@ -18,6 +21,11 @@ FEW = 3
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Least, tuned-for and greatest shape of every input."""
+
+
+def tf32(settings: Settings, precision: str) -> bool:
+    """Whether products may use TF32: only float32 ones could, so every half-precision engine is built alike."""
+    return settings.perf.allow_tf32 and precision == "fp32"
 
 
 @dataclass(frozen=True)

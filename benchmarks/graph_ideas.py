@@ -512,8 +512,8 @@ def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iter
         jobs: exports at a time, each in a process of its own; with 1 all are made in this one.
     """
     names = [AS_IS, *ideas]
-    if jobs > 1:  # before this process has touched the GPU, which a forked one could not use then
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+    if jobs > 1:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
             models = list(pool.map(export, repeat(subject), names, repeat(folder)))
     else:
         models = [export(subject, name, folder) for name in names]

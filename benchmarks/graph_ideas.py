@@ -214,9 +214,6 @@ class _ChannelsLast(nn.Module):
         joined = torch.cat((next(caches), frames), dim=1)
         enough = frames.shape[1] >= CACHE_FRAMES
         self.left.append((frames if enough else joined)[:, -CACHE_FRAMES:])
-        return self._convolve(conv, joined)
-
-    def _convolve(self, conv: Any, joined: Tensor) -> Tensor:
         made = functional.conv3d(joined.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=conv.padding)
         return made.permute(0, 2, 3, 4, 1)
 
@@ -246,49 +243,11 @@ class _ChannelsLast(nn.Module):
         if up.time_conv is not None:
             pairs = self._conv(up.time_conv, frames, caches).unflatten(-1, (2, -1))
             frames = pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-        _, count, height, width, channels = frames.shape
-        wide = frames.reshape(count, height, 1, width, 1, channels).expand(-1, -1, 2, -1, 2, -1)
-        images = wide.reshape(count, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        images = functional.interpolate(
+            frames.squeeze(0).permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest"
+        )
         made = functional.conv2d(images, up.weight, up.bias, padding=1)
         return made.permute(0, 2, 3, 1).unsqueeze(0)
-
-
-class _FramesSummed(_ChannelsLast):
-    """Channels last, and each convolution over time the sum of three over single frames, which are a batch."""
-
-    def _convolve(self, conv: Any, joined: Tensor) -> Tensor:
-        images = joined.squeeze(0).permute(0, 3, 1, 2)
-        count = images.shape[0] - (CACHE_FRAMES if conv.weight.shape[2] > 1 else 0)
-        made = None
-        for time in range(conv.weight.shape[2]):
-            bias = conv.bias if time == 0 else None
-            part = functional.conv2d(
-                images[time : time + count], conv.weight[:, :, time], bias, padding=conv.padding[1:]
-            )
-            made = part if made is None else made + part
-        return made.permute(0, 2, 3, 1).unsqueeze(0)
-
-
-class _FramesStacked(_ChannelsLast):
-    """Channels last, and each convolution over time one over images that have three frames' channels."""
-
-    def _convolve(self, conv: Any, joined: Tensor) -> Tensor:
-        images = joined.squeeze(0)
-        taps = conv.weight.shape[2]
-        count = images.shape[0] - taps + 1
-        stacked = torch.cat([images[time : time + count] for time in range(taps)], dim=-1)
-        weight = conv.weight.transpose(1, 2).flatten(1, 2)
-        made = functional.conv2d(stacked.permute(0, 3, 1, 2), weight, conv.bias, padding=conv.padding[1:])
-        return made.permute(0, 2, 3, 1).unsqueeze(0)
-
-
-class _HalfChannelsLast(_ChannelsLast):
-    """Channels last, with the convolutions' products in half precision between float32 norms and sums."""
-
-    def _convolve(self, conv: Any, joined: Tensor) -> Tensor:
-        images = joined.half().permute(0, 4, 1, 2, 3)
-        made = functional.conv3d(images, conv.weight.half(), conv.bias.half(), padding=conv.padding)
-        return made.permute(0, 2, 3, 4, 1).float()
 
 
 def _half_convolutions(graph: nn.Module) -> nn.Module:
@@ -345,12 +304,15 @@ def _phased(graph: nn.Module) -> nn.Module:
             made = functional.conv3d(frames, self.merged, self.bias.repeat(4), padding=(0, 1, 1))
             phases = made.unflatten(1, (2, 2, -1))
             rows = [
-                torch.stack(
-                    [phases[:, a, b, :, :, a : a + height, b : b + width] for b in (0, 1)], dim=-1
-                ).flatten(-2)
+                self.between(*(phases[:, a, b, :, :, a : a + height, b : b + width] for b in (0, 1)))
                 for a in (0, 1)
             ]
-            return torch.stack(rows, dim=4).flatten(3, 4)
+            return self.between(*(row.transpose(3, 4) for row in rows)).transpose(3, 4)
+
+        @staticmethod
+        def between(first: Tensor, second: Tensor) -> Tensor:
+            """Two tensors' values in turns along the last axis."""
+            return torch.stack((first, second), dim=-1).flatten(-2)
 
     return _upsamples_as(graph, Upsample, _phase_taps)
 
@@ -399,16 +361,6 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             "frames and caches channels-last, as the convolutions' kernels want them",
             channels_last=True,
         ),
-        "frames-summed": Idea(
-            _FramesSummed,  # type: ignore[arg-type]
-            "channels-last, each convolution over time the sum of three over images",
-            channels_last=True,
-        ),
-        "frames-stacked": Idea(
-            _FramesStacked,  # type: ignore[arg-type]
-            "channels-last, each convolution over time one over images of three frames' channels",
-            channels_last=True,
-        ),
         "transposed": Idea(
             _transposed, "upsampling and its convolution as one transposed convolution of images"
         ),
@@ -417,11 +369,6 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         "half-convolutions": Idea(
             _half_convolutions,
             "products of the convolutions in half precision between float32 norms and sums",
-        ),
-        "half-channels-last": Idea(
-            _HalfChannelsLast,  # type: ignore[arg-type]
-            "both: channels-last, and the convolutions in half precision",
-            channels_last=True,
         ),
     },
 }

@@ -212,6 +212,9 @@ class Settings(_Model):
     )
     baselines: Path = Field(default=Path("baselines"), description="folder of the stored baselines")
     report: Path = Field(default=Path("outputs/report"), description="folder of results.json and the reports")
+    strict_improvements: bool = Field(
+        default=False, description="fail what is better than its baseline too, until it has a new one"
+    )
     engine_lock_timeout: float = Field(
         default=1800.0, gt=0, description="seconds to wait for another process that builds the same engine"
     )

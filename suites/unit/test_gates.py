@@ -501,6 +501,18 @@ class TestBands:
     def test_band(self, value: float, expected: tuple[Verdict, Reason]) -> None:
         (check,) = self.bands({"time": self.stored(1.0)}, {"time": value})
         assert outcome(check) == expected
+        (strict,) = self.bands({"time": self.stored(1.0)}, {"time": value}, strict_improvements=True)
+        gain = expected[1] is Reason.BETTER_THAN_BAND
+        assert outcome(strict) == ((Verdict.FAIL, expected[1]) if gain else expected)
+
+    def test_an_improvement_is_the_reason_of_a_pass_and_the_last_one_of_a_failure(self) -> None:
+        gain = entry(candidate=0.08)
+        assert outcome(verdict(perf_measurement(), baseline=gain)) == (Verdict.PASS, Reason.BETTER_THAN_BAND)
+        strict = verdict(perf_measurement(), baseline=gain, strict_improvements=True)
+        assert outcome(strict) == (Verdict.FAIL, Reason.BETTER_THAN_BAND)
+        slower = entry(candidate=0.08, reference=0.05)
+        worse = verdict(perf_measurement(), baseline=slower, strict_improvements=True)
+        assert outcome(worse) == (Verdict.FAIL, Reason.WORSE_THAN_BAND)
 
     @pytest.mark.parametrize(
         ("value", "better", "limit", "text"),

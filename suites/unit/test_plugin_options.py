@@ -119,7 +119,13 @@ def test_header(project: Project) -> None:
 def test_help_and_fixtures_read_well(project: Project) -> None:
     project.cases("good-one")
     text = project.run("--help").stdout.str()
-    for name in (*SETTINGS, "cases", "config", "require-bands", "no-gate"):
+    for name in (
+        *(name.replace("_", "-") for name in SETTINGS),
+        "cases",
+        "config",
+        "require-bands",
+        "no-gate",
+    ):
         assert f"--wan-{name}" in text
     listed = project.run("--fixtures").stdout.str()
     for name in ("settings", "case", "model", "engines", "baselines", "measure", "judge"):

@@ -213,6 +213,25 @@ def test_baselines(
     assert explained == (verdict[0] == "fail")  # a band alone may fail a case; that is explained as well
 
 
+@pytest.mark.parametrize(
+    ("how", "verdict"), [("", "pass"), ("--wan-strict-improvements", "fail"), ("environment", "fail")]
+)
+def test_improvement_beyond_the_band(
+    project: Project, monkeypatch: pytest.MonkeyPatch, how: str, verdict: str
+) -> None:
+    project.cases("good-one", bands=True)
+    store_baselines(project, "parity", {"good-one": 1e-3})
+    if how == "environment":
+        monkeypatch.setenv("WAN_TRT_STRICT_IMPROVEMENTS", "1")
+    result = project.run("-m", "parity", *([how] if how.startswith("--") else []))
+    assert project.verdicts()["parity", "good-one"] == (verdict, "better_than_band")
+    assert (result.ret == 0) == (verdict == "pass")
+    text = " ".join(result.stdout.str().split())
+    assert "keep the gain with a new baseline" in text
+    assert "diverging block" not in text  # a gain needs no explanation
+    assert ("improvements beyond them fail" in text) == (verdict == "fail")
+
+
 @pytest.mark.parametrize("suite", BANDED)
 @pytest.mark.parametrize(
     ("case", "weights", "verdict"),

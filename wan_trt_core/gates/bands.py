@@ -1,7 +1,8 @@
 """The one band rule: a metric must stay near its baseline, in both directions.
 
 Worse than the band fails. Better than the band passes but asks for a new baseline, because a stale one would
-let the next slow-down of the same size through unseen.
+let the next slow-down of the same size through unseen; under strict improvements it fails, so that the change which
+brings a gain brings its baseline too.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def judge_bands(
     *,
     bands_for_hardware: bool,
     require_bands: bool,
+    strict_improvements: bool = False,
 ) -> tuple[Check, ...]:
     """Hold the banded metrics of a case against its baseline.
 
@@ -113,6 +115,7 @@ def judge_bands(
         baseline: the stored entry; ``None`` when this hardware's file has none.
         bands_for_hardware: whether this hardware has a baseline file for the model and suite at all.
         require_bands: a machine without baselines fails too (GPU CI), else it is only reported.
+        strict_improvements: a metric that is better than its band fails until it has a new baseline.
     """
     command = regenerate_command(suite, case)
     if not bands_for_hardware:
@@ -130,7 +133,10 @@ def judge_bands(
             for name in sorted(bands)
         )
     stored = baseline.metrics if baseline else {}
-    checks = [_one(name, bands[name], metrics.get(name), stored.get(name), command) for name in sorted(bands)]
+    checks = [
+        _one(name, bands[name], metrics.get(name), stored.get(name), command, strict_improvements)
+        for name in sorted(bands)
+    ]
     for name in sorted(set(stored) - set(bands)):
         if name in metrics:
             message = f"the baseline holds {name}, which the case has no band for"
@@ -145,7 +151,9 @@ def judge_bands(
     return tuple(checks)
 
 
-def _one(name: str, band: Band, metric: Metric | None, stored: BaselineMetric | None, command: str) -> Check:
+def _one(
+    name: str, band: Band, metric: Metric | None, stored: BaselineMetric | None, command: str, strict: bool
+) -> Check:
     value = metric.value if metric else None
     if stored is None:
         message = f"no baseline for {name}; make it with: {command}"
@@ -172,10 +180,10 @@ def _one(name: str, band: Band, metric: Metric | None, stored: BaselineMetric | 
         return _check(name, Verdict.INVALID, Reason.BASELINE_INVALID, message, value)
     if not math.isfinite(value):
         return _check(name, Verdict.FAIL, Reason.NON_FINITE, f"{name} is {value}", value)
-    return _compare(name, value, stored, command)
+    return _compare(name, value, stored, command, strict)
 
 
-def _compare(name: str, value: float, stored: BaselineMetric, command: str) -> Check:
+def _compare(name: str, value: float, stored: BaselineMetric, command: str, strict: bool) -> Check:
     reason = position(value, stored)
     low, high = band_limits(stored)
     limit = low if value < stored.value else high
@@ -193,7 +201,8 @@ def _compare(name: str, value: float, stored: BaselineMetric, command: str) -> C
             f"{name} {shown} {sign} {bound} is better than its band (baseline {base}, {change:+.1%}); "
             f"keep the gain with a new baseline: {command}"
         )
-        return Check("band", name, Verdict.PASS, reason, message, value, limit, evidence=evidence)
+        verdict = Verdict.FAIL if strict else Verdict.PASS
+        return Check("band", name, verdict, reason, message, value, limit, evidence=evidence)
     message = (
         f"{name} {shown} {sign} {bound} is worse than its band (baseline {base}, {change:+.1%}); "
         f"find the cause, or accept it with: {command} --accept-regression REASON"

@@ -25,6 +25,7 @@ def judge(
     *,
     bands_for_hardware: bool,
     require_bands: bool,
+    strict_improvements: bool = False,
     baseline_error: str | None = None,
 ) -> tuple[Check, ...]:
     """Judge what was measured.
@@ -36,6 +37,7 @@ def judge(
         baseline: the stored entry of this case for this hardware, if there is one.
         bands_for_hardware: this hardware has a baseline file for the model and suite.
         require_bands: a machine without such a file fails the case instead of being reported.
+        strict_improvements: a metric that is better than its band fails until it has a new baseline.
         baseline_error: what :class:`~wan_trt_core.baselines.BaselineError` said when the file could not be
             read, or why the entry says nothing about this run; the case is then invalid, whatever its own gates
             say.
@@ -61,6 +63,7 @@ def judge(
             baseline,
             bands_for_hardware=bands_for_hardware,
             require_bands=require_bands,
+            strict_improvements=strict_improvements,
         )
     if not measurement.problems:
         return checks + banded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 
 class Verdict(StrEnum):
@@ -75,13 +75,42 @@ class Check:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
+class Decided(Protocol):
+    """What :func:`deciding` looks at: a :class:`Check`, or one as stored."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def reason(self) -> Reason: ...
+    @property
+    def advisory(self) -> bool: ...
+
+
+AnyCheck = TypeVar("AnyCheck", bound=Decided)
+
+
+def deciding(checks: Iterable[AnyCheck]) -> AnyCheck | None:
+    """The most severe check that is not advisory; ``None`` where there is none.
+
+    Of those that passed the first that is better than its baseline decides, so that the case's reason asks for a new
+    one; of those that failed such a check decides last, for the others are worse news.
+    """
+    return min(
+        (check for check in checks if not check.advisory),
+        key=lambda check: (
+            SEVERITY.index(check.verdict),
+            (check.reason is Reason.BETTER_THAN_BAND) != (check.verdict is Verdict.PASS),
+        ),
+        default=None,
+    )
+
+
 def decide(checks: Iterable[Check]) -> Check:
-    """The check that decides a case: the most severe one that is not advisory.
+    """The check that decides a case, see :func:`deciding`.
 
     Raises:
         ValueError: when no check decides; a case that nothing judged must never count as passed.
     """
-    deciding = [check for check in checks if not check.advisory]
-    if not deciding:
+    if (decisive := deciding(checks)) is None:
         raise ValueError("no check decides this case: a gate must never be a no-op")
-    return min(deciding, key=lambda check: SEVERITY.index(check.verdict))
+    return decisive

@@ -38,7 +38,7 @@ def judge_item(
     __tracebackhide__ = True
     seconds = time.perf_counter() - item.stash.get(STARTED, time.perf_counter())
     record = judge_case(session, case, suite, measurement, seconds)
-    if record.verdict is Verdict.FAIL:
+    if record.verdict is Verdict.FAIL and record.reason is not Reason.BETTER_THAN_BAND:
         record = _explained(session, case, suite, record)
     item.stash[RECORD] = record
     if record.verdict is Verdict.PASS:
@@ -67,6 +67,7 @@ def judge_case(
         stored.entry,
         bands_for_hardware=stored.for_hardware,
         require_bands=session.require_bands,
+        strict_improvements=session.settings.strict_improvements,
         baseline_error=stored.error or mismatch,
     )
     return _record(Subject(case, suite), checks, measurement, seconds)

@@ -17,7 +17,16 @@ MARKERS: dict[Suite, str] = {
 }
 """The suites, in the order in which they are reported, and what a test of each shows."""
 
-SETTINGS = ("model", "checkpoint", "backend", "profile", "cache", "baselines", "report")
+SETTINGS = (
+    "model",
+    "checkpoint",
+    "backend",
+    "profile",
+    "cache",
+    "baselines",
+    "report",
+    "strict_improvements",
+)
 """Options that are settings of the same name."""
 
 DEFAULT_CASES = Path("suites") / "cases.yaml"
@@ -51,6 +60,11 @@ def add_options(parser: pytest.Parser) -> None:
     option("report", "Folder that results.json and report.md are written to.", metavar="FOLDER")
     option(
         "require-bands", "Fail cases on hardware without stored baselines (for GPU CI).", action="store_true"
+    )
+    option(
+        "strict-improvements",
+        "Fail what is better than its baseline too, until it has a new one.",
+        action="store_true",
     )
     option(
         "no-gate",

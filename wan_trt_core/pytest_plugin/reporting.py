@@ -39,6 +39,8 @@ def header(session: WanSession) -> list[str]:
         return f"{overrides[name]} ({sources[name]})" if name in overrides else "by case"
 
     bands = "required" if session.require_bands else "where this hardware has them"
+    if settings.strict_improvements:
+        bands += f", improvements beyond them fail ({sources['strict_improvements']})"
     try:
         left_out = session.left_out
     except CaseFileError:  # collection says what is wrong, if a test wants cases at all

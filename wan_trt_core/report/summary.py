@@ -10,7 +10,7 @@ from typing import Any
 from wan_trt_core.gates.bands import regenerate_command
 from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.perf import SPEEDUP
-from wan_trt_core.gates.verdict import SEVERITY, Reason, Verdict
+from wan_trt_core.gates.verdict import SEVERITY, Reason, Verdict, deciding
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
 
 BELOW_GATE = "BELOW GATE"
@@ -69,8 +69,7 @@ class Headline:
 
 def deciding_check(case: CaseRecord) -> CheckRecord | None:
     """The check that made the verdict; ``None`` when nothing was judged (the case broke before)."""
-    deciding = [check for check in case.checks if not check.advisory]
-    return min(deciding, key=lambda check: SEVERITY.index(check.verdict), default=None)
+    return deciding(case.checks)
 
 
 def headline(case: CaseRecord) -> Headline:

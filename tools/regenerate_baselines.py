@@ -25,6 +25,8 @@ from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
 from wan_trt_core.measure.environment import SourceState, hardware_key, source_state
 from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.records import RecordError, RunRecord
+from wan_trt_core.report.markdown import write_text
+from wan_trt_core.report.terminal import changes_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -61,16 +63,18 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
     plans = update.plan_update(
         options.baselines, options.suite, cases, records, provenance, selected=options.case
     )
-    console.print(update.plan_table(plans))
+    console.print(changes_table(update.plan_changes(plans)))
     for plan in plans:
         for orphan in plan.orphans:
             outcome = "is dropped" if orphan in plan.touched else "is kept (only a run of all cases drops it)"
             console.print(f"{plan.model}: no case is called {orphan}; its baseline {outcome}", style="yellow")
+    write_text(update.plan_markdown(plans), options.diff)
+    console.print(f"for review: {options.diff}")
     if options.check:
         return _checked(plans, console)
     update.require_reason(plans, options.accept_regression)
     if options.dry_run:
-        console.print("dry run: nothing was written")
+        console.print("dry run: no baseline was written")
         return 0
     for path in update.apply(options.baselines, plans):
         console.print(f"wrote {path}")
@@ -143,11 +147,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--hardware", metavar="KEY", help="the records come from this hardware, not from this machine")
     add("--accept-regression", metavar="REASON", help="why something may be worse or looser; it is stored")
+    add(
+        "--diff",
+        type=Path,
+        default=Path("outputs/baselines.md"),
+        metavar="FILE",
+        help="the table as Markdown, for who reviews the change",
+    )
     add("--commit", metavar="SHA", help="commit that was measured, where there is no git")
     add("--tree-state", choices=("clean", "dirty"), help="whether files differed from it")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="show the table, write nothing")
-    mode.add_argument("--check", action="store_true", help="fail if a baseline would change; write nothing")
+    mode.add_argument("--dry-run", action="store_true", help="show the table, change no baseline")
+    mode.add_argument("--check", action="store_true", help="fail if a baseline would change; change none")
     return parser
 
 

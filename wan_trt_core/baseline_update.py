@@ -35,13 +35,12 @@ from wan_trt_core.baselines import (
     read_baselines,
     write_baselines,
 )
-from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.verdict import Verdict
+from wan_trt_core.report.changes import MetricChange, baseline_changes, worst_first
+from wan_trt_core.report.markdown import changes_markdown
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from wan_trt_core.cases import Case, Suite
     from wan_trt_core.measure.environment import SourceState
     from wan_trt_core.records import CaseRecord, RunRecord
@@ -252,29 +251,22 @@ def apply(root: Path, plans: Sequence[Plan]) -> tuple[Path, ...]:
     return tuple(write_baselines(root, plan.after, plan.touched) for plan in plans if plan.touched)
 
 
-def plan_table(plans: Sequence[Plan]) -> Table:
-    """Old, new, change and tolerance of every metric, for the terminal."""
-    from rich import box
-    from rich.table import Table
+def plan_changes(plans: Sequence[Plan]) -> tuple[MetricChange, ...]:
+    """Old and new of every metric, what needs a reason first."""
+    return worst_first(change for plan in plans for change in baseline_changes(plan.suite, plan.rows))
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("case", "metric", "old", "new", "change", "tolerance", "outcome"):
-        number = name in ("old", "new", "change")
-        table.add_column(
-            name, justify="right" if number else "left", overflow="fold", no_wrap=name == "metric" or number
-        )
-    styles = {Change.WITHIN_BAND: "dim", Change.NEW: "green", Change.BETTER: "green", Change.TIGHTER: "green"}
-    for row in sorted((row for plan in plans for row in plan.rows), key=lambda row: not row.loosens):
-        table.add_row(
-            row.case,
-            row.metric,
-            *_old_new(row),
-            f"{row.change:+.1%}" if row.change is not None else "",
-            _tolerance(row),
-            row.kind.value,
-            style=styles.get(row.kind, "bold red"),
-        )
-    return table
+
+def plan_markdown(plans: Sequence[Plan]) -> str:
+    """The same as a document, for who reviews the change: one section for each file."""
+    parts = []
+    for plan in plans:
+        dropped = "".join(f"\n- `{case}`: no case is called so" for case in plan.orphans)
+        parts += [
+            f"## Baselines of {plan.hardware_key} / {plan.model} / {plan.suite}",
+            changes_markdown(plan_changes([plan])),
+            f"Orphans:\n{dropped}" if dropped else "",
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def measurement_command(
@@ -403,22 +395,6 @@ def _provenance(provenance: Provenance, record: RunRecord, origin: Mapping[str, 
     }
 
 
-def _old_new(row: Row) -> tuple[str, str]:
-    if row.old is not None and row.new is not None:
-        return pair(row.old, row.new, row.unit)
-    return (
-        quantity(row.old, row.unit) if row.old is not None else "",
-        quantity(row.new, row.unit) if row.new is not None else "",
-    )
-
-
-def _tolerance(row: Row) -> str:
-    parts = [f"{row.tolerance.rel:.3g}" if row.tolerance.rel < 0.0005 else f"{row.tolerance.rel:.1%}"]
-    if row.tolerance.abs:
-        parts.append(quantity(row.tolerance.abs, row.unit))
-    return " or ".join(parts)
-
-
 def _choices(banded: Collection[str]) -> str:
     return f"there are {', '.join(sorted(banded))}" if banded else "the case file has none"
 
@@ -436,7 +412,8 @@ __all__ = [
     "measure_runs",
     "measurement_command",
     "now",
-    "plan_table",
+    "plan_changes",
+    "plan_markdown",
     "plan_update",
     "refuse_xdist",
     "require_reason",

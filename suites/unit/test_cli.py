@@ -336,6 +336,20 @@ class TestReport:
         assert code == 1
         assert json.loads(out)[0]["verdict"] == "fail"
 
+    def test_show_is_what_a_file_alone_means(self, wan: Wan, tmp_path: Path) -> None:
+        run_record(case_record(make_case(), perf_measurement(2.0))).write(tmp_path / "results.json")
+        assert wan("report", "--json", "results.json") == wan("report", "show", "results.json", "--json")
+        assert "compare" in wan("report", "--help")[1]
+
+    def test_compare(self, wan: Wan, tmp_path: Path) -> None:
+        for name, ratio in (("a.json", 2.0), ("b.json", 1.2)):
+            run_record(case_record(make_case(), perf_measurement(ratio))).write(tmp_path / name)
+        code, out, _ = wan("report", "compare", "a.json", "b.json")
+        assert code == 0
+        assert out.startswith("## wan-trt: 1 case: 1 worse\n")
+        assert json.loads(wan("report", "compare", "a.json", "b.json", "--json")[1])["metrics"]
+        assert wan("report", "compare", "a.json", "nowhere.json")[0] == 3
+
     def test_nothing_judged_is_no_pass(self, wan: Wan, tmp_path: Path) -> None:
         run_record().write(tmp_path / "results.json")
         assert wan("report", "results.json")[0] == 1

@@ -23,6 +23,7 @@ from wan_trt_core.cases import Band, Case
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure.environment import SourceState
 from wan_trt_core.records import Metric, RunRecord
+from wan_trt_core.report.terminal import changes_table
 
 PROVENANCE = update.Provenance("abc", "2026-01-01T00:00:00Z", ("tool",))
 CASES = (make_case("dit-fp32"), make_case("vae-fp32"), make_case("unbanded", bands={}))
@@ -225,13 +226,12 @@ def test_table_shows_old_new_and_tolerance_with_what_loosens_first(tmp_path: Pat
     cases = (make_case("dit-fp32", bands=bands), make_case("vae-fp32", bands={"candidate_time": TEN_PERCENT}))
     stream = io.StringIO()
     found = plan(tmp_path, record(reference=0.05, cases=cases), cases=cases)
-    Console(file=stream, width=120).print(update.plan_table([found]))
+    Console(file=stream, width=120).print(changes_table(update.plan_changes([found])))
     lines = [re.sub(r"\s+", " ", line).strip() for line in stream.getvalue().splitlines()[2:]]
-    assert [line.rsplit(" ", 2)[-1] for line in lines[:2]] == ["tolerance", "removed"]
+    assert re.fullmatch(r"vae-fp32 reference_time 99.+ ms 10.0% removed", lines[0])
     assert re.fullmatch(
-        r"dit-fp32 candidate_time 60.+ ms 30.* ms -50.*% 20.0% or 1 ms looser tolerance", lines[0]
+        r"dit-fp32 candidate_time 60.+ ms 30.* ms -50.*% 20.0% or 1 ms looser tolerance", lines[1]
     )
-    assert re.fullmatch(r"vae-fp32 reference_time 99.+ ms 10.0% removed", lines[1])
     assert any(re.fullmatch(r"dit-fp32 speedup 1\.6.+x 10.0% new", line) for line in lines)
 
 
@@ -387,6 +387,15 @@ class TestTool:
         shown = capsys.readouterr().out
         assert "reference_time" in shown and "new" in shown and "dry run" in shown
         assert not (tmp_path / "baselines").exists()
+
+    def test_what_is_printed_is_written_for_review(self, run: Run, tmp_path: Path) -> None:
+        assert run() == 0
+        slow = record(reference=0.13, ratio=2.0, cases=CASES[:1])
+        assert run("--diff", "review/change.md", made=slow) == 1  # refused, and there for who has to judge
+        lines = (tmp_path / "review" / "change.md").read_text().splitlines()
+        assert lines[0] == f"## Baselines of {HARDWARE} / tiny-wan / perf"
+        first = next(line for line in lines if line.startswith("| `dit-fp32`"))
+        assert "reference_time" in first and "10.0%" in first and first.endswith("| **worse** |")
 
     def test_check(self, run: Run, tmp_path: Path) -> None:
         assert run("--check") == 1

@@ -1,11 +1,12 @@
-"""``wan-trt report``: the report of a stored run again."""
+"""``wan-trt report``: the report of a stored run again, and what changed between two runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from wan_trt_core.cli.options import JsonOption
 from wan_trt_core.cli.output import FAILED, OUT, print_json
@@ -13,7 +14,25 @@ from wan_trt_core.cli.output import FAILED, OUT, print_json
 commands = typer.Typer()
 
 
-@commands.command(epilog="Example: wan-trt report outputs/report/results.json --markdown report.md")
+class _ShowUnlessNamed(TyperGroup):
+    """``wan-trt report FILE`` is ``wan-trt report show FILE``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["show", *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+reports = typer.Typer(
+    cls=_ShowUnlessNamed, no_args_is_help=True, help="The report of a stored run again, or two runs compared."
+)
+commands.add_typer(reports, name="report")
+
+
+@reports.command(
+    "show", epilog="Example: wan-trt report show outputs/report/results.json --markdown report.md"
+)
 def report(
     results: Annotated[Path, typer.Argument(help="A results.json that a run wrote.")],
     markdown: Annotated[
@@ -45,3 +64,23 @@ def report(
         write_markdown(record, markdown)
     if not record.cases or any(case.verdict.value != "pass" for case in record.cases):
         raise typer.Exit(FAILED)
+
+
+@reports.command("compare", epilog="Example: wan-trt report compare main.json mine.json > comment.md")
+def compare(
+    before: Annotated[Path, typer.Argument(help="results.json of the run to compare with.")],
+    after: Annotated[Path, typer.Argument(help="results.json of the new run.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print as Markdown what changed from one run to another, the worst first; a comparison is no gate."""
+    from dataclasses import asdict
+
+    from wan_trt_core.records import RunRecord
+    from wan_trt_core.report.changes import compare_runs
+    from wan_trt_core.report.markdown import comparison_markdown
+
+    runs = RunRecord.read(before), RunRecord.read(after)
+    if as_json:
+        print_json(asdict(compare_runs(*runs)))
+    else:
+        print(comparison_markdown(*runs), end="")

@@ -190,7 +190,14 @@ def _compare(name: str, value: float, stored: BaselineMetric, command: str, stri
     change = value / stored.value - 1
     shown, bound = pair(value, limit, stored.unit)
     base = quantity(stored.value, stored.unit)
-    evidence = {"baseline": stored.value, "low": low, "high": high, "change": change}
+    evidence = {
+        "baseline": stored.value,
+        "rel": stored.tolerance.rel,
+        "abs": stored.tolerance.abs,
+        "low": low,
+        "high": high,
+        "change": change,
+    }
     if reason is Reason.WITHIN_BAND:
         worse = low if stored.better == "higher" else high
         message = f"{name} {shown} is within its band (baseline {base}, {change:+.1%})"

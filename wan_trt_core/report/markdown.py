@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
+from wan_trt_core.report.changes import MetricChange, Weight, compare_runs
 from wan_trt_core.report.summary import (
     WHY,
     advisory_checks,
@@ -51,6 +52,60 @@ def markdown_report(record: RunRecord) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def comparison_markdown(before: RunRecord, after: RunRecord) -> str:
+    """What changed from one run to the other, short enough for a comment on a pull request."""
+    found = compare_runs(before, after)
+    runs = [
+        (name, _commit(run), run.started, run.hardware_key)
+        for name, run in (("before", before), ("after", after))
+    ]
+    verdicts = [
+        (f"`{row.case}`", row.suite, row.before or "new", row.after or "removed", row.why)
+        for row in found.verdicts
+    ]
+    parts = [
+        f"## wan-trt: {found.summary}",
+        "\n".join(f"- **{_escape(note)}**" for note in found.notes),
+        _table(("case", "suite", "before", "after", "why"), verdicts),
+        changes_markdown(found.metrics),
+        _table(("run", "commit", "started", "hardware"), runs),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def changes_markdown(changes: Sequence[MetricChange]) -> str:
+    """The table of changed metrics, the worst first; what did not change is folded away."""
+    header = ("case", "suite", "metric", "old", "new", "change", "allowed", "outcome")
+    rows = [
+        (
+            f"`{row.case}`",
+            row.suite,
+            row.metric,
+            *row.values,
+            row.change,
+            row.allowed,
+            f"**{row.outcome}**" if row.weight <= Weight.WORSE else row.outcome,
+        )
+        for row in changes
+    ]
+    told = sum(row.weight is not Weight.UNCHANGED for row in changes)
+    rest = _table(header, rows[told:])
+    folded = f"<details><summary>{len(rows) - told} unchanged</summary>\n\n{rest}\n\n</details>"
+    parts = [_table(header, rows[:told]), folded if rest else ""]
+    return "\n\n".join(part for part in parts if part)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file atomically; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_markdown(record: RunRecord, path: Path, environ: Mapping[str, str] = os.environ) -> None:
     """Write the report to ``path``, and append it to the job's summary where there is one.
 
@@ -60,16 +115,15 @@ def write_markdown(record: RunRecord, path: Path, environ: Mapping[str, str] = o
         environ: the environment; ``GITHUB_STEP_SUMMARY`` names the summary's file.
     """
     text = markdown_report(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(text, path)
     if summary := environ.get(SUMMARY_VARIABLE):
         with open(summary, "a", encoding="utf-8") as stream:
             stream.write(text)
+
+
+def _commit(record: RunRecord) -> str:
+    source = record.environment.get("source", {})
+    return f"{(source.get('commit') or 'unknown')[:12]}{' and changes' if source.get('dirty') else ''}"
 
 
 def _passed(record: RunRecord) -> bool:

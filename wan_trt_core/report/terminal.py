@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.records import CaseRecord, RunRecord
+from wan_trt_core.report.changes import MetricChange, Weight
 from wan_trt_core.report.summary import (
     WHY,
     advisory_checks,
@@ -80,6 +82,25 @@ def verdict_table(record: RunRecord, width: int) -> Table:
             Text(head.limit),
             _why(case, head.metric),
         )
+    return table
+
+
+def changes_table(changes: Sequence[MetricChange]) -> Table:
+    """Old, new, change and what is allowed of every metric, in the order given."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("case", "metric", "old", "new", "change", "allowed", "outcome"):
+        number = name in ("old", "new", "change")
+        table.add_column(
+            name, justify="right" if number else "left", overflow="fold", no_wrap=name == "metric" or number
+        )
+    bad = "bold red"
+    styles = {Weight.FAILED: bad, Weight.WORSE: bad, Weight.NOTABLE: "green", Weight.UNCHANGED: "dim"}
+    for row in changes:
+        cells = (row.case, row.metric, *row.values, row.change, row.allowed, row.outcome)
+        table.add_row(*cells, style=styles[row.weight])
     return table
 
 

@@ -8,10 +8,11 @@ looked up under another hardware key.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -43,7 +44,9 @@ __all__ = [
     "Row",
     "Tolerance",
     "baseline_path",
+    "carried_over",
     "compare_entries",
+    "derived",
     "find_orphans",
     "new_entry",
     "other_origin",
@@ -166,7 +169,25 @@ def read_baselines(root: Path, hardware_key: str, model: str, suite: str) -> Bas
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise BaselineError(f"{path}: cannot be read: {error}") from error
-    return _Reader(path, suite).file(text, hardware_key, path.parent.name)
+    reader = _Reader(path, suite)
+    return reader.file(reader.data(text), hardware_key, path.parent.name)
+
+
+def carried_over(path: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+    """A baseline file as ``change`` leaves its JSON object, read as strictly as ever; ``None`` if nothing changed.
+
+    Raises:
+        BaselineError: when the file is no JSON, or would not be a baseline file of this schema afterwards.
+    """
+    reader = _Reader(path, path.stem)
+    try:
+        before = reader.data(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaselineError(f"{path}: cannot be read: {error}") from error
+    after = copy.deepcopy(before)
+    change(after)
+    reader.file(after, path.parts[-3], path.parts[-2])
+    return None if after == before else _sorted(after)
 
 
 def write_baselines(root: Path, baselines: BaselineFile, touched: Collection[str]) -> Path:
@@ -262,6 +283,12 @@ def compare_entries(case: str, old: BaselineEntry | None, new: BaselineEntry) ->
     return tuple(sorted(rows, key=lambda row: row.metric))
 
 
+def derived(samples: Sequence[float]) -> dict[str, Any]:
+    """What a stored metric says of its samples: ``value``, ``n`` and ``spread``."""
+    value = _rounded(median(samples))
+    return {"value": value, "n": len(samples), "spread": _rounded((max(samples) - min(samples)) / value)}
+
+
 def _row(case: str, name: str, old: BaselineMetric | None, new: BaselineMetric) -> Row:
     kind = _change(old, new) if old else Change.NEW
     return Row(case, name, new.unit, old.value if old else None, new.value, new.tolerance, kind)
@@ -297,15 +324,12 @@ def _new_metric(case: str, name: str, band: Band, measurements: Sequence[Measure
         better.add(metric.better)
     if len(units) > 1 or len(better) > 1:
         raise BaselineError(f"case {case}: {name} changes its unit or direction between runs")
-    value = _rounded(median(values))
     stored = BaselineMetric(
-        value,
-        units.pop(),
-        better.pop(),
-        Tolerance(band.rel, band.abs, band.reason),
-        n=len(values),
-        spread=_rounded((max(values) - min(values)) / value),
+        unit=units.pop(),
+        better=better.pop(),
+        tolerance=Tolerance(band.rel, band.abs, band.reason),
         samples=tuple(values),
+        **derived(values),
     )
     low, high = band_limits(stored)
     if min(values) < low or max(values) > high:
@@ -324,7 +348,7 @@ class _Reader:
     path: Path
     suite: str
 
-    def file(self, text: str, hardware_key: str, model: str) -> BaselineFile:
+    def data(self, text: str) -> dict[str, Any]:
         try:
             data = json.loads(
                 text, parse_int=self._integer, parse_constant=self._constant, object_pairs_hook=self._object
@@ -333,6 +357,9 @@ class _Reader:
             self._fail(f"is no whole JSON ({error})")
         if not isinstance(data, dict):
             self._fail("is no JSON object")
+        return data
+
+    def file(self, data: dict[str, Any], hardware_key: str, model: str) -> BaselineFile:
         version = data.get("schema_version")
         if version != SCHEMA_VERSION or isinstance(version, bool):
             self._fail(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
@@ -352,6 +379,13 @@ class _Reader:
         self._keys(at, self._dict(at, data, case), _ENTRY_KEYS, case)
         metrics = self._dict(f"{at}.metrics", data["metrics"], case)
         provenance = self._dict(f"{at}.provenance", data["provenance"], case)
+        if absent := [key for key in ORIGIN if key not in provenance]:
+            options = " ".join(f"--{key} NAME" for key in absent)
+            self._fail(
+                f"{at}.provenance: key {', '.join(absent)} is absent, as in files of older releases; say what made it: "
+                f"wan-trt baselines migrate {options}",
+                case,
+            )
         self._keys(f"{at}.provenance", provenance, _PROVENANCE_KEYS, case)
         stored = {
             name: self._metric(f"{at}.metrics.{name}", case, metric) for name, metric in metrics.items()

@@ -387,6 +387,10 @@ class TestBaselines:
         assert stored["hardware_key"] == HARDWARE
 
     def test_check(self, wan: Wan, folder: Path) -> None:
+        assert (
+            "1 files, 1 of them as they should be" in wan("baselines", "migrate", "--hardware", HARDWARE)[1]
+        )
+        assert "0 files" in wan("baselines", "migrate", "--model", "other")[1]
         code, out, _ = wan("baselines", "check")
         assert (code, "1 files, 1 entries, all readable" in out) == (0, True)
 

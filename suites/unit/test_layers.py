@@ -16,7 +16,7 @@ import wan_trt_core
 PACKAGE = Path(wan_trt_core.__file__).parent
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"cli", "pytest_plugin", "doctor", "baseline_update"}),
+    frozenset({"cli", "pytest_plugin", "doctor", "baseline_migration", "baseline_update"}),
     frozenset({"comparison"}),
     frozenset({"report", "baselines", "pipeline"}),
     frozenset({"engine_cache", "measure", "backends", "export"}),

@@ -1,4 +1,4 @@
-"""``wan-trt baselines``: what is stored, and whether it is whole."""
+"""``wan-trt baselines``: what is stored, whether it is whole, and how it comes to a newer release."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 stored_baselines = typer.Typer(
-    no_args_is_help=True, help="The stored baselines; tools/regenerate_baselines.py changes them."
+    no_args_is_help=True, help="The stored baselines; tools/regenerate_baselines.py makes them."
 )
 commands.add_typer(stored_baselines, name="baselines")
 
@@ -64,6 +64,32 @@ def check_baselines(
     )
     if orphans:
         raise typer.Exit(FAILED)
+
+
+@stored_baselines.command(
+    "migrate", epilog="Example: wan-trt baselines migrate --weights checkpoint --dry-run"
+)
+def migrate_baselines(
+    context: typer.Context,
+    baselines: Annotated[Path | None, typer.Option(help="Folder of the baselines.")] = None,
+    hardware: Annotated[str, typer.Option(help="Only this hardware key's.")] = "*",
+    model: Annotated[str, typer.Option(help="Only this model's.")] = "*",
+    backend: Annotated[str | None, typer.Option(help="What made the entries that do not say.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of the entries that do not say: checkpoint, or 'seeded random'.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Name the files, change none.")] = False,
+) -> None:
+    """Carry baselines of older releases over to this one's schema, from their samples, without measuring."""
+    from wan_trt_core.baseline_migration import migrate
+
+    with settings_of(context, baselines=baselines) as loaded:
+        root = loaded.settings.baselines
+    files = sorted(root.glob(f"{hardware}/{model}/*.json"))
+    changed = migrate(files, {"backend": backend, "weights": weights}, dry_run=dry_run)
+    for path in changed:
+        print_line(f"{'would change' if dry_run else 'changed'} {path}")
+    print_line(f"{root}: {len(files)} files, {len(files) - len(changed)} of them as they should be")
 
 
 def _baseline_files(root: Path) -> Iterator[BaselineFile]:

@@ -19,6 +19,7 @@ import wan_trt_core.config
 import wan_trt_core.gates.judging
 import wan_trt_core.measure.environment
 import wan_trt_core.models.catalogue
+import wan_trt_core.report.github
 import wan_trt_core.report.junit
 import wan_trt_core.report.markdown
 import wan_trt_core.report.terminal  # noqa: F401
@@ -102,7 +103,7 @@ class Project:
 
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester = pytester
-        for variable in ("GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
+        for variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
             monkeypatch.delenv(variable, raising=False)
         monkeypatch.setenv("WAN_TRT_CONFIG", "")
         monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")  # nobody has to ask torch, which cannot be imported twice

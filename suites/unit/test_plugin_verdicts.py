@@ -213,6 +213,50 @@ def test_baselines(
     assert explained == (verdict[0] == "fail")  # a band alone may fail a case; that is explained as well
 
 
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
+@pytest.mark.parametrize(
+    ("selection", "complete"),
+    [((), True), (("-k", "good"), False), (("-x",), False), (("-m", "memory"), False)],
+)
+def test_orphaned_baselines_are_told_by_complete_runs(
+    project: Project, selection: tuple[str, ...], workers: tuple[str, ...], complete: bool
+) -> None:
+    project.cases("bad-one", "good-one", suites=("parity", "memory"), bands=True)
+    store_baselines(project, "parity", dict.fromkeys(("bad-one", "good-one", "renamed"), 1e-5))
+    arguments = (*selection, *(workers if "-x" not in selection else ()))
+    result = project.run(*(() if "-m" in selection else ("-m", "parity")), *arguments)
+    orphans = ["parity renamed (tiny-wan)"] if complete else []
+    assert project.results()["environment"]["orphaned_baselines"] == orphans
+    text = " ".join(result.stdout.str().split())
+    assert ("no case asks for the baseline parity renamed (tiny-wan)" in text) is complete
+    report = (project.path / "outputs" / "report" / "report.md").read_text()
+    assert ("## Orphaned baselines (advisory)" in report) is complete
+
+
+@pytest.mark.parametrize("gating", [True, False])
+def test_annotations_in_github_actions(
+    project: Project, monkeypatch: pytest.MonkeyPatch, gating: bool
+) -> None:
+    project.cases("good-one", "bad-one", "good-two", bands=True)
+    store_baselines(project, "parity", {"good-one": 1e-3, "bad-one": 1e-5, "good-two": 1e-5, "old-one": 1e-5})
+    assert not [line for line in project.run("-m", "parity").stdout.lines if line.startswith("::")]
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(project.path))
+    result = project.run("-m", "parity", "-n2", *(() if gating else ("--wan-no-gate",)))
+    failed, gain, orphan = [line for line in result.stdout.lines if line.startswith("::")]
+    file = "file=suites/cases.yaml"
+    severity, title = (
+        "error" if gating else "warning",
+        "title=wan-trt%3A bad-one (parity) FAIL (beyond_limit)",
+    )
+    assert failed.startswith(f"::{severity} {file},line=11,{title}::psnr_db 81.5")
+    assert failed.endswith("%0Afirst diverging block: blocks.3")
+    title = "title=wan-trt%3A good-one (parity) is better than its baseline"
+    assert gain.startswith(f"::warning {file},line=8,{title}::relative_l2")
+    assert "-99.0%25" in gain
+    assert orphan.startswith(f"::warning {file},title=wan-trt%3A orphaned baseline::no case asks for")
+
+
 @pytest.mark.parametrize(
     ("how", "verdict"), [("", "pass"), ("--wan-strict-improvements", "fail"), ("environment", "fail")]
 )

@@ -96,6 +96,10 @@ class Collector:
         if self._not_written:
             terminalreporter.write_line(f"ERROR: {self._not_written}", red=True)
             return
+        from wan_trt_core.report.github import annotate
+
+        for command in annotate(self._run, self.session.case_path):
+            terminalreporter.write_line(command)
         for name in (RESULTS, REPORT):
             terminalreporter.write_line(f"{name}: {self.session.settings.report / name}")
 
@@ -104,6 +108,7 @@ class Collector:
         from wan_trt_core.backends.registry import device_of
         from wan_trt_core.measure.environment import environment_record
         from wan_trt_core.records import RunRecord
+        from wan_trt_core.report.summary import ORPHANS
 
         session = self.session
         environment = environment_record(device_of(session.settings), throttle_before=session.throttle_before)
@@ -117,7 +122,12 @@ class Collector:
             started=self._started.isoformat(timespec="seconds"),
             command=(Path(sys.argv[0]).name, *map(str, session.config.invocation_params.args)),
             hardware_key=session.hardware_key,
-            environment={**environment, "gating": session.gating, "require_bands": session.require_bands},
+            environment={
+                **environment,
+                "gating": session.gating,
+                "require_bands": session.require_bands,
+                ORPHANS: session.orphans(self._records),
+            },
             settings=session.settings.flat(),
             cases=tuple(records),
         )

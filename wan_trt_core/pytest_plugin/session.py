@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -185,6 +185,29 @@ class WanSession:
             return Stored(None, for_hardware=True, error=str(error))
         file = self._baselines[key]
         return Stored(file.cases.get(case.id) if file else None, for_hardware=file is not None)
+
+    def orphans(self, judged: Collection[tuple[str, str]]) -> list[str]:
+        """Stored baselines that no case asks for, ``SUITE CASE (MODEL)`` each, of the suites that ran completely.
+
+        Args:
+            judged: suite and id of the cases that were judged. Where one of a suite's is absent (``-k``, ``--lf``,
+                ``-x``), the run says nothing about that suite's baselines.
+        """
+        from wan_trt_core.baselines import BaselineError, find_orphans, read_baselines
+
+        found = []
+        for suite in options.MARKERS:
+            asked = self._whole_case_file.of_suite(suite)
+            if not asked or any((suite, case.id) not in judged for case in self.cases(suite)):
+                continue
+            for model in sorted({case.model for case in asked}):
+                with suppress(BaselineError):  # its cases are invalid, which says more
+                    file = read_baselines(self.settings.baselines, self.hardware_key, model, suite)
+                    known = [case.id for case in asked if case.model == model]
+                    found += [
+                        f"{suite} {case} ({model})" for case in (find_orphans(file, known) if file else ())
+                    ]
+        return found
 
     def close(self) -> None:
         """Release what the context holds, if there is one, and close the log file."""

@@ -18,6 +18,7 @@ from wan_trt_core.report.summary import (
     headline,
     marks,
     missing_bands,
+    orphaned_baselines,
     perf_rows,
     stale_baselines,
     totals,
@@ -148,8 +149,12 @@ def _listed(title: str, found: list[tuple[CaseRecord, CheckRecord]]) -> str:
 
 
 def _missing(record: RunRecord) -> str:
-    lines = [f"- {_escape(line)}" for line in missing_bands(record)]
-    return "\n".join(["## Missing bands (advisory)", "", *lines]) if lines else ""
+    sections = {"Missing bands": missing_bands(record), "Orphaned baselines": orphaned_baselines(record)}
+    return "\n\n".join(
+        "\n".join([f"## {title} (advisory)", "", *(f"- {_escape(line)}" for line in lines)])
+        for title, lines in sections.items()
+        if lines
+    )
 
 
 def _case(case: CaseRecord) -> str:

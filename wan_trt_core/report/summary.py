@@ -19,6 +19,9 @@ BELOW_GATE = "BELOW GATE"
 RANDOM_WEIGHTS = "RANDOM WEIGHTS"
 """The mark of a case whose model was never trained: its speed and memory count, its quality numbers say nothing."""
 
+ORPHANS = "orphaned_baselines"
+"""Where the environment of a record keeps them, ``SUITE CASE (MODEL)`` each."""
+
 WHY = {
     Reason.WITHIN_LIMIT: "within limit",
     Reason.BEYOND_LIMIT: "beyond limit",
@@ -139,6 +142,14 @@ def stale_baselines(record: RunRecord) -> list[tuple[CaseRecord, CheckRecord]]:
         for case in worst_first(record)
         for check in case.checks
         if check.reason is Reason.BETTER_THAN_BAND and not check.advisory
+    ]
+
+
+def orphaned_baselines(record: RunRecord) -> list[str]:
+    """One line a stored baseline that no case asks for; known of complete runs only."""
+    return [
+        f"no case asks for the baseline {where}; drop it with: {regenerate_command(where.split()[0])}"
+        for where in record.environment.get(ORPHANS, ())
     ]
 
 

@@ -14,6 +14,7 @@ from wan_trt_core.report.summary import (
     headline,
     marks,
     missing_bands,
+    orphaned_baselines,
     perf_rows,
     stale_baselines,
     totals,
@@ -130,6 +131,8 @@ def _explain(case: CaseRecord, console: Console) -> None:
 def _advisory(record: RunRecord, console: Console) -> None:
     for text in missing_bands(record):
         _line(console, "missing", text, "yellow")
+    for text in orphaned_baselines(record):
+        _line(console, "orphan", text, "yellow")
     for case, check in advisory_checks(record):
         _line(console, "advisory", f"{case.case} ({case.suite}): {check.message}", "yellow")
 

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from wan_trt_core.cli.options import JsonOption
-from wan_trt_core.cli.output import FAILED, OUT, print_json
+from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
 
 commands = typer.Typer()
 
@@ -84,3 +84,17 @@ def compare(
         print_json(asdict(compare_runs(*runs)))
     else:
         print(comparison_markdown(*runs), end="")
+
+
+@reports.command("verdict", epilog="Example: wan-trt report verdict outputs/report/results.json")
+def verdict(results: Annotated[Path, typer.Argument(help="A results.json that a run wrote.")]) -> None:
+    """Print the worst verdict of a stored run, one word for scripts; exit 1 unless it is pass."""
+    from wan_trt_core.gates.verdict import Verdict
+    from wan_trt_core.records import RunRecord
+    from wan_trt_core.report.summary import worst_first
+
+    cases = worst_first(RunRecord.read(results))
+    worst = cases[0].verdict if cases else Verdict.MISSING
+    print_line(worst.value)
+    if worst is not Verdict.PASS:
+        raise typer.Exit(FAILED)

@@ -146,6 +146,37 @@ class Project:
         return {(case["suite"], case["case"]): (case["verdict"], case["reason"]) for case in cases}
 
 
+BANDED = {
+    "parity": ("relative_l2", "", 0.5, 1e-5),
+    "perf": ("candidate_time", "s", 0.1, 0.1),
+    "memory": ("peak", "B", 0.1, 1e9),
+}
+"""Metric, unit, relative band and what the made-up cases measure."""
+
+
+def store_baselines(
+    project: Project,
+    suite: str,
+    values: dict[str, float],
+    backend: str = "onnxruntime",
+    weights: str = "checkpoint",
+) -> None:
+    """Write the baselines of a suite: the value of its banded metric by case."""
+    metric, unit, rel, _ = BANDED[suite]
+    entry = {
+        "unit": unit, "better": "lower", "n": 1, "spread": 0.0,
+        "tolerance": {"rel": rel, "abs": 0.0, "reason": "rounding"},
+    }  # fmt: skip
+    keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
+    provenance = {**dict.fromkeys(keys), "backend": backend, "weights": weights}
+    cases = {
+        case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, "provenance": provenance}
+        for case, value in values.items()
+    }
+    head = {"schema_version": 1, "hardware_key": HARDWARE, "model": "tiny-wan", "suite": suite}
+    project.file(json.dumps({**head, "cases": cases}), f"baselines/{HARDWARE}/tiny-wan/{suite}.json")
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project whose measurements are made up, to run the plugin in."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from plugin_support import HARDWARE, PLUGIN_ARGS, Project, project
+from plugin_support import BANDED, PLUGIN_ARGS, Project, project, store_baselines
 
 __all__ = ["project"]
 
@@ -158,37 +157,6 @@ def test_no_baselines_for_this_hardware_is_reported_and_decides_only_when_requir
     result = project.run("-m", "parity", "--wan-require-bands")
     result.assert_outcomes(failed=1, deselected=2)
     assert project.verdicts()["parity", "good-one"] == ("missing", "no_bands_for_hardware")
-
-
-BANDED = {
-    "parity": ("relative_l2", "", 0.5, 1e-5),
-    "perf": ("candidate_time", "s", 0.1, 0.1),
-    "memory": ("peak", "B", 0.1, 1e9),
-}
-"""Metric, unit, relative band and what the made-up cases measure."""
-
-
-def store_baselines(
-    project: Project,
-    suite: str,
-    values: dict[str, float],
-    backend: str = "onnxruntime",
-    weights: str = "checkpoint",
-) -> None:
-    """Write the baselines of a suite: the value of its banded metric by case."""
-    metric, unit, rel, _ = BANDED[suite]
-    entry = {
-        "unit": unit, "better": "lower", "n": 1, "spread": 0.0,
-        "tolerance": {"rel": rel, "abs": 0.0, "reason": "rounding"},
-    }  # fmt: skip
-    keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
-    provenance = {**dict.fromkeys(keys), "backend": backend, "weights": weights}
-    cases = {
-        case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, "provenance": provenance}
-        for case, value in values.items()
-    }
-    head = {"schema_version": 1, "hardware_key": HARDWARE, "model": "tiny-wan", "suite": suite}
-    project.file(json.dumps({**head, "cases": cases}), f"baselines/{HARDWARE}/tiny-wan/{suite}.json")
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say what is judged, on what, and whether it gates."""
-    return reporting.header(config.stash[SESSION])
+    """Say what is judged, on what, and whether it gates; a worker has nobody to tell, and no device yet."""
+    return [] if xdist.is_worker(config) else reporting.header(config.stash[SESSION])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -100,9 +100,9 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
     """
     subjects = [(item, subject) for item in items if (subject := subject_of(item))]
     session.selected = frozenset(subject.suite for _, subject in subjects)
-    perf = [item.nodeid for item, subject in subjects if subject.suite == "perf"]
+    perf = [(item, subject) for item, subject in subjects if subject.suite == "perf"]
     refusal = session.refusal or _judged_twice([subject for _, subject in subjects])
-    refusal = refusal or xdist.perf_refusal(session.config, perf)
+    refusal = refusal or xdist.perf_refusal(session, perf)
     refusal = refusal or (_unknown_hardware(session) if subjects else None)
     if refusal:
         xdist.refuse(session, items, refusal)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MARKERS: dict[Suite, str] = {
     "parity": "the candidate's outputs match the reference and the stored baseline",
-    "perf": "the candidate's speed-up over stock diffusers reaches the case's threshold (never under xdist)",
+    "perf": "the candidate's speed-up over stock diffusers reaches the case's threshold (xdist: a GPU a worker)",
     "memory": "the candidate stays within its memory bounds and does not grow over repeated runs",
 }
 """The suites, in the order in which they are reported, and what a test of each shows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -208,6 +208,10 @@ class WanSession:
                         f"{suite} {case} ({model})" for case in (find_orphans(file, known) if file else ())
                     ]
         return found
+
+    def hold(self, resource: AbstractContextManager[Any]) -> None:
+        """Keep something until the session ends."""
+        self._closing.enter_context(resource)
 
     def close(self) -> None:
         """Release what the context holds, if there is one, and close the log file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
@@ -56,7 +56,7 @@ class Chart:
 def case_charts(case: CaseRecord) -> list[Chart]:
     """The charts of a case, as far as its record goes; values that are not finite are left out."""
     of_suite = {"perf": _perf, "parity": _parity, "memory": _memory}
-    return list(of_suite[case.suite](case))
+    return [chart for chart in of_suite[case.suite](case) if all(chart.series.values())]
 
 
 def _perf(case: CaseRecord) -> Iterator[Chart]:
@@ -74,8 +74,8 @@ def _perf(case: CaseRecord) -> Iterator[Chart]:
         yield Chart("lines", "Pairs in the order measured", "ms a call", times, index="pair")
     noise = metrics.get("noise_floor")
     series = case.measurement.series
-    pairs = zip(series.get("noise_first_s", ()), series.get("noise_second_s", ()), strict=True)
-    if noise is not None and noise.value is not None and (again := [a / b for a, b in pairs]):
+    pairs = zip(series.get("noise_first_s", ()), series.get("noise_second_s", ()), strict=False)
+    if noise is not None and noise.value is not None and (again := [a / b for a, b in pairs if b > 0]):
         floor = {f"noise floor {noise.value:.1%}": _around(1.0, noise.value)}
         yield Chart(
             "lines", "Candidate against itself", "ratio", {"candidate": again}, index="pair", bands=floor
@@ -98,7 +98,9 @@ def _ratio(case: CaseRecord) -> Chart:
     if check is not None and check.limit is not None:
         marks[f"asked: {check.limit:g}x"] = check.limit
         if check.evidence.get("noise_floor") is not None:
-            bands["noise floor around it"] = _around(check.limit, check.evidence["noise_floor"])
+            bands[f"noise floor around {check.limit:g}x"] = _around(
+                check.limit, check.evidence["noise_floor"]
+            )
     if check is not None and "low" in check.evidence:
         name = f"{check.evidence['confidence']:.0%} interval"
         bands[name] = (check.evidence["low"], check.evidence["high"])
@@ -115,19 +117,26 @@ def _parity(case: CaseRecord) -> Iterator[Chart]:
     for name, metric in case.measurement.metrics.items():
         prefix, _, kind = name.rpartition(".")
         values = _samples(metric)
-        if kind not in QUALITY and name not in limits or len(set(values)) < 2:
+        if (kind not in QUALITY and name not in limits) or len(set(values)) < 2:
             continue
         marks = {f"limit: {limits[name]:g}": limits[name]} if name in limits else {}
         index = _INDEX.get(prefix, "output or point of the profile")
         yield Chart(
-            "lines", f"{name} by {index}", metric.unit or kind, {"candidate": values}, index=index, marks=marks
+            "lines",
+            f"{name} by {index}",
+            metric.unit or kind,
+            {"candidate": values},
+            index=index,
+            marks=marks,
         )
 
 
 def _memory(case: CaseRecord) -> Iterator[Chart]:
     sizes = {name: metric for name, metric in case.measurement.metrics.items() if metric.unit == "B"}
     held = {
-        name: metric.value for name, metric in sizes.items() if metric.value is not None and not metric.samples
+        name: metric.value
+        for name, metric in sizes.items()
+        if metric.value is not None and math.isfinite(metric.value) and not metric.samples
     }
     if owners := tuple(name for name in held if not name.startswith("reference_")):
         scale, unit = _bytes(held.values())
@@ -153,7 +162,7 @@ def _around(value: float, noise: float) -> tuple[float, float]:
     return value * math.exp(-noise), value * math.exp(noise)
 
 
-def _bytes(sizes: Iterator[float] | Sequence[float]) -> tuple[float, str]:
+def _bytes(sizes: Iterable[float]) -> tuple[float, str]:
     """The unit in which the largest of ``sizes`` reads well."""
     largest = max(map(abs, sizes))
     return next(

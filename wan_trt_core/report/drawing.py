@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.report.charts import Chart
 
@@ -29,9 +30,10 @@ _INK, _GRID, _LIMIT, *_SERIES = _COLOURS
 _KNOWN = {"reference": 0, "candidate": 1}
 _MARKERS = "so^"
 _HATCHES = ("", "////")
+_NAME_WIDTH = 24  # characters
 _WIDTH = 4.2  # inches; drawn for a phone's width, larger on larger screens only up to its own size
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "wan-trt",  # the same drawing for the same data
     "text.parse_math": False,
@@ -76,21 +78,25 @@ def svg(chart: Chart, name: str) -> str:
 
 
 def _spread(axes: Axes, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     positions = range(len(chart.series), 0, -1)
     for position, (name, values) in zip(positions, chart.series.items(), strict=True):
         colour, marker = _look(name, 0)
+        box: Any = {f"{part}props": {"color": colour} for part in ("box", "whisker", "cap", "median")}
         axes.boxplot(
             [values],
             positions=[position],
             orientation="horizontal",
             widths=0.5,
             showfliers=False,
-            **{f"{part}props": {"color": colour} for part in ("box", "whisker", "cap", "median")},  # type: ignore[arg-type]
+            **box,
         )
         axes.plot(values, [position] * len(values), marker, color=colour, alpha=0.6, markersize=4)
     axes.set_yticks(list(positions), list(chart.labels or chart.series))
     axes.set_ylim(0.5, len(chart.series) + 0.5)
     axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(chart.axis)
     _mark(axes, chart, upright=True)
 
@@ -100,9 +106,15 @@ def _lines(axes: Axes, chart: Chart) -> None:
 
     for order, (name, values) in enumerate(chart.series.items()):
         colour, marker = _look(name, order)
-        label = name if len(chart.series) > 1 else None
+        label = _wrapped(name) if len(chart.series) > 1 else None
         axes.plot(
-            range(1, len(values) + 1), values, marker=marker, color=colour, markersize=4, linewidth=1, label=label
+            range(1, len(values) + 1),
+            values,
+            marker=marker,
+            color=colour,
+            markersize=4,
+            linewidth=1,
+            label=label,
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(chart.index)
@@ -115,9 +127,9 @@ def _bars(axes: Axes, chart: Chart) -> None:
     for order, (name, values) in enumerate(chart.series.items()):
         places = [index + (order - (len(chart.series) - 1) / 2) * thick for index in range(len(values))]
         colour, _ = _look(name, order)
-        label = name if len(chart.series) > 1 else None
+        label = _wrapped(name) if len(chart.series) > 1 else None
         axes.barh(places, values, thick, color=colour, label=label, hatch=_HATCHES[order], linewidth=0)
-    axes.set_yticks(range(len(chart.labels)), chart.labels)
+    axes.set_yticks(range(len(chart.labels)), [_wrapped(label) for label in chart.labels])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(chart.axis)
@@ -135,6 +147,11 @@ def _mark(axes: Axes, chart: Chart, *, upright: bool) -> None:
 def _look(name: str, order: int) -> tuple[str, str]:
     place = _KNOWN.get(name, (order + 1) % len(_SERIES))
     return _SERIES[place], _MARKERS[place]
+
+
+def _wrapped(name: str) -> str:
+    """In two lines, preferably after the full stop of ``dit.engine_weights``; a chart has no room for more."""
+    return "\n".join(textwrap.wrap(name.replace(".", ". "), _NAME_WIDTH, max_lines=2, placeholder="…"))
 
 
 def _for_page(text: str, name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fabricated import case_record, full_run, make_case, perf_measurement, run_record
 
+import wan_trt_core.report
 from wan_trt_core.records import CaseRecord, Measurement, Metric, RunRecord
 from wan_trt_core.report.charts import Chart, case_charts
 from wan_trt_core.report.drawing import svg
@@ -17,6 +18,21 @@ from wan_trt_core.report.html import html_report, page_of, write_html
 from wan_trt_core.report.tables import case_tables, facts_table, run_tables
 
 HOSTILE = """</style><img src=x onerror=alert(1)>"'><script>alert($x^2$)</script><!-- -->"""
+
+
+STYLE = Path(wan_trt_core.report.__file__).parent / "templates" / "report.css"
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of two colours (#rrggbb), as WCAG 2.2 defines it."""
+
+    def luminance(colour: str) -> float:
+        values = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, lighter = sorted((luminance(first), luminance(second)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 class Parsed(HTMLParser):
@@ -248,10 +264,21 @@ class TestDrawing:
     def test_every_colour_is_the_style_sheets(self, chart: Chart) -> None:
         drawn = svg(chart, "a")
         assert not re.search(r"#[0-9a-f]{6}", drawn)
-        style = (Path(html_report.__code__.co_filename).parent / "templates" / "report.css").read_text()
+        style = STYLE.read_text()
         for variable in set(re.findall(r"var\((--\w+)\)", drawn)):
             assert style.count(f"{variable}:") == 2, "once for light and once for dark"
         assert "var(--ink)" in drawn
+
+    def test_colours_can_be_told_from_the_page(self) -> None:
+        """The contrast that WCAG 2.2 asks of text (4.5) and of graphics (3); axe-core leaves charts out."""
+        light_and_dark = re.findall(r":root \{(.*?)\}", STYLE.read_text(), flags=re.DOTALL)
+        assert len(light_and_dark) == 2
+        for block in light_and_dark:
+            colours = dict(re.findall(r"--(\w+): (#\w{6})", block))
+            for name in colours.keys() - {"page", "raised", "grid"}:
+                least = 3 if name in ("reference", "candidate", "third", "limit") else 4.5
+                for behind in ("page", "raised"):
+                    assert contrast(colours[name], colours[behind]) >= least, (name, behind)
 
     def test_words_stay_text(self) -> None:
         drawn = svg(self.CHARTS[0], "a")

@@ -37,6 +37,7 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "wan-trt",  # the same drawing for the same data
     "text.parse_math": False,
+    "text.usetex": False,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -25,8 +25,8 @@ from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
 from wan_trt_core.measure.environment import SourceState, hardware_key, source_state
 from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.records import RecordError, RunRecord
-from wan_trt_core.report.markdown import write_text
 from wan_trt_core.report.terminal import changes_table
+from wan_trt_core.report.writing import write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -68,7 +68,7 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
         for orphan in plan.orphans:
             outcome = "is dropped" if orphan in plan.touched else "is kept (only a run of all cases drops it)"
             console.print(f"{plan.model}: no case is called {orphan}; its baseline {outcome}", style="yellow")
-    write_text(update.plan_markdown(plans), options.diff)
+    write_text(options.diff, update.plan_markdown(plans))
     console.print(f"for review: {options.diff}")
     if options.check:
         return _checked(plans, console)

@@ -15,6 +15,19 @@ HARDWARE = "cpu-test-2c-8gib"
 TIMES = ("reference_time", "candidate_time")
 TEN_PERCENT = Band(rel=0.10, reason="ten percent")
 
+KERNELS = {
+    "groups_ms": {"attention": 6.6, "products": 9.6, "other": 0.0},
+    "top": [[f"kernel_{index}<a|b>", 2.0, 30] for index in range(20)],
+    "total_ms": 16.2,
+    "reference": {
+        "groups_ms": {"attention": 8.1, "products": 10.0, "other": 7.0}, "top": [], "total_ms": 25.1
+    },
+}  # fmt: skip
+CLOCKS = {
+    "samples": 12, "sm_clock_mhz": {"min": 1755, "median": 1965.0, "max": 1980}, "temperature_c": 61,
+    "power_w": 688.4, "reasons": {"power cap": 9},
+}  # fmt: skip
+
 
 def make_case(case: str = "dit-fp32", *, speedup: float = 1.5, bands: dict[str, Band] | None = None) -> Case:
     """A case that is in all three suites, its times banded at 10 % unless ``bands`` says otherwise."""
@@ -65,7 +78,12 @@ def perf_measurement(
             "non_finite": Metric(value=0.0, unit="", better="lower"),
             "reference_time": Metric(value=float(np.median(a)), unit="s", better="lower", samples=a),
             "candidate_time": Metric(value=float(np.median(b)), unit="s", better="lower", samples=b),
-            "speedup": Metric(value=float(np.median(a) / np.median(b)), unit="x", better="higher"),
+            "speedup": Metric(
+                value=float(np.median(a) / np.median(b)),
+                unit="x",
+                better="higher",
+                samples=tuple(x / y for x, y in zip(a, b, strict=True)),
+            ),
         },
         "series": {
             "reference_s": a,
@@ -157,4 +175,45 @@ def run_record(*cases: CaseRecord, hardware_key: str = HARDWARE, **environment: 
         environment={"source": source, "throttled": "", "packages": {"torch": "2.11.0"}, **environment},
         settings={"perf": {"time_budget": 60}},
         cases=cases,
+    )
+
+
+def full_run() -> RunRecord:
+    """A run with all that a report can show: all suites, all verdicts, both marks, a GPU's kernels and clocks."""
+    measured = perf_measurement(1.67, notes=("layer 3 is slow",))
+    beside = {"noise_floor": Metric(value=0.0021, unit="", better="lower")}
+    on_a_gpu = measured.model_copy(
+        update={
+            "metrics": measured.metrics | beside,
+            "facts": measured.facts
+            | {"kernels": KERNELS, "clocks": CLOCKS, "random_weights": "seeded random"},
+        }
+    )
+    frames = (71.5, 69.25, 70.125)
+    video = {
+        "psnr_db": Metric(
+            value=89.5, unit="dB", better="higher", samples=(95.0, 89.5, 92.0), detail="worst at opt"
+        ),
+        "non_finite": Metric(value=0.0, unit="", better="lower", samples=(0.0, 0.0, 0.0)),
+        "video.psnr_db": Metric(value=69.25, unit="dB", better="higher", samples=frames),
+        "latents.psnr_db": Metric(value=80.0, unit="dB", better="higher", samples=(99.0, 90.0, 80.0)),
+        "video.lpips": Metric(value=None, unit="", better="lower", detail="no backbone"),
+    }
+    held = tuple(5e8 + 4096.0 * (run % 3) for run in range(20))
+    memory = {
+        "resident_set_peak": Metric(value=6.2e8, unit="B", better="lower"),
+        "reference_resident_set_peak": Metric(value=7.5e8, unit="B", better="lower"),
+        "engine_weights": Metric(value=8.6e6, unit="B", better="lower", deterministic=True),
+        "growth": Metric(value=0.0, unit="B", better="lower", samples=held),
+    }
+    undecided = perf_measurement(1.5)
+    missing = {name: metric for name, metric in measured.metrics.items() if name != "psnr_db"}
+    return run_record(
+        case_record(make_case("dit-fp16"), on_a_gpu, baseline=entry(0.1, 0.07)),
+        case_record(make_case("slow-fp32", speedup=1.2), perf_measurement(1.31)),
+        case_record(make_case("unsure-fp32"), undecided),
+        case_record(make_case("wrong-fp16"), perf_measurement(psnr_db=40.0)),
+        case_record(make_case("silent-fp16"), measured.model_copy(update={"metrics": missing})),
+        case_record(make_case("pipeline-fp16"), Measurement(metrics=video), suite="parity"),
+        case_record(make_case("dit-fp32"), Measurement(metrics=memory), suite="memory"),
     )

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_svg  # noqa: F401
 import numpy  # noqa: F401
 import pytest
 import rich.console  # noqa: F401
@@ -19,7 +20,9 @@ import wan_trt_core.config
 import wan_trt_core.gates.judging
 import wan_trt_core.measure.environment
 import wan_trt_core.models.catalogue
+import wan_trt_core.report.drawing
 import wan_trt_core.report.github
+import wan_trt_core.report.html
 import wan_trt_core.report.junit
 import wan_trt_core.report.markdown
 import wan_trt_core.report.terminal  # noqa: F401

@@ -71,7 +71,7 @@ def test_this_repository_s_own_file() -> None:
     assert {case.only_backends for case in on_gpu} == {("tensorrt",)}
     assert {case.component for case in on_gpu if case.tf32} == {"vae_decoder", "pipeline"}
     below = [case.id for case in on_gpu if case.perf and case.perf.below_gate]
-    assert below == ["wan-1.3b-dit-81f", "wan-14b-dit-81f-10-layers"]
+    assert below == ["wan-1.3b-dit-81f", "wan-14b-dit-17f-10-layers", "wan-14b-dit-81f-10-layers"]
 
 
 def test_own_keys_win_over_defaults(load: Load) -> None:

@@ -325,10 +325,13 @@ class TestEngines:
 class TestReport:
     def test_passed(self, wan: Wan, tmp_path: Path) -> None:
         run_record(case_record(make_case(), perf_measurement(2.0))).write(tmp_path / "results.json")
-        code, out, _ = wan("report", "results.json", "--markdown", "new/report.md")
+        code, out, _ = wan(
+            "report", "results.json", "--markdown", "new/report.md", "--html", "new/report.html"
+        )
         assert code == 0
         assert "1 case: 1 pass" in out
         assert Path("new/report.md").read_text().startswith("# wan-trt: pass")
+        assert Path("new/report.html").read_text().startswith("<!DOCTYPE html>")
 
     def test_a_verdict_that_is_no_pass_fails(self, wan: Wan, tmp_path: Path) -> None:
         run_record(case_record(make_case(), perf_measurement(1.2))).write(tmp_path / "results.json")

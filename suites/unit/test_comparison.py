@@ -27,7 +27,7 @@ from wan_trt_core.comparison import explain_case, measure_case, memory
 from wan_trt_core.comparison.blocks import NOISE, find_divergence
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_growth, measure_peak
-from wan_trt_core.comparison.perf import time_target
+from wan_trt_core.comparison.perf import sample_time, time_target
 from wan_trt_core.comparison.profiling import profile
 from wan_trt_core.comparison.targets import Arm, Outputs, target_of
 from wan_trt_core.config import MemorySettings, PerfSettings, Settings, load_settings
@@ -77,6 +77,11 @@ def verdict_of(
         case, suite, measurement, baseline, bands_for_hardware=baseline is not None, require_bands=False
     )
     return decide(checks)
+
+
+def test_a_gpu_is_timed_in_longer_runs_unless_the_settings_say() -> None:
+    assert sample_time(PerfSettings(), "cuda") > sample_time(PerfSettings(), "cpu") > 0
+    assert sample_time(PerfSettings(min_sample_time=0), "cuda") == 0
 
 
 @pytest.mark.parametrize("component", ["dit", "vae_decoder_next", "vae_decoder", "text_encoder", "pipeline"])

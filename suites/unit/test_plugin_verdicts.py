@@ -56,8 +56,11 @@ def test_all_pass(project: Project) -> None:
     result = project.run()
     result.assert_outcomes(passed=3)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*good-one*parity*PASS*", "results.json: *", "report.md: *"])
-    assert (project.path / "outputs" / "report" / "report.md").is_file()
+    result.stdout.fnmatch_lines(
+        ["*good-one*parity*PASS*", "results.json: *", "report.md: *", "report.html: *"]
+    )
+    for name in ("report.md", "report.html"):
+        assert "good-one" in (project.path / "outputs" / "report" / name).read_text()
 
 
 def test_first_lines_carry_the_answer(project: Project) -> None:
@@ -199,6 +202,8 @@ def test_orphaned_baselines_are_told_by_complete_runs(
     assert ("no case asks for the baseline parity renamed (tiny-wan)" in text) is complete
     report = (project.path / "outputs" / "report" / "report.md").read_text()
     assert ("## Orphaned baselines (advisory)" in report) is complete
+    page = (project.path / "outputs" / "report" / "report.html").read_text()
+    assert ("Orphaned baselines (advisory)" in page) is complete
 
 
 @pytest.mark.parametrize("gating", [True, False])

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated import case_record, entry, make_case, perf_measurement, run_record
+from fabricated import CLOCKS, KERNELS, case_record, entry, make_case, perf_measurement, run_record
 from rich.console import Console
 
 from wan_trt_core.gates.verdict import Reason
@@ -212,20 +212,6 @@ def test_junit_properties_are_scalars(record: RunRecord) -> None:
     assert found["dit-fp32"]["wan.below_gate"] == "BELOW GATE"
     assert float(found["dit-fp32"]["wan.metric.speedup"]) == pytest.approx(1.31, rel=0.02)
     assert all(isinstance(value, str) for properties in found.values() for value in properties.values())
-
-
-KERNELS = {
-    "groups_ms": {"attention": 6.6, "products": 9.6, "other": 0.0},
-    "top": [[f"kernel_{index}<a|b>", 2.0, 30] for index in range(20)],
-    "total_ms": 16.2,
-    "reference": {
-        "groups_ms": {"attention": 8.1, "products": 10.0, "other": 7.0}, "top": [], "total_ms": 25.1
-    },
-}  # fmt: skip
-CLOCKS = {
-    "samples": 12, "sm_clock_mhz": {"min": 1755, "median": 1965.0, "max": 1980}, "temperature_c": 61,
-    "power_w": 688.4, "reasons": {"power cap": 9},
-}  # fmt: skip
 
 
 def on_a_gpu(**facts: object) -> RunRecord:

@@ -22,7 +22,9 @@ GRAPHS = (
     ("dit", "fp16"),
     ("dit", "fp32"),
     ("vae_decoder_first", "fp32"),
+    ("vae_decoder_first", "fp16"),
     ("vae_decoder_next", "fp32"),
+    ("vae_decoder_next", "fp16"),
     ("text_encoder", "fp32"),
 )
 

@@ -30,18 +30,18 @@ reports = typer.Typer(
 commands.add_typer(reports, name="report")
 
 
-@reports.command(
-    "show", epilog="Example: wan-trt report show outputs/report/results.json --markdown report.md"
-)
+@reports.command("show", epilog="Example: wan-trt report show outputs/report/results.json --html report.html")
 def report(
     results: Annotated[Path, typer.Argument(help="A results.json that a run wrote.")],
     markdown: Annotated[
         Path | None, typer.Option(help="Write a Markdown report here.", dir_okay=False)
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML report here.", dir_okay=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the verdicts of a stored run again; exit 1 unless all passed."""
     from wan_trt_core.records import RunRecord
+    from wan_trt_core.report.html import write_html
     from wan_trt_core.report.markdown import write_markdown
     from wan_trt_core.report.terminal import render
 
@@ -62,6 +62,8 @@ def report(
         render(record, OUT)
     if markdown:
         write_markdown(record, markdown)
+    if html:
+        write_html(record, html)
     if not record.cases or any(case.verdict.value != "pass" for case in record.cases):
         raise typer.Exit(FAILED)
 

@@ -28,6 +28,10 @@ from wan_trt_core.records import Measurement, Metric
 
 Clock = Callable[[], float]
 
+SAMPLE_TIME = {"cpu": 0.1, "cuda": 0.5}
+"""Seconds that one timed run covers at least, by device. A GPU at its power cap changes its clocks many times a second:
+with runs of 0.5 s the interval of an H200's ratio is a third as wide as with 0.1 s (docs/performance.md)."""
+
 ONCE_RUNS = 5
 """Timed runs of the work that is done once a prompt."""
 
@@ -111,7 +115,7 @@ def time_target(
         max_pairs=settings.max_pairs,
         noise_pairs=settings.noise_pairs,
         time_budget=settings.time_budget,
-        min_sample_time=settings.min_sample_time,
+        min_sample_time=sample_time(settings, target.device),
         clock=clock,
         watch=watch,
     )
@@ -171,6 +175,11 @@ def _series_beside(
 def _metric_beside(name: str, series: Mapping[str, Sequence[float]], facts: Mapping[str, Any]) -> Metric:
     interval, rule = beside_interval(name, series, facts)
     return Metric(value=interval.point, unit="x", better="higher", detail=describe(interval, rule))
+
+
+def sample_time(settings: PerfSettings, device: str) -> float:
+    """Seconds that one timed run covers at least, on a device unless the settings say."""
+    return SAMPLE_TIME[device] if settings.min_sample_time is None else settings.min_sample_time
 
 
 def _slowed(watch: ClockWatch) -> dict[Reason, str]:

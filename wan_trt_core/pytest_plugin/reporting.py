@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wan_trt_core.records import CaseRecord, RunRecord
 
 NO_GATE = "NOT GATING (--wan-no-gate): verdicts are recorded and fail no test"
-RESULTS, REPORT = "results.json", "report.md"
+RESULTS, REPORT, PAGE = "results.json", "report.md", "report.html"
 
 
 def header(session: WanSession) -> list[str]:
@@ -76,7 +76,7 @@ class Collector:
                 self.run_record().write(self.session.settings.report / RESULTS)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write ``results.json`` and ``report.md``."""
+        """Write ``results.json``, ``report.md`` and ``report.html``."""
         if self._records:
             self._run = self.run_record()
             try:
@@ -100,7 +100,7 @@ class Collector:
 
         for command in annotate(self._run, self.session.case_path):
             terminalreporter.write_line(command)
-        for name in (RESULTS, REPORT):
+        for name in (RESULTS, REPORT, PAGE):
             terminalreporter.write_line(f"{name}: {self.session.settings.report / name}")
 
     def run_record(self) -> RunRecord:
@@ -134,10 +134,12 @@ class Collector:
 
     @staticmethod
     def _write(run: RunRecord, folder: Path) -> None:
+        from wan_trt_core.report.html import write_html
         from wan_trt_core.report.markdown import write_markdown
 
         run.write(folder / RESULTS)
         write_markdown(run, folder / REPORT)
+        write_html(run, folder / PAGE)
 
     @staticmethod
     def _table(run: RunRecord, terminalreporter: pytest.TerminalReporter) -> str:

@@ -5,36 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
 from wan_trt_core.report.changes import MetricChange, Weight, compare_runs
 from wan_trt_core.report.summary import (
     WHY,
     advisory_checks,
-    check_headline,
     headline,
     marks,
     missing_bands,
     orphaned_baselines,
-    perf_rows,
+    passed,
     stale_baselines,
     totals,
     worst_first,
 )
+from wan_trt_core.report.tables import case_notes, case_subject, case_tables, facts_table, run_tables
+from wan_trt_core.report.writing import write_text
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 """GitHub Actions names the file of the job's summary in it."""
 
-TOP_KERNELS = 10
-"""Kernels of the candidate that the report lists; the record has more."""
-
 
 def markdown_report(record: RunRecord) -> str:
     """The report: verdicts, what is missing, every case's checks and metrics, and the environment."""
-    verdict = "pass" if _passed(record) else "NOT PASSED"
+    verdict = "pass" if passed(record) else "NOT PASSED"
     parts = [
         f"# wan-trt: {verdict}",
         f"{totals(record)}. Hardware `{record.hardware_key}`, started {record.started}.",
@@ -44,10 +40,7 @@ def markdown_report(record: RunRecord) -> str:
         _listed("Did not decide (advisory)", advisory_checks(record)),
         "## Cases",
         *(_case(case) for case in worst_first(record)),
-        "## Environment",
-        _table(("what", "value"), _flat(record.environment)),
-        "## Settings",
-        _table(("setting", "value"), _flat(record.settings)),
+        *(f"## {table.title}\n\n{_table(table.header, table.rows)}" for table in run_tables(record)),
         f"Command: `{' '.join(record.command)}`",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -96,17 +89,6 @@ def changes_markdown(changes: Sequence[MetricChange]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a file atomically; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_markdown(record: RunRecord, path: Path, environ: Mapping[str, str] = os.environ) -> None:
     """Write the report to ``path``, and append it to the job's summary where there is one.
 
@@ -116,7 +98,7 @@ def write_markdown(record: RunRecord, path: Path, environ: Mapping[str, str] = o
         environ: the environment; ``GITHUB_STEP_SUMMARY`` names the summary's file.
     """
     text = markdown_report(record)
-    write_text(text, path)
+    write_text(path, text)
     if summary := environ.get(SUMMARY_VARIABLE):
         with open(summary, "a", encoding="utf-8") as stream:
             stream.write(text)
@@ -125,10 +107,6 @@ def write_markdown(record: RunRecord, path: Path, environ: Mapping[str, str] = o
 def _commit(record: RunRecord) -> str:
     source = record.environment.get("source", {})
     return f"{(source.get('commit') or 'unknown')[:12]}{' and changes' if source.get('dirty') else ''}"
-
-
-def _passed(record: RunRecord) -> bool:
-    return bool(record.cases) and all(case.verdict is Verdict.PASS for case in record.cases)
 
 
 def _verdicts(record: RunRecord) -> str:
@@ -159,55 +137,11 @@ def _missing(record: RunRecord) -> str:
 
 def _case(case: CaseRecord) -> str:
     title = f"{case.verdict.value.upper()} {case.case} ({', '.join((case.suite, *marks(case)))})"
-    weights = f" ({case.random_weights})" if case.random_weights else ""
-    what = (
-        f"{case.model}{weights} / {case.component} / {case.profile} / {case.precision} / {case.backend}, "
-        f"{case.seconds:.1f} s"
-    )
-    facts = dict(case.measurement.facts)
-    kernels = facts.pop("kernels", {})
-    perf = _table(("performance", "measured"), perf_rows(case))
-    parts = [what, _escape(case.message), perf, _kernels(kernels), _checks(case), _metrics(case)]
-    if case.measurement.notes:
-        parts.append("\n".join(f"- {_escape(note)}" for note in case.measurement.notes))
-    parts.append(_table(("fact", "value"), _flat(facts)))
-    body = "\n\n".join(part for part in parts if part)
+    notes = "\n".join(f"- {_escape(note)}" for note in case_notes(case))
+    tables = (_table(table.header, table.rows) for table in (*case_tables(case), facts_table(case)))
+    body = "\n\n".join(part for part in (case_subject(case), _escape(case.message), notes, *tables) if part)
     opened = "" if case.verdict is Verdict.PASS else " open"
     return f"<details{opened}><summary>{_escape(title)}</summary>\n\n{body}\n\n</details>"
-
-
-def _checks(case: CaseRecord) -> str:
-    rows = []
-    for check in case.checks:
-        head = check_headline(case, check)
-        verdict = check.verdict.value + (" (advisory)" if check.advisory else "")
-        rows.append((check.gate, check.metric, verdict, head.value, head.limit, check.message))
-    return _table(("gate", "metric", "verdict", "measured", "limit", "message"), rows)
-
-
-def _metrics(case: CaseRecord) -> str:
-    rows = [
-        (name, quantity(metric.value, metric.unit), str(len(metric.samples) or ""), metric.detail)
-        for name, metric in sorted(case.measurement.metrics.items())
-    ]
-    return _table(("metric", "value", "samples", "detail"), rows)
-
-
-def _kernels(kernels: Mapping[str, Any]) -> str:
-    """Where both arms' time on the GPU goes, by what the kernels do, and the candidate's costliest kernels."""
-    if not kernels:
-        return ""
-    if "error" in kernels:
-        return f"The kernels could not be told apart: {_escape(kernels['error'])}"
-    arms = (kernels["reference"], kernels)
-    rows = [
-        (group, *(quantity(arm["groups_ms"][group] / 1000, "s") for arm in arms))
-        for group in kernels["groups_ms"]
-    ]
-    rows.append(("all kernels", *(quantity(arm["total_ms"] / 1000, "s") for arm in arms)))
-    top = [(name, quantity(ms / 1000, "s"), str(count)) for name, ms, count in kernels["top"][:TOP_KERNELS]]
-    groups = _table(("one call, on the GPU", "reference", "candidate"), rows)
-    return f"{groups}\n\n{_table(('costliest kernels of the candidate', 'time', 'launches'), top)}"
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -216,20 +150,6 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
         return ""
     head = [" | ".join(header), " | ".join("---" for _ in header)]
     return "\n".join(f"| {line} |" for line in head + lines)
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as dotted names."""
-    rows: list[tuple[str, str]] = []
-    for key, value in sorted(data.items()):
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{name}.")
-        elif name.startswith("engines."):  # what each engine holds, in bytes
-            rows.append((name, quantity(value, "B")))
-        else:
-            rows.append((name, str(value)))
-    return rows
 
 
 def _escape(text: str) -> str:

@@ -153,6 +153,11 @@ def orphaned_baselines(record: RunRecord) -> list[str]:
     ]
 
 
+def passed(record: RunRecord) -> bool:
+    """Whether every case passed; a run that judged nothing did not."""
+    return bool(record.cases) and all(case.verdict is Verdict.PASS for case in record.cases)
+
+
 def totals(record: RunRecord) -> str:
     """One line: how many cases came to which verdict."""
     if not record.cases:

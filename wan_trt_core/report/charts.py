@@ -1,0 +1,177 @@
+"""What the charts of a case show: data only, :mod:`~wan_trt_core.report.drawing` draws it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
+
+from wan_trt_core.gates.formatting import GIB, KIB, MIB
+from wan_trt_core.gates.perf import SPEEDUP
+from wan_trt_core.records import CaseRecord, Metric
+
+QUALITY = ("psnr_db", "ssim", "lpips")
+"""Shown wherever a record has several values of them (a frame, a denoising step, a point of the profile)."""
+
+_INDEX = {"video": "frame", "latents": "denoising step"}
+"""What a metric with that prefix has one sample of."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        kind: ``spread`` (a row of points a series), ``lines`` (values in their order), ``bars`` (by label).
+        axis: what the values are, with their unit.
+        series: values by name, all finite but in ``bars``, where NaN leaves a bar out; ``reference`` and
+            ``candidate`` always look alike.
+        labels: what each bar is; of ``spread``, what to call the rows if not by the series' names.
+        index: what the values of ``lines`` are counted by.
+        marks: values to draw a line at, by what they are.
+        bands: ranges to shade, by what they are.
+    """
+
+    kind: Literal["spread", "lines", "bars"]
+    title: str
+    axis: str
+    series: Mapping[str, Sequence[float]]
+    labels: tuple[str, ...] = ()
+    index: str = ""
+    marks: Mapping[str, float] = field(default_factory=dict)
+    bands: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def description(self) -> str:
+        """The chart in words, for those who do not see it."""
+        bars = self.labels if self.kind == "bars" else ()
+        parts = [f"{name}: {_in_words(values, bars)}" for name, values in self.series.items()]
+        parts += [f"{name}: {value:.4g}" for name, value in self.marks.items()]
+        parts += [f"{name}: {low:.4g} to {high:.4g}" for name, (low, high) in self.bands.items()]
+        return f"{self.title}, {self.axis}. {'; '.join(parts)}."
+
+
+def case_charts(case: CaseRecord) -> list[Chart]:
+    """The charts of a case, as far as its record goes; values that are not finite are left out."""
+    of_suite = {"perf": _perf, "parity": _parity, "memory": _memory}
+    return [chart for chart in of_suite[case.suite](case) if all(chart.series.values())]
+
+
+def _perf(case: CaseRecord) -> Iterator[Chart]:
+    metrics = case.measurement.metrics
+    times = {
+        arm: [1e3 * time for time in _samples(metrics.get(f"{arm}_time"))]
+        for arm in ("reference", "candidate")
+    }
+    if all(times.values()):
+        middle = {arm: median(values) for arm, values in times.items()}
+        spread = {arm: [100 * (time / middle[arm] - 1) for time in values] for arm, values in times.items()}
+        rows = tuple(f"{arm}\n{value:.4g} ms" for arm, value in middle.items())
+        yield Chart("spread", "Times of both arms", "% from the arm's own median", spread, rows)
+        yield _ratio(case)
+        yield Chart("lines", "Pairs in the order measured", "ms a call", times, index="pair")
+    noise = metrics.get("noise_floor")
+    series = case.measurement.series
+    pairs = zip(series.get("noise_first_s", ()), series.get("noise_second_s", ()), strict=False)
+    if noise is not None and noise.value is not None and (again := [a / b for a, b in pairs if b > 0]):
+        floor = {f"noise floor {noise.value:.1%}": _around(1.0, noise.value)}
+        yield Chart(
+            "lines", "Candidate against itself", "ratio", {"candidate": again}, index="pair", bands=floor
+        )
+    kernels = case.measurement.facts.get("kernels", {})
+    if "groups_ms" in kernels:
+        groups = tuple(kernels["groups_ms"])
+        arms = {
+            name: [float(arm["groups_ms"][group]) for group in groups]
+            for name, arm in (("reference", kernels["reference"]), ("candidate", kernels))
+        }
+        yield Chart("bars", "Kernels by what they do", "ms a call on the GPU", arms, groups)
+
+
+def _ratio(case: CaseRecord) -> Chart:
+    """The speed-up with its interval, and what is asked; a ratio within the noise floor of that decides nothing."""
+    speedup = case.measurement.metrics[SPEEDUP]
+    check = next((check for check in case.checks if check.metric == SPEEDUP), None)
+    marks, bands = {}, {}
+    if check is not None and check.limit is not None:
+        marks[f"asked: {check.limit:g}x"] = check.limit
+        if check.evidence.get("noise_floor") is not None:
+            bands[f"noise floor around {check.limit:g}x"] = _around(
+                check.limit, check.evidence["noise_floor"]
+            )
+    if check is not None and "low" in check.evidence:
+        name = f"{check.evidence['confidence']:.0%} interval"
+        bands[name] = (check.evidence["low"], check.evidence["high"])
+    pairs = {"pairs": _samples(speedup)}
+    return Chart("spread", "Speed-up", "reference / candidate", pairs, marks=marks, bands=bands)
+
+
+def _parity(case: CaseRecord) -> Iterator[Chart]:
+    limits = {
+        check.metric: check.limit
+        for check in case.checks
+        if check.limit is not None and not check.advisory and check.gate != "band"
+    }
+    for name, metric in case.measurement.metrics.items():
+        prefix, _, kind = name.rpartition(".")
+        values = _samples(metric)
+        if (kind not in QUALITY and name not in limits) or len(set(values)) < 2:
+            continue
+        marks = {f"limit: {limits[name]:g}": limits[name]} if name in limits else {}
+        index = _INDEX.get(prefix, "output or point of the profile")
+        yield Chart(
+            "lines",
+            f"{name} by {index}",
+            metric.unit or kind,
+            {"candidate": values},
+            index=index,
+            marks=marks,
+        )
+
+
+def _memory(case: CaseRecord) -> Iterator[Chart]:
+    sizes = {name: metric for name, metric in case.measurement.metrics.items() if metric.unit == "B"}
+    held = {
+        name: metric.value
+        for name, metric in sizes.items()
+        if metric.value is not None and math.isfinite(metric.value) and not metric.samples
+    }
+    if owners := tuple(name for name in held if not name.startswith("reference_")):
+        scale, unit = _bytes(held.values())
+        arms = {
+            "reference": [held.get(f"reference_{name}", math.nan) / scale for name in owners],
+            "candidate": [held[name] / scale for name in owners],
+        }
+        if all(map(math.isnan, arms["reference"])):
+            del arms["reference"]
+        yield Chart("bars", "Memory by owner", unit, arms, owners)
+    if runs := {name: values for name, metric in sizes.items() if (values := _samples(metric))}:
+        scale, unit = _bytes(value - values[0] for values in runs.values() for value in values)
+        since = {name: [(value - values[0]) / scale for value in values] for name, values in runs.items()}
+        yield Chart("lines", "Memory over repeated runs", f"{unit} since the first run", since, index="run")
+
+
+def _samples(metric: Metric | None) -> list[float]:
+    return [value for value in metric.samples if math.isfinite(value)] if metric else []
+
+
+def _around(value: float, noise: float) -> tuple[float, float]:
+    """The range that a noise floor (a difference of logarithms) makes of a ratio."""
+    return value * math.exp(-noise), value * math.exp(noise)
+
+
+def _bytes(sizes: Iterable[float]) -> tuple[float, str]:
+    """The unit in which the largest of ``sizes`` reads well."""
+    largest = max(map(abs, sizes))
+    return next(
+        ((size, name) for size, name in ((GIB, "GiB"), (MIB, "MiB")) if largest >= size), (KIB, "KiB")
+    )
+
+
+def _in_words(values: Sequence[float], labels: Sequence[str]) -> str:
+    if labels:
+        named = zip(labels, values, strict=True)
+        return ", ".join(f"{label} {value:.4g}" for label, value in named if not math.isnan(value))
+    return f"{len(values)} values from {min(values):.4g} to {max(values):.4g}, median {median(values):.4g}"

@@ -1,0 +1,143 @@
+"""The full report as one HTML file that needs nothing else: no network, no script, no other file.
+
+A run's record becomes a :class:`Page`, plain data, which a template turns into HTML and whose charts
+:mod:`~wan_trt_core.report.drawing` draws.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from wan_trt_core.gates.verdict import Verdict
+from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
+from wan_trt_core.report.charts import Chart, case_charts
+from wan_trt_core.report.summary import (
+    WHY,
+    Headline,
+    advisory_checks,
+    headline,
+    marks,
+    missing_bands,
+    orphaned_baselines,
+    passed,
+    stale_baselines,
+    totals,
+    worst_first,
+)
+from wan_trt_core.report.tables import Table, case_notes, case_subject, case_tables, facts_table, run_tables
+from wan_trt_core.report.writing import write_text
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """What the page says of one case.
+
+    Attributes:
+        anchor: the id of its section, the same in every report that has the case.
+        opened: its tables are open when the page is.
+    """
+
+    anchor: str
+    name: str
+    suite: str
+    verdict: str
+    marks: tuple[str, ...]
+    head: Headline
+    why: str
+    subject: str
+    message: str
+    notes: tuple[str, ...]
+    charts: tuple[Chart, ...]
+    tables: tuple[Table, ...]
+    facts: Table
+    opened: bool
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page says of a run; the cases come worst first.
+
+    Attributes:
+        findings: what did not decide, line by line under its title.
+    """
+
+    passed: bool
+    totals: str
+    hardware_key: str
+    started: str
+    command: str
+    cases: tuple[CaseView, ...]
+    findings: dict[str, tuple[str, ...]]
+    tables: tuple[Table, ...]
+
+
+def page_of(record: RunRecord) -> Page:
+    """The page of a run."""
+    findings = {
+        "Better than the baseline": _lines(stale_baselines(record)),
+        "Missing bands (advisory)": tuple(missing_bands(record)),
+        "Orphaned baselines (advisory)": tuple(orphaned_baselines(record)),
+        "Did not decide (advisory)": _lines(advisory_checks(record)),
+    }
+    return Page(
+        passed=passed(record),
+        totals=totals(record),
+        hardware_key=record.hardware_key,
+        started=record.started,
+        command=" ".join(record.command),
+        cases=tuple(_case(case) for case in worst_first(record)),
+        findings={title: lines for title, lines in findings.items() if lines},
+        tables=tuple(run_tables(record)),
+    )
+
+
+def html_report(record: RunRecord) -> str:
+    """The report: verdicts, every case's charts and tables, and the environment."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from wan_trt_core.report.drawing import svg
+
+    templates = Environment(
+        loader=PackageLoader("wan_trt_core.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    number = partial(next, count(1))
+    # What Matplotlib writes is markup already; it escapes the names in it.
+    templates.globals["draw"] = lambda chart: Markup(svg(chart, f"chart{number()}"))
+    return templates.get_template("report.html").render(page=page_of(record))
+
+
+def write_html(record: RunRecord, path: Path) -> None:
+    """Write the report to ``path``; its folder is made."""
+    write_text(path, html_report(record))
+
+
+def _case(case: CaseRecord) -> CaseView:
+    return CaseView(
+        anchor=re.sub(r"[^\w.-]+", "-", f"{case.suite}-{case.case}"),
+        name=case.case,
+        suite=case.suite,
+        verdict=case.verdict.value,
+        marks=marks(case),
+        head=headline(case),
+        why=WHY[case.reason],
+        subject=case_subject(case),
+        message=case.message,
+        notes=case_notes(case),
+        charts=tuple(case_charts(case)),
+        tables=tuple(case_tables(case)),
+        facts=facts_table(case),
+        opened=case.verdict is not Verdict.PASS,
+    )
+
+
+def _lines(found: list[tuple[CaseRecord, CheckRecord]]) -> tuple[str, ...]:
+    return tuple(f"{case.case} ({case.suite}): {check.message}" for case, check in found)

@@ -1,0 +1,116 @@
+"""The tables of a case and of a run that every full report shows, as plain text: the reports only set them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wan_trt_core.gates.formatting import quantity
+from wan_trt_core.records import CaseRecord, RunRecord
+from wan_trt_core.report.summary import check_headline, perf_rows
+
+TOP_KERNELS = 10
+"""Kernels of the candidate that the reports list; the record has more."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header, and rows with as many cells; the first cell of a row names it."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def case_tables(case: CaseRecord) -> list[Table]:
+    """Performance, kernels, checks and metrics of a case, without those that are empty."""
+    return _filled(
+        Table("Performance", ("performance", "measured"), tuple(perf_rows(case))),
+        *_kernels(case.measurement.facts.get("kernels", {})),
+        _checks(case),
+        _metrics(case),
+    )
+
+
+def facts_table(case: CaseRecord) -> Table:
+    """What the numbers of a case depend on; the kernels have tables of their own."""
+    facts = {name: fact for name, fact in case.measurement.facts.items() if name != "kernels"}
+    return Table("Facts", ("fact", "value"), flat(facts))
+
+
+def run_tables(record: RunRecord) -> list[Table]:
+    """Environment and settings of a run."""
+    return _filled(
+        Table("Environment", ("what", "value"), flat(record.environment)),
+        Table("Settings", ("setting", "value"), flat(record.settings)),
+    )
+
+
+def case_notes(case: CaseRecord) -> tuple[str, ...]:
+    """Lines that explain the case, and why its kernels are not shown where they could not be told apart."""
+    error = case.measurement.facts.get("kernels", {}).get("error")
+    return (
+        *case.measurement.notes,
+        *([f"The kernels could not be told apart: {error}"] if error else []),
+    )
+
+
+def case_subject(case: CaseRecord) -> str:
+    """What was measured, and how long that took, in a line."""
+    weights = f" ({case.random_weights})" if case.random_weights else ""
+    return (
+        f"{case.model}{weights} / {case.component} / {case.profile} / {case.precision} / {case.backend}, "
+        f"{case.seconds:.1f} s"
+    )
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """Nested settings as dotted names."""
+    rows: list[tuple[str, str]] = []
+    for key, value in sorted(data.items()):
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{name}.")
+        elif name.startswith("engines."):  # what each engine holds, in bytes
+            rows.append((name, quantity(value, "B")))
+        else:
+            rows.append((name, str(value)))
+    return tuple(rows)
+
+
+def _filled(*tables: Table) -> list[Table]:
+    return [table for table in tables if table.rows]
+
+
+def _checks(case: CaseRecord) -> Table:
+    rows = []
+    for check in case.checks:
+        head = check_headline(case, check)
+        verdict = check.verdict.value + (" (advisory)" if check.advisory else "")
+        rows.append((check.gate, check.metric, verdict, head.value, head.limit, check.message))
+    return Table("Checks", ("gate", "metric", "verdict", "measured", "limit", "message"), tuple(rows))
+
+
+def _metrics(case: CaseRecord) -> Table:
+    rows = tuple(
+        (name, quantity(metric.value, metric.unit), str(len(metric.samples) or ""), metric.detail)
+        for name, metric in sorted(case.measurement.metrics.items())
+    )
+    return Table("Metrics", ("metric", "value", "samples", "detail"), rows)
+
+
+def _kernels(kernels: Mapping[str, Any]) -> Iterable[Table]:
+    """Where both arms' time on the GPU goes, by what the kernels do, and the candidate's costliest kernels."""
+    if not kernels or "error" in kernels:
+        return
+    arms = (kernels["reference"], kernels)
+    rows = [
+        (group, *(quantity(arm["groups_ms"][group] / 1000, "s") for arm in arms))
+        for group in kernels["groups_ms"]
+    ]
+    rows.append(("all kernels", *(quantity(arm["total_ms"] / 1000, "s") for arm in arms)))
+    yield Table("Kernels", ("one call, on the GPU", "reference", "candidate"), tuple(rows))
+    top = [(name, quantity(ms / 1000, "s"), str(count)) for name, ms, count in kernels["top"][:TOP_KERNELS]]
+    header = ("costliest kernels of the candidate", "time", "launches")
+    yield Table("Costliest kernels", header, tuple(top))

@@ -52,12 +52,11 @@ OPTIONS = {
 }
 
 CONDITIONS = {
-    "plain": (),
+    "strict": ("--strict-markers", "--strict-config"),
     "n0": ("-n0",),
     "n2": ("-n2",),
     "no-cacheprovider": ("-p", "no:cacheprovider"),
     "no-xdist": ("-p", "no:xdist"),
-    "strict-markers": ("--strict-markers", "--strict-config"),
     "x": ("-x",),
     "lf": ("--lf",),
     "k": ("-k", "good"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -80,6 +81,8 @@ def test_a_metric_is_held_to_the_width_of_its_band_and_a_ratio_to_its_intervals(
         (140.0, 91.0, "closer to its limit", Weight.NOTABLE),
         (140.0, 89.0, "beyond limit", Weight.FAILED),
         (140.0, None, "not computed", Weight.FAILED),
+        (140.0, math.inf, "NaN or infinite", Weight.FAILED),
+        (math.nan, 140.0, "within limit", Weight.UNCHANGED),
         (None, 140.0, "new", Weight.NOTABLE),
     ],
 )

@@ -6,6 +6,7 @@ A comparison is for people and no gate: the gates hold each run against its limi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -218,7 +219,9 @@ def _metric_change(old: CaseRecord, new: CaseRecord, name: str) -> MetricChange:
     tolerance = next((found for check in held if (found := _band(check)) is not None), None)
     limit = next((check.limit for check in held if check.gate != "band" and check.limit is not None), None)
     allowed = (
-        [f"{'>=' if metric.better == 'higher' else '<='} {quantity(limit, metric.unit)}"] if limit else []
+        [f"{'>=' if metric.better == 'higher' else '<='} {quantity(limit, metric.unit)}"]
+        if limit is not None
+        else []
     )
     allowed += [_tolerance(tolerance, metric.unit)] if tolerance else []
     outcome, weight = _outcome(values, metric.better, tolerance, limit, checks)
@@ -278,14 +281,14 @@ def _interval(checks: Iterable[CheckRecord]) -> tuple[float, float] | None:
     """The interval of a ratio: of a check that says how many pairs it is over."""
     for check in checks:
         if "pairs" in check.evidence and "low" in check.evidence:
-            return check.evidence["low"], check.evidence["high"]
+            return float(check.evidence["low"]), float(check.evidence["high"])  # JSON has infinity as a text
     return None
 
 
 def _moved(old: float | None, new: float | None, tolerance: Tolerance) -> float:
     """The change over what is allowed; without end where there is nothing to compare."""
-    if old is None or new is None:
-        return float("inf")
+    if old is None or new is None or not math.isfinite(new - old):
+        return math.inf
     width = tolerance.width(abs(old))
     return abs(new - old) / width if width else 0.0
 

@@ -39,18 +39,24 @@ def test_interval_holds_the_ratio_and_narrows_with_pairs() -> None:
     assert many.high - many.low < few.high - few.low
 
 
-@pytest.mark.parametrize(("pairs", "tail"), [(12, 0.001), (20, 0.01), (30, 0.007)])
-def test_interval_of_many_pairs_is_what_the_signed_rank_test_does_not_reject(pairs: int, tail: float) -> None:
-    a, b = paired_times(1.6, pairs=pairs)
-    found = ratio_interval(a, b, tail)
-    logs = np.log(np.array(a) / np.array(b))
+@pytest.mark.parametrize(("pairs", "tail"), [(13, 0.001), (20, 0.01), (30, 0.007)])
+@pytest.mark.parametrize("odd", [0, 4], ids=["normal", "with odd pairs"])
+def test_interval_of_many_pairs_is_what_neither_ranks_nor_signs_reject(
+    pairs: int, tail: float, odd: int
+) -> None:
+    a, b = (np.array(times) for times in paired_times(1.6, pairs=pairs))
+    a[:odd] *= 0.92
+    found = ratio_interval(a.tolist(), b.tolist(), tail)
+    logs = np.log(a / b)
 
-    def p_value(ratio: float, side: str) -> float:
-        return float(stats.wilcoxon(logs - np.log(ratio), alternative=side, method="exact").pvalue)
+    def rejected(ratio: float, side: str) -> bool:
+        ranks = stats.wilcoxon(logs - np.log(ratio), alternative=side, method="exact").pvalue
+        signs = stats.binomtest(int((logs > np.log(ratio)).sum()), pairs, alternative=side).pvalue
+        return bool(min(ranks, signs) <= tail / 2)
 
-    nudge = 1e-9
-    for end, side, inward in ((found.low, "greater", 1 + nudge), (found.high, "less", 1 / (1 + nudge))):
-        assert p_value(end / inward, side) <= tail < p_value(end * inward, side)
+    nudge = 1 + 1e-9
+    assert rejected(found.low / nudge, "greater") and not rejected(found.low * nudge, "greater")
+    assert rejected(found.high * nudge, "less") and not rejected(found.high / nudge, "less")
 
 
 def test_interval_of_few_pairs_is_students() -> None:

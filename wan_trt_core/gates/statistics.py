@@ -8,11 +8,15 @@ Where the method comes from (``docs/gates.md`` has the formulas, and how often t
   both ends as the exact distribution of the signed ranks allows: Hodges and Lehmann, Annals of Mathematical Statistics
   34 (1963); Wilcoxon, Biometrics Bulletin 1 (1945); Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods",
   section 3.3. It asks that log ratios lie symmetrically, not that they are normal;
-* ranks of ``n`` pairs err at least once in ``2**n``. Where that is more than the error allowed, the interval is
-  Student's of the mean log ratio, which does ask for normal noise and is too wide, not too narrow, under outliers;
+* that interval reaches out to the odd pairs as soon as they are more than about one in ten, which under a clock with
+  two states they are. The signs alone allow for one in four: an order statistic of the log ratios, counted off by the
+  binomial distribution (the same book, section 3.6), is wider where all is well and narrower there. Both hold, each
+  with half of the error, so their intersection does;
+* ranks and signs of ``n`` pairs err at least once in ``2**n``. Where that is more than the error allowed, the interval
+  is Student's of the mean log ratio, which does ask for normal noise and is too wide, not too narrow, under outliers;
 * looking again after more pairs would add errors up, so the error allowed is spent over the looks as
   pairs come in: Lan and DeMets, Biometrika 70 (1983), their spending function
-  ``alpha * ln(1 + (e - 1) * t)``, which favours early looks, for three tenths of the error and the rest for the last
+  ``alpha * ln(1 + (e - 1) * t)``, which favours early looks, for one half of the error and the other half for the last
   look, each look taking its own share (Bonferroni, so it holds for any dependence between looks).
 
 The ratio of both arms' medians is not used: where a clock has two states it jumps from one to the other.
@@ -27,10 +31,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-
-LAST_LOOK = 0.7
+LAST_LOOK = 0.5
 """Share of the allowed error that is kept for the look at all pairs: without it, that look would be left with a
-thirtieth, and runs with outliers or two clocks would end undecided (``benchmarks/gate_power.py``)."""
+fiftieth, and runs with outliers or two clocks would end undecided (``benchmarks/gate_power.py``)."""
 
 BIAS_TAIL = 0.05
 """Chance that a difference of the candidate from itself is called proven where there is none, on each side."""
@@ -115,7 +118,7 @@ def paired_ratio(reference: Sequence[float], candidate: Sequence[float]) -> floa
 
 
 def ratio_interval(reference: Sequence[float], candidate: Sequence[float], tail: float) -> Interval:
-    """Interval of :func:`paired_ratio`: of the signed ranks, or Student's for too few pairs (see the module).
+    """Interval of :func:`paired_ratio`: of ranks and signs, or Student's for too few pairs (see the module).
 
     Args:
         reference: seconds of the reference in each pair.
@@ -133,13 +136,16 @@ def ratio_interval(reference: Sequence[float], candidate: Sequence[float], tail:
         raise ValueError(f"need at least three pairs, got {n}")
     logs = _log_ratios(reference, candidate)
     averages = np.sort(_walsh_averages(logs))
-    if off := bisect_right(_signed_rank_shares(n), tail):
-        low, high = averages[off - 1], averages[-off]
+    ranks, signs = (bisect_right(shares(n), tail / 2) for shares in (_signed_rank_shares, _sign_shares))
+    if ranks and signs:
+        logs = np.sort(logs)
+        low = max(averages[ranks - 1], logs[signs - 1])
+        high = min(averages[-ranks], logs[-signs])
     else:
         half = -float(stdtrit(n - 1, tail)) * float(logs.std(ddof=1)) / math.sqrt(n)
         low, high = logs.mean() - half, logs.mean() + half
     point = float(np.median(averages))
-    # a skewed handful may have its centre outside Student's interval, which is of the mean
+    # a skewed handful may have its centre outside Student's interval, which is of the mean, or of the signs
     low, high = min(float(low), point), max(float(high), point)
     return Interval(math.exp(low), math.exp(point), math.exp(high), tail, n)
 
@@ -181,10 +187,15 @@ def _log_ratios(reference: Sequence[float], candidate: Sequence[float]) -> Any:
 
 def _walsh_averages(values: Any) -> Any:
     """Of every value with itself and each later one: n (n + 1) / 2 of them."""
+    first, second = _indices(len(values))
+    return (values[first] + values[second]) / 2
+
+
+@lru_cache(maxsize=64)
+def _indices(n: int) -> tuple[Any, Any]:
     import numpy as np
 
-    first, second = np.triu_indices(len(values))
-    return (values[first] + values[second]) / 2
+    return np.triu_indices(n)
 
 
 @lru_cache(maxsize=64)
@@ -199,5 +210,15 @@ def _signed_rank_shares(n: int) -> tuple[float, ...]:
     below, shares = 0, []
     for count in ways:
         below += count
+        shares.append(below / 2**n)
+    return tuple(shares)
+
+
+@lru_cache(maxsize=64)
+def _sign_shares(n: int) -> tuple[float, ...]:
+    """Probability that at most 0, 1, 2 … of ``n`` values around zero are below it."""
+    below, shares = 0, []
+    for count in range(n + 1):
+        below += math.comb(n, count)
         shares.append(below / 2**n)
     return tuple(shares)

@@ -63,7 +63,9 @@ def test_the_same_seed_gives_the_same_table(power: ModuleType) -> None:
     assert one == two
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "traces").glob("*.json")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "benchmarks" / "traces").glob("*.json")), ids=lambda f: f.stem
+)
 def test_recorded_traces_have_the_ratio_that_is_set(power: ModuleType, file: Path) -> None:
     for scaled in (False, True):
         logs = power.recorded(file, scaled)(np.random.default_rng(0), 40, 30)

@@ -349,6 +349,18 @@ def table(runs: int, seed: int = SEED) -> list[Row]:
     return rows
 
 
+def verdicts_at(ratio: float, runs: int, seed: int = SEED) -> str:
+    """What the gate says of one true ratio, as Markdown: the share of each verdict under every noise."""
+    settings, case = PerfSettings(), make_case({})
+    asked = (Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE)
+    lines = [f"| true {ratio:g}x | {' | '.join(asked)} |", "|---|---|---|---|"]
+    for number, (name, noise) in enumerate(noises().items()):
+        drawn = noise(np.random.default_rng((seed, number)), runs, settings.noise_pairs + settings.max_pairs)
+        found = [gate_verdict(case, measured(case, x, ratio), None) for x in drawn]
+        lines.append(f"| {name} | {' | '.join(f'{_share(v is one for v in found):.1%}' for one in asked)} |")
+    return "\n".join(lines)
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """The table; what is over its target is bold."""
     lines = [
@@ -374,9 +386,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=1000, help="simulated runs of each row (default: 1000)")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--at", type=float, metavar="RATIO", help="only the verdicts at this true ratio")
     options = parser.parse_args(arguments)
     if options.runs < BASELINE_RUNS:
         parser.error(f"--runs: at least {BASELINE_RUNS}, the runs behind a baseline")
+    if options.at:
+        print(verdicts_at(options.at, options.runs, options.seed))
+        return
     rows = table(options.runs, options.seed)
     print(markdown(rows))
     if options.json:

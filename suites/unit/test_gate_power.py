@@ -57,6 +57,15 @@ def test_rates_are_sane(rows: list[dict[str, object]], power: ModuleType) -> Non
     assert drifting[0]["nvbench"] > drifting[0]["wrong"] == 0  # type: ignore[operator]
 
 
+def test_verdicts_at_a_ratio(power: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for ratio, expected in (
+        ("1.8", "| steady | 100.0% | 0.0% | 0.0% |"),
+        ("1.2", "| steady | 0.0% | 100.0% |"),
+    ):
+        power.main(["--at", ratio, "--runs", "5"])
+        assert expected in capsys.readouterr().out
+
+
 def test_the_same_seed_gives_the_same_table(power: ModuleType) -> None:
     noise = power.noises()["outliers"]
     one, two = (power.against_threshold("x", noise(np.random.default_rng(3), 20, 33), 1.55) for _ in range(2))

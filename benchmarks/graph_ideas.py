@@ -32,7 +32,7 @@ from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.export.exporter import export_component
-from wan_trt_core.gates.statistics import ratio_of_medians
+from wan_trt_core.gates.statistics import paired_ratio
 from wan_trt_core.measure.kernels import breakdown, kernels_of
 from wan_trt_core.measure.timing import PairedTimer
 from wan_trt_core.models.catalogue import ResolvedModel, resolve
@@ -505,13 +505,13 @@ def _exact(subject: Subject, calls: Tensors, device: str) -> Tensor:
 def _time(
     reference: Callable[[], object], candidate: Callable[[], object], device: str
 ) -> tuple[float, float, float]:
-    """Both medians in milliseconds, and their ratio, over :data:`PAIRS` interleaved pairs."""
+    """Both medians in milliseconds, and the ratio of the arms, over :data:`PAIRS` interleaved pairs."""
     timer = PairedTimer(reference, candidate, synchronize=synchronize, warmup=3)
     timer.warm_up()
     timer.calibrate(0.2 if device == "cuda" else 0.0)
     pairs = tuple(islice(timer.pairs(), PAIRS))
     first, second = [pair.reference for pair in pairs], [pair.candidate for pair in pairs]
-    return 1e3 * median(first), 1e3 * median(second), ratio_of_medians(first, second)
+    return 1e3 * median(first), 1e3 * median(second), paired_ratio(first, second)
 
 
 def _random_inputs(subject: Subject, latents: int, device: str) -> Tensors:

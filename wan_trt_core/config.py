@@ -134,7 +134,7 @@ class PerfSettings(_Model):
     )
     max_pairs: int = Field(default=30, ge=3, description="pairs of timed runs at most")
     confidence: float = Field(
-        default=0.99, gt=0.5, lt=1, description="confidence of the interval of the ratio of medians"
+        default=0.99, gt=0.5, lt=1, description="confidence of the interval of the speed-up"
     )
     warmup: int = Field(default=1, ge=0, description="runs of each arm before any is timed")
     warmup_time: float = Field(

@@ -271,6 +271,16 @@ def test_a_fast_candidate_passes_and_stops_at_the_first_look(
     assert measurement.facts["pairs"] == PerfSettings().min_pairs
 
 
+def test_a_band_on_the_speedup_goes_on_until_it_is_known_well_enough() -> None:
+    perf = PerfSettings(time_budget=1000.0)
+    pairs = []
+    for precision in (None, 0.004, 1e-9):
+        target: Any = FakeTarget(2.0, 1.0)
+        measurement = time_target(target, 1.5, perf, frozenset(), precision=precision, clock=target.clock)
+        pairs.append(measurement.facts["pairs"])
+    assert perf.min_pairs == pairs[0] < pairs[1] < pairs[2] == perf.max_pairs
+
+
 @pytest.mark.parametrize(
     ("reference_s", "candidate_s", "metric"),
     [(2.0, 1.1, "candidate_time"), (2.2, 1.0, "reference_time")],

@@ -17,7 +17,7 @@ from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_finite, judge_limit
 from wan_trt_core.gates.memory import judge_growth
 from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup
-from wan_trt_core.gates.statistics import SamplingPlan, ratio_of_medians
+from wan_trt_core.gates.statistics import SamplingPlan, paired_ratio
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.timing import PairedTimer, measure_pairs
 from wan_trt_core.records import Measurement, Metric
@@ -170,7 +170,7 @@ class TestSpeedup:
     RULE = SpeedupRule(1.5, noise=0.005)
 
     def test_clear_speedup_passes_at_the_first_look(self) -> None:
-        a, b = paired_times(1.67, pairs=5)
+        a, b = paired_times(1.67, pairs=5, noise=0.002)
         check = decide_speedup(a, b, self.RULE)
         assert check is not None
         assert outcome(check) == (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)
@@ -208,19 +208,35 @@ class TestSpeedup:
         assert outcome(check) == (Verdict.INCONCLUSIVE, Reason.BUDGET_EXHAUSTED)
         assert "time_budget" in check.message
 
-    def test_noise_as_large_as_the_margin_decides_nothing(self) -> None:
+    def test_bias_as_large_as_the_margin_decides_nothing(self) -> None:
         a, b = paired_times(1.6)
-        for noise, expected in ((0.06, Verdict.PASS), (0.07, Verdict.INCONCLUSIVE)):
-            check = decide_speedup(a, b, SpeedupRule(1.5, noise=noise), final=True)
+        for bias, expected in ((0.04, Verdict.PASS), (0.07, Verdict.INCONCLUSIVE)):
+            check = decide_speedup(a, b, SpeedupRule(1.5, bias=bias), final=True)
             assert check is not None and check.verdict is expected
         assert check.reason is Reason.NOISE_TOO_HIGH
 
-    def test_noise_excuses_no_failure_beyond_it_either(self) -> None:
+    def test_bias_excuses_no_failure_beyond_it_either(self) -> None:
         a, b = paired_times(1.3)
-        check = decide_speedup(a, b, SpeedupRule(1.5, noise=0.05), final=True)
+        check = decide_speedup(a, b, SpeedupRule(1.5, bias=0.05), final=True)
         assert check is not None and check.verdict is Verdict.FAIL
-        check = decide_speedup(a, b, SpeedupRule(1.5, noise=0.2), final=True)
+        check = decide_speedup(a, b, SpeedupRule(1.5, bias=0.2), final=True)
         assert check is not None and check.verdict is Verdict.INCONCLUSIVE
+
+    def test_precision_asks_for_more_pairs_although_the_threshold_is_decided(self) -> None:
+        a, b = paired_times(1.67)
+        loose, tight = (
+            decide_speedup(a, b, SpeedupRule(1.5, precision=share), final=True) for share in (None, 0.01)
+        )
+        assert loose is not None and tight is not None
+        assert loose.evidence["pairs"] < tight.evidence["pairs"]
+        assert math.log(tight.evidence["high"] / tight.evidence["low"]) / 2 <= 0.01
+
+    def test_precision_out_of_reach_leaves_the_decision_to_the_last_look(self) -> None:
+        a, b = paired_times(1.67)
+        rule = SpeedupRule(1.5, precision=1e-6)
+        assert decide_speedup(a[:20], b[:20], rule) is None
+        for check in (decide_speedup(a, b, rule), decide_speedup(a[:20], b[:20], rule, final=True)):
+            assert check is not None and check.verdict is Verdict.PASS
 
     def test_judging_the_record_again_gives_what_was_decided_while_measuring(self) -> None:
         for seed in range(20):
@@ -286,6 +302,40 @@ class TestPerfCase:
     def test_slower_candidate_that_still_makes_the_ratio_is_caught_by_its_band(self) -> None:
         check = verdict(perf_measurement(2.0), baseline=entry(0.1, 0.04))
         assert (check.metric, check.reason) == ("candidate_time", Reason.WORSE_THAN_BAND)
+
+    @pytest.mark.parametrize(
+        ("slower", "noise", "expected"),
+        [
+            (1.0, 0.01, (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)),
+            (1.03, 0.01, (Verdict.FAIL, Reason.WORSE_THAN_BAND)),
+            (1.0, 0.05, (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)),
+            (1.03, 0.05, (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)),
+        ],
+    )
+    def test_band_of_the_speedup(self, slower: float, noise: float, expected: tuple[Verdict, Reason]) -> None:
+        """A machine that became slower as a whole moves no ratio; one that is too noisy proves nothing."""
+        band = Band(rel=0.0175, reason="between nothing and 3 %")
+        a, b = paired_times(2.0 / slower, noise=noise, reference=0.12)
+        ratio = Metric(value=paired_ratio(a, b), unit="x", better="higher")
+        measurement = perf_measurement()
+        measurement = measurement.model_copy(
+            update={
+                "metrics": measurement.metrics | {"speedup": ratio},
+                "series": measurement.series | {"reference_s": a, "candidate_s": b},
+            }
+        )
+        stored = BaselineMetric(2.0, "x", "higher", Tolerance(band.rel, band.abs, band.reason))
+        check = verdict(
+            measurement, baseline=BaselineEntry({"speedup": stored}), case=make_case(bands={"speedup": band})
+        )
+        assert outcome(check) == expected
+        assert expected[0] is Verdict.PASS or check.metric == "speedup"
+
+    def test_candidate_that_differs_from_itself_decides_nothing(self) -> None:
+        series = dict(perf_measurement().series)
+        series["noise_second_s"] = tuple(1.2 * time for time in series["noise_first_s"])
+        check = verdict(perf_measurement(series=series), bands_for_hardware=False)
+        assert outcome(check) == (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)
 
     def test_wrong_output_voids_the_time(self) -> None:
         check = verdict(perf_measurement(psnr_db=20.0), bands_for_hardware=False)
@@ -358,7 +408,7 @@ class TestPerfCase:
         self, least: float, expected: tuple[Verdict, Reason]
     ) -> None:
         other, ours = paired_times(1.21, pairs=5)
-        assert ratio_of_medians(other, ours) > 1.2
+        assert paired_ratio(other, ours) > 1.2
         check = verdict(
             beside(torch_compile_s=other, torch_compile_candidate_s=ours),
             case=limited(compile_speedup=least),

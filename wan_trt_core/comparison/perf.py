@@ -19,7 +19,14 @@ from wan_trt_core.comparison.parity import compare
 from wan_trt_core.comparison.profiling import profile
 from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
 from wan_trt_core.config import PerfSettings
-from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup, describe, speedup_rule
+from wan_trt_core.gates.perf import (
+    SpeedupRule,
+    beside_interval,
+    decide_speedup,
+    describe,
+    precision_of,
+    speedup_rule,
+)
 from wan_trt_core.gates.statistics import SamplingPlan
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure.clocks import ClockWatch
@@ -47,7 +54,12 @@ def measure(case: Case, context: Context) -> Measurement:
     with equal_conditions(settings):
         target = target_of(case, context)
         measurement = time_target(
-            target, case.perf.speedup, settings.perf, required_of(case), also=case.perf.also
+            target,
+            case.perf.speedup,
+            settings.perf,
+            required_of(case),
+            also=case.perf.also,
+            precision=precision_of(case.perf),
         )
     if target.device == "cpu" or not settings.perf.kernels:
         return measurement
@@ -67,6 +79,7 @@ def time_target(
     required: frozenset[str],
     *,
     also: Sequence[str] = (),
+    precision: float | None = None,
     watch: ClockWatch | None = None,
     clock: Clock = time.perf_counter,
 ) -> Measurement:
@@ -77,6 +90,7 @@ def time_target(
 
     Args:
         also: names of ``cases.BESIDE``, timed afterwards.
+        precision: how well the ratio must be known as well, as ``gates.perf.precision_of`` gives it.
         watch: looks at the machine while pairs are timed; made for the target's device unless given.
     """
     inputs = target.inputs()
@@ -103,7 +117,7 @@ def time_target(
         if arm.once is not None
     }
 
-    rule: SpeedupRule = speedup_rule(threshold, once, facts)
+    rule: SpeedupRule = speedup_rule(threshold, once, facts, precision)
 
     def decided(pairs: Sequence[Pair]) -> bool:
         a, b = [pair.reference for pair in pairs], [pair.candidate for pair in pairs]

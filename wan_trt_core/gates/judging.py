@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wan_trt_core.gates.bands import BaselineEntry, judge_bands
 from wan_trt_core.gates.memory import judge_memory
 from wan_trt_core.gates.parity import judge_parity
-from wan_trt_core.gates.perf import judge_perf
+from wan_trt_core.gates.perf import hold_unresolved, judge_perf
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def judge(
             require_bands=require_bands,
             strict_improvements=strict_improvements,
         )
+    if suite == "perf":
+        banded = hold_unresolved(banded, checks[0])
     if not measurement.problems:
         return checks + banded
     void = tuple(_problem(reason, why) for reason, why in sorted(measurement.problems.items()))

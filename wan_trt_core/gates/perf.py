@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.formatting import pair
 from wan_trt_core.gates.limits import judge_finite, judge_limit, judge_limits
-from wan_trt_core.gates.statistics import Interval, SamplingPlan, noise_floor, ratio_interval
+from wan_trt_core.gates.statistics import Interval, SamplingPlan, bias, noise_floor, ratio_interval
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -40,19 +40,24 @@ class SpeedupRule:
     """What a speed-up is held to.
 
     Attributes:
-        threshold: the least ratio of median reference time to median candidate time.
+        threshold: the least ratio of reference time to candidate time.
         plan: when the pairs are looked at and how sure the decision must be.
         noise: how far the candidate differed from itself, as :func:`statistics.noise_floor` gives it;
-            ``None`` when it was not measured.
+            ``None`` when it was not measured; shown, not judged by.
+        bias: how much of that is proven, as :func:`statistics.bias` gives it.
         reference_extra: seconds added to every reference time (work done once a prompt, by its steps).
         candidate_extra: the same for the candidate.
+        precision: no look but the last decides while half the interval is wider than this share of the ratio, as
+            :func:`precision_of` gives it; ``None`` when the threshold alone decides.
     """
 
     threshold: float
     plan: SamplingPlan = field(default_factory=SamplingPlan)
     noise: float | None = None
+    bias: float = 0.0
     reference_extra: float = 0.0
     candidate_extra: float = 0.0
+    precision: float | None = None
 
 
 def decide_speedup(
@@ -79,8 +84,12 @@ def decide_speedup(
     a = [time + rule.reference_extra for time in reference]
     b = [time + rule.candidate_extra for time in candidate]
     interval: Interval | None = None
-    for count, tail in rule.plan.looks(len(a), final=final):
+    looks = rule.plan.looks(len(a), final=final)
+    for index, (count, tail) in enumerate(looks):
         interval = ratio_interval(a[:count], b[:count], tail)
+        last = count == rule.plan.max_pairs or (final and index == len(looks) - 1)
+        if rule.precision is not None and interval.half_width > rule.precision and not last:
+            continue
         if interval.low >= rule.threshold:
             return _noise_too_high(interval, rule) or _passed(interval, rule)
         if interval.high < rule.threshold:
@@ -88,6 +97,16 @@ def decide_speedup(
     if final or len(a) >= rule.plan.max_pairs:
         return _exhausted(interval, len(a), rule)
     return None
+
+
+def precision_of(gate: PerfGate) -> float | None:
+    """How well the speed-up must be known to be held to its band: half of the band, ``None`` without one.
+
+    Half, so that the error of the ratio stays a small part of the band even where neighbouring pairs err alike and the
+    interval is too narrow for that.
+    """
+    band = gate.bands.get(SPEEDUP)
+    return band.rel / 2 if band else None
 
 
 def judge_perf(gate: PerfGate, measurement: Measurement) -> tuple[Check, ...]:
@@ -101,6 +120,31 @@ def judge_perf(gate: PerfGate, measurement: Measurement) -> tuple[Check, ...]:
         if metric in gate.limits
     )
     return (_speedup_of(gate, measurement), *beside, *(_void_if_wrong(check) for check in outputs))
+
+
+def hold_unresolved(checks: Sequence[Check], speedup: Check) -> tuple[Check, ...]:
+    """The band checks, that of the speed-up undecided where its interval is wider than the band.
+
+    Args:
+        checks: of the bands.
+        speedup: what :func:`judge_perf` said first, with its interval.
+    """
+    return tuple(_hold_unresolved(check, speedup) if check.metric == SPEEDUP else check for check in checks)
+
+
+def _hold_unresolved(check: Check, speedup: Check) -> Check:
+    interval, band = speedup.evidence, check.evidence
+    if "low" not in interval or "low" not in band:
+        return check
+    off = (interval["high"] - interval["low"]) / 2
+    width = (band["high"] - band["low"]) / 2
+    if off <= width:
+        return check
+    message = (
+        f"the speed-up is known to {off:.3f}x only, its band is {width:.3f}x wide on each side; raise "
+        "perf.time_budget or perf.max_pairs, or run on a quieter machine"
+    )
+    return replace(check, verdict=Verdict.INCONCLUSIVE, reason=Reason.NOISE_TOO_HIGH, message=message)
 
 
 def beside_interval(
@@ -141,7 +185,10 @@ def describe(interval: Interval, rule: SpeedupRule) -> str:
 
 
 def speedup_rule(
-    threshold: float, measurement_series: Mapping[str, Sequence[float]], facts: Mapping[str, Any]
+    threshold: float,
+    measurement_series: Mapping[str, Sequence[float]],
+    facts: Mapping[str, Any],
+    precision: float | None = None,
 ) -> SpeedupRule:
     """The rule for a measurement's own plan, noise floor and once-a-prompt work.
 
@@ -162,8 +209,10 @@ def speedup_rule(
         threshold,
         sampling,
         noise_floor(first, second) if first else None,
+        bias(first, second) if first else 0.0,
         _extra(measurement_series, facts, "reference_once_s"),
         _extra(measurement_series, facts, "candidate_once_s"),
+        precision,
     )
 
 
@@ -174,7 +223,7 @@ def _speedup_of(gate: PerfGate, measurement: Measurement) -> Check:
         return _missing(gate.speedup, "no paired times were measured")
     try:
         _require_times(reference_s=reference, candidate_s=candidate)
-        rule = speedup_rule(gate.speedup, measurement.series, measurement.facts)
+        rule = speedup_rule(gate.speedup, measurement.series, measurement.facts, precision_of(gate))
         if rule.noise is None:
             return _missing(gate.speedup, "the A/A noise floor was not measured")
         check = decide_speedup(reference, candidate, rule, final=True)
@@ -259,10 +308,10 @@ def _failed(interval: Interval, rule: SpeedupRule) -> Check:
 
 def _noise_too_high(interval: Interval, rule: SpeedupRule) -> Check | None:
     margin = abs(math.log(interval.point / rule.threshold))
-    if rule.noise is None or rule.noise < margin:
+    if rule.bias < margin:
         return None
     message = (
-        f"the candidate differs from itself by {rule.noise:.1%}, no less than the {margin:.1%} between "
+        f"the candidate differs from itself by {rule.bias:.1%} at least, no less than the {margin:.1%} between "
         f"{interval.point:.3f}x and the {rule.threshold:g}x asked; run on a quieter machine"
     )
     return _speedup(Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH, message, interval, rule)

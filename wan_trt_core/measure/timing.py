@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from wan_trt_core.gates.statistics import noise_floor, ratio_of_medians
+from wan_trt_core.gates.statistics import noise_floor, paired_ratio
 from wan_trt_core.records import Metric
 
 TIMING_METRICS = ("reference_time", "candidate_time", "speedup", "noise_floor")
@@ -99,7 +99,7 @@ class PairedTimes:
             "reference_time": Metric(value=median(reference), unit="s", better="lower", samples=reference),
             "candidate_time": Metric(value=median(candidate), unit="s", better="lower", samples=candidate),
             "speedup": Metric(
-                value=ratio_of_medians(reference, candidate),
+                value=paired_ratio(reference, candidate),
                 unit="x",
                 better="higher",
                 samples=tuple(a / b for a, b in zip(reference, candidate, strict=True)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from wan_trt_core.backends.base import BackendUnavailable
 from wan_trt_core.cases import BESIDE, Case
 from wan_trt_core.comparison.conditions import equal_conditions, release, snapshot, synchronize
 from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.frames import keep_frames
 from wan_trt_core.comparison.parity import compare
 from wan_trt_core.comparison.profiling import profile
 from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
@@ -47,7 +49,12 @@ def measure(case: Case, context: Context) -> Measurement:
     with equal_conditions(settings):
         target = target_of(case, context)
         measurement = time_target(
-            target, case.perf.speedup, settings.perf, required_of(case), also=case.perf.also
+            target,
+            case.perf.speedup,
+            settings.perf,
+            required_of(case),
+            also=case.perf.also,
+            keep=partial(keep_frames, context.report, f"{case.id}-perf", fps=target.fps),
         )
     if target.device == "cpu" or not settings.perf.kernels:
         return measurement
@@ -67,6 +74,7 @@ def time_target(
     required: frozenset[str],
     *,
     also: Sequence[str] = (),
+    keep: Callable[[Outputs, Outputs], dict[str, Any]] = lambda reference, candidate: {},
     watch: ClockWatch | None = None,
     clock: Clock = time.perf_counter,
 ) -> Measurement:
@@ -77,6 +85,7 @@ def time_target(
 
     Args:
         also: names of ``cases.BESIDE``, timed afterwards.
+        keep: called with the outputs that were compared, when everything is timed; what it returns are facts.
         watch: looks at the machine while pairs are timed; made for the target's device unless given.
     """
     inputs = target.inputs()
@@ -137,7 +146,8 @@ def time_target(
     return Measurement(
         metrics=metrics,
         series=series,
-        facts={**facts, **times.facts(), "conditions": reference.conditions, "clocks": watch.facts()},
+        facts={**facts, **times.facts(), "conditions": reference.conditions, "clocks": watch.facts()}
+        | keep(expected, found),
         problems=problems | _slowed(watch),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,29 @@ def case_record(
         measurement=measurement,
         seconds=1.5,
     )
+
+
+def with_frames(record: RunRecord, folder: Path) -> RunRecord:
+    """The run with videos of 4 frames, written to ``folder``, in its only parity case; frame 3 is the worst."""
+    from wan_trt_core.comparison.frames import keep_frames
+    from wan_trt_core.comparison.targets import Outputs
+
+    reference = np.linspace(0, 1, 4 * 32 * 48 * 3, dtype=np.float32).reshape(4, 32, 48, 3)
+    candidate = reference.copy()
+    candidate[2, 8:16, 8:16] = 1
+    facts = keep_frames(folder, "pipeline-fp16-parity", Outputs(video=reference), Outputs(video=candidate), 8)
+    return with_facts(record, facts)
+
+
+def with_facts(record: RunRecord, facts: dict[str, Any]) -> RunRecord:
+    """The run with more facts in its parity cases."""
+
+    def changed(case: CaseRecord) -> CaseRecord:
+        measured = case.measurement
+        more = measured.model_copy(update={"facts": measured.facts | facts})
+        return case.model_copy(update={"measurement": more}) if case.suite == "parity" else case
+
+    return record.model_copy(update={"cases": tuple(map(changed, record.cases))})
 
 
 def run_record(*cases: CaseRecord, hardware_key: str = HARDWARE, **environment: Any) -> RunRecord:

@@ -91,10 +91,13 @@ def test_a_healthy_case_passes(component: str, healthy: Settings) -> None:
     assert verdict_of(case, "parity", measurement).verdict is Verdict.PASS
 
 
-def test_a_pipeline_is_compared_along_its_whole_trajectory(healthy: Settings) -> None:
+def test_a_pipeline_is_compared_along_its_whole_trajectory(healthy: Settings, tmp_path: Path) -> None:
     case = case_of("pipeline", healthy, steps=3)
-    measurement = measure_case(case, "parity", Context(healthy))
+    measurement = measure_case(case, "parity", Context(healthy, tmp_path))
     assert len(measurement.metrics["latents.psnr_db"].samples) == 3
+    shown = measurement.facts["frames"]
+    assert shown["of"] == 9 and shown["left_out"] == ""
+    assert all((tmp_path / path).is_file() for path in (*shown["videos"].values(), *shown["stills"].values()))
 
 
 @pytest.mark.parametrize("fault", [drop_block, swap_heads, scale_block, poison])

@@ -56,6 +56,17 @@ def test_uint8_is_taken_as_it_is(tmp_path: Path) -> None:
     assert np.abs(decoded(path) - clip()).mean() < 0.03
 
 
+def test_an_image_is_kept_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "50%d.png"
+    frame = (clip()[3] * 255).round().astype(np.uint8)
+    video.write_image(path, frame)
+    with av.open(str(path)) as container:
+        assert (next(container.decode(video=0)).to_ndarray(format="rgb24") == frame).all()
+    assert [file.name for file in path.parent.iterdir()] == ["50%d.png"]
+    with pytest.raises(VideoError, match="cannot be written"):
+        video.write_image(path / "below a file.png", frame)
+
+
 def test_one_frame_is_a_video(tmp_path: Path) -> None:
     assert write_video(tmp_path / "clip.mp4", clip(1), 8).frames == 1
 

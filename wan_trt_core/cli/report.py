@@ -63,7 +63,7 @@ def report(
     if markdown:
         write_markdown(record, markdown)
     if html:
-        write_html(record, html)
+        write_html(record, html, results.parent)
     if not record.cases or any(case.verdict.value != "pass" for case in record.cases):
         raise typer.Exit(FAILED)
 

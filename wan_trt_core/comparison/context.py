@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.backends.registry import device_of
@@ -18,9 +19,14 @@ if TYPE_CHECKING:
 @dataclass
 class Context:
     """Made once a session and handed to every measurement. Loading is lazy, and happens once for the cases in a row
-    that share what is loaded."""
+    that share what is loaded.
+
+    Attributes:
+        report: folder of the report that is being written, which gets the videos that are compared.
+    """
 
     settings: Settings
+    report: Path | None = None
     _models: dict[tuple[str, int | None], ResolvedModel] = field(default_factory=dict, init=False)
     _engines: EngineStore | None = field(default=None, init=False)
     _tf32: Context | None = field(default=None, init=False)
@@ -41,7 +47,7 @@ class Context:
 
     def beside(self, settings: Settings) -> Context:
         """Another context over the same opened models, with engines of its own; its maker closes it."""
-        other = Context(settings)
+        other = Context(settings, self.report)
         other._models = self._models
         return other
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.conditions import equal_conditions, snapshot
 from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.frames import keep_frames
 from wan_trt_core.comparison.targets import Outputs, target_of
 from wan_trt_core.measure.quality import VIDEO_METRICS, tensor_metrics, video_metrics
 from wan_trt_core.records import Measurement, Metric
@@ -18,13 +21,15 @@ def measure(case: Case, context: Context) -> Measurement:
         target = target_of(case, context)
         required = frozenset(case.parity.limits)
         by_point: dict[str, dict[str, Metric]] = {}
+        frames: dict[str, Any] = {}
         for point in target.parity_points:
             inputs = target.inputs(point)
             expected, found = target.reference.call(inputs), target.candidate.call(inputs)
             by_point[point] = compare(expected, found, required, target.fps)
+            frames |= keep_frames(context.report, f"{case.id}-parity", expected, found, target.fps)
         return Measurement(
             metrics=worst(by_point),
-            facts={"conditions": snapshot(), **target.facts()},
+            facts={"conditions": snapshot(), **target.facts(), **frames},
             problems=target.problems(),
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from wan_trt_core.backends.base import BackendUnavailable
 from wan_trt_core.cases import BESIDE, Case
 from wan_trt_core.comparison.conditions import equal_conditions, release, snapshot, synchronize
 from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.frames import keep_frames
 from wan_trt_core.comparison.parity import compare
 from wan_trt_core.comparison.profiling import profile
 from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
@@ -60,6 +62,7 @@ def measure(case: Case, context: Context) -> Measurement:
             required_of(case),
             also=case.perf.also,
             precision=precision_of(case.perf),
+            keep=partial(keep_frames, context.report, f"{case.id}-perf", fps=target.fps),
         )
     if target.device == "cpu" or not settings.perf.kernels:
         return measurement
@@ -80,6 +83,7 @@ def time_target(
     *,
     also: Sequence[str] = (),
     precision: float | None = None,
+    keep: Callable[[Outputs, Outputs], dict[str, Any]] = lambda reference, candidate: {},
     watch: ClockWatch | None = None,
     clock: Clock = time.perf_counter,
 ) -> Measurement:
@@ -91,6 +95,7 @@ def time_target(
     Args:
         also: names of ``cases.BESIDE``, timed afterwards.
         precision: how well the ratio must be known as well, as ``gates.perf.precision_of`` gives it.
+        keep: called with the outputs that were compared, when everything is timed; what it returns are facts.
         watch: looks at the machine while pairs are timed; made for the target's device unless given.
     """
     inputs = target.inputs()
@@ -151,7 +156,8 @@ def time_target(
     return Measurement(
         metrics=metrics,
         series=series,
-        facts={**facts, **times.facts(), "conditions": reference.conditions, "clocks": watch.facts()},
+        facts={**facts, **times.facts(), "conditions": reference.conditions, "clocks": watch.facts()}
+        | keep(expected, found),
         problems=problems | _slowed(watch),
     )
 

@@ -1,4 +1,4 @@
-"""Video files: H.264 in MP4, through PyAV."""
+"""Video files (H.264 in MP4) and single frames (PNG), through PyAV."""
 
 from __future__ import annotations
 
@@ -79,6 +79,27 @@ def write_video(path: Path, frames: np.ndarray[Any, np.dtype[Any]], fps: float) 
     return info
 
 
+def write_image(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    """Write one frame (height, width, 3) of uint8 as PNG, bit for bit. Makes the folder.
+
+    Raises:
+        VideoError: when it cannot be written.
+    """
+    import av
+
+    try:
+        encoder: Any = av.CodecContext.create("png", "w")
+        encoder.height, encoder.width = pixels.shape[:2]
+        encoder.pix_fmt, encoder.time_base = "rgb24", Fraction(1)
+        image = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path) as partial:
+            partial.write_bytes(b"".join(map(bytes, [*encoder.encode(image), *encoder.encode()])))
+            os.replace(partial, path)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be written: {error}") from error
+
+
 def probe(path: Path) -> VideoInfo:
     """What a video file holds, every frame decoded.
 
@@ -120,7 +141,7 @@ def _pixels(path: Path, frames: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[An
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A name in the same folder for the file in the making; it is gone afterwards."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield partial
     finally:

@@ -57,7 +57,11 @@ def add_options(parser: pytest.Parser) -> None:
     option("profile", "Shape profile of all cases, instead of the case file's.", metavar="NAME")
     option("baselines", "Folder of the stored baselines.", metavar="FOLDER")
     option("cache", "Folder of the ONNX files and engines.", metavar="FOLDER")
-    option("report", "Folder that results.json, report.md and report.html are written to.", metavar="FOLDER")
+    option(
+        "report",
+        "Folder that results.json, report.md, report.html and the videos compared are written to.",
+        metavar="FOLDER",
+    )
     option(
         "require-bands", "Fail cases on hardware without stored baselines (for GPU CI).", action="store_true"
     )

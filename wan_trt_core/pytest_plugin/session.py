@@ -166,7 +166,7 @@ class WanSession:
         """What measurements share: opened checkpoints and loaded engines."""
         from wan_trt_core.comparison.context import Context
 
-        return Context(self.settings)
+        return Context(self.settings, self.settings.report)
 
     @cached_property
     def hardware_key(self) -> str:

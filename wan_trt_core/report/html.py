@@ -1,5 +1,7 @@
 """The full report as one HTML file that needs nothing else: no network, no script, no other file.
 
+Only stills and videos that are too large for the page stay where the run wrote them, and are linked.
+
 A run's record becomes a :class:`Page`, plain data, which a template turns into HTML and whose charts
 :mod:`~wan_trt_core.report.drawing` draws.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
 from wan_trt_core.report.charts import Chart, case_charts
+from wan_trt_core.report.frames import Album, Frames
 from wan_trt_core.report.summary import (
     WHY,
     Headline,
@@ -52,6 +55,7 @@ class CaseView:
     message: str
     notes: tuple[str, ...]
     charts: tuple[Chart, ...]
+    frames: Frames | None
     tables: tuple[Table, ...]
     facts: Table
     opened: bool
@@ -75,8 +79,8 @@ class Page:
     tables: tuple[Table, ...]
 
 
-def page_of(record: RunRecord) -> Page:
-    """The page of a run."""
+def page_of(record: RunRecord, album: Album | None = None) -> Page:
+    """The page of a run, with the frames of the album if there is one."""
     findings = {
         "Better than the baseline": _lines(stale_baselines(record)),
         "Missing bands (advisory)": tuple(missing_bands(record)),
@@ -89,14 +93,14 @@ def page_of(record: RunRecord) -> Page:
         hardware_key=record.hardware_key,
         started=record.started,
         command=" ".join(record.command),
-        cases=tuple(_case(case) for case in worst_first(record)),
+        cases=tuple(_case(case, album) for case in worst_first(record)),
         findings={title: lines for title, lines in findings.items() if lines},
         tables=tuple(run_tables(record)),
     )
 
 
-def html_report(record: RunRecord) -> str:
-    """The report: verdicts, every case's charts and tables, and the environment."""
+def html_report(record: RunRecord, album: Album | None = None) -> str:
+    """The report: verdicts, every case's charts, frames and tables, and the environment."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -112,15 +116,19 @@ def html_report(record: RunRecord) -> str:
     number = partial(next, count(1))
     # What Matplotlib writes is markup already; it escapes the names in it.
     templates.globals["draw"] = lambda chart: Markup(svg(chart, f"chart{number()}"))
-    return templates.get_template("report.html").render(page=page_of(record))
+    return templates.get_template("report.html").render(page=page_of(record, album))
 
 
-def write_html(record: RunRecord, path: Path) -> None:
-    """Write the report to ``path``; its folder is made."""
-    write_text(path, html_report(record))
+def write_html(record: RunRecord, path: Path, run: Path | None = None) -> None:
+    """Write the report to ``path``; its folder is made.
+
+    Args:
+        run: the folder that the run wrote its videos to; the report's own unless given.
+    """
+    write_text(path, html_report(record, Album(run or path.parent, path.parent)))
 
 
-def _case(case: CaseRecord) -> CaseView:
+def _case(case: CaseRecord, album: Album | None) -> CaseView:
     return CaseView(
         anchor=re.sub(r"[^\w.-]+", "-", f"{case.suite}-{case.case}"),
         name=case.case,
@@ -133,6 +141,7 @@ def _case(case: CaseRecord) -> CaseView:
         message=case.message,
         notes=case_notes(case),
         charts=tuple(case_charts(case)),
+        frames=album.frames(case) if album else None,
         tables=tuple(case_tables(case)),
         facts=facts_table(case),
         opened=case.verdict is not Verdict.PASS,

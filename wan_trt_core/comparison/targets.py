@@ -21,8 +21,10 @@ from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
 from wan_trt_core.cases import COMPOSITES, Case
-from wan_trt_core.comparison.blocks import Divergence, trace
+from wan_trt_core.comparison.blocks import Divergence, limits, trace
+from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.operations import Operation, first_operation, modules_of
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
@@ -30,9 +32,12 @@ from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
-from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, precision_of
+from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, exported_model, precision_of
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.swap import REPLACED, swap
+
+_RUNS_ON_CPU = ("onnxruntime",)
+"""Backends whose engine is an ONNX file that any CPU runs node by node."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,37 @@ class Target(ABC):
         if not isinstance(get_backend(self.case.backend), EngineBackend):
             return {}
         return {name: self._divergence(name) for name in self.components}
+
+    def operation(self, name: str, block: str) -> Operation | None:
+        """The first operation in a block of a component that computes what PyTorch does not, on the reference's inputs
+        of that block at the profile's min; None where all agree. It is looked for in :meth:`looked_into`."""
+        component, checkpoint = get_component(name), self.model.checkpoint
+        precision, blocks = self.precision(name), component.blocks(checkpoint)
+        made = (name, self.model, self.profile, precision)
+        onnx = exported_model(*made, self.context.settings, block_outputs=True)
+        graph = onnx.path
+        if self.case.backend in _RUNS_ON_CPU:
+            engine = built_engine(*made, self.case.backend, self.context.settings, block_outputs=True)
+            graph = engine.folder / graph.name
+        reference = component.reference_blocks(checkpoint, self.reference_precision(name))
+        call = self.placed(component.call_tensors(checkpoint, self.profile.min))
+        with without_tf32():  # which a CPU does not have
+            return first_operation(
+                graph,
+                block,
+                blocks[: blocks.index(block)],
+                component.prepare(checkpoint, precision)(call) | reference(call),
+                lambda: reference(call),
+                limits(precision),
+                modules_of(onnx.path),
+            )
+
+    def looked_into(self) -> str:
+        """The graph that :meth:`operation` looks into: an engine of another backend than ONNX Runtime's for CPUs
+        shows only its outputs."""
+        if self.case.backend in _RUNS_ON_CPU:
+            return "the graph that ONNX Runtime runs"
+        return f"the ONNX graph, run on the CPU; what {self.case.backend} made of it cannot be looked into"
 
     def precision(self, component: str) -> str:
         """Precision of a component in the candidate."""

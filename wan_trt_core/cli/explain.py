@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -132,8 +133,9 @@ def _print_changes(what: str, changes: Iterable[Change], text: Callable[[float],
     print_table("", (what, "before", "after", "change"), rows)
 
 
-def _shortened(name: str, limit: int = 60) -> str:
+def _shortened(name: str, limit: int = 44) -> str:
     """Names of kernels that C++ templates made may take lines."""
+    name = re.sub(r"^void |^node |at::native::|\(anonymous namespace\)::", "", name)
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""The kernels of both arms, found in a process of its own.
+"""The kernels of both arms, found in a process of its own; on a CPU the nodes and operators that they run.
 
 A process that PyTorch's profiler has once run in launches kernels more slowly ever after, so one that goes on to time
 other cases must not profile; and a profiler that crashes or hangs must not take the measurement with it.
@@ -6,18 +6,22 @@ other cases must not profile; and a profiler that crashes or hangs must not take
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.conditions import equal_conditions
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import target_of
+from wan_trt_core.comparison.targets import Target, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.measure.kernels import breakdown, kernels_of
+from wan_trt_core.measure.kernels import Kernel, breakdown, kernels_of, nodes
 
 WARMUP = 2
 """Calls before the one that counts: an engine captures its second call as a CUDA graph, and replays the third."""
@@ -36,12 +40,13 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
     with equal_conditions(settings):
         target = target_of(case, Context(settings))
         inputs = target.inputs()
+        watch_nodes = target.device == "cpu" and target.case.backend == "onnxruntime"
         found = []
-        for arm in (target.candidate, target.reference):
+        for arm, watched in ((target.candidate, watch_nodes), (target.reference, False)):
             call = partial(arm.call, inputs)
             for _ in range(WARMUP):
                 call()
-            kernels = kernels_of(call, target.device)
+            kernels = nodes_of(call, target) if watched else kernels_of(call, target.device)
             if not kernels:
                 raise RuntimeError(
                     "the profiler saw no kernel: nothing ran on a GPU, or the driver forbids profiling"
@@ -49,6 +54,29 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
             found.append(breakdown(kernels))
     candidate, reference = found
     return {**candidate, "reference": reference}
+
+
+def nodes_of(call: Callable[[], object], target: Target) -> tuple[Kernel, ...]:
+    """The nodes that one call runs in the target's engines for ONNX Runtime, the costliest first.
+
+    The sessions that are watched are new ones, so the call is made :data:`WARMUP` times before the one that counts.
+    """
+    graphs = target.graphs()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as watching:
+        found = {
+            name: watching.enter_context(engine.profiled(graph.runs, Path(folder, name)))
+            for name, (engine, graph) in graphs.items()
+        }
+        for _ in range(WARMUP + 1):
+            call()
+        watching.close()
+        kernels = [
+            kernel
+            for name, (_, graph) in graphs.items()
+            for path in found[name]
+            for kernel in nodes(json.loads(path.read_text()), graph.modules(), WARMUP + 1)
+        ]
+    return tuple(sorted(kernels, key=lambda kernel: -kernel.ms))
 
 
 def in_process(

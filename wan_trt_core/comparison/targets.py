@@ -13,11 +13,13 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
+from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
 from wan_trt_core.cases import COMPOSITES, Case
@@ -38,6 +40,32 @@ from wan_trt_core.pipeline.swap import REPLACED, swap
 
 _RUNS_ON_CPU = ("onnxruntime",)
 """Backends whose engine is an ONNX file that any CPU runs node by node."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The files of a component's graph.
+
+    Attributes:
+        onnx: as it was exported.
+        engine: as ONNX Runtime optimised it for the CPU; None for the engines of other backends.
+    """
+
+    onnx: Path
+    engine: Path | None
+
+    @property
+    def runs(self) -> Path:
+        """What a CPU runs node by node: the engine where it is such a file."""
+        return self.engine or self.onnx
+
+    def modules(self) -> dict[str, str]:
+        """The PyTorch module of every node of the engine, by the node's name; a fused one is where its result is."""
+        import onnx
+
+        modules = modules_of(self.onnx)
+        graph = onnx.load(str(self.runs), load_external_data=False).graph
+        return {node.name: modules.get(node.output[0], "") for node in graph.node}
 
 
 @dataclass(frozen=True)
@@ -175,24 +203,37 @@ class Target(ABC):
         of that block at the profile's min; None where all agree. It is looked for in :meth:`looked_into`."""
         component, checkpoint = get_component(name), self.model.checkpoint
         precision, blocks = self.precision(name), component.blocks(checkpoint)
-        made = (name, self.model, self.profile, precision)
-        onnx = exported_model(*made, self.context.settings, block_outputs=True)
-        graph = onnx.path
-        if self.case.backend in _RUNS_ON_CPU:
-            engine = built_engine(*made, self.case.backend, self.context.settings, block_outputs=True)
-            graph = engine.folder / graph.name
+        graph = self.graph(name, block_outputs=True)
         reference = component.reference_blocks(checkpoint, self.reference_precision(name))
         call = self.placed(component.call_tensors(checkpoint, self.profile.min))
         with without_tf32():  # which a CPU does not have
             return first_operation(
-                graph,
+                graph.runs,
                 block,
                 blocks[: blocks.index(block)],
                 component.prepare(checkpoint, precision)(call) | reference(call),
                 lambda: reference(call),
                 limits(precision),
-                modules_of(onnx.path),
+                modules_of(graph.onnx),
             )
+
+    def graph(self, name: str, *, block_outputs: bool = False) -> Graph:
+        """The files of a component's graph."""
+        made = (name, self.model, self.profile, self.precision(name))
+        settings = self.context.settings
+        onnx = exported_model(*made, settings, block_outputs=block_outputs).path
+        if self.case.backend not in _RUNS_ON_CPU:
+            return Graph(onnx, None)
+        engine = built_engine(*made, self.case.backend, settings, block_outputs=block_outputs)
+        return Graph(onnx, engine.folder / onnx.name)
+
+    def graphs(self) -> dict[str, tuple[OnnxRuntimeEngine, Graph]]:
+        """The loaded engines that are ONNX files which a CPU runs, by component, with their files."""
+        return {
+            name: (engine, self.graph(name))
+            for name, engine in self._loaded().items()
+            if isinstance(engine, OnnxRuntimeEngine) and self.case.backend in _RUNS_ON_CPU
+        }
 
     def looked_into(self) -> str:
         """The graph that :meth:`operation` looks into: an engine of another backend than ONNX Runtime's for CPUs

@@ -135,7 +135,7 @@ def _metrics(case: CaseRecord) -> str:
 
 
 def _kernels(kernels: Mapping[str, Any]) -> str:
-    """Where both arms' time on the GPU goes, by what the kernels do, and the candidate's costliest kernels."""
+    """Where both arms' time goes, by what the kernels do, and the candidate's costliest kernels."""
     if not kernels:
         return ""
     if "error" in kernels:
@@ -147,7 +147,7 @@ def _kernels(kernels: Mapping[str, Any]) -> str:
     ]
     rows.append(("all kernels", *(quantity(arm["total_ms"] / 1000, "s") for arm in arms)))
     top = [(name, quantity(ms / 1000, "s"), str(count)) for name, ms, count in kernels["top"][:TOP_KERNELS]]
-    groups = _table(("one call, on the GPU", "reference", "candidate"), rows)
+    groups = _table(("one call", "reference", "candidate"), rows)
     return f"{groups}\n\n{_table(('costliest kernels of the candidate', 'time', 'launches'), top)}"
 
 

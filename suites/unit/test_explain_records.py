@@ -11,7 +11,7 @@ import test_cli
 from fabricated import case_record, make_case, perf_measurement, run_record
 
 from wan_trt_core.measure.differences import kernel_difference, memory_difference, precision_of_kernel
-from wan_trt_core.measure.kernels import Kernel, breakdown
+from wan_trt_core.measure.kernels import TOP, Kernel, breakdown
 from wan_trt_core.records import Measurement, Metric, RunRecord
 
 wan, Wan = test_cli.wan, test_cli.Wan
@@ -44,6 +44,27 @@ def test_attention_that_lost_its_fusion_is_told_first() -> None:
         " (19 → 0 ms, 0x; instead +22 ms of products and 30 ms of softmax)"
     )
     assert "attention is fused now" in kernel_difference(unfused, FUSED).describe()
+
+
+def test_operators_that_onnx_runtime_no_longer_fuses_are_told() -> None:
+    norm, product = (
+        "node SimplifiedLayerNormalization blocks.*.attn1",
+        Kernel("node Gemm blocks.*.ffn_in", 3.0, 8),
+    )
+    fused = breakdown([product, Kernel(norm, 0.5, 16)])
+    pieces = [Kernel(f"node {op} blocks.*.attn1", 0.4, 16) for op in ("Pow", "ReduceMean", "Sqrt", "Div")]
+    difference = kernel_difference(fused, breakdown([product, *pieces]))
+    assert difference.describe() == (
+        "1.1 ms slower (3.5 → 4.6 ms, 1.31x); most of it in pointwise (+1.1 ms);"
+        " fused operators are gone: SimplifiedLayerNormalization"
+    )
+
+
+def test_a_cheap_operator_that_a_record_leaves_out_is_not_gone() -> None:
+    others = [Kernel(f"node Gemm blocks.*.part_{index}", 3.0, 8) for index in range(TOP)]
+    norm = Kernel("node SimplifiedLayerNormalization blocks.*.attn1", 4.0, 16)
+    difference = kernel_difference(breakdown([norm, *others]), breakdown(others))
+    assert not difference.fusion
 
 
 def test_a_change_of_precision_is_told() -> None:
@@ -88,6 +109,10 @@ def test_who_holds_more_memory() -> None:
     )
     precise = memory_difference({**before, **both[0]}, {**after, **both[1]})
     assert "most of it dit.engine_scratch" in precise.describe()  # by component; the host is another memory
+    many = memory_difference(
+        {"device_used": 0.0, "a": 0.0, "b": 0.0}, {"device_used": 9.0, "a": 4.0, "b": 3.0}
+    )
+    assert many.describe().endswith("the largest part a (+4 B)")
     with pytest.raises(ValueError, match="neither device_used nor resident_set_peak"):
         memory_difference({"device_used": 1.0}, {"resident_set_peak": 1.0})
 

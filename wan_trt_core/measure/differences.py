@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.measure.kernels import group_of
+from wan_trt_core.measure.kernels import NODE, TOP, group_of
 
 LOST = 0.5
 """An engine that spends less than this part of the time in fused attention than another has lost a fusion."""
@@ -26,6 +26,9 @@ PRECISIONS: tuple[tuple[str, str], ...] = (
 
 TOTALS = ("device_used", "resident_set_peak")
 """What a case uses at most, on the device or else on the host: the first that a record has."""
+
+_FUSED = re.compile(r"Simplified|Fused|Fast|Quick|Skip|Bias|\w*Attention")
+"""Operators that ONNX Runtime makes of several."""
 
 _HASH = re.compile(r"_?0x[0-9a-f]{8,}")
 
@@ -79,7 +82,7 @@ class KernelDifference:
         sign = 1 if self.total.added >= 0 else -1
         most = max(self.groups, key=lambda change: sign * change.added)
         if sign * most.added > 0:
-            told.insert(0, f"most of it in {most.name} ({_signed(most.added)})")
+            told.insert(0, f"{_part(most, self.total)} in {most.name} ({_signed(most.added)})")
         return "; ".join(filter(None, (_verdict(self.total), *told)))
 
 
@@ -104,7 +107,7 @@ class MemoryDifference:
         if most is None or sign * most.added <= 0:
             return line
         amount = f"{'+' if most.added >= 0 else '-'}{quantity(abs(most.added), 'B')}"
-        return f"{line}: most of it {most.name} ({amount})"
+        return f"{line}: {_part(most, self.total)} {most.name} ({amount})"
 
 
 def kernel_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> KernelDifference:
@@ -116,7 +119,7 @@ def kernel_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Ke
         groups=groups,
         kernels=_changes(first, second),
         precisions=_changes(_by_precision(before["top"]), _by_precision(after["top"])),
-        fusion=_fusion(groups, second),
+        fusion=_fusion(groups, first, second),
     )
 
 
@@ -154,19 +157,33 @@ def precision_of_kernel(name: str) -> str | None:
     return None
 
 
-def _fusion(groups: Iterable[Change], after: Mapping[str, float]) -> str:
-    """Attention that is in one kernel no longer is a product, a softmax and another product."""
+def _fusion(groups: Iterable[Change], before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Attention that is in one kernel no longer is a product, a softmax and another product; of ONNX Runtime's graph
+    the fused operators that are gone."""
+    # one that costs as little as what a record leaves out may be among what it leaves out
+    least = 2 * min(after.values(), default=0.0) if len(after) >= TOP else 0.0
+    kept = _operators(after)
+    gone = {op for op, ms in _operators(before).items() if _FUSED.match(op) and op not in kept and ms > least}
+    if kept and gone:
+        return f"fused operators are gone: {', '.join(sorted(gone))}"
     change = {group.name: group for group in groups}
-    attention, products = change.get("attention"), change.get("products")
-    if attention is None or products is None:
-        return ""
+    attention, products = change["attention"], change["products"]
     if attention.after < LOST * attention.before and products.added > 0:
-        softmax = sum(ms for name, ms in after.items() if re.search("softmax|_Exp", name))
+        softmax = sum(ms for name, ms in after.items() if re.search("softmax", name, re.IGNORECASE))
         beside = f" and {softmax:.3g} ms of softmax" if softmax else ""
         return f"attention lost its fusion ({_ends(attention)}; instead {_signed(products.added)} of products{beside})"
     if attention.before < LOST * attention.after and products.added < 0:
         return f"attention is fused now ({_ends(attention)})"
     return ""
+
+
+def _operators(kernels: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds by operator of those that are nodes of ONNX Runtime."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for name, ms in kernels.items():
+        if name.startswith(NODE):
+            found[name.split()[1]] += ms
+    return dict(found)
 
 
 def _by_name(top: Iterable[tuple[str, float, int]]) -> dict[str, float]:
@@ -190,6 +207,10 @@ def _by_precision(top: Iterable[tuple[str, float, int]]) -> dict[str, float]:
 def _changes(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[Change, ...]:
     changes = (Change(name, before.get(name, 0.0), after.get(name, 0.0)) for name in {**before, **after})
     return tuple(sorted(changes, key=lambda change: -change.added))
+
+
+def _part(change: Change, total: Change) -> str:
+    return "most of it" if 2 * abs(change.added) >= abs(total.added) else "the largest part"
 
 
 def _verdict(total: Change) -> str:

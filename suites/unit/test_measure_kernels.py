@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from wan_trt_core.comparison.profiling import in_process
-from wan_trt_core.measure.kernels import GROUPS, TOP, Kernel, breakdown, by_name, group_of, kernels_of, nodes
+from wan_trt_core.measure.kernels import (
+    GROUPS,
+    TOP,
+    Kernel,
+    breakdown,
+    by_name,
+    group_of,
+    kernels_of,
+    nodes,
+    together,
+    typical,
+)
 
 NAMES = {
     "_gemm_mha_v2_0x1a2b": "attention",
@@ -103,7 +114,7 @@ def node(name: str, op: str, ts: int, dur: int) -> dict[str, Any]:
     return {"cat": "Node", "name": f"{name}_kernel_time", "ts": ts, "dur": dur, "args": {"op_name": op}}
 
 
-def test_nodes_of_the_last_call_are_added_up_by_operator_and_module() -> None:
+def test_the_nodes_of_each_call_are_added_up_by_operator_and_module() -> None:
     """Two calls that run the engine twice each; the nodes of repeated blocks are one."""
     events = []
     for run, start in enumerate((0, 100, 200, 300)):
@@ -115,10 +126,19 @@ def test_nodes_of_the_last_call_are_added_up_by_operator_and_module() -> None:
             node("view", "Reshape", start + 30, 1),
         ]
     modules = {"linear_1": "blocks.0.ffn_in", "linear_2": "blocks.1.ffn_in", "view": ""}
-    assert nodes(events, modules, 2) == (
+    first, last = nodes(events, modules, 2)
+    assert last == (
         Kernel("node Gemm blocks.*.ffn_in", pytest.approx(6.005), 4),
         Kernel("node Reshape", pytest.approx(0.002), 2),
     )
+    assert first[0].ms == pytest.approx(6.001)
+
+
+def test_several_engines_in_one_call_and_several_calls() -> None:
+    conv, other = Kernel("conv", 2.0, 1), Kernel("gemm", 1.0, 1)
+    assert together([[conv, other], [conv]]) == (Kernel("conv", 4.0, 2), other)
+    calls = [[Kernel("gemm", ms, 1)] for ms in (1.0, 30.0, 2.0)]
+    assert typical(calls) == (Kernel("gemm", 2.0, 1),)
 
 
 def answers(number: int) -> dict[str, Any]:

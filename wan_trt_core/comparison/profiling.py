@@ -21,7 +21,10 @@ from wan_trt_core.comparison.conditions import equal_conditions
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Target, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.measure.kernels import Kernel, breakdown, kernels_of, nodes
+from wan_trt_core.measure.kernels import Kernel, breakdown, kernels_of, nodes, together, typical
+
+ON_CPU = 3
+"""Calls whose median counts on a CPU, which has other things to do meanwhile."""
 
 WARMUP = 2
 """Calls before the one that counts: an engine captures its second call as a CUDA graph, and replays the third."""
@@ -46,7 +49,13 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
             call = partial(arm.call, inputs)
             for _ in range(WARMUP):
                 call()
-            kernels = nodes_of(call, target) if watched else kernels_of(call, target.device)
+            count = ON_CPU if target.device == "cpu" else 1
+            calls = (
+                nodes_of(call, target, count)
+                if watched
+                else [kernels_of(call, target.device) for _ in range(count)]
+            )
+            kernels = typical(calls)
             if not kernels:
                 raise RuntimeError(
                     "the profiler saw no kernel: nothing ran on a GPU, or the driver forbids profiling"
@@ -56,27 +65,26 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
     return {**candidate, "reference": reference}
 
 
-def nodes_of(call: Callable[[], object], target: Target) -> tuple[Kernel, ...]:
-    """The nodes that one call runs in the target's engines for ONNX Runtime, the costliest first.
+def nodes_of(call: Callable[[], object], target: Target, count: int) -> list[tuple[Kernel, ...]]:
+    """The nodes that each of several calls runs in the target's engines for ONNX Runtime, those of all engines.
 
-    The sessions that are watched are new ones, so the call is made :data:`WARMUP` times before the one that counts.
+    The sessions that are watched are new ones: :data:`WARMUP` calls come before those that count.
     """
-    graphs = target.graphs()
+    graphs, calls = target.graphs(), WARMUP + count
     with tempfile.TemporaryDirectory() as folder, ExitStack() as watching:
-        found = {
+        files = {
             name: watching.enter_context(engine.profiled(graph.runs, Path(folder, name)))
             for name, (engine, graph) in graphs.items()
         }
-        for _ in range(WARMUP + 1):
+        for _ in range(calls):
             call()
-        watching.close()
-        kernels = [
-            kernel
+        watching.close()  # which writes the files
+        engines = [
+            nodes(json.loads(path.read_text()), graph.modules(), calls)
             for name, (_, graph) in graphs.items()
-            for path in found[name]
-            for kernel in nodes(json.loads(path.read_text()), graph.modules(), WARMUP + 1)
+            for path in files[name]
         ]
-    return tuple(sorted(kernels, key=lambda kernel: -kernel.ms))
+    return [together(kernels) for kernels in zip(*engines, strict=True)][WARMUP:]
 
 
 def in_process(

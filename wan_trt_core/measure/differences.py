@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.measure.kernels import NODE, TOP, group_of
+from wan_trt_core.measure.kernels import NODE, group_of
 
 LOST = 0.5
 """An engine that spends less than this part of the time in fused attention than another has lost a fusion."""
@@ -157,11 +157,12 @@ def precision_of_kernel(name: str) -> str | None:
     return None
 
 
-def _fusion(groups: Iterable[Change], before: Mapping[str, float], after: Mapping[str, float]) -> str:
+def _fusion(groups: Sequence[Change], before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Attention that is in one kernel no longer is a product, a softmax and another product; of ONNX Runtime's graph
     the fused operators that are gone."""
     # one that costs as little as what a record leaves out may be among what it leaves out
-    least = 2 * min(after.values(), default=0.0) if len(after) >= TOP else 0.0
+    whole = sum(group.after for group in groups)
+    least = 0.0 if sum(after.values()) > 0.999 * whole else 2 * min(after.values())
     kept = _operators(after)
     gone = {op for op, ms in _operators(before).items() if _FUSED.match(op) and op not in kept and ms > least}
     if kept and gone:

@@ -7,14 +7,16 @@ and PyTorch module, those of repeated blocks together: ``Gemm blocks.*.attn1.to_
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from wan_trt_core.measure.environment import Device
 
-TOP = 20
+TOP = 50
 """Kernels of each arm that a record lists by name."""
 
 OTHER = "other"
@@ -125,8 +127,10 @@ def operators(events: Iterable[Any]) -> tuple[Kernel, ...]:
     return _costliest_first(spent)
 
 
-def nodes(events: Sequence[Mapping[str, Any]], modules: Mapping[str, str], calls: int) -> tuple[Kernel, ...]:
-    """The nodes of the last of several equal calls of an engine by operator and module, the costliest first.
+def nodes(
+    events: Sequence[Mapping[str, Any]], modules: Mapping[str, str], calls: int
+) -> list[tuple[Kernel, ...]]:
+    """The nodes of each of several equal calls of an engine by operator and module, the costliest first.
 
     Args:
         events: of ONNX Runtime's profile.
@@ -134,13 +138,39 @@ def nodes(events: Sequence[Mapping[str, Any]], modules: Mapping[str, str], calls
         calls: how many were watched, in each of which the engine may have run more than once.
     """
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
-    last = starts[len(starts) - len(starts) // calls] if len(starts) >= calls else 0
-    spent: dict[str, list[float]] = defaultdict(list)
+    runs = len(starts) // calls  # in each call
+    spent: list[defaultdict[str, list[float]]] = [defaultdict(list) for _ in range(calls)]
     for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= last:
+        if runs and event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             module = re.sub(r"\.\d+", ".*", modules.get(event["name"].removesuffix("_kernel_time"), ""))
-            spent[f"{NODE}{event['args']['op_name']} {module}".strip()].append(event["dur"] / 1000)
-    return _costliest_first(spent)
+            name = f"{NODE}{event['args']['op_name']} {module}".strip()
+            call = (bisect_right(starts, event["ts"]) - 1) // runs
+            spent[call][name].append(event["dur"] / 1000)
+    return [_costliest_first(each) for each in spent]
+
+
+def together(parts: Iterable[Iterable[Kernel]]) -> tuple[Kernel, ...]:
+    """What several engines ran in one call, those of a name added up, the costliest first."""
+
+    def added(same: list[Kernel]) -> Kernel:
+        return Kernel(same[0].name, sum(each.ms for each in same), sum(each.count for each in same))
+
+    return _merged(parts, added)
+
+
+def typical(calls: Iterable[Iterable[Kernel]]) -> tuple[Kernel, ...]:
+    """The median of each kernel over equal calls, the costliest first."""
+    return _merged(calls, lambda same: Kernel(same[0].name, median(each.ms for each in same), same[-1].count))
+
+
+def _merged(
+    sources: Iterable[Iterable[Kernel]], merge: Callable[[list[Kernel]], Kernel]
+) -> tuple[Kernel, ...]:
+    found: defaultdict[str, list[Kernel]] = defaultdict(list)
+    for kernels in sources:
+        for kernel in kernels:
+            found[kernel.name].append(kernel)
+    return tuple(sorted(map(merge, found.values()), key=lambda kernel: -kernel.ms))
 
 
 def _costliest_first(spent: Mapping[str, Sequence[float]]) -> tuple[Kernel, ...]:

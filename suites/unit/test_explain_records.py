@@ -135,6 +135,7 @@ class TestCommands:
         code, out, _ = wan("explain", "perf", a, b)
         assert code == 0
         assert out.startswith("dit: 1 ms faster (55 → 54 ms, 0.982x); most of it in pointwise (-8 ms)\n")
+        assert out.splitlines()[1] == "  stock diffusers beside it, so the machine itself: 54 → 54 ms, 1x"
         assert "+7.000 ms" in out and "_gemm_mha_v2" in out and "0xf32b" not in out
         code, out, _ = wan("explain", "perf", a, "--json")
         assert json.loads(out)[0]["total"] == {"name": "all kernels", "before": 54.0, "after": 55.0}

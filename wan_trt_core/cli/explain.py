@@ -82,7 +82,7 @@ def explain_perf(
     as_json: JsonOption = False,
 ) -> None:
     """Show which kernels got slower between two records: by what they do, and by name."""
-    from wan_trt_core.measure.differences import kernel_difference
+    from wan_trt_core.measure.differences import ends, kernel_difference
 
     told = []
     for name, first, second in _pairs(before, after or before, "perf", case):
@@ -92,6 +92,9 @@ def explain_perf(
         if as_json:
             continue
         print_line(f"{name}: {difference.describe()}")
+        if after is not None:
+            machine = kernel_difference(old["reference"], new["reference"]).total
+            print_line(f"  stock diffusers beside it, so the machine itself: {ends(machine)}")
         changed = sorted(difference.kernels, key=lambda change: -abs(change.added))[:TOP]
         rows = [*difference.groups, difference.total]
         _print_changes("kernels", rows, lambda ms: f"{ms:.3f} ms")

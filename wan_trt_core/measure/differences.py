@@ -172,9 +172,9 @@ def _fusion(groups: Sequence[Change], before: Mapping[str, float], after: Mappin
     if attention.after < LOST * attention.before and products.added > 0:
         softmax = sum(ms for name, ms in after.items() if re.search("softmax", name, re.IGNORECASE))
         beside = f" and {softmax:.3g} ms of softmax" if softmax else ""
-        return f"attention lost its fusion ({_ends(attention)}; instead {_signed(products.added)} of products{beside})"
+        return f"attention lost its fusion ({ends(attention)}; instead {_signed(products.added)} of products{beside})"
     if attention.before < LOST * attention.after and products.added < 0:
-        return f"attention is fused now ({_ends(attention)})"
+        return f"attention is fused now ({ends(attention)})"
     return ""
 
 
@@ -216,10 +216,11 @@ def _part(change: Change, total: Change) -> str:
 
 def _verdict(total: Change) -> str:
     word = "slower" if total.added >= 0 else "faster"
-    return f"{abs(total.added):.3g} ms {word} ({_ends(total)})"
+    return f"{abs(total.added):.3g} ms {word} ({ends(total)})"
 
 
-def _ends(change: Change) -> str:
+def ends(change: Change) -> str:
+    """Both times in milliseconds and their ratio."""
     ratio = f", {change.after / change.before:.3g}x" if change.before else ""
     return f"{change.before:.4g} → {change.after:.4g} ms{ratio}"
 

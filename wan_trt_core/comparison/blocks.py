@@ -46,7 +46,7 @@ class Divergence:
             worst = max(self.errors, key=lambda error: error.relative_l2)
             return (
                 f"no block leaves the reference by more than rounding (worst {worst.block}, relative L2 "
-                f"{worst.relative_l2:.1e}): the difference arises after the last block or in what is fed to the engine"
+                f"{worst.relative_l2:.1e}): what differs arises after the last block or in what is fed to the engine"
             )
         at = next(index for index, error in enumerate(self.errors) if error.block == self.first)
         before = f", after {self.errors[at - 1].relative_l2:.1e} in {self.errors[at - 1].block}" if at else ""

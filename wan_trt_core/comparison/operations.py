@@ -91,7 +91,7 @@ class Value:
 
     def meet(self, other: Value) -> None:
         """Take note of a tensor in PyTorch, of as many numbers."""
-        near = (self.numbers - other.numbers.to(self.numbers.device)).norm()
+        near = (self.numbers - other.numbers).norm()
         shape_error, ratio = float(near), self.size / other.size
         # |a - b| of two vectors from the distance of their directions and the ratio of their lengths
         error = math.sqrt((ratio - 1.0) ** 2 + ratio * shape_error**2)
@@ -136,7 +136,10 @@ def first_operation(
         modules: PyTorch module by the name of a value, see :func:`modules_of`.
     """
     part = block_graph(graph, block, earlier)
-    values = {name: Value.of(tensor) for name, tensor in _run(part, fed).items()}
+    device = next(
+        iter(fed.values())
+    ).device  # PyTorch's, to which it is quicker to bring the few than the many
+    values = {name: Value.of(tensor.to(device)) for name, tensor in _run(part, fed).items()}
     _meet(reference, [value for value in values.values() if value is not None])
     return find_operation(part, values, limits, modules)
 
@@ -290,12 +293,12 @@ def _run(part: BlockGraph, fed: Tensors) -> Tensors:
 
 def _meet(reference: Callable[[], object], values: Sequence[Value]) -> None:
     """Let every value of the graph meet all that PyTorch computes while ``reference`` runs."""
-    by_size: dict[int, list[Value]] = {}
+    by_size: dict[tuple[torch.device, int], list[Value]] = {}
     for value in values:
-        by_size.setdefault(value.numbers.numel(), []).append(value)
+        by_size.setdefault((value.numbers.device, value.numbers.numel()), []).append(value)
 
     def see(tensor: Tensor) -> None:
-        alike = by_size.get(tensor.numel())
+        alike = by_size.get((tensor.device, tensor.numel()))
         if alike and (seen := Value.of(tensor)) is not None:
             for value in alike:
                 value.meet(seen)

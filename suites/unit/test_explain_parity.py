@@ -18,6 +18,7 @@ from torch import nn
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison import explain_case
 from wan_trt_core.comparison.blocks import find_divergence, limits
+from wan_trt_core.comparison.conditions import equal_conditions, snapshot, without_tf32
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.operations import Operation, first_operation, modules_of
 from wan_trt_core.comparison.parity import explanations_of
@@ -205,6 +206,15 @@ def test_without_a_way_into_the_engine_the_onnx_graph_is_named(settings: Setting
     case = case_of("dit", settings).model_copy(update={"backend": "tensorrt"})
     graph = target_of(case, Context(settings)).looked_into()
     assert graph == "the ONNX graph, run on the CPU; what tensorrt made of it cannot be looked into"
+
+
+def test_float32_is_float32_where_operations_are_compared(settings: Settings) -> None:
+    """The graph runs on a CPU, which has no TF32: where the settings allow it every product would differ."""
+    perf = settings.perf.model_copy(update={"allow_tf32": True})
+    with equal_conditions(settings.model_copy(update={"perf": perf})):
+        with without_tf32():
+            assert not (snapshot()["matmul_tf32"] or snapshot()["cudnn_tf32"])
+        assert snapshot()["matmul_tf32"] and snapshot()["cudnn_tf32"]
 
 
 def test_the_table_shows_growth() -> None:

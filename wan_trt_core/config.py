@@ -155,7 +155,7 @@ class PerfSettings(_Model):
         default=9, ge=3, description="pairs of what a case times beside its gate (its perf.also)"
     )
     kernels: bool = Field(
-        default=True, description="on a GPU, profile one call of each arm in a process of its own"
+        default=True, description="profile one call of each arm in a process of its own (GPU, onnxruntime)"
     )
 
     @model_validator(mode="after")

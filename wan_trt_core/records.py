@@ -154,7 +154,7 @@ def write_json(path: Path, data: Any) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w") as stream:
-            json.dump(_finite(data), stream, indent=2, allow_nan=False)
+            json.dump(finite(data), stream, indent=2, allow_nan=False)
             stream.write("\n")
         os.replace(temporary, path)
     except BaseException:
@@ -162,11 +162,12 @@ def write_json(path: Path, data: Any) -> None:
         raise
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """The data with non-finite numbers as strings: JSON has none."""
     if isinstance(data, float) and not math.isfinite(data):
         return str(data)
     if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return data

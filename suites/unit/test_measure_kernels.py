@@ -8,9 +8,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from wan_trt_core.comparison.profiling import in_process
-from wan_trt_core.measure.kernels import GROUPS, TOP, Kernel, breakdown, by_name, group_of, kernels_of
+from wan_trt_core.measure.kernels import (
+    GROUPS,
+    TOP,
+    Kernel,
+    breakdown,
+    by_name,
+    group_of,
+    kernels_of,
+    nodes,
+    together,
+    typical,
+)
 
 NAMES = {
     "_gemm_mha_v2_0x1a2b": "attention",
@@ -33,6 +45,15 @@ NAMES = {
     "triton_poi_fused_convolution_copy_silu_3": "pointwise",
     "void convertTensor_kernel<float, __half>": "other",
     "kernel": "other",
+    "node Gemm blocks.*.attn1.to_q": "products",
+    "node Softmax mid_attention": "pointwise",
+    "node Conv up_blocks.*.resnets.*": "convolutions",
+    "node Reshape": "copies",
+    "aten::addmm": "products",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "aten::mkldnn_convolution": "convolutions",
+    "aten::copy_": "copies",
+    "aten::mul": "pointwise",
 }
 
 
@@ -82,8 +103,42 @@ def test_breakdown() -> None:
     assert found["top"] == [[f"gemm_{index}", 2.0, 3] for index in range(TOP)]
 
 
-def test_a_cpu_has_no_kernels_and_is_not_profiled() -> None:
-    assert kernels_of(lambda: pytest.fail("ran"), "cpu") == ()
+def test_on_a_cpu_the_operators_of_pytorch_are_told() -> None:
+    weight = torch.ones(64, 64)
+    kernels = {kernel.name: kernel for kernel in kernels_of(lambda: (weight @ weight).relu().relu(), "cpu")}
+    assert (kernels["aten::mm"].count, kernels["aten::relu"].count) == (1, 2)
+    assert kernels["aten::mm"].ms > 0
+
+
+def node(name: str, op: str, ts: int, dur: int) -> dict[str, Any]:
+    return {"cat": "Node", "name": f"{name}_kernel_time", "ts": ts, "dur": dur, "args": {"op_name": op}}
+
+
+def test_the_nodes_of_each_call_are_added_up_by_operator_and_module() -> None:
+    """Two calls that run the engine twice each; the nodes of repeated blocks are one."""
+    events = []
+    for run, start in enumerate((0, 100, 200, 300)):
+        events += [
+            {"cat": "Session", "name": "model_run", "ts": start, "dur": 90},
+            {"cat": "Session", "name": "SequentialExecutor::Execute", "ts": start, "dur": 90},
+            node("linear_1", "Gemm", start + 10, 1000 + run),
+            node("linear_2", "Gemm", start + 20, 2000),
+            node("view", "Reshape", start + 30, 1),
+        ]
+    modules = {"linear_1": "blocks.0.ffn_in", "linear_2": "blocks.1.ffn_in", "view": ""}
+    first, last = nodes(events, modules, 2)
+    assert last == (
+        Kernel("node Gemm blocks.*.ffn_in", pytest.approx(6.005), 4),
+        Kernel("node Reshape", pytest.approx(0.002), 2),
+    )
+    assert first[0].ms == pytest.approx(6.001)
+
+
+def test_several_engines_in_one_call_and_several_calls() -> None:
+    conv, other = Kernel("conv", 2.0, 1), Kernel("gemm", 1.0, 1)
+    assert together([[conv, other], [conv]]) == (Kernel("conv", 4.0, 2), other)
+    calls = [[Kernel("gemm", ms, 1)] for ms in (1.0, 30.0, 2.0)]
+    assert typical(calls) == (Kernel("gemm", 2.0, 1),)
 
 
 def answers(number: int) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def print_line(text: str) -> None:
 
 def print_json(data: Any) -> None:
     """Plain, so that a program can read standard output."""
-    print(json.dumps(data, indent=2))
+    from wan_trt_core.records import finite
+
+    print(json.dumps(finite(data), indent=2, allow_nan=False))
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

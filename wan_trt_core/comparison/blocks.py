@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
+from wan_trt_core.measure.quality import PSNR_CAP_DB
+from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.component import Tensors
 
 NOISE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
@@ -20,10 +25,11 @@ block's own, is a fault even where it stays under the noise (one per cent of one
 
 @dataclass(frozen=True)
 class BlockError:
-    """Relative L2 error of one block's output against the reference's."""
+    """Relative L2 error of one block's output against the reference's, and the PSNR that it comes to."""
 
     block: str
     relative_l2: float
+    psnr_db: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,35 @@ class Divergence:
             worst = max(self.errors, key=lambda error: error.relative_l2)
             return (
                 f"no block leaves the reference by more than rounding (worst {worst.block}, relative L2 "
-                f"{worst.relative_l2:.1e}): the difference arises after the last block or in what is fed to the engine"
+                f"{worst.relative_l2:.1e}): what differs arises after the last block or in what is fed to the engine"
             )
         at = next(index for index, error in enumerate(self.errors) if error.block == self.first)
         before = f", after {self.errors[at - 1].relative_l2:.1e} in {self.errors[at - 1].block}" if at else ""
         return f"first diverging block: {self.first} (relative L2 {self.errors[at].relative_l2:.1e}{before})"
+
+    def growth(self) -> tuple[float | None, ...]:
+        """By which factor the error grows in each block, over the block before; None where that had none."""
+        errors = [error.relative_l2 for error in self.errors]
+        return (None, *(now / last if last else None for last, now in pairwise(errors)))
+
+    def table(self, around: int | None = None) -> tuple[str, ...]:
+        """A heading and a line for each block: relative L2, PSNR, growth; the first diverging one is marked.
+
+        Args:
+            around: only as many blocks before and after that one.
+        """
+        names = [error.block for error in self.errors]
+        at = names.index(self.first) if self.first else len(names) - 1
+        shown = range(len(names)) if around is None else range(max(0, at - around), at + around + 1)
+        width = max(map(len, names))
+        lines = [f"  {'block':{width}}  relative L2  PSNR (dB)  growth"]
+        for index, (error, growth) in enumerate(zip(self.errors, self.growth(), strict=True)):
+            if index in shown:
+                mark = ">" if error.block == self.first else " "
+                grown = "" if growth is None else f"{growth:.3g}x"
+                numbers = f"{error.relative_l2:11.1e}  {error.psnr_db:9.1f}  {grown:>6}"
+                lines.append(f"{mark} {error.block:{width}}  {numbers}")
+        return tuple(lines)
 
 
 def find_divergence(
@@ -55,10 +85,15 @@ def find_divergence(
     Raises:
         KeyError: when the candidate lacks a block of the reference.
     """
-    errors = tuple(
-        BlockError(name, _relative_l2(expected, candidate[name])) for name, expected in reference.items()
-    )
+    errors = tuple(_error(name, expected, candidate[name]) for name, expected in reference.items())
     return Divergence(errors, noise, _first(errors, noise))
+
+
+def limits(precision: str) -> tuple[float, ...]:
+    """Relative L2 errors within which one operation is healthy on inputs without an error: rounding of two sums in
+    another order, where that is less than what a healthy block may come to, and what that may."""
+    rounding, block = 16 * torch.finfo(torch_dtype(precision)).eps, JUMP * NOISE[precision] / MARGIN
+    return (rounding, block) if rounding < block else (block,)
 
 
 def trace(
@@ -82,6 +117,9 @@ def _first(errors: Sequence[BlockError], noise: float) -> str | None:
     return None
 
 
-def _relative_l2(reference: Tensor, candidate: Tensor) -> float:
+def _error(block: str, reference: Tensor, candidate: Tensor) -> BlockError:
     expected, found = reference.double(), candidate.to(reference.device).double()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+    error, size = float((found - expected).norm()), float(expected.norm())
+    rms, peak = error / math.sqrt(expected.numel()), float(expected.abs().max())
+    psnr = min(PSNR_CAP_DB, 20 * math.log10(peak / rms)) if peak and rms else PSNR_CAP_DB
+    return BlockError(block, error / max(size, 1e-30), psnr)

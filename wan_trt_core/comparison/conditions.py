@@ -31,6 +31,19 @@ def equal_conditions(settings: Settings) -> Iterator[None]:
         )
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Meanwhile float32 is float32, whatever the settings allow."""
+    before = snapshot()
+    _apply(False, cudnn_benchmark=before["cudnn_benchmark"])
+    try:
+        yield
+    finally:
+        _apply(
+            before["matmul_tf32"], cudnn_benchmark=before["cudnn_benchmark"], cudnn_tf32=before["cudnn_tf32"]
+        )
+
+
 def snapshot() -> dict[str, Any]:
     """What decides the speed and the rounding of PyTorch in this process right now."""
     return {

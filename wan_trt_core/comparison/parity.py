@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from wan_trt_core.cases import Case
+from wan_trt_core.comparison.blocks import Divergence
 from wan_trt_core.comparison.conditions import equal_conditions, snapshot
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.frames import keep_frames
-from wan_trt_core.comparison.targets import Outputs, target_of
+from wan_trt_core.comparison.operations import Operation
+from wan_trt_core.comparison.targets import Outputs, Target, target_of
 from wan_trt_core.measure.quality import VIDEO_METRICS, tensor_metrics, video_metrics
 from wan_trt_core.records import Measurement, Metric
+
+AROUND = 2
+"""Blocks before and after the first diverging one that a failure message lists."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where one component of a case parts from the reference.
+
+    Attributes:
+        operation: the first that differs in the first diverging block, where one was found.
+        operation_text: what is known of it, in words; empty where no block diverges.
+    """
+
+    component: str
+    divergence: Divergence
+    operation: Operation | None = None
+    operation_text: str = ""
+
+    def describe(self) -> tuple[str, ...]:
+        """A line for the block and one for the operation."""
+        lines = (self.divergence.describe(), self.operation_text)
+        return tuple(f"{self.component}: {line}" for line in lines if line)
 
 
 def measure(case: Case, context: Context) -> Measurement:
@@ -34,14 +60,38 @@ def measure(case: Case, context: Context) -> Measurement:
         )
 
 
-def explain(case: Case, context: Context) -> tuple[str, ...]:
-    """For a case that failed: what each component's blocks say, the first diverging one named.
+def explanations_of(case: Case, context: Context) -> tuple[Explanation, ...]:
+    """Each component of the case with every block's output beside the reference's, and the operation that broke.
 
-    Runs engines that give out every block's output, which are built for it.
+    Runs engines that give out every block's output, which are built for it; none for a backend that has no engines.
     """
     with equal_conditions(context.settings):
-        divergences = target_of(case, context).divergences()
-    return tuple(f"{component}: {divergence.describe()}" for component, divergence in divergences.items())
+        target = target_of(case, context)
+        return tuple(_explanation(target, name, found) for name, found in target.divergences().items())
+
+
+def explain(case: Case, context: Context) -> tuple[str, ...]:
+    """For a case that failed: the first diverging block and operation of each component, then the blocks around."""
+    found = explanations_of(case, context)
+    tables = (line for each in found if each.divergence.first for line in each.divergence.table(AROUND))
+    return (*(line for each in found for line in each.describe()), *tables)
+
+
+def _explanation(target: Target, component: str, divergence: Divergence) -> Explanation:
+    if divergence.first is None:
+        return Explanation(component, divergence)
+    graph = target.looked_into()
+    try:
+        operation = target.operation(component, divergence.first)
+    except Exception as error:  # of whatever kind: the block is known, and must be told
+        why = f"first operation not found out: {type(error).__name__}: {error}"
+        return Explanation(component, divergence, None, why)
+    if operation is not None:
+        return Explanation(
+            component, divergence, operation, f"first operation: {operation.describe()}, in {graph}"
+        )
+    why = f"no operation of {divergence.first} differs by more than rounding in {graph}"
+    return Explanation(component, divergence, None, why)
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""The kernels of both arms, found in a process of its own.
+"""The kernels of both arms, found in a process of its own; on a CPU the nodes and operators that they run.
 
 A process that PyTorch's profiler has once run in launches kernels more slowly ever after, so one that goes on to time
 other cases must not profile; and a profiler that crashes or hangs must not take the measurement with it.
@@ -6,18 +6,26 @@ other cases must not profile; and a profiler that crashes or hangs must not take
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import tempfile
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.conditions import equal_conditions
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import target_of
+from wan_trt_core.comparison.targets import Target, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.measure.kernels import breakdown, kernels_of
+from wan_trt_core.measure.kernels import Kernel, breakdown, kernels_of, nodes, together, typical
+
+ON_CPU = range(3, 22)
+"""Calls whose median counts on a CPU, which has other things to do meanwhile: as many as take about a second."""
 
 WARMUP = 2
 """Calls before the one that counts: an engine captures its second call as a CUDA graph, and replays the third."""
@@ -36,12 +44,21 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
     with equal_conditions(settings):
         target = target_of(case, Context(settings))
         inputs = target.inputs()
+        watch_nodes = target.device == "cpu" and target.case.backend == "onnxruntime"
         found = []
-        for arm in (target.candidate, target.reference):
+        for arm, watched in ((target.candidate, watch_nodes), (target.reference, False)):
             call = partial(arm.call, inputs)
             for _ in range(WARMUP):
+                started = time.perf_counter()
                 call()
-            kernels = kernels_of(call, target.device)
+            fit = round(1 / (time.perf_counter() - started))
+            count = max(ON_CPU.start, min(fit, ON_CPU.stop - 1)) if target.device == "cpu" else 1
+            calls = (
+                nodes_of(call, target, count)
+                if watched
+                else [kernels_of(call, target.device) for _ in range(count)]
+            )
+            kernels = typical(calls)
             if not kernels:
                 raise RuntimeError(
                     "the profiler saw no kernel: nothing ran on a GPU, or the driver forbids profiling"
@@ -49,6 +66,28 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
             found.append(breakdown(kernels))
     candidate, reference = found
     return {**candidate, "reference": reference}
+
+
+def nodes_of(call: Callable[[], object], target: Target, count: int) -> list[tuple[Kernel, ...]]:
+    """The nodes that each of several calls runs in the target's engines for ONNX Runtime, those of all engines.
+
+    The sessions that are watched are new ones: :data:`WARMUP` calls come before those that count.
+    """
+    graphs, calls = target.graphs(), WARMUP + count
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as watching:
+        files = {
+            name: watching.enter_context(engine.profiled(graph.runs, Path(folder, name)))
+            for name, (engine, graph) in graphs.items()
+        }
+        for _ in range(calls):
+            call()
+        watching.close()  # which writes the files
+        engines = [
+            nodes(json.loads(path.read_text()), graph.modules(), calls)
+            for name, (_, graph) in graphs.items()
+            for path in files[name]
+        ]
+    return [together(kernels) for kernels in zip(*engines, strict=True)][WARMUP:]
 
 
 def in_process(

@@ -13,16 +13,20 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
+from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
 from wan_trt_core.cases import COMPOSITES, Case
-from wan_trt_core.comparison.blocks import Divergence, trace
+from wan_trt_core.comparison.blocks import Divergence, limits, trace
+from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.operations import Operation, first_operation, modules_of
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
@@ -30,9 +34,38 @@ from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
-from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, precision_of
+from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, exported_model, precision_of
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.swap import REPLACED, swap
+
+_RUNS_ON_CPU = ("onnxruntime",)
+"""Backends whose engine is an ONNX file that any CPU runs node by node."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The files of a component's graph.
+
+    Attributes:
+        onnx: as it was exported.
+        engine: as ONNX Runtime optimised it for the CPU; None for the engines of other backends.
+    """
+
+    onnx: Path
+    engine: Path | None
+
+    @property
+    def runs(self) -> Path:
+        """What a CPU runs node by node: the engine where it is such a file."""
+        return self.engine or self.onnx
+
+    def modules(self) -> dict[str, str]:
+        """The PyTorch module of every node of the engine, by the node's name; a fused one is where its result is."""
+        import onnx
+
+        modules = modules_of(self.onnx)
+        graph = onnx.load(str(self.runs), load_external_data=False).graph
+        return {node.name: modules.get(node.output[0], "") for node in graph.node}
 
 
 @dataclass(frozen=True)
@@ -164,6 +197,50 @@ class Target(ABC):
         if not isinstance(get_backend(self.case.backend), EngineBackend):
             return {}
         return {name: self._divergence(name) for name in self.components}
+
+    def operation(self, name: str, block: str) -> Operation | None:
+        """The first operation in a block of a component that computes what PyTorch does not, on the reference's inputs
+        of that block at the profile's min; None where all agree. It is looked for in :meth:`looked_into`."""
+        component, checkpoint = get_component(name), self.model.checkpoint
+        precision, blocks = self.precision(name), component.blocks(checkpoint)
+        graph = self.graph(name, block_outputs=True)
+        reference = component.reference_blocks(checkpoint, self.reference_precision(name))
+        call = self.placed(component.call_tensors(checkpoint, self.profile.min))
+        with without_tf32():  # which a CPU does not have
+            return first_operation(
+                graph.runs,
+                block,
+                blocks[: blocks.index(block)],
+                component.prepare(checkpoint, precision)(call) | reference(call),
+                lambda: reference(call),
+                limits(precision),
+                modules_of(graph.onnx),
+            )
+
+    def graph(self, name: str, *, block_outputs: bool = False) -> Graph:
+        """The files of a component's graph."""
+        made = (name, self.model, self.profile, self.precision(name))
+        settings = self.context.settings
+        onnx = exported_model(*made, settings, block_outputs=block_outputs).path
+        if self.case.backend not in _RUNS_ON_CPU:
+            return Graph(onnx, None)
+        engine = built_engine(*made, self.case.backend, settings, block_outputs=block_outputs)
+        return Graph(onnx, engine.folder / onnx.name)
+
+    def graphs(self) -> dict[str, tuple[OnnxRuntimeEngine, Graph]]:
+        """The loaded engines that are ONNX files which a CPU runs, by component, with their files."""
+        return {
+            name: (engine, self.graph(name))
+            for name, engine in self._loaded().items()
+            if isinstance(engine, OnnxRuntimeEngine) and self.case.backend in _RUNS_ON_CPU
+        }
+
+    def looked_into(self) -> str:
+        """The graph that :meth:`operation` looks into: an engine of another backend than ONNX Runtime's for CPUs
+        shows only its outputs."""
+        if self.case.backend in _RUNS_ON_CPU:
+            return "the graph that ONNX Runtime runs"
+        return f"the ONNX graph, run on the CPU; what {self.case.backend} made of it cannot be looked into"
 
     def precision(self, component: str) -> str:
         """Precision of a component in the candidate."""

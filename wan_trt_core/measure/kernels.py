@@ -1,16 +1,22 @@
-"""Where a GPU's time goes: the kernels of one call by name, and grouped by what they do."""
+"""Where the time goes: the kernels of one call by name, and grouped by what they do.
+
+On a GPU these are its kernels. On a CPU they are PyTorch's operators, and the nodes of ONNX Runtime's graph by operator
+and PyTorch module, those of repeated blocks together: ``Gemm blocks.*.attn1.to_q``.
+"""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from wan_trt_core.measure.environment import Device
 
-TOP = 20
+TOP = 50
 """Kernels of each arm that a record lists by name."""
 
 OTHER = "other"
@@ -23,12 +29,29 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     # Before the products, since a convolution may be an implicit one: `sm80_xmma_fprop_implicit_gemm`.
     ("convolutions", r"conv(?!ert)|fprop|dgrad|implicit|winograd"),
     # cuBLAS names its kernels `nvjet_…`, `…s16816gemm…`, `gemv…` and `splitKreduce_kernel`.
-    ("products", r"gemm|gemv|cutlass|nvjet|splitk|triton_tem_|cublas"),
-    ("copies", r"memcpy|memset|copy|transpose|reformat|permut|nchwtonhwc|nhwctonchw|resize|padfilter"),
+    ("products", r"gemm|gemv|cutlass|nvjet|splitk|triton_tem_|cublas|^aten::\w*(mm|linear|matmul)"),
+    (
+        "copies",
+        r"memcpy|memset|copy|transpose|reformat|permut|nchwtonhwc|nhwctonchw|resize|padfilter|^aten::cat$",
+    ),
     # Myelin, TensorRT's compiler of fused pointwise work, names its kernels `__myl_…`.
-    ("pointwise", r"__myl_|elementwise|norm|silu|gelu|softmax|reduce|triton_"),
+    ("pointwise", r"__myl_|elementwise|norm|silu|gelu|softmax|reduce|triton_|^aten::"),
 )
 """Group and the pattern (any case) of the names in it; the first that is found anywhere in a name counts."""
+
+OPERATORS: dict[str, str] = {
+    **dict.fromkeys(("Gemm", "MatMul", "FusedMatMul", "FusedGemm", "MatMulNBits"), "products"),
+    **dict.fromkeys(("Attention", "MultiHeadAttention", "GroupQueryAttention"), "attention"),
+    **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"), "convolutions"),
+    **dict.fromkeys(
+        ("Concat", "Expand", "Gather", "Pad", "ReorderInput", "ReorderOutput", "Reshape", "Resize", "Slice", "Split",
+         "Squeeze", "Tile", "Transpose", "Unsqueeze", "Identity"), "copies",
+    ),
+}  # fmt: skip
+"""What ONNX operators do; all others are pointwise, or nearly so (norms, softmax, reductions)."""
+
+NODE = "node "
+"""Begins the name of what ran in ONNX Runtime: operator and module follow."""
 
 GROUPS = (*dict.fromkeys(group for group, _ in PATTERNS), OTHER)
 
@@ -48,6 +71,8 @@ class Kernel:
 
 def group_of(name: str) -> str:
     """What a kernel does, by its name: one of :data:`GROUPS`."""
+    if name.startswith(NODE):
+        return OPERATORS.get(name.split()[1], "pointwise")
     for group, pattern in PATTERNS:
         if re.search(pattern, name, re.IGNORECASE):
             return group
@@ -55,17 +80,19 @@ def group_of(name: str) -> str:
 
 
 def kernels_of(call: Callable[[], object], device: Device) -> tuple[Kernel, ...]:
-    """The kernels of one call, the costliest first; none on a CPU.
+    """The kernels of one call, the costliest first; on a CPU the operators of PyTorch.
 
     The call should be warm. Kernels of a replayed CUDA graph count one by one. Never call this in a process that times
     anything afterwards: PyTorch's profiler stays attached to the driver and slows every later launch down
     (pytorch/pytorch issue 144455), eager code more than a graph.
     """
-    if device == "cpu":
-        return ()
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    if device == "cpu":
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
+            call()
+        return operators(profiled.events() or ())
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
         call()
@@ -84,6 +111,69 @@ def by_name(events: Iterable[Any]) -> tuple[Kernel, ...]:
         # A range that a person or torch.compile named spans kernels that are counted on their own.
         if event.device_type.name == "CUDA" and not event.is_user_annotation:
             spent[event.name].append(event.time_range.elapsed_us() / 1000)
+    return _costliest_first(spent)
+
+
+def operators(events: Iterable[Any]) -> tuple[Kernel, ...]:
+    """Add up PyTorch's operators by name, each without the time of those that it calls, the costliest first.
+
+    Args:
+        events: PyTorch's ``FunctionEvent``.
+    """
+    spent: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.name.startswith("aten::"):
+            spent[event.name].append(event.self_cpu_time_total / 1000)
+    return _costliest_first(spent)
+
+
+def nodes(
+    events: Sequence[Mapping[str, Any]], modules: Mapping[str, str], calls: int
+) -> list[tuple[Kernel, ...]]:
+    """The nodes of each of several equal calls of an engine by operator and module, the costliest first.
+
+    Args:
+        events: of ONNX Runtime's profile.
+        modules: PyTorch module by the name of a node; what is not in it stands by its operator alone.
+        calls: how many were watched, in each of which the engine may have run more than once.
+    """
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
+    runs = len(starts) // calls  # in each call
+    spent: list[defaultdict[str, list[float]]] = [defaultdict(list) for _ in range(calls)]
+    for event in events:
+        if runs and event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            module = re.sub(r"\.\d+", ".*", modules.get(event["name"].removesuffix("_kernel_time"), ""))
+            name = f"{NODE}{event['args']['op_name']} {module}".strip()
+            call = (bisect_right(starts, event["ts"]) - 1) // runs
+            spent[call][name].append(event["dur"] / 1000)
+    return [_costliest_first(each) for each in spent]
+
+
+def together(parts: Iterable[Iterable[Kernel]]) -> tuple[Kernel, ...]:
+    """What several engines ran in one call, those of a name added up, the costliest first."""
+
+    def added(same: list[Kernel]) -> Kernel:
+        return Kernel(same[0].name, sum(each.ms for each in same), sum(each.count for each in same))
+
+    return _merged(parts, added)
+
+
+def typical(calls: Iterable[Iterable[Kernel]]) -> tuple[Kernel, ...]:
+    """The median of each kernel over equal calls, the costliest first."""
+    return _merged(calls, lambda same: Kernel(same[0].name, median(each.ms for each in same), same[-1].count))
+
+
+def _merged(
+    sources: Iterable[Iterable[Kernel]], merge: Callable[[list[Kernel]], Kernel]
+) -> tuple[Kernel, ...]:
+    found: defaultdict[str, list[Kernel]] = defaultdict(list)
+    for kernels in sources:
+        for kernel in kernels:
+            found[kernel.name].append(kernel)
+    return tuple(sorted(map(merge, found.values()), key=lambda kernel: -kernel.ms))
+
+
+def _costliest_first(spent: Mapping[str, Sequence[float]]) -> tuple[Kernel, ...]:
     kernels = (Kernel(name, sum(times), len(times)) for name, times in spent.items())
     return tuple(sorted(kernels, key=lambda kernel: -kernel.ms))
 

@@ -87,7 +87,7 @@ def _perf(case: CaseRecord) -> Iterator[Chart]:
             name: [float(arm["groups_ms"][group]) for group in groups]
             for name, arm in (("reference", kernels["reference"]), ("candidate", kernels))
         }
-        yield Chart("bars", "Kernels by what they do", "ms a call on the GPU", arms, groups)
+        yield Chart("bars", "Kernels by what they do", "ms a call", arms, groups)
 
 
 def _ratio(case: CaseRecord) -> Chart:

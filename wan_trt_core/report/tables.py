@@ -101,7 +101,7 @@ def _metrics(case: CaseRecord) -> Table:
 
 
 def _kernels(kernels: Mapping[str, Any]) -> Iterable[Table]:
-    """Where both arms' time on the GPU goes, by what the kernels do, and the candidate's costliest kernels."""
+    """Where both arms' time goes, by what the kernels do, and the candidate's costliest kernels."""
     if not kernels or "error" in kernels:
         return
     arms = (kernels["reference"], kernels)
@@ -110,7 +110,7 @@ def _kernels(kernels: Mapping[str, Any]) -> Iterable[Table]:
         for group in kernels["groups_ms"]
     ]
     rows.append(("all kernels", *(quantity(arm["total_ms"] / 1000, "s") for arm in arms)))
-    yield Table("Kernels", ("one call, on the GPU", "reference", "candidate"), tuple(rows))
+    yield Table("Kernels", ("one call", "reference", "candidate"), tuple(rows))
     top = [(name, quantity(ms / 1000, "s"), str(count)) for name, ms, count in kernels["top"][:TOP_KERNELS]]
     header = ("costliest kernels of the candidate", "time", "launches")
     yield Table("Costliest kernels", header, tuple(top))

@@ -1,0 +1,186 @@
+"""What changed between two records: kernels and memory, from made-up and from recorded breakdowns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_cli
+from fabricated import case_record, make_case, perf_measurement, run_record
+
+from wan_trt_core.measure.differences import kernel_difference, memory_difference, precision_of_kernel
+from wan_trt_core.measure.kernels import TOP, Kernel, breakdown
+from wan_trt_core.records import Measurement, Metric, RunRecord
+
+wan, Wan = test_cli.wan, test_cli.Wan
+
+MHA = "_gemm_mha_v2_0xf32bfef94c565a084b35ddfb635dd213"
+HALF = "sm90_xmma_gemm_f16f16_f16f16_f16_tn_n_tilesize256x128x32"
+SINGLE = "sm80_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize128x128x8"
+SOFTMAX = "__myl_ResMaxSubExpSumDivMul_softmax_0x2550198882121582c1dc95062e921e8d"
+
+FUSED = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 28.0, 120), Kernel("__myl_Mul_0x11111111", 8.0, 60)])
+
+
+def test_the_same_kernels_of_another_build_are_the_same() -> None:
+    """TensorRT's names carry a hash of the build."""
+    other = breakdown(
+        [Kernel(MHA[:-3] + "000", 19.0, 60), Kernel(HALF, 28.0, 120), Kernel("__myl_Mul_0x22222222", 8.0, 60)]
+    )
+    difference = kernel_difference(FUSED, other)
+    assert [change.added for change in difference.kernels] == [0.0, 0.0, 0.0]
+    assert difference.describe() == "0 ms slower (55 → 55 ms, 1x)"
+
+
+def test_attention_that_lost_its_fusion_is_told_first() -> None:
+    unfused = breakdown(
+        [Kernel(HALF, 50.0, 240), Kernel(SOFTMAX, 30.0, 60), Kernel("__myl_Mul_0x11111111", 8.0, 60)]
+    )
+    difference = kernel_difference(FUSED, unfused)
+    assert difference.describe() == (
+        "33 ms slower (55 → 88 ms, 1.6x); most of it in pointwise (+30 ms); attention lost its fusion"
+        " (19 → 0 ms, 0x; instead +22 ms of products and 30 ms of softmax)"
+    )
+    assert "attention is fused now" in kernel_difference(unfused, FUSED).describe()
+
+
+def test_operators_that_onnx_runtime_no_longer_fuses_are_told() -> None:
+    norm, product = (
+        "node SimplifiedLayerNormalization blocks.*.attn1",
+        Kernel("node Gemm blocks.*.ffn_in", 3.0, 8),
+    )
+    fused = breakdown([product, Kernel(norm, 0.5, 16)])
+    pieces = [Kernel(f"node {op} blocks.*.attn1", 0.4, 16) for op in ("Pow", "ReduceMean", "Sqrt", "Div")]
+    difference = kernel_difference(fused, breakdown([product, *pieces]))
+    assert difference.describe() == (
+        "1.1 ms slower (3.5 → 4.6 ms, 1.31x); most of it in pointwise (+1.1 ms);"
+        " fused operators are gone: SimplifiedLayerNormalization"
+    )
+
+
+def test_a_cheap_operator_that_a_record_leaves_out_is_not_gone() -> None:
+    others = [Kernel(f"node Gemm blocks.*.part_{index}", 3.0, 8) for index in range(TOP + 1)]
+    norm = Kernel("node SimplifiedLayerNormalization blocks.*.attn1", 4.0, 16)
+    difference = kernel_difference(breakdown([norm, *others]), breakdown(others))
+    assert not difference.fusion
+
+
+def test_a_change_of_precision_is_told() -> None:
+    single = breakdown([Kernel(MHA, 19.0, 60), Kernel(SINGLE, 90.0, 120), Kernel("__myl_Mul_0x1", 8.0, 60)])
+    difference = kernel_difference(FUSED, single)
+    assert difference.precision == "precision changed from fp16 to fp32"
+    assert difference.describe().endswith(
+        "most of it in products (+62 ms); precision changed from fp16 to fp32"
+    )
+    assert not kernel_difference(FUSED, FUSED).precision
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        (HALF, "fp16"),
+        (SINGLE, "fp32"),
+        ("nvjet_sm90_hsh_192x160_64x4_2x1_v_bz_coopB_bias_TNT", "fp16"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "bf16"),
+        ("ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_32x5_tn", "fp16"),
+        ("sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckcrs_nhwc", "tf32"),
+        ("sm89_xmma_gemm_e4m3f32_e4m3f32_f32_tn_n", "fp8"),
+        ("void implicit_convolve_sgemm<float, float, 1024, 5>", "fp32"),
+        (MHA, None),
+    ],
+)
+def test_precision_by_name(name: str, precision: str | None) -> None:
+    assert precision_of_kernel(name) == precision
+
+
+def test_who_holds_more_memory() -> None:
+    before = {"device_used": 9e9, "engine_weights": 2.0**31, "engine_scratch": 2.0**30}
+    after = {"device_used": 9e9 + 2**30, "engine_weights": 2.0**31, "engine_scratch": 2.0**31}
+    difference = memory_difference(before, after)
+    assert difference.describe() == (
+        "1 GiB more device_used (8.382 GiB → 9.382 GiB): most of it engine_scratch (+1 GiB)"
+    )
+    assert memory_difference(after, before).describe().endswith("most of it engine_scratch (-1 GiB)")
+    both = (
+        {"dit.engine_scratch": 2.0**30, "resident_set_added": 0.0},
+        {"dit.engine_scratch": 2.0**31, "resident_set_added": 1e12},
+    )
+    precise = memory_difference({**before, **both[0]}, {**after, **both[1]})
+    assert "most of it dit.engine_scratch" in precise.describe()  # by component; the host is another memory
+    many = memory_difference(
+        {"device_used": 0.0, "a": 0.0, "b": 0.0}, {"device_used": 9.0, "a": 4.0, "b": 3.0}
+    )
+    assert many.describe().endswith("the largest part a (+4 B)")
+    with pytest.raises(ValueError, match="neither device_used nor resident_set_peak"):
+        memory_difference({"device_used": 1.0}, {"resident_set_peak": 1.0})
+
+
+def record(path: Path, suite: Any, measurement: Measurement) -> Path:
+    case = case_record(make_case("dit"), measurement, suite=suite)
+    run_record(case).write(path)
+    return path
+
+
+def with_kernels(kernels: dict[str, Any]) -> Measurement:
+    return perf_measurement().model_copy(update={"facts": {"kernels": kernels}})
+
+
+class TestCommands:
+    def test_perf(self, wan: Wan, tmp_path: Path) -> None:
+        slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 35.0, 120)])
+        a = record(tmp_path / "a.json", "perf", with_kernels({**FUSED, "reference": slower}))
+        b = record(tmp_path / "b.json", "perf", with_kernels({**slower, "reference": slower}))
+        code, out, _ = wan("explain", "perf", a, b)
+        assert code == 0
+        assert out.startswith("dit: 1 ms faster (55 → 54 ms, 0.982x); most of it in pointwise (-8 ms)\n")
+        assert out.splitlines()[1] == "  stock diffusers beside it, so the machine itself: 54 → 54 ms, 1x"
+        assert "+7.000 ms" in out and "_gemm_mha_v2" in out and "0xf32b" not in out
+        code, out, _ = wan("explain", "perf", a, "--json")
+        assert json.loads(out)[0]["total"] == {"name": "all kernels", "before": 54.0, "after": 55.0}
+
+    def test_memory(self, wan: Wan, tmp_path: Path) -> None:
+        def holding(size: float) -> Measurement:
+            values = {"resident_set_peak": 2**30 + size, "engine_weights": size, "growth": 1.0}
+            return Measurement(
+                metrics={
+                    name: Metric(value=value, unit="B", better="lower") for name, value in values.items()
+                }
+            )
+
+        a, b = (record(tmp_path / f"{mib}.json", "memory", holding(mib * 2.0**20)) for mib in (64, 96))
+        code, out, _ = wan("explain", "memory", a, b)
+        assert code == 0
+        assert out.startswith(
+            "dit: 32 MiB more resident_set_peak (1.062 GiB → 1.094 GiB): most of it engine_w"
+        )
+        assert "growth" not in out
+
+    def test_without_kernels_the_reason_is_told(self, wan: Wan, tmp_path: Path) -> None:
+        a = record(tmp_path / "a.json", "perf", with_kernels({"error": "CUPTI said no"}))
+        code, _, err = wan("explain", "perf", a)
+        assert (code, "no kernels of dit: CUPTI said no" in err) == (3, True)
+
+    def test_records_without_a_common_case(self, wan: Wan, tmp_path: Path) -> None:
+        a = record(tmp_path / "a.json", "perf", with_kernels(FUSED))
+        code, _, err = wan("explain", "memory", a, a)
+        assert (code, "do not both have a case with the suite memory" in err) == (3, True)
+
+    def test_parity_of_an_unknown_case(self, wan: Wan, tmp_path: Path) -> None:
+        cases = tmp_path / "cases.yaml"
+        cases.write_text(
+            "version: 1\ncases:\n  - {id: one, model: tiny-wan, component: dit, profile: 128p-17f,"
+            " precision: fp32, backend: torch, parity: {limits: {psnr_db: {min: 90, reason: a test}}}}\n"
+        )
+        code, _, err = wan("explain", "parity", "two", "--cases", cases)
+        assert code == 2
+        assert "there are one" in " ".join(err.replace("│", " ").split())
+        code, out, _ = wan("explain", "parity", "one", "--cases", cases)
+        assert (code, out) == (0, "one: torch runs PyTorch's own modules: it has no blocks to compare\n")
+
+
+def test_written_records_are_read_back(tmp_path: Path) -> None:
+    path = record(tmp_path / "a.json", "perf", with_kernels(FUSED))
+    kept = RunRecord.read(path).cases[0].measurement.facts["kernels"]
+    assert not any(change.added for change in kernel_difference(kept, FUSED).groups)

@@ -1,0 +1,212 @@
+"""``wan-trt explain``: why a case failed: where its outputs part, which kernels got slower, what holds the memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wan_trt_core.cli.options import BackendOption, CacheOption, CheckpointOption, JsonOption, settings_of
+from wan_trt_core.cli.output import FAILED, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Case
+    from wan_trt_core.measure.differences import Change
+    from wan_trt_core.records import CaseRecord
+
+commands = typer.Typer()
+explanations = typer.Typer(no_args_is_help=True, help="Why a case failed.")
+commands.add_typer(explanations, name="explain")
+
+TOP = 10
+"""Kernels that are listed, of those whose time changed by most."""
+
+RecordArgument = Annotated[Path, typer.Argument(help="A results.json that a run wrote.")]
+OneCaseOption = Annotated[str | None, typer.Option("--case", help="Only this case; by default all in both.")]
+CasesOption = Annotated[Path, typer.Option("--cases", help="Case file.", exists=True, dir_okay=False)]
+
+
+@explanations.command("parity", epilog="Example: wan-trt explain parity tiny-wan-dit-fp32")
+def explain_parity(
+    context: typer.Context,
+    case: Annotated[str, typer.Argument(metavar="CASE", help="Id of a case.")],
+    cases: CasesOption = Path("suites/cases.yaml"),
+    checkpoint: CheckpointOption = None,
+    backend: BackendOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how the error grows from block to block, and name the first block and operation that diverge.
+
+    Builds engines that give out every block's output. Exit 1 where a block diverges.
+    """
+    with settings_of(context, checkpoint=checkpoint, cache=cache) as loaded:
+        from wan_trt_core.comparison.context import Context
+        from wan_trt_core.comparison.parity import explanations_of
+
+        chosen = _case(cases, case, backend)
+        session = Context(loaded.settings)
+        try:
+            found = explanations_of(chosen, session.under(chosen))
+        finally:
+            session.close()
+    if as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        if not found:
+            print_line(
+                f"{chosen.id}: {chosen.backend} runs PyTorch's own modules: it has no blocks to compare"
+            )
+        for line in (line for each in found for line in each.describe()):
+            print_line(line)
+        for each in found:
+            print_line(f"\n{each.component}: error of each block's output")
+            for line in each.divergence.table():
+                print_line(line)
+    if any(each.divergence.first for each in found):
+        raise typer.Exit(FAILED)
+
+
+@explanations.command("perf", epilog="Example: wan-trt explain perf before/results.json after/results.json")
+def explain_perf(
+    before: RecordArgument,
+    after: Annotated[
+        Path | None,
+        typer.Argument(help="Another; without it stock diffusers and the candidate of the first."),
+    ] = None,
+    case: OneCaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which kernels got slower between two records: by what they do, and by name."""
+    from wan_trt_core.measure.differences import ends, kernel_difference
+
+    told = []
+    for name, first, second in _pairs(before, after or before, "perf", case):
+        old, new = _kernels(first, before), _kernels(second, after or before)
+        difference = kernel_difference(old["reference"] if after is None else old, new)
+        told.append({"case": name, "summary": difference.describe(), **asdict(difference)})
+        if as_json:
+            continue
+        print_line(f"{name}: {difference.describe()}")
+        if after is not None:
+            machine = kernel_difference(old["reference"], new["reference"]).total
+            print_line(f"  stock diffusers beside it, so the machine itself: {ends(machine)}")
+        changed = sorted(difference.kernels, key=lambda change: -abs(change.added))[:TOP]
+        rows = [*difference.groups, difference.total]
+        _print_changes("kernels", rows, lambda ms: f"{ms:.3f} ms")
+        _print_changes("kernels by name", changed, lambda ms: f"{ms:.3f} ms")
+    if as_json:
+        print_json(told)
+
+
+@explanations.command(
+    "memory", epilog="Example: wan-trt explain memory before/results.json after/results.json"
+)
+def explain_memory(
+    before: RecordArgument, after: RecordArgument, case: OneCaseOption = None, as_json: JsonOption = False
+) -> None:
+    """Show who holds more memory in the second of two records."""
+    from wan_trt_core.gates.formatting import quantity
+    from wan_trt_core.measure.differences import memory_difference
+
+    told = []
+    for name, first, second in _pairs(before, after, "memory", case):
+        difference = memory_difference(_held(first), _held(second))
+        told.append({"case": name, "summary": difference.describe(), **asdict(difference)})
+        if not as_json:
+            print_line(f"{name}: {difference.describe()}")
+            rows = [*difference.owners, difference.total]
+            _print_changes("memory", rows, lambda size: quantity(size, "B"))
+    if as_json:
+        print_json(told)
+
+
+def _print_changes(what: str, changes: Iterable[Change], text: Callable[[float], str]) -> None:
+    def signed(value: float) -> str:
+        return f"{'-' if value < 0 else '+'}{text(abs(value))}"
+
+    rows = [
+        (_shortened(change.name), text(change.before), text(change.after), signed(change.added))
+        for change in changes
+    ]
+    print_table("", (what, "before", "after", "change"), rows)
+
+
+def _shortened(name: str, limit: int = 44) -> str:
+    """Names of kernels that C++ templates made may take lines."""
+    name = re.sub(r"^void |^node |at::native::|\(anonymous namespace\)::", "", name)
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
+def _pairs(
+    before: Path, after: Path, suite: str, only: str | None
+) -> list[tuple[str, CaseRecord, CaseRecord]]:
+    """The cases of a suite that are in both records.
+
+    Raises:
+        RecordError: when a file is no record, or the records have no such case in common.
+    """
+    from wan_trt_core.records import RecordError, RunRecord
+
+    first, second = (
+        {case.case: case for case in RunRecord.read(path).cases if case.suite == suite}
+        for path in (before, after)
+    )
+    common = [name for name in first if name in second and only in (None, name)]
+    if not common:
+        wanted = f"the case {only!r} with" if only else "a case with"
+        raise RecordError(
+            f"{before} and {after} do not both have {wanted} the suite {suite}: the first has"
+            f" {', '.join(first) or 'none'}, the second {', '.join(second) or 'none'}"
+        )
+    return [(name, first[name], second[name]) for name in common]
+
+
+def _kernels(case: CaseRecord, path: Path) -> Mapping[str, Any]:
+    """The kernels of a case.
+
+    Raises:
+        RecordError: when there are none, with the reason where the record has one.
+    """
+    from wan_trt_core.records import RecordError
+
+    found: Mapping[str, Any] = case.measurement.facts.get("kernels", {})
+    if "top" not in found:
+        why = found.get("error", "perf.kernels was off, or the backend has no profiler")
+        raise RecordError(f"{path}: no kernels of {case.case}: {why}")
+    return found
+
+
+def _held(case: CaseRecord) -> dict[str, float]:
+    """What a memory record says of the candidate, in bytes; growth is no amount that anybody holds."""
+    return {
+        name: metric.value
+        for name, metric in case.measurement.metrics.items()
+        if metric.unit == "B"
+        and metric.value is not None
+        and "growth" not in name
+        and not name.startswith("reference_")
+    }
+
+
+def _case(path: Path, wanted: str, backend: str | None) -> Case:
+    """A case by its id.
+
+    Raises:
+        CaseFileError: when the file is wrong.
+        typer.BadParameter: naming the cases that there are.
+    """
+    from wan_trt_core.cases import load_cases
+    from wan_trt_core.pytest_plugin.session import allowed_names
+
+    file = load_cases(path, allowed_names()).overridden(backend=backend)
+    file.require_names(allowed_names(), "--backend")
+    found = [case for case in file.cases if case.id == wanted]
+    if not found:
+        known = ", ".join(case.id for case in file.cases)
+        raise typer.BadParameter(f"no case {wanted!r} in {path}; there are {known}", param_hint="CASE")
+    return found[0]

@@ -74,7 +74,7 @@ def keep_frames(
         if size > KEPT_BYTES:
             raise VideoError(f"they take {quantity(size, 'B')}, more than {quantity(KEPT_BYTES, 'B')}")
         kept["videos"] = videos
-    except (VideoError, OSError) as error:
+    except (VideoError, OSError, ImportError) as error:
         kept["left_out"] = str(error)
         for path in videos.values():  # one of an earlier run must not be taken for this one's
             with suppress(OSError):

@@ -24,11 +24,11 @@ from wan_trt_core.comparison.targets import Target, target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.measure.kernels import Kernel, breakdown, kernels_of, nodes, together, typical
 
-ON_CPU = range(3, 22)
-"""Calls whose median counts on a CPU, which has other things to do meanwhile: as many as take about a second."""
+ON_CPU = range(1, 6)
+"""Calls whose median counts on a CPU, which has other things to do meanwhile: up to as many as take a second."""
 
-WARMUP = 2
-"""Calls before the one that counts: an engine captures its second call as a CUDA graph, and replays the third."""
+WARMUP = {"cpu": 1, "cuda": 2}
+"""Calls before those that count: on a GPU an engine captures its second call as a CUDA graph, and replays the third."""
 
 TIMEOUT = 600.0
 """Seconds after which the process counts as hanging."""
@@ -48,7 +48,7 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
         found = []
         for arm, watched in ((target.candidate, watch_nodes), (target.reference, False)):
             call = partial(arm.call, inputs)
-            for _ in range(WARMUP):
+            for _ in range(WARMUP[target.device]):
                 started = time.perf_counter()
                 call()
             fit = round(1 / (time.perf_counter() - started))
@@ -73,7 +73,8 @@ def nodes_of(call: Callable[[], object], target: Target, count: int) -> list[tup
 
     The sessions that are watched are new ones: :data:`WARMUP` calls come before those that count.
     """
-    graphs, calls = target.graphs(), WARMUP + count
+    warmup = WARMUP[target.device]
+    graphs, calls = target.graphs(), warmup + count
     with tempfile.TemporaryDirectory() as folder, ExitStack() as watching:
         files = {
             name: watching.enter_context(engine.profiled(graph.runs, Path(folder, name)))
@@ -87,7 +88,7 @@ def nodes_of(call: Callable[[], object], target: Target, count: int) -> list[tup
             for name, (_, graph) in graphs.items()
             for path in files[name]
         ]
-    return [together(kernels) for kernels in zip(*engines, strict=True)][WARMUP:]
+    return [together(kernels) for kernels in zip(*engines, strict=True)][warmup:]
 
 
 def in_process(

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from wan_trt_core.backends.base import Engine, EngineBackend, OnnxModel
 from wan_trt_core.backends.registry import device_of, get_backend
-from wan_trt_core.comparison.conditions import equal_conditions, synchronize
+from wan_trt_core.comparison.conditions import equal_conditions, synchronize, without_tf32
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.export.exporter import export_component
 from wan_trt_core.gates.statistics import paired_ratio
@@ -496,9 +496,8 @@ def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iter
 
 def _exact(subject: Subject, calls: Tensors, device: str) -> Tensor:
     """What the graph computes in float32 in PyTorch, without TF32: (…) float64."""
-    strict = subject.settings.perf.model_copy(update={"allow_tf32": False})
     graph = get_component(subject.component).graph(subject.resolved()[0].checkpoint, "fp32").to(device)
-    with equal_conditions(subject.settings.model_copy(update={"perf": strict})):
+    with without_tf32():
         return graph(*(value.float() for value in calls.values()))[0].double()
 
 

@@ -27,7 +27,8 @@ from wan_trt_core.backends.base import OnnxModel
 from wan_trt_core.config import ExportSettings, Settings
 from wan_trt_core.export import ExportError, checks, export_component, ranges
 from wan_trt_core.export.coverage import operator_counts
-from wan_trt_core.export.exporter import MODULE_NAMES, TRACE_LOGGER
+from wan_trt_core.export.exporter import TRACE_LOGGER
+from wan_trt_core.export.module_names import MODULE_NAMES
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Tensors, TensorSpec

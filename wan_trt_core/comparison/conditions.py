@@ -18,30 +18,20 @@ def equal_conditions(settings: Settings) -> Iterator[None]:
     TF32 is off unless asked for, for the reference and the candidate alike: a speed-up that comes from a
     coarser number format in one arm only would be no speed-up.
     """
-    before = snapshot()
-    torch.set_num_threads(settings.threads or torch.get_num_threads())
-    _apply(settings.perf.allow_tf32, cudnn_benchmark=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
     try:
-        with torch.inference_mode():
+        with _products(settings.perf.allow_tf32, cudnn_benchmark=False), torch.inference_mode():
             yield
     finally:
-        torch.set_num_threads(before["threads"])
-        _apply(
-            before["matmul_tf32"], cudnn_benchmark=before["cudnn_benchmark"], cudnn_tf32=before["cudnn_tf32"]
-        )
+        torch.set_num_threads(threads)
 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Meanwhile float32 is float32, whatever the settings allow."""
-    before = snapshot()
-    _apply(False, cudnn_benchmark=before["cudnn_benchmark"])
-    try:
+    with _products(False, cudnn_benchmark=torch.backends.cudnn.benchmark):
         yield
-    finally:
-        _apply(
-            before["matmul_tf32"], cudnn_benchmark=before["cudnn_benchmark"], cudnn_tf32=before["cudnn_tf32"]
-        )
 
 
 def snapshot() -> dict[str, Any]:
@@ -58,10 +48,16 @@ def snapshot() -> dict[str, Any]:
     }
 
 
-def _apply(tf32: bool, *, cudnn_benchmark: bool, cudnn_tf32: bool | None = None) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32 if cudnn_tf32 is None else cudnn_tf32
-    torch.backends.cudnn.benchmark = cudnn_benchmark
+@contextmanager
+def _products(tf32: bool, *, cudnn_benchmark: bool) -> Iterator[None]:
+    """How matrix products and convolutions compute meanwhile."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, cudnn_benchmark
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 def release() -> None:

@@ -11,7 +11,6 @@ follows from it agrees.
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wan_trt_core.export.exporter import MODULE_NAMES
+from wan_trt_core.export.module_names import module_of
 from wan_trt_core.models.component import Tensors
 
 if TYPE_CHECKING:
@@ -186,12 +185,8 @@ def modules_of(graph: Path) -> dict[str, str]:
     """The PyTorch module of every value in an exported model, by name."""
     import onnx
 
-    found: dict[str, str] = {}
-    for node in onnx.load(str(graph), load_external_data=False).graph.node:
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == MODULE_NAMES), "[]")
-        names = [name for name in ast.literal_eval(scopes)[:-1] if name]  # the last is the operation's own
-        found.update(dict.fromkeys(node.output, names[-1] if names else ""))
-    return found
+    nodes = onnx.load(str(graph), load_external_data=False).graph.node
+    return {name: module for node in nodes for module in (module_of(node),) for name in node.output}
 
 
 def block_graph(graph: Path, block: str, earlier: Sequence[str]) -> BlockGraph:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.backends.base import OnnxModel, Progress
 from wan_trt_core.export.errors import ExportError
+from wan_trt_core.export.module_names import MODULE_NAMES
 from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
 from wan_trt_core.models.component import Component, TensorSpec
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from wan_trt_core.config import Settings
 
 logger = logging.getLogger(__name__)
-
-MODULE_NAMES = "pkg.torch.onnx.name_scopes"
-"""The one kind of metadata that is kept: for each node, the modules it came from, outermost first."""
 
 TRACE_LOGGER = "torch.__trace"
 """Where torch reports every step of a trace, for the file that the variable TORCH_TRACE names."""
@@ -300,7 +298,7 @@ def _optimize(model: Any) -> None:
 
 
 def _strip_metadata(model: Any) -> None:
-    """Remove what differs between machines and runs. Keeps :data:`MODULE_NAMES`."""
+    """Remove what differs between machines and runs. Keeps the modules that each node came from."""
     model.metadata_props.clear()
     model.doc_string = None
     graphs = [model.graph, *(function.graph for function in model.functions.values())]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from wan_trt_core.backends.tensorrt.verification import (
     unfused_attentions,
     unplanned_precisions,
 )
+from wan_trt_core.export.module_names import module_of
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -35,9 +35,6 @@ FUSABLE = ("float16", "bfloat16")
 FUSABLE_HEAD = 256
 """What TensorRT has fused attention kernels for: dtypes, and the widest head. The VAE's attention has one head of all
 its channels (384), and float32 attention is always computed in pieces."""
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where PyTorch's exporter notes on each ONNX node the modules that it came from, outermost first."""
 
 _log = logging.getLogger(__name__)
 
@@ -119,14 +116,7 @@ class _Graph:
     def module_of(self, node: str) -> str:
         """The PyTorch module that a node came from, as ``blocks.3.attn1``; empty where it is not known."""
         found = next((each for each in self.nodes if each.name == node), None)
-        if found is None:
-            return ""
-        scopes = {entry.key: entry.value for entry in found.metadata_props}.get(_SCOPES, "[]")
-        try:
-            names = json.loads(scopes.replace("'", '"'))
-        except ValueError:
-            return ""
-        return next((name for name in reversed(names[:-1]) if name), "") if names else ""
+        return module_of(found) if found is not None else ""
 
     def _multiplied(self, product: Any, maker: Any | None) -> str:
         """The dtype of the factors of a product: that before a cast to float32, which asks for float32 sums only."""

@@ -95,10 +95,12 @@ def explain_perf(
         if after is not None:
             machine = kernel_difference(old["reference"], new["reference"]).total
             print_line(f"  stock diffusers beside it, so the machine itself: {ends(machine)}")
-        changed = sorted(difference.kernels, key=lambda change: -abs(change.added))[:TOP]
         rows = [*difference.groups, difference.total]
         _print_changes("kernels", rows, lambda ms: f"{ms:.3f} ms")
-        _print_changes("kernels by name", changed, lambda ms: f"{ms:.3f} ms")
+        for what, changes in (("kernels by name", difference.kernels), ("layers", difference.layers)):
+            if changes:
+                changed = sorted(changes, key=lambda change: -abs(change.added))[:TOP]
+                _print_changes(what, changed, lambda ms: f"{ms:.3f} ms")
     if as_json:
         print_json(told)
 
@@ -138,7 +140,7 @@ def _print_changes(what: str, changes: Iterable[Change], text: Callable[[float],
 
 def _shortened(name: str, limit: int = 44) -> str:
     """Names of kernels that C++ templates made may take lines."""
-    name = re.sub(r"^void |^node |at::native::|\(anonymous namespace\)::", "", name)
+    name = re.sub(r"^void |^node |^layer |at::native::|\(anonymous namespace\)::", "", name)
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 

@@ -163,6 +163,7 @@ def store_baselines(
     values: dict[str, float],
     backend: str = "onnxruntime",
     weights: str = "checkpoint",
+    kernels: dict[str, Any] | None = None,
 ) -> None:
     """Write the baselines of a suite: the value of its banded metric by case."""
     metric, unit, rel, _ = BANDED[suite]
@@ -172,8 +173,9 @@ def store_baselines(
     }  # fmt: skip
     keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
     provenance = {**dict.fromkeys(keys), "backend": backend, "weights": weights}
+    shared = {"provenance": provenance, "kernels": kernels}
     cases = {
-        case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, "provenance": provenance}
+        case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, **shared}
         for case, value in values.items()
     }
     head = {"schema_version": 1, "hardware_key": HARDWARE, "model": "tiny-wan", "suite": suite}

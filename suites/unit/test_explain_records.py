@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import test_cli
-from fabricated import case_record, make_case, perf_measurement, run_record
+from fabricated import case_record, entry, make_case, perf_measurement, run_record
 
+from wan_trt_core.comparison import explain_case
 from wan_trt_core.measure.differences import kernel_difference, memory_difference, precision_of_kernel
 from wan_trt_core.measure.kernels import TOP, Kernel, breakdown
 from wan_trt_core.records import Measurement, Metric, RunRecord
@@ -125,6 +126,56 @@ def record(path: Path, suite: Any, measurement: Measurement) -> Path:
 
 def with_kernels(kernels: dict[str, Any]) -> Measurement:
     return perf_measurement().model_copy(update={"facts": {"kernels": kernels}})
+
+
+class TestFailingCase:
+    STOCK = breakdown([Kernel("aten::mm", 100.0, 120), Kernel("aten::silu", 40.0, 120)])
+    STORED: ClassVar[dict[str, Any]] = {
+        **FUSED,
+        "reference": {"groups_ms": STOCK["groups_ms"], "total_ms": 112.0},
+    }
+
+    def explained(self, kernels: dict[str, Any], stored: dict[str, Any] | None) -> tuple[str, ...]:
+        nowhere: Any = None  # nothing runs again
+        baseline = entry(kernels=stored)
+        return explain_case(make_case(), "perf", nowhere, with_kernels(kernels), baseline)
+
+    def test_what_changed_against_the_baseline(self) -> None:
+        others = [
+            Kernel(f"at::native::{letter * 60}", 1.0 + index, 1) for index, letter in enumerate("abcde")
+        ]
+        slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 35.0, 120), *others])
+        first, machine, *kernels = self.explained({**slower, "reference": self.STOCK}, self.STORED)
+        assert (
+            first == f"kernels, against those of the baseline: {kernel_difference(FUSED, slower).describe()}"
+        )
+        assert first.startswith("kernels, against those of the baseline: 14 ms slower (55 → 69 ms, 1.25x); ")
+        assert machine == "  stock diffusers beside it, so the machine itself: 112 → 140 ms, 1.25x"
+        assert kernels == [
+            "  -8.000 ms __myl_Mul (8 → 0 ms, 0x)",
+            f"  +7.000 ms {HALF[:43]}… (28 → 35 ms, 1.25x)",
+            *(
+                f"  +{ms}.000 ms {letter * 43}… (0 → {ms} ms)"
+                for ms, letter in ((5, "e"), (4, "d"), (3, "c"))
+            ),
+        ]
+
+    def test_without_a_stored_profile_against_stock_diffusers(self) -> None:
+        for baseline in (entry(), None):
+            nowhere: Any = None
+            measured = with_kernels({**FUSED, "reference": self.STOCK})
+            first, *kernels = explain_case(make_case(), "perf", nowhere, measured, baseline)
+            assert first == (
+                "kernels, against stock diffusers of this run (no baseline holds any): "
+                + kernel_difference(self.STOCK, FUSED).describe()
+            )
+            assert "85 ms faster (140 → 55 ms, 0.393x)" in first
+            assert kernels[0] == "  -100.000 ms aten::mm (100 → 0 ms, 0x)"
+            assert not any("machine" in line for line in kernels)
+
+    @pytest.mark.parametrize("kernels", [{}, {"error": "CUPTI said no"}])
+    def test_without_kernels_there_is_nothing_to_say(self, kernels: dict[str, Any]) -> None:
+        assert self.explained(kernels, self.STORED) == ()
 
 
 class TestCommands:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -82,7 +81,7 @@ def explain_perf(
     as_json: JsonOption = False,
 ) -> None:
     """Show which kernels got slower between two records: by what they do, and by name."""
-    from wan_trt_core.measure.differences import ends, kernel_difference
+    from wan_trt_core.measure.differences import kernel_difference, machine
 
     told = []
     for name, first, second in _pairs(before, after or before, "perf", case):
@@ -93,12 +92,10 @@ def explain_perf(
             continue
         print_line(f"{name}: {difference.describe()}")
         if after is not None:
-            machine = kernel_difference(old["reference"], new["reference"]).total
-            print_line(f"  stock diffusers beside it, so the machine itself: {ends(machine)}")
-        changed = sorted(difference.kernels, key=lambda change: -abs(change.added))[:TOP]
+            print_line(f"  {machine(old, new)}")
         rows = [*difference.groups, difference.total]
         _print_changes("kernels", rows, lambda ms: f"{ms:.3f} ms")
-        _print_changes("kernels by name", changed, lambda ms: f"{ms:.3f} ms")
+        _print_changes("kernels by name", difference.most_changed(TOP), lambda ms: f"{ms:.3f} ms")
     if as_json:
         print_json(told)
 
@@ -126,20 +123,16 @@ def explain_memory(
 
 
 def _print_changes(what: str, changes: Iterable[Change], text: Callable[[float], str]) -> None:
+    from wan_trt_core.measure.differences import shortened
+
     def signed(value: float) -> str:
         return f"{'-' if value < 0 else '+'}{text(abs(value))}"
 
     rows = [
-        (_shortened(change.name), text(change.before), text(change.after), signed(change.added))
+        (shortened(change.name), text(change.before), text(change.after), signed(change.added))
         for change in changes
     ]
     print_table("", (what, "before", "after", "change"), rows)
-
-
-def _shortened(name: str, limit: int = 44) -> str:
-    """Names of kernels that C++ templates made may take lines."""
-    name = re.sub(r"^void |^node |at::native::|\(anonymous namespace\)::", "", name)
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def _pairs(

@@ -76,6 +76,10 @@ class KernelDifference:
             return ""
         return f"precision changed from {_names(lost)} to {_names(won)}"
 
+    def most_changed(self, count: int) -> list[Change]:
+        """The kernels whose time changed by most, in whichever direction."""
+        return sorted(self.kernels, key=lambda change: -abs(change.added))[:count]
+
     def describe(self) -> str:
         """The answer in one line."""
         told = [self.fusion, self.precision]
@@ -223,6 +227,18 @@ def ends(change: Change) -> str:
     """Both times in milliseconds and their ratio."""
     ratio = f", {change.after / change.before:.3g}x" if change.before else ""
     return f"{change.before:.4g} → {change.after:.4g} ms{ratio}"
+
+
+def machine(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What stock diffusers did between two breakdowns that hold its own as well, in one line."""
+    total = Change("all kernels", before["reference"]["total_ms"], after["reference"]["total_ms"])
+    return f"stock diffusers beside it, so the machine itself: {ends(total)}"
+
+
+def shortened(name: str, limit: int = 44) -> str:
+    """A kernel's name for people: those that C++ templates made may take lines."""
+    name = re.sub(r"^void |^node |at::native::|\(anonymous namespace\)::", "", name)
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def _signed(ms: float) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import test_cli
-from fabricated import case_record, entry, make_case, perf_measurement, run_record
+from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement, provenance, run_record
 
+from wan_trt_core.baselines import BaselineEntry, BaselineFile, write_baselines
 from wan_trt_core.comparison import explain_case
 from wan_trt_core.measure.differences import kernel_difference, memory_difference, precision_of_kernel
 from wan_trt_core.measure.kernels import TOP, Kernel, breakdown
@@ -190,6 +192,58 @@ class TestCommands:
         assert "+7.000 ms" in out and "_gemm_mha_v2" in out and "0xf32b" not in out
         code, out, _ = wan("explain", "perf", a, "--json")
         assert json.loads(out)[0]["total"] == {"name": "all kernels", "before": 54.0, "after": 55.0}
+
+    def test_perf_against_the_baseline(self, wan: Wan, tmp_path: Path) -> None:
+        slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 35.0, 120)])
+        now = record(tmp_path / "now.json", "perf", with_kernels({**slower, "reference": slower}))
+        self.store(tmp_path, "dit", entry(kernels=TestFailingCase.STORED))
+        code, out, _ = wan("explain", "perf", now, "--baseline")
+        assert code == 0
+        assert out.splitlines()[:2] == [
+            "dit: 1 ms faster (55 → 54 ms, 0.982x); most of it in pointwise (-8 ms)",
+            "  stock diffusers beside it, so the machine itself: 112 → 54 ms, 0.482x",
+        ]
+        assert "+7.000 ms" in out
+        code, out, _ = wan("explain", "perf", now, "--baseline", "--json")
+        assert json.loads(out)[0]["total"] == {"name": "all kernels", "before": 55.0, "after": 54.0}
+
+    @pytest.mark.parametrize(
+        ("case", "stored", "why"),
+        [
+            (
+                "other",
+                entry(kernels=TestFailingCase.STORED),
+                "perf.json: no baseline of dit; make it with: python",
+            ),
+            ("dit", entry(), "perf.json: no kernels in the baseline of dit; make it with: python"),
+            (
+                "dit",
+                replace(
+                    entry(kernels=TestFailingCase.STORED), provenance={**provenance(), "backend": "tensorrt"}
+                ),
+                "was made with the backend 'tensorrt', this run with 'onnxruntime'",
+            ),
+        ],
+    )
+    def test_baselines_that_say_nothing(
+        self, wan: Wan, tmp_path: Path, case: str, stored: BaselineEntry, why: str
+    ) -> None:
+        now = record(tmp_path / "now.json", "perf", with_kernels({**FUSED, "reference": FUSED}))
+        code, _, err = wan("explain", "perf", now, "--baseline")
+        assert (code, f"{HARDWARE}/tiny-wan/perf.json: no baseline of dit" in err) == (3, True)
+        self.store(tmp_path, case, stored)
+        code, _, err = wan("explain", "perf", now, "--baseline")
+        assert (code, why in err) == (3, True)
+
+    def test_a_second_record_or_the_baseline(self, wan: Wan, tmp_path: Path) -> None:
+        now = record(tmp_path / "now.json", "perf", with_kernels({**FUSED, "reference": FUSED}))
+        code, _, err = wan("explain", "perf", now, now, "--baseline")
+        assert (code, "a second record or --baseline, not both" in err) == (2, True)
+
+    @staticmethod
+    def store(folder: Path, case: str, stored: BaselineEntry) -> None:
+        file = BaselineFile(HARDWARE, "tiny-wan", "perf", {case: stored})
+        write_baselines(folder / "baselines", file, [case])
 
     def test_memory(self, wan: Wan, tmp_path: Path) -> None:
         def holding(size: float) -> Measurement:

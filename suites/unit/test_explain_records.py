@@ -58,8 +58,8 @@ def test_operators_that_onnx_runtime_no_longer_fuses_are_told() -> None:
     pieces = [Kernel(f"node {op} blocks.*.attn1", 0.4, 16) for op in ("Pow", "ReduceMean", "Sqrt", "Div")]
     difference = kernel_difference(fused, breakdown([product, *pieces]))
     assert difference.describe() == (
-        "1.1 ms slower (3.5 → 4.6 ms, 1.31x); most of it in pointwise (+1.1 ms);"
-        " fused operators are gone: SimplifiedLayerNormalization"
+        "1.1 ms slower (3.5 → 4.6 ms, 1.31x); most of it in pointwise (+1.1 ms, of which +1.1 ms in"
+        " blocks.*.attn1); fused operators are gone: SimplifiedLayerNormalization"
     )
 
 
@@ -78,6 +78,38 @@ def test_a_change_of_precision_is_told() -> None:
         "most of it in products (+62 ms); precision changed from fp16 to fp32"
     )
     assert not kernel_difference(FUSED, FUSED).precision
+
+
+def test_the_module_is_named_where_the_layers_are_known() -> None:
+    layers = {
+        "layer products float16 blocks.*.ffn_in": 12.0,
+        "layer products float16 blocks.*.ffn_out": 12.0,
+        "layer attention float16 blocks.*.attn1": 19.0,
+    }
+
+    def of(arm: dict[str, Any], **changed: float) -> dict[str, Any]:
+        named = {f"layer {name}": ms for name, ms in changed.items()}
+        return {**arm, "layers": [[name, ms, 30] for name, ms in (named or layers).items()]}
+
+    slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 38.0, 120), Kernel("__myl_Mul_0x1", 8.0, 60)])
+    found = kernel_difference(
+        of(FUSED),
+        of(slower, **{
+            "products float32 blocks.*.ffn_in": 22.0,
+            "products float16 blocks.*.ffn_out": 12.0,
+            "attention float16 blocks.*.attn1": 19.0,
+        }),
+    )  # fmt: skip
+    assert found.describe() == (
+        "10 ms slower (55 → 65 ms, 1.18x); most of it in products (+10 ms, of which +10 ms in blocks.*.ffn_in);"
+        " precision changed from float16 to float32 in blocks.*.ffn_in"
+    )
+    unfused = breakdown([Kernel(HALF, 60.0, 240), Kernel(SOFTMAX, 30.0, 60)])
+    apart = {"products float16 blocks.*.ffn_out": 60.0, "pointwise float32 blocks.*.attn1": 30.0}
+    assert "attention lost its fusion in blocks.*.attn1 (19 → 0 ms" in (
+        kernel_difference(of(FUSED), of(unfused, **apart)).fusion
+    )
+    assert kernel_difference(of(FUSED), slower).layers == ()  # one record has none
 
 
 @pytest.mark.parametrize(
@@ -161,6 +193,14 @@ class TestFailingCase:
                 for ms, letter in ((5, "e"), (4, "d"), (3, "c"))
             ),
         ]
+
+    def test_layers_say_more_than_kernels(self) -> None:
+        name = "layer products float16 blocks.*.attn1.to_q"
+        before, now = (
+            {"layers": [[name, ms, 30]], "reference": self.STORED["reference"]} for ms in (2.0, 3.0)
+        )
+        _, _, *changed = self.explained({**FUSED, **now}, {**self.STORED, **before})
+        assert changed == ["  +1.000 ms products float16 blocks.*.attn1.to_q (2 → 3 ms, 1.5x)"]
 
     def test_without_a_stored_profile_against_stock_diffusers(self) -> None:
         for baseline in (entry(), None):

@@ -85,7 +85,7 @@ def explain_perf(
     as_json: JsonOption = False,
 ) -> None:
     """Show which kernels got slower between two records: by what they do, and by name."""
-    from wan_trt_core.measure.differences import kernel_difference, machine
+    from wan_trt_core.measure.differences import kernel_difference, machine, most_changed
 
     if baseline and after:
         raise typer.BadParameter("give a second record or --baseline, not both", param_hint="--baseline")
@@ -107,7 +107,9 @@ def explain_perf(
             print_line(f"  {machine(old, new)}")
         rows = [*difference.groups, difference.total]
         _print_changes("kernels", rows, lambda ms: f"{ms:.3f} ms")
-        _print_changes("kernels by name", difference.most_changed(TOP), lambda ms: f"{ms:.3f} ms")
+        for what, changes in (("kernels by name", difference.kernels), ("layers", difference.layers)):
+            if changes:
+                _print_changes(what, most_changed(changes, TOP), lambda ms: f"{ms:.3f} ms")
     if as_json:
         print_json(told)
 

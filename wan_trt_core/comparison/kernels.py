@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wan_trt_core.measure.differences import ends, kernel_difference, machine, shortened
+from wan_trt_core.measure.differences import ends, kernel_difference, machine, most_changed, shortened
 
 if TYPE_CHECKING:
     from wan_trt_core.gates.bands import BaselineEntry
     from wan_trt_core.records import Measurement
 
 TOP = 5
-"""Kernels that a failing test lists, of those whose time changed by most."""
+"""Layers or kernels that a failing test lists, of those whose time changed by most."""
 
 
 def explain(measurement: Measurement, baseline: BaselineEntry | None) -> tuple[str, ...]:
-    """Lines for a person: the difference, what the machine did meanwhile, and the kernels that changed by most.
+    """Lines for a person: the difference, what the machine did meanwhile, and what changed by most: layers where both
+    have them, since these name PyTorch's modules, else kernels.
 
     Where the baseline has no kernels stock diffusers and the candidate of this run are compared; none where the run has
     no kernels itself.
@@ -36,7 +37,7 @@ def explain(measurement: Measurement, baseline: BaselineEntry | None) -> tuple[s
         *beside,
         *(
             f"  {change.added:+.3f} ms {shortened(change.name)} ({ends(change)})"
-            for change in difference.most_changed(TOP)
+            for change in most_changed(difference.layers or difference.kernels, TOP)
             if change.added
         ),
     )

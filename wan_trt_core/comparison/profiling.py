@@ -10,19 +10,33 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
+from wan_trt_core.backends.tensorrt.verification import Layer
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.conditions import equal_conditions
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Target, target_of
+from wan_trt_core.comparison.targets import Graph, Target, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.measure.kernels import Kernel, breakdown, kernels_of, nodes, together, typical
+from wan_trt_core.measure.kernels import (
+    Kernel,
+    breakdown,
+    kernels_of,
+    layer_name,
+    layers,
+    nodes,
+    together,
+    typical,
+)
+
+LAYER_CALLS = 3
+"""Calls whose median counts for the layers of TensorRT's engines."""
 
 ON_CPU = range(1, 6)
 """Calls whose median counts on a CPU, which has other things to do meanwhile: up to as many as take a second."""
@@ -64,8 +78,58 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
                     "the profiler saw no kernel: nothing ran on a GPU, or the driver forbids profiling"
                 )
             found.append(breakdown(kernels))
-    candidate, reference = found
-    return {**candidate, "reference": reference}
+        candidate, reference = found
+        return {
+            **candidate,
+            **_layers(target, partial(target.candidate.call, inputs)),
+            "reference": reference,
+        }
+
+
+def _layers(target: Target, call: Callable[[], object]) -> dict[str, Any]:
+    """For a record: the ``layers`` (name, ms, count) of the target's engines for TensorRT, if it has any."""
+    if not (engines := target.tensorrt_engines()):
+        return {}
+    try:
+        kernels = typical(layers_of(call, engines))
+    except Exception as error:  # of whatever kind: the kernels are known without the layers
+        return {"layers_error": f"{type(error).__name__}: {error}"}
+    return {"layers": [[kernel.name, kernel.ms, kernel.count] for kernel in kernels]}
+
+
+def layers_of(
+    call: Callable[[], object], engines: Mapping[str, tuple[TensorRtEngine, Graph]]
+) -> list[tuple[Kernel, ...]]:
+    """The layers that each of several calls runs in engines for TensorRT, those of all engines.
+
+    A GPU's kernels do not tell which layer they belong to, so TensorRT times the layers itself, in calls of their own.
+    """
+    names = {name: layer_names(engine.layers(), graph.modules()) for name, (engine, graph) in engines.items()}
+    found = []
+    with ExitStack() as watching:
+        times = {name: watching.enter_context(engine.profiled()) for name, (engine, _) in engines.items()}
+        for _ in range(WARMUP["cuda"] + LAYER_CALLS):
+            for told in times.values():
+                told.clear()
+            call()
+            found.append(together(layers(times[name], names[name]) for name in engines))
+    return found[WARMUP["cuda"] :]
+
+
+def layer_names(found: Iterable[Layer], modules: Mapping[str, str]) -> dict[str, str]:
+    """What each layer is called in a record, by its name.
+
+    Args:
+        modules: PyTorch module by the name of an ONNX node.
+    """
+    return {
+        layer.name: layer_name(
+            (layer.tactic, layer.name, layer.kind),
+            layer.dtype or layer.taken,
+            filter(None, (modules.get(node, "") for node in layer.sources)),
+        )
+        for layer in found
+    }
 
 
 def nodes_of(call: Callable[[], object], target: Target, count: int) -> list[tuple[Kernel, ...]]:

@@ -286,6 +286,23 @@ def ends(change: Change) -> str:
     return f"{change.before:.4g} → {change.after:.4g} ms{ratio}"
 
 
+def machine(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What stock diffusers did between two breakdowns that hold its own as well, in one line."""
+    total = Change("all kernels", before["reference"]["total_ms"], after["reference"]["total_ms"])
+    return f"stock diffusers beside it, so the machine itself: {ends(total)}"
+
+
+def most_changed(changes: Iterable[Change], count: int) -> list[Change]:
+    """Those that changed by most, in whichever direction."""
+    return sorted(changes, key=lambda change: -abs(change.added))[:count]
+
+
+def shortened(name: str, limit: int = 44) -> str:
+    """A kernel's name for people: those that C++ templates made may take lines."""
+    name = re.sub(r"^void |^node |^layer |at::native::|\(anonymous namespace\)::", "", name)
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
 def _signed(ms: float) -> str:
     return f"{ms:+.3g} ms"
 

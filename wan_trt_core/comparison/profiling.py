@@ -124,7 +124,7 @@ def layer_names(found: Iterable[Layer], modules: Mapping[str, str]) -> dict[str,
     """
     return {
         layer.name: layer_name(
-            (layer.tactic, layer.name, layer.kind),
+            (layer.tactic, layer.kind, layer.name),
             layer.dtype or layer.taken,
             filter(None, (modules.get(node, "") for node in layer.sources)),
         )

@@ -172,6 +172,17 @@ def test_work_in_a_process_of_its_own() -> None:
     assert answer["pid"] != os.getpid()
 
 
+def profiles() -> dict[str, Any]:
+    return {"kernels": len(kernels_of(lambda: torch.ones(8).sum(), "cpu"))}
+
+
+def test_the_profiler_says_nothing_in_there(capfd: pytest.CaptureFixture[str]) -> None:
+    """A failing perf test shows what its process wrote: dozens of lines that start and stop the profiler."""
+    assert in_process(profiles)["kernels"] > 0
+    assert capfd.readouterr().err == ""
+    assert "KINETO_LOG_LEVEL" not in os.environ
+
+
 @pytest.mark.parametrize(
     ("work", "timeout", "error"),
     [

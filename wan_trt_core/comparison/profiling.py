@@ -185,8 +185,8 @@ def in_process(
 
 @contextmanager
 def _quiet_profiler() -> Iterator[None]:
-    """Processes started meanwhile hear nothing of every start and stop of PyTorch's profiler, which reads this when it is
-    loaded; a level that the user set stays."""
+    """Processes started meanwhile do not tell of every start and stop of PyTorch's profiler, which reads this when it
+    is loaded; a level that the user set stays."""
     before = os.environ.get(LOG_LEVEL)
     os.environ.setdefault(LOG_LEVEL, SILENT)
     try:

@@ -23,7 +23,7 @@ from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
-from wan_trt_core.cases import COMPOSITES, Case
+from wan_trt_core.cases import COMPOSITES, Case, Prompt
 from wan_trt_core.comparison.blocks import Divergence, limits, trace
 from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
@@ -176,6 +176,11 @@ class Target(ABC):
             )
             for part, precision in parts.items()
         }
+
+    def parity_inputs(self) -> Iterator[tuple[str, Any]]:
+        """What both arms are compared on, each by its name: the inputs of every point."""
+        for point in self.parity_points:
+            yield point, self.inputs(point)
 
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on, for the record."""
@@ -429,6 +434,14 @@ class VaeDecoderTarget(Target):
         )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The video that both arms of a pipeline are asked for."""
+
+    generation: GenerationDefaults
+    prompt: Prompt
+
+
 class PipelineTarget(Target):
     """Prompt to video: stock ``WanPipeline`` against the same pipeline with engines in it."""
 
@@ -454,23 +467,44 @@ class PipelineTarget(Target):
             lambda: self.stock_modules("transformer") | self.stock_modules("vae"),
         )
 
-    def inputs(self, point: Point = "opt") -> GenerationDefaults:
+    def inputs(self, point: Point = "opt") -> Asked:
         """How the video of ``PROMPT`` is generated; the same seed gives both arms the same noise."""
         video = self.profile.at(point)
-        return replace(
+        generation = replace(
             self.model.generation,
             height=video.height,
             width=video.width,
             num_frames=video.frames,
             num_inference_steps=self.steps,
         )
+        return Asked(generation, Prompt(id=point, prompt=PROMPT))
+
+    def parity_inputs(self) -> Iterator[tuple[str, Asked]]:
+        """The case's prompts, each by its id."""
+        if not self.case.prompts:
+            yield from super().parity_inputs()
+        for prompt in self.case.prompts:
+            yield prompt.id, replace(self.inputs(), prompt=prompt)
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "generation": asdict(self.inputs()), "prompt": PROMPT}
+        asked = self.inputs()
+        prompts = self.case.prompts or (asked.prompt,)
+        return {
+            **super().facts(),
+            "generation": asdict(asked.generation),
+            "prompts": [prompt.model_dump() for prompt in prompts],
+        }
 
     def _arm(self, pipe: Any, forbidden: Callable[[], Mapping[str, nn.Module]] = dict) -> Arm:
-        def call(generation: GenerationDefaults) -> Outputs:
-            generated = generate(pipe, PROMPT, generation, keep_latents=True)
+        def call(asked: Asked) -> Outputs:
+            generated = generate(
+                pipe,
+                asked.prompt.prompt,
+                asked.generation,
+                asked.prompt.seed,
+                negative_prompt=asked.prompt.negative_prompt,
+                keep_latents=True,
+            )
             return Outputs(video=generated.frames, latents=generated.latents)
 
         return Arm(call, forbidden=forbidden)

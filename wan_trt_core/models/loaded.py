@@ -11,12 +11,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError, located, torch_dtype
 from wan_trt_core.models.hub import open_checkpoint
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +55,10 @@ class LoadedCheckpoint(Checkpoint):
             module = self._pipe[part]
             same = (found for found in self._folders(part) if _same(module, found, part))
             self._origins[part] = next(same, None)
+            where = (
+                f"of {found.folder}" if (found := self._origins[part]) else "in memory, of no known folder"
+            )
+            logger.info("%s: engines are made of the weights %s", part, where)
         return self._origins[part]
 
     def config(self, part: str) -> dict[str, Any]:

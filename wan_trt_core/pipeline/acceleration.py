@@ -210,7 +210,8 @@ class Acceleration:
         """Release the engines, and move every module back to where it was. May be called again."""
         self._store.close()
         for module, device in self._homes.values():
-            module.to(device)
+            if not hasattr(module, "_hf_hook"):  # one that is offloaded since is moved by its hook
+                module.to(device)
 
     def load(self, name: str, profile: ShapeProfile) -> EngineTransformer | EngineVAE:
         """The part that serves a profile from now on; exports and builds what the cache lacks."""

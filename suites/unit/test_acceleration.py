@@ -262,7 +262,7 @@ FAR = ShapeProfile("far", SMALL, Sizes(640, 640, 81, 24), Sizes(640, 640, 81, 24
     [
         ("build", (FAR, NEAR), "48x32-5f", "no engine for 48x32, 5 frames, prompts of 24 tokens: building"),
         ("nearest", (FAR, NEAR), "near", "the transformer's of the profile near are used"),
-        ("nearest", (PROFILE,), None, "tokens, and none of the profiles tiny contains it (on_missing_shape is nearest)"),
+        ("nearest", (PROFILE,), None, "24 tokens, and none of the profiles tiny contains it (on_missing"),
         ("torch", (FAR, NEAR), None, "instead of an engine: no engine for 48x32, 5 frames, prompts of 24 tokens"),
     ],
 )  # fmt: skip

@@ -66,10 +66,19 @@ class Loads:
         self.asked: list[tuple[str, str, str]] = []
         self.engines: list[ModuleEngine] = []
         self.error: Exception | None = None
+        self.settings: Settings | None = None
 
     def __call__(
-        self, component: str, model: ResolvedModel, profile: ShapeProfile, precision: str, *_: Any, **__: Any
+        self,
+        component: str,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str,
+        backend: str,
+        settings: Settings,
+        **_: Any,
     ) -> ModuleEngine:
+        self.settings = settings
         if self.error is not None:
             raise self.error
         self.asked.append((component, profile.name, precision))
@@ -559,9 +568,11 @@ def test_another_pipeline_is_told_by_its_class(pipe: Any, settings: Settings) ->
         wan_trt_core.accelerate(other, settings=settings)
 
 
-def test_a_quantised_text_encoder_stays(pipe: Any, settings: Settings, loads: Loads) -> None:
+def test_the_text_encoder_may_be_quantised_and_offloaded(pipe: Any, settings: Settings, loads: Loads) -> None:
     add_hook_to_module(pipe.text_encoder, AlignDevicesHook(execution_device="cpu"))
-    pipe.text_encoder.encoder.block[0].layer[1].DenseReluDense.wo.weight.requires_grad_(False)
+    pipe.text_encoder.encoder.register_parameter(
+        "scale", Int8(torch.ones(1, dtype=torch.int8), requires_grad=False)
+    )
     stock = video(pipe)
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     assert close(video(pipe), stock)
@@ -575,6 +586,30 @@ def test_a_backend_that_cannot_serve_is_told(
     monkeypatch.setattr(WanPipeline, "device", torch.device("cuda:1"))
     with pytest.raises(EngineError, match="the pipeline is on cuda:1, and onnxruntime runs on cpu"):
         wan_trt_core.accelerate(pipe, settings=settings)
+
+
+def test_settings_come_from_the_environment(
+    pipe: Any, loads: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {"CONFIG": "", "CACHE": str(tmp_path / "mine"), "ON_MISSING_SHAPE": "torch"}.items():
+        monkeypatch.setenv(f"WAN_TRT_{name}", value)
+    wan_trt_core.accelerate(pipe, profile=PROFILE)
+    assert loads.settings is not None and loads.settings.cache == tmp_path / "mine"
+    video(pipe, height=48)
+    assert "(on_missing_shape is torch)" in caplog.text
+
+
+def test_an_engine_that_is_not_as_planned_is_told(
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ModuleEngine, "problems", ("attention is not fused",))
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert "the transformer's engine is not as planned: attention is not fused" in caplog.text
+    assert caplog.text.count("the vae's engine is not as planned") == 2
 
 
 def test_originals_are_those_of_an_accelerated_pipeline(pipe: Any) -> None:

@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from wan_trt_core.backends.base import EngineBackend, EngineError
+from wan_trt_core.backends.base import Engine, EngineBackend, EngineError
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.models.catalogue import resolve_loaded
@@ -224,11 +224,16 @@ class Acceleration:
         }
         self.stock[name].to("cpu")  # from where exports read it
         part: EngineTransformer | EngineVAE
+        engines: tuple[Engine, ...]
         with torch.no_grad(), progress() as self._report:
             if name == "transformer":
-                part = EngineTransformer(self._store.load("dit", *made, precision, self._backend), **common)
+                engines = (self._store.load("dit", *made, precision, self._backend),)
+                part = EngineTransformer(*engines, **common)
             else:
-                part = EngineVAE(self._store.vae_decoder(*made, precision, self._backend), **common)
+                decoder = self._store.vae_decoder(*made, precision, self._backend)
+                engines, part = decoder.engines, EngineVAE(decoder, **common)
+        for problem in (problem for engine in engines for problem in engine.problems):
+            logger.warning("the %s's engine is not as planned: %s", name, problem)
         self._served[name].append((self._range(profile), part))
         return part
 

@@ -29,9 +29,11 @@ from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.components import ComponentError
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
+from wan_trt_core.pipeline import acceleration
 from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline.acceleration import AcceleratedTransformer, AcceleratedVAE, originals
 from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
+from wan_trt_core.pipeline.parts import UnsupportedCall
 
 PROMPT = "a small red square moves left"
 SMALL = Sizes(32, 32, 5, 16)
@@ -231,6 +233,30 @@ def test_a_build_that_fails_leaves_the_pipeline_as_it_was(
     assert (pipe.transformer, pipe.vae) == modules
 
 
+def test_on_a_gpu_diffusers_modules_make_room_for_the_engines(
+    pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline on the CPU, engines on a GPU: nothing moves here, and who would have moved where is noted."""
+    gpu = torch.device("cuda:0")
+    moved: list[tuple[str, str]] = []
+    modules = {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder")}
+    for name, module in modules.items():
+        note = lambda device, *_, name=name, module=module: moved.append((name, str(device))) or module  # noqa: E731
+        monkeypatch.setattr(module, "to", note)
+    monkeypatch.setattr(acceleration, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(acceleration, "located", lambda device: gpu if "cuda" in str(device) else device)
+
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert pipe.device == pipe._execution_device == gpu
+    assert set(moved) == {("transformer", "cpu"), ("vae", "cpu"), ("text_encoder", "cuda:0")}
+    moved.clear()
+    pipe.vae.acceleration.in_pytorch("vae", UnsupportedCall("it is asked to"))
+    assert moved == [("vae", "cuda:0")]
+    moved.clear()
+    wan_trt_core.restore(pipe)
+    assert set(moved) == {(name, "cpu") for name in modules}  # where each was
+
+
 # profiles and shapes
 
 
@@ -248,8 +274,13 @@ def test_without_a_profile_the_first_call_builds_for_its_sizes(
     stock = video(pipe)
     wan_trt_core.accelerate(pipe, settings=settings.model_copy(update={"on_missing_shape": "torch"}))
     assert not loads.asked  # no model of the catalogue has this transformer's size
+
+    def decoder_is_there(*_: Any) -> dict[str, Any]:
+        assert len(loads.asked) == 3  # before the first step is done
+        return {}
+
     with torch.inference_mode():
-        assert close(video(pipe), stock)
+        assert close(video(pipe, callback_on_step_end=decoder_is_there), stock)
     built = [
         ("dit", "32x32-5f", "fp32"),
         *((f"vae_decoder_{step}", "32x32-5f", "fp32") for step in ("first", "next")),
@@ -286,8 +317,6 @@ def test_a_missing_shape_is_served_as_the_setting_says(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from wan_trt_core.pipeline import acceleration
-
     resolve = acceleration.resolve_loaded
     profiles = {profile.name: profile for profile in known}
     monkeypatch.setattr(
@@ -386,6 +415,25 @@ def test_the_weights_of_a_folder_are_known_again(small_checkpoint: Path) -> None
         assert all(
             torch.equal(whole[name], value) for name, value in folder.load("transformer").state_dict().items()
         )
+
+
+def test_a_folder_is_found_by_whatever_names_it(pipe: Any, small_checkpoint: Path, tmp_path: Path) -> None:
+    def origin(**changes: str) -> Checkpoint | None:
+        for module in (pipe.transformer, pipe):
+            module.register_to_config(_name_or_path=changes[type(module).__name__])
+        return LoadedCheckpoint(pipe).origin("transformer")
+
+    folder, part, no_copy = str(small_checkpoint), str(small_checkpoint / "transformer"), "nobody/has-it-here"
+    for module, whole in ((part, no_copy), (no_copy, folder), (folder, ""), (str(tmp_path), folder)):
+        found = origin(WanTransformer3DModel=module, WanPipeline=whole)
+        assert found is not None and found.folder == small_checkpoint
+    assert origin(WanTransformer3DModel=no_copy, WanPipeline=str(tmp_path)) is None
+
+
+def test_a_configuration_that_differs_is_not_the_folder_s(pipe: Any) -> None:
+    pipe.vae.register_to_config(latents_mean=[0.2] * 16)
+    checkpoint = LoadedCheckpoint(pipe)
+    assert checkpoint.origin("vae") is None and checkpoint.origin("transformer") is not None
 
 
 def test_changed_weights_are_what_engines_are_made_of(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ import wan_trt_core
 from wan_trt_core.backends.base import EngineError
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import Settings
+from wan_trt_core.models import loaded as loaded_module
 from wan_trt_core.models.catalogue import CatalogueError, ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.components import ComponentError
@@ -430,6 +433,30 @@ def test_a_folder_is_found_by_whatever_names_it(pipe: Any, small_checkpoint: Pat
     assert origin(WanTransformer3DModel=no_copy, WanPipeline=str(tmp_path)) is None
 
 
+def test_what_was_compared_once_is_noted(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, notes = shutil.copytree(small_checkpoint, tmp_path / "checkpoint"), tmp_path / "notes"
+    pipe, compared = loaded(folder), []
+    same = loaded_module._same
+    monkeypatch.setattr(loaded_module, "_same", lambda *given: compared.append(given[2]) or same(*given))
+
+    def found() -> tuple[bool, str]:
+        checkpoint = LoadedCheckpoint(pipe, notes)
+        compared.clear()
+        return checkpoint.origin("vae") is not None, checkpoint.weights_sha256("vae")
+
+    first = found()
+    assert first == (True, Checkpoint.open(folder).weights_sha256("vae")) and compared == ["vae"]
+    assert found() == first and compared == []
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    os.utime(weights, ns=(0, 0))  # a file that was written since
+    assert found() == first and compared == ["vae"]
+    pipe.vae.decoder.conv_out.bias.data.add_(0.1)
+    assert found()[0] is False and compared
+    assert [path.suffix for path in notes.iterdir()] == ["", ""]
+
+
 def test_a_configuration_that_differs_is_not_the_folder_s(pipe: Any) -> None:
     pipe.vae.register_to_config(latents_mean=[0.2] * 16)
     checkpoint = LoadedCheckpoint(pipe)
@@ -459,6 +486,30 @@ def test_changed_weights_are_what_engines_are_made_of(
     pipe.vae.decoder.conv_out.bias.data.sub_(0.1)
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     assert close(video(pipe), stock)
+
+
+def test_weights_that_change_afterwards_get_no_engine(
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would be kept under the hash of what they were."""
+
+    def load(component: str, model: ResolvedModel, *given: Any) -> ModuleEngine:
+        model.checkpoint.weights_sha256("transformer")
+        return loads(component, model, *given)
+
+    monkeypatch.setattr(engines_module, "load_engine", lambda *given, **_: load(*given))
+    stock = pipe.transformer
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    stock.proj_out.bias.data.add_(1.0)
+    video(pipe, height=48)
+    assert "transformer: its weights have changed since engines were made; accelerate it again" in caplog.text
+    assert ("dit", "48x32-5f", "fp32") not in loads.asked
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert loads.asked[-3] == ("dit", "tiny", "fp32")
 
 
 def test_a_pipeline_of_no_folder_and_without_a_text_encoder(

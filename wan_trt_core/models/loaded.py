@@ -4,6 +4,9 @@ Engines are made of these weights and of no others. Where they are those of a fo
 the dtype in memory, they are read from there in the precision that an engine wants, and engines that were built from
 that folder before serve them too. Everything else (random weights, a LoRA that was fused, a fine-tuned module) is
 told apart by a hash over the tensors themselves.
+
+Reading a folder of a 14B model takes minutes, a hash over its tensors in memory seconds. What was compared once is
+therefore noted: under the hash in memory and the path, sizes and times of the folder's files, the hash of these.
 """
 
 from __future__ import annotations
@@ -12,19 +15,21 @@ import copy
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError, located, torch_dtype
 from wan_trt_core.models.hub import open_checkpoint
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     import torch
     from diffusers import WanPipeline
     from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 
 class LoadedCheckpoint(Checkpoint):
@@ -32,15 +37,18 @@ class LoadedCheckpoint(Checkpoint):
 
     Args:
         pipe: stock; its text encoder may be missing, and prompts then become random states wherever one is needed.
+        notes: folder in which it is noted what was compared; without one it is compared again every time.
     """
 
-    def __init__(self, pipe: WanPipeline) -> None:
+    def __init__(self, pipe: WanPipeline, notes: Path | None = None) -> None:
         names = [part for part in PARTS if getattr(pipe, part, None) is not None]
         self.parts = tuple(part for part in names if part != "text_encoder" or pipe.tokenizer is not None)
         self._pipe = {part: getattr(pipe, part) for part in self.parts}
         self._tokenizer, self._scheduler = pipe.tokenizer, pipe.scheduler
         self._named = pipe.config.get("_name_or_path")
+        self._notes = notes
         self._origins: dict[str, Checkpoint | None] = {}
+        self._own: dict[str, str] = {}
         found = next(self._folders("transformer"), None)
         self._generation = found.generation() if found else {}
         super().__init__(found.folder if found else Path("weights in memory"))
@@ -50,10 +58,9 @@ class LoadedCheckpoint(Checkpoint):
 
     def origin(self, part: str) -> Checkpoint | None:
         """The folder whose weights and configuration are those of ``transformer`` or ``vae`` in memory; None where
-        there is no such folder. Compares every value, once."""
+        there is no such folder."""
         if part not in self._origins:
-            module = self._pipe[part]
-            same = (found for found in self._folders(part) if _same(module, found, part))
+            same = (found for found in self._folders(part) if self._is_of(found, part))
             self._origins[part] = next(same, None)
             where = (
                 f"of {found.folder}" if (found := self._origins[part]) else "in memory, of no known folder"
@@ -72,8 +79,19 @@ class LoadedCheckpoint(Checkpoint):
         """Of the folder that the weights are from, as :meth:`Checkpoint.weights_sha256`; else over the tensors."""
         if part not in self._hashes:
             origin = self.origin(part)
-            self._hashes[part] = origin.weights_sha256(part) if origin else _sha256(self._pipe[part])
+            self._hashes[part] = origin.weights_sha256(part) if origin else self._own_sha256(part)
         return self._hashes[part]
+
+    def require_unchanged(self, part: str) -> None:
+        """Raise when the weights are no longer those that :meth:`weights_sha256` is of, under which engines are kept.
+
+        Raises:
+            CheckpointError: naming the part.
+        """
+        if part in self._own and _sha256(self._pipe[part]) != self._own[part]:
+            raise CheckpointError(
+                f"{part}: its weights have changed since engines were made; accelerate it again"
+            )
 
     def load(self, part: str, dtype: str = "fp32", device: torch.device | str = "cpu") -> nn.Module:
         """As :meth:`Checkpoint.load`: the module in memory itself where it is what is asked for, and lies there."""
@@ -101,6 +119,33 @@ class LoadedCheckpoint(Checkpoint):
             parameter.data = parameter.data.to(device, _kept_in(module, name, dtype))
         stock: nn.Module = module.to(device).eval()
         return stock
+
+    def _is_of(self, folder: Checkpoint, part: str) -> bool:
+        """Whether a module is that of a folder: every value is compared, unless that is noted."""
+        note = self._note(folder, part)
+        if note is not None and note.is_file():
+            folder._hashes[part] = note.read_text()
+            return True
+        same = _same(self._pipe[part], folder, part)
+        if same and note is not None:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            temporary = note.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(folder.weights_sha256(part))
+            os.replace(temporary, note)
+        return same
+
+    def _note(self, folder: Checkpoint, part: str) -> Path | None:
+        if self._notes is None:
+            return None
+        files = (folder.folder / part / "config.json", *folder.weight_files(part))
+        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        name = hashlib.sha256(json.dumps([self._own_sha256(part), stats]).encode())
+        return self._notes / name.hexdigest()
+
+    def _own_sha256(self, part: str) -> str:
+        if part not in self._own:
+            self._own[part] = _sha256(self._pipe[part])
+        return self._own[part]
 
     def _folders(self, part: str) -> Iterator[Checkpoint]:
         """Whatever the module or the pipeline remembers of where it was loaded from, as far as it is there."""
@@ -141,12 +186,16 @@ def _sha256(module: Any) -> str:
     """Hash over a module's configuration and tensors (hex)."""
     import torch
 
-    digest = hashlib.sha256(b"in memory")
-    digest.update(json.dumps(_as_json(module.config), sort_keys=True).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    def of_tensor(named: tuple[str, Tensor]) -> bytes:
+        name, tensor = named
+        digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    config = json.dumps(_as_json(module.config), sort_keys=True)
+    with ThreadPoolExecutor() as pool:  # hashing is done outside of the interpreter's lock
+        digests = pool.map(of_tensor, sorted(module.state_dict().items()))
+        return hashlib.sha256(b"in memory" + config.encode() + b"".join(digests)).hexdigest()
 
 
 def _as_json(config: Any) -> dict[str, Any]:

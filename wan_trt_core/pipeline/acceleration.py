@@ -37,8 +37,6 @@ from wan_trt_core.progress import Report, progress
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-    from wan_trt_core.models.catalogue import ResolvedModel
-
 ENGINES_OF: Mapping[str, tuple[str, ...]] = {"transformer": ("dit",), "vae": VAE_DECODER}
 """The components whose engines take the place of each module."""
 
@@ -52,6 +50,9 @@ PRECISIONS: Mapping[tuple[str, torch.dtype], str] = {
 }
 """What an engine computes in unless told otherwise: as its module does. There are no engines in bfloat16; in their
 place half precision has more digits for the transformer, and float32 has the range for the VAE."""
+
+NOTES = "weights"
+"""Folder of the cache that notes which weights in memory are those of which files."""
 
 NO_TEXT = 1
 """Tokens of a prompt where none matters: the size of a video that is only decoded."""
@@ -104,12 +105,10 @@ def accelerate(
         raise EngineError(
             f"the pipeline is on {pipe.device}, and {backend} runs on {device}: name another backend, or move it there"
         )
-    model = resolve_loaded(LoadedCheckpoint(pipe))
+    acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, precision), device)
     if not isinstance(profile, ShapeProfile):
-        name = profile or settings.profile
+        name, model = profile or settings.profile, acceleration.model
         profile = model.profile(name) if name or model.profiles else None
-    precisions = _precisions(pipe, precision)
-    acceleration = Acceleration(pipe, model, settings, backend, precisions, device)
     with acceleration.undone_on_error():
         if profile is not None:
             for part in REPLACED:
@@ -152,6 +151,7 @@ class Acceleration:
 
     Attributes:
         stock: diffusers' own modules by part; in host memory until one has to run.
+        model: what engines are made of, and the profiles that it has.
         device: where engines run.
     """
 
@@ -161,7 +161,6 @@ class Acceleration:
     def __init__(
         self,
         pipe: WanPipeline,
-        model: ResolvedModel,
         settings: Settings,
         backend: str,
         precision: Mapping[str, str],
@@ -169,7 +168,9 @@ class Acceleration:
     ) -> None:
         self.stock: dict[str, Any] = {name: getattr(pipe, name) for name in REPLACED}
         self.device = device
-        self._pipe, self._model, self._settings = pipe, model, settings
+        self._checkpoint = LoadedCheckpoint(pipe, notes=settings.cache / NOTES)
+        self.model = resolve_loaded(self._checkpoint)
+        self._pipe, self._settings = pipe, settings
         self._backend, self._precision = backend, precision
         modules: dict[str, Any] = {
             name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)
@@ -179,7 +180,7 @@ class Acceleration:
         }
         self._store = EngineStore(settings, lambda job, fraction: self._report(job, fraction))
         self._prepare = {
-            name: get_component(components[0]).prepare(model.checkpoint, precision[name])
+            name: get_component(components[0]).prepare(self._checkpoint, precision[name])
             for name, components in ENGINES_OF.items()
         }
         self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in REPLACED}
@@ -215,7 +216,7 @@ class Acceleration:
 
     def load(self, name: str, profile: ShapeProfile) -> EngineTransformer | EngineVAE:
         """The part that serves a profile from now on; exports and builds what the cache lacks."""
-        made, precision = (self._model, profile), self._precision[name]
+        made, precision = (self.model, profile), self._precision[name]
         common: dict[str, Any] = {
             "prepare": self._prepare[name],
             "config": self.stock[name].config,
@@ -223,6 +224,7 @@ class Acceleration:
             "device": self.device,
         }
         self.stock[name].to("cpu")  # from where exports read it
+        self._checkpoint.require_unchanged(name)
         part: EngineTransformer | EngineVAE
         engines: tuple[Engine, ...]
         with torch.no_grad(), progress() as self._report:
@@ -288,10 +290,10 @@ class Acceleration:
             return ShapeProfile(f"{video.height}x{video.width}-{video.frames}f", video, video, video)
         if rule == "torch":
             raise UnsupportedCall(f"{missing} (on_missing_shape is torch)")
-        containing = [known for known in self._model.profiles.values() if covers(name, known, video)]
+        containing = [known for known in self.model.profiles.values() if covers(name, known, video)]
         if not containing:
             raise UnsupportedCall(
-                f"{missing}, and none of the profiles {', '.join(self._model.profiles) or '(none)'} contains it"
+                f"{missing}, and none of the profiles {', '.join(self.model.profiles) or '(none)'} contains it"
                 " (on_missing_shape is nearest)"
             )
         nearest = min(containing, key=lambda known: abs(_volume(known.opt) - _volume(video)))

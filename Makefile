@@ -70,5 +70,5 @@ doctor: $(MAIN) ## what this machine can run, and what is missing
 	@$(IN_MAIN) wan-trt doctor
 
 clean: ## remove environments, outputs and caches of this folder (not the engine cache: wan-trt engines prune)
-	rm -rf $(VENV) .tox outputs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .tox outputs examples/*/outputs build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -245,11 +245,8 @@ class _ChannelsLast(nn.Module):
         if up.time_conv is not None:
             pairs = self._conv(up.time_conv, frames, caches).unflatten(-1, (2, -1))
             frames = pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-        images = functional.interpolate(
-            frames.squeeze(0).permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest"
-        )
-        made = functional.conv2d(images, up.weight, up.bias, padding=1)
-        return made.permute(0, 2, 3, 1).unsqueeze(0)
+        images, stride, padding = frames.permute(0, 4, 1, 2, 3), (1, 2, 2), (0, 1, 1)
+        return functional.conv_transpose3d(images, up.weight, up.bias, stride, padding).permute(0, 2, 3, 4, 1)
 
 
 def _half_convolutions(graph: nn.Module) -> nn.Module:
@@ -267,33 +264,34 @@ def _half_convolutions(graph: nn.Module) -> nn.Module:
     return graph
 
 
-# Twice the size and the convolution after it in one: each pixel that nearest upsampling repeats is multiplied once, by
-# the sum of the weights that meet it, 16 products for 36; and the larger image is never written.
+# ---- the VAE decoder: other forms of twice the size and the convolution after it --------------------------
 
 
-def _transposed(graph: nn.Module) -> nn.Module:
+def _resized(graph: nn.Module) -> nn.Module:
+    """As diffusers computes it: the larger image written, then convolved."""
+
+    class Upsample(vae_decoder._Upsample):
+        def forward(self, frames: Tensor, caches: Any) -> Tensor:
+            frames = self._double(self.time_conv(frames, caches)) if self.time_conv is not None else frames
+            images = frames.transpose(1, 2).flatten(0, 1)
+            images = functional.interpolate(images, scale_factor=2.0, mode="nearest")
+            images = functional.conv2d(images, self.other, self.bias, padding=1)
+            return images.unsqueeze(0).transpose(1, 2)
+
+    return _upsamples_as(graph, Upsample, _single_taps)
+
+
+def _transposed_images(graph: nn.Module) -> nn.Module:
     """As a transposed convolution of images."""
 
     class Upsample(vae_decoder._Upsample):
         def forward(self, frames: Tensor, caches: Any) -> Tensor:
             frames = self._double(self.time_conv(frames, caches)) if self.time_conv is not None else frames
             images = frames.transpose(1, 2).flatten(0, 1)
-            images = functional.conv_transpose2d(images, self.merged, self.bias, stride=2, padding=1)
+            images = functional.conv_transpose2d(images, self.other, self.bias, stride=2, padding=1)
             return images.unsqueeze(0).transpose(1, 2)
 
-    return _upsamples_as(graph, Upsample, _merged_taps)
-
-
-def _transposed_frames(graph: nn.Module) -> nn.Module:
-    """As a transposed convolution of the video: no change from frames to images and back."""
-
-    class Upsample(vae_decoder._Upsample):
-        def forward(self, frames: Tensor, caches: Any) -> Tensor:
-            frames = self._double(self.time_conv(frames, caches)) if self.time_conv is not None else frames
-            weight, stride, padding = self.merged[:, :, None], (1, 2, 2), (0, 1, 1)
-            return functional.conv_transpose3d(frames, weight, self.bias, stride, padding)
-
-    return _upsamples_as(graph, Upsample, _merged_taps)
+    return _upsamples_as(graph, Upsample, lambda merged: merged[:, :, 0])
 
 
 def _phased(graph: nn.Module) -> nn.Module:
@@ -303,7 +301,7 @@ def _phased(graph: nn.Module) -> nn.Module:
         def forward(self, frames: Tensor, caches: Any) -> Tensor:
             frames = self._double(self.time_conv(frames, caches)) if self.time_conv is not None else frames
             height, width = frames.shape[3:]
-            made = functional.conv3d(frames, self.merged, self.bias.repeat(4), padding=(0, 1, 1))
+            made = functional.conv3d(frames, self.other, self.bias.repeat(4), padding=(0, 1, 1))
             phases = made.unflatten(1, (2, 2, -1))
             rows = [
                 self.between(*(phases[:, a, b, :, :, a : a + height, b : b + width] for b in (0, 1)))
@@ -316,14 +314,17 @@ def _phased(graph: nn.Module) -> nn.Module:
             """Two tensors' values in turns along the last axis."""
             return torch.stack((first, second), dim=-1).flatten(-2)
 
-    return _upsamples_as(graph, Upsample, _phase_taps)
+    return _upsamples_as(graph, Upsample, lambda merged: _phase_taps(_single_taps(merged)))
 
 
-def _merged_taps(weight: Tensor) -> Tensor:
-    """(out, in, 3, 3) to a transposed convolution's (in, out, 4, 4)."""
-    flipped, ones = weight.flip(-2, -1), torch.ones(1, 1, 2, 2, dtype=weight.dtype)
-    merged = functional.conv2d(flipped.flatten(0, 1)[:, None], ones, padding=1)
-    return merged.unflatten(0, flipped.shape[:2]).squeeze(2).transpose(0, 1)
+def _single_taps(merged: Tensor) -> Tensor:
+    """The transposed convolution's (in, out, 1, 4, 4) to the (out, in, 3, 3) that it was made of."""
+
+    def single(taps: Tensor, axis: int) -> Tensor:
+        first, second, _, last = taps.unbind(axis)
+        return torch.stack((first, second - first, last), axis)
+
+    return single(single(merged[:, :, 0], -1), -2).transpose(0, 1).flip(-2, -1)
 
 
 def _phase_taps(weight: Tensor) -> Tensor:
@@ -338,10 +339,11 @@ def _phase_taps(weight: Tensor) -> Tensor:
 
 
 def _upsamples_as(graph: nn.Module, kind: type, taps: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Every upsampling in another form, with ``other`` weights made of the graph's own."""
     for part in graph.modules():
         if isinstance(part, vae_decoder._Upsample):
-            merged = taps(part.weight.double()).to(part.weight.dtype).contiguous()
-            part.merged = nn.Parameter(merged, requires_grad=False)
+            other = taps(part.weight.double()).to(part.weight.dtype).contiguous()
+            part.other = nn.Parameter(other, requires_grad=False)
             part.__class__ = kind
     return graph
 
@@ -363,11 +365,9 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             "frames and caches channels-last, as the convolutions' kernels want them",
             channels_last=True,
         ),
-        "transposed": Idea(
-            _transposed, "upsampling and its convolution as one transposed convolution of images"
-        ),
-        "transposed-frames": Idea(_transposed_frames, "the same as one transposed convolution of the video"),
-        "phased": Idea(_phased, "the same as one convolution at the small size and a change of order"),
+        "resized": Idea(_resized, "upsampling and the convolution after it apart, as diffusers has them"),
+        "transposed-images": Idea(_transposed_images, "both as a transposed convolution, of images"),
+        "phased": Idea(_phased, "both as one convolution at the small size and a change of order"),
         "two-latents": Idea(
             lambda graph: graph,
             "two latent frames a step: half the passes over the caches, twice the memory",

@@ -3,7 +3,7 @@ rules.
 
     python tools/regenerate_baselines.py --suite perf --dry-run          # measure and show, write nothing
     python tools/regenerate_baselines.py --suite perf --case dit-fp32    # one case
-    python tools/regenerate_baselines.py --suite perf --check            # fail if a metric left its band
+    python tools/regenerate_baselines.py --suite perf --check            # fail if one would change
     python tools/regenerate_baselines.py --suite perf --accept-regression "reference needs float32 now"
 
 Exit codes: 0 done (or nothing to do), 1 refused, or with --check a baseline would change, 2 wrong usage,
@@ -65,6 +65,8 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
     )
     console.print(changes_table(update.plan_changes(plans)))
     for plan in plans:
+        for case, what in plan.kernels.items():
+            console.print(f"{case}: kernel profile: {what}", soft_wrap=True, markup=False)
         for orphan in plan.orphans:
             outcome = "is dropped" if orphan in plan.touched else "is kept (only a run of all cases drops it)"
             console.print(f"{plan.model}: no case is called {orphan}; its baseline {outcome}", style="yellow")

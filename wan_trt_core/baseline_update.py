@@ -5,6 +5,9 @@ Baselines change only here. The run that sets one must have been made by one pro
 not slowed down, from a known commit without changes, and must pass every gate but the bands. A stored value
 changes only when a metric leaves its band: within it nothing is written, so that noise does not creep into
 the baselines. What would let pass that failed before needs a reason, which is stored with the entry.
+
+An entry is of one measurement: where it has no kernels yet and the new run has them it is replaced as a whole, once,
+with the provenance of that run. New kernels alone never touch an entry that has some.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from wan_trt_core.baselines import (
 )
 from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.verdict import Verdict
+from wan_trt_core.measure.differences import kernel_difference
 from wan_trt_core.report.changes import MetricChange, baseline_changes, worst_first
 from wan_trt_core.report.markdown import changes_markdown
 
@@ -76,6 +80,7 @@ class Plan:
         touched: cases whose entry changes.
         rows: old and new of every metric, those of untouched cases too.
         orphans: cases that the file holds and no case file has; they are dropped only in a complete run.
+        kernels: what happens to the stored kernels of touched cases, for people, by case.
     """
 
     hardware_key: str
@@ -86,6 +91,7 @@ class Plan:
     touched: frozenset[str]
     rows: tuple[Row, ...]
     orphans: tuple[str, ...] = field(default=())
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def loosened(self) -> tuple[Row, ...]:
@@ -261,9 +267,11 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
     parts = []
     for plan in plans:
         dropped = "".join(f"\n- `{case}`: no case is called so" for case in plan.orphans)
+        profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
         parts += [
             f"## Baselines of {plan.hardware_key} / {plan.model} / {plan.suite}",
             changes_markdown(plan_changes([plan])),
+            profiles.strip(),
             f"Orphans:\n{dropped}" if dropped else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -343,15 +351,21 @@ def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str]
     stored = dict(before.cases) if before else {}
     rows: list[Row] = []
     touched: set[str] = set()
+    kernels: dict[str, str] = {}
     after = dict(stored)
     for case, entry in new.cases.items():
-        if case in stored and (other := other_origin(case, new.suite, stored[case], entry.provenance)):
+        old = stored.get(case)
+        if old and (other := other_origin(case, new.suite, old, entry.provenance)):
             raise Refused(other)
-        found = compare_entries(case, stored.get(case), entry)
+        found = compare_entries(case, old, entry)
         rows += found
-        if any(row.kind is not Change.WITHIN_BAND for row in found):
+        profile = old.kernels if old else None
+        first = profile is None and entry.kernels is not None
+        if first or any(row.kind is not Change.WITHIN_BAND for row in found):
             touched.add(case)
             after[case] = _explained(entry, found)
+            if what := _kernel_change(profile, entry.kernels):
+                kernels[case] = what
     orphans = find_orphans(before, known) if before else ()
     if complete:
         touched |= set(orphans)
@@ -365,7 +379,15 @@ def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str]
         frozenset(touched),
         tuple(rows),
         orphans,
+        kernels,
     )
+
+
+def _kernel_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
+    """What accepting a run does to the kernels of an entry, in words; empty where neither has any."""
+    if old is None or new is None:
+        return "new" if new else "gone, this run has none" if old else ""
+    return kernel_difference(old, new).describe()
 
 
 def _explained(entry: BaselineEntry, rows: Sequence[Row]) -> BaselineEntry:

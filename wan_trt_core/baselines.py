@@ -1,9 +1,9 @@
 """Baselines: what a case measured when it was accepted, one file per hardware, model and suite.
 
-``<root>/<hardware key>/<model>/<suite>.json`` holds, by case, the banded metrics with their tolerances, and
-where they come from. Reading is strict: what is not exactly a baseline of this schema and this hardware is an
-error that names the file, the key and the command to mend it, never a gate that holds nothing. Nothing is
-looked up under another hardware key.
+``<root>/<hardware key>/<model>/<suite>.json`` holds, by case, the banded metrics with their tolerances, where
+they come from, and for perf the kernels that a later failure is explained with. Reading is strict: what is not
+exactly a baseline of this schema and this hardware is an error that names the file, the key and the command to
+mend it, never a gate that holds nothing. Nothing is looked up under another hardware key.
 """
 
 from __future__ import annotations
@@ -63,9 +63,14 @@ LONGEST_INTEGER = 20
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
-_ENTRY_KEYS = {"metrics", "provenance"}
+_ENTRY_KEYS = {"metrics", "provenance", "kernels"}
 _METRIC_KEYS = {"value", "unit", "better", "n", "spread", "samples", "tolerance"}
 _TOLERANCE_KEYS = {"rel", "abs", "reason"}
+_TIMES_KEYS = {"groups_ms", "total_ms"}
+_KERNELS_KEYS = {*_TIMES_KEYS, "top", "reference"}
+_LAYERS_KEY = {"layers"}
+"""Of the kernels; not every backend has them."""
+
 ORIGIN = ("backend", "weights")
 """Keys of the provenance in which a run and a baseline must agree, or the one says nothing about the other."""
 
@@ -261,7 +266,8 @@ def new_entry(
     measurements: Sequence[Measurement],
     provenance: Mapping[str, Any],
 ) -> BaselineEntry:
-    """The entry of one case from one or more independent runs: the median of each banded metric.
+    """The entry of one case from one or more independent runs: the median of each banded metric, and the kernels of
+    the run whose kernels took the median time.
 
     Raises:
         BaselineError: when a metric was not measured, is not a positive number, changes its unit between
@@ -270,7 +276,7 @@ def new_entry(
     if not measurements:
         raise BaselineError(f"case {case}: no run measured it")
     metrics = {name: _new_metric(case, name, band, measurements) for name, band in bands.items()}
-    return BaselineEntry(metrics, {**provenance, "runs": len(measurements)})
+    return BaselineEntry(metrics, {**provenance, "runs": len(measurements)}, _typical_kernels(measurements))
 
 
 def compare_entries(case: str, old: BaselineEntry | None, new: BaselineEntry) -> tuple[Row, ...]:
@@ -341,6 +347,19 @@ def _new_metric(case: str, name: str, band: Band, measurements: Sequence[Measure
     return stored
 
 
+def _typical_kernels(measurements: Sequence[Measurement]) -> dict[str, Any] | None:
+    """Those of one run, since medians by kernel would be of no run at all; ``None`` where every profiler failed."""
+    found = [measurement.facts.get("kernels", {}) for measurement in measurements]
+    found = sorted((each for each in found if "reference" in each), key=lambda each: each["total_ms"])
+    if not found:
+        return None
+    typical = found[(len(found) - 1) // 2]
+    kept = {key: typical[key] for key in _KERNELS_KEYS | _LAYERS_KEY & typical.keys()}
+    kept["reference"] = {key: typical["reference"][key] for key in _TIMES_KEYS}
+    rounded: dict[str, Any] = _all_rounded(kept)
+    return rounded
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Reads one file strictly; every error names the file, the key and the next command."""
@@ -376,7 +395,12 @@ class _Reader:
 
     def _entry(self, case: str, data: Any) -> BaselineEntry:
         at = f"cases.{case}"
-        self._keys(at, self._dict(at, data, case), _ENTRY_KEYS, case)
+        if "kernels" not in self._dict(at, data, case):
+            self._fail(
+                f"{at}: key kernels is absent, as in files of older releases; add it: wan-trt baselines migrate",
+                case,
+            )
+        self._keys(at, data, _ENTRY_KEYS, case)
         metrics = self._dict(f"{at}.metrics", data["metrics"], case)
         provenance = self._dict(f"{at}.provenance", data["provenance"], case)
         if absent := [key for key in ORIGIN if key not in provenance]:
@@ -390,7 +414,31 @@ class _Reader:
         stored = {
             name: self._metric(f"{at}.metrics.{name}", case, metric) for name, metric in metrics.items()
         }
-        return BaselineEntry(stored, provenance)
+        return BaselineEntry(stored, provenance, self._kernels(f"{at}.kernels", case, data["kernels"]))
+
+    def _kernels(self, at: str, case: str, data: Any) -> dict[str, Any] | None:
+        if data is None:
+            return None
+        has_layers = _LAYERS_KEY & self._dict(at, data, case).keys()
+        self._keys(at, data, _KERNELS_KEYS | has_layers, case)
+        reference = self._dict(f"{at}.reference", data["reference"], case)
+        self._keys(f"{at}.reference", reference, _TIMES_KEYS, case)
+        for where, times in ((at, data), (f"{at}.reference", reference)):
+            self._number(f"{where}.total_ms", case, times["total_ms"])
+            for group, ms in self._dict(f"{where}.groups_ms", times["groups_ms"], case).items():
+                self._number(f"{where}.groups_ms.{group}", case, ms)
+        for key in ("top", *has_layers):
+            if not isinstance(data[key], list):
+                self._fail(f"{at}.{key} is {data[key]!r}, not a list", case)
+            for row in data[key]:
+                if not isinstance(row, list) or len(row) != 3:
+                    self._fail(
+                        f"{at}.{key} holds {row!r}, not a name, its milliseconds and its launches", case
+                    )
+                self._text(f"{at}.{key}", case, row[0])
+                self._number(f"{at}.{key}: {row[0]}", case, row[1])
+                self._number(f"{at}.{key}: {row[0]}", case, row[2])
+        return dict(data)
 
     def _metric(self, at: str, case: str, data: Any) -> BaselineMetric:
         self._keys(at, self._dict(at, data, case), _METRIC_KEYS, case)
@@ -483,6 +531,7 @@ def _entry_data(entry: BaselineEntry) -> dict[str, Any]:
     return {
         "metrics": {name: _metric_data(metric) for name, metric in entry.metrics.items()},
         "provenance": dict(entry.provenance),
+        "kernels": entry.kernels,
     }
 
 
@@ -501,6 +550,15 @@ def _metric_data(metric: BaselineMetric) -> dict[str, Any]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+def _all_rounded(data: Any) -> Any:
+    """Every fraction in it."""
+    if isinstance(data, float):
+        return _rounded(data)
+    if isinstance(data, Mapping):
+        return {key: _all_rounded(value) for key, value in data.items()}
+    return [_all_rounded(each) for each in data] if isinstance(data, (list, tuple)) else data
 
 
 def _canonical(data: Any) -> str:

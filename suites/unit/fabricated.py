@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ KERNELS = {
         "groups_ms": {"attention": 8.1, "products": 10.0, "other": 7.0}, "top": [], "total_ms": 25.1
     },
 }  # fmt: skip
+STORED_KERNELS = {
+    **KERNELS,
+    "reference": {"groups_ms": {"attention": 8.1, "products": 10.0, "other": 7.0}, "total_ms": 25.1},
+}
+"""The same as a baseline keeps them."""
+
 CLOCKS = {
     "samples": 12, "sm_clock_mhz": {"min": 1755, "median": 1965.0, "max": 1980}, "temperature_c": 61,
     "power_w": 688.4, "reasons": {"power cap": 9},
@@ -97,13 +104,19 @@ def perf_measurement(
     return Measurement(**{**data, **changes})
 
 
-def entry(reference: float = 0.1, candidate: float = 0.06, rel: float = 0.10) -> BaselineEntry:
+def entry(
+    reference: float = 0.1,
+    candidate: float = 0.06,
+    rel: float = 0.10,
+    kernels: Mapping[str, Any] | None = None,
+) -> BaselineEntry:
     """A baseline of both times, in seconds."""
     tolerance = Tolerance(rel, 0.0, "ten percent")
     values = zip(TIMES, (reference, candidate), strict=True)
     return BaselineEntry(
         {name: BaselineMetric(value, "s", "lower", tolerance, 1, 0.0, (value,)) for name, value in values},
         provenance(),
+        kernels,
     )
 
 

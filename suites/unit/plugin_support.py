@@ -35,6 +35,18 @@ PLUGIN_ARGS: tuple[str, ...] = () if _INSTALLED else ("-p", PLUGIN)
 
 SUITES = Path(__file__).parents[1]
 
+KERNELS: dict[str, Any] = {
+    "groups_ms": {"attention": 6.6, "products": 9.6, "other": 0.0},
+    "top": [["gemm", 9.6, 30], ["flash", 6.6, 30]],
+    "total_ms": 16.2,
+    "reference": {
+        "groups_ms": {"attention": 8.1, "products": 10.0, "other": 7.0},
+        "top": [["sgemm", 10.0, 60]],
+        "total_ms": 25.1,
+    },
+}
+"""What the profiler says of the case ``profiled``."""
+
 # What a case measures is said by the first word of its id.
 CONFTEST = f'''
 import math, os
@@ -58,12 +70,14 @@ def pytest_wan_measure(case, suite, session):
         os._exit(3)
     measurement = {{"parity": parity, "perf": perf, "memory": memory}}[suite](kind)
     facts = {{"random_weights": "seeded random"}} if kind == "random" else {{}}
+    if suite == "perf" and kind == "profiled":
+        facts = {{"kernels": {KERNELS!r}}}
     return measurement.model_copy(update={{"facts": facts}})
 
 def pytest_wan_explain(case, suite, session):
     if case.id.startswith("bad-mute"):
         raise MemoryError("no room for every block's output")
-    return ("first diverging block: blocks.3",) if suite == "parity" else ()
+    return ("first diverging block: blocks.3",) if suite == "parity" else None
 
 def metric(value, unit="dB", better="higher", **more):
     return Metric(value=value, unit=unit, better=better, **more)
@@ -75,7 +89,7 @@ def parity(kind):
     return Measurement(metrics=metrics, problems=problems)
 
 def perf(kind):
-    ratio = {{"bad": 1.2, "unsure": 1.5}}.get(kind, 2.0)
+    ratio = {{"bad": 1.2, "profiled": 1.2, "unsure": 1.5}}.get(kind, 2.0)
     wobble = 0.02 if kind == "unsure" else 0.001
     candidate = [0.1 * (1 + wobble * (-1) ** i) for i in range(30)]
     reference = [0.1 * ratio] * 30
@@ -163,6 +177,7 @@ def store_baselines(
     values: dict[str, float],
     backend: str = "onnxruntime",
     weights: str = "checkpoint",
+    kernels: dict[str, Any] | None = None,
 ) -> None:
     """Write the baselines of a suite: the value of its banded metric by case."""
     metric, unit, rel, _ = BANDED[suite]
@@ -172,8 +187,9 @@ def store_baselines(
     }  # fmt: skip
     keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
     provenance = {**dict.fromkeys(keys), "backend": backend, "weights": weights}
+    shared = {"provenance": provenance, "kernels": kernels}
     cases = {
-        case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, "provenance": provenance}
+        case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, **shared}
         for case, value in values.items()
     }
     head = {"schema_version": 1, "hardware_key": HARDWARE, "model": "tiny-wan", "suite": suite}

@@ -192,7 +192,7 @@ def main() -> None:
     from onnx import TensorProto
 
     from wan_trt_core.backends.base import EngineError, OnnxModel
-    from wan_trt_core.backends.tensorrt import backend, builder, runtime
+    from wan_trt_core.backends.tensorrt import api, backend, builder, runtime
     from wan_trt_core.backends.tensorrt.plan import LAYERS, read_description
     from wan_trt_core.config import load_settings
 
@@ -242,6 +242,13 @@ def main() -> None:
     for _ in range(3):
         engine.run({"x": torch.zeros(2, 4)})
     assert engine.graphs == 1 and engine.memory()["scratch"] == 512
+    with engine.profiled() as times:
+        engine.run({"x": torch.zeros(2, 4)})
+    assert times == [] and engine.layers() == ()
+    told: list[tuple[str, float]] = []
+    bindings.IProfiler.report_layer_time  # noqa: B018  (what TensorRT calls)
+    api.layer_clock(lambda name, ms: told.append((name, ms))).report_layer_time("layer", 0.5)
+    assert told == [("layer", 0.5)]
     engine.close()
     print(bindings.__version__, *sorted(USED), sep="\n")
 

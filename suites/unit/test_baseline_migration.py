@@ -68,6 +68,17 @@ def test_entries_that_do_not_say_what_made_them_get_what_is_given(tmp_path: Path
     assert migrate([path], {}) == ()
 
 
+def test_entries_without_kernels_say_so(tmp_path: Path) -> None:
+    whole = stored(tmp_path / "whole").read_bytes()
+    path = stored(tmp_path, edit=lambda entry: entry.pop("kernels"))
+    with pytest.raises(BaselineError, match=r"key kernels is absent.*wan-trt baselines migrate"):
+        read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
+    assert migrate([path], {}) == (path,)
+    assert path.read_bytes() == whole
+    found = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
+    assert found is not None and found.cases["dit-fp32"].kernels is None
+
+
 def test_what_follows_from_the_samples_comes_from_them(tmp_path: Path) -> None:
     whole = stored(tmp_path / "whole").read_bytes()
     path = stored(tmp_path, edit=without("value", "n", "spread"))

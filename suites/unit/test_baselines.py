@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated import HARDWARE, TEN_PERCENT, TIMES, entry, make_case, perf_measurement, provenance
+from fabricated import (
+    HARDWARE,
+    KERNELS,
+    STORED_KERNELS,
+    TEN_PERCENT,
+    TIMES,
+    entry,
+    make_case,
+    perf_measurement,
+    provenance,
+)
 
 from wan_trt_core.baselines import (
     BaselineError,
@@ -32,7 +42,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 def written(root: Path, *cases: str) -> Path:
     """A baseline file of perf with these cases."""
-    entries = {case: entry() for case in cases or ("dit-fp32",)}
+    entries = {case: entry(kernels=STORED_KERNELS) for case in cases or ("dit-fp32",)}
     return write_baselines(root, BaselineFile(HARDWARE, "tiny-wan", "perf", entries), entries)
 
 
@@ -56,7 +66,16 @@ def test_round_trip(tmp_path: Path) -> None:
     written(tmp_path)
     stored = read(tmp_path)
     assert stored is not None
-    assert stored.cases == {"dit-fp32": entry()}
+    assert stored.cases == {"dit-fp32": entry(kernels=STORED_KERNELS)}
+
+
+@pytest.mark.parametrize("kernels", [None, {**STORED_KERNELS, "layers": [["blocks.0.attn1", 1.5, 1]]}])
+def test_round_trip_of_kernels(kernels: Any, tmp_path: Path) -> None:
+    entries = {"dit-fp32": entry(kernels=kernels)}
+    write_baselines(tmp_path, BaselineFile(HARDWARE, "tiny-wan", "perf", entries), entries)
+    stored = read(tmp_path)
+    assert stored is not None
+    assert stored.cases == entries
 
 
 def test_missing_file_is_none(tmp_path: Path) -> None:
@@ -81,6 +100,11 @@ def metric(data: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def kernels(data: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = data["cases"]["dit-fp32"]["kernels"]
+    return found
+
+
 BROKEN: dict[str, tuple[Edit, str]] = {
     "NaN": (lambda d: metric(d).update(value=math.nan), "NaN"),
     "infinite": (lambda d: metric(d).update(value=math.inf), "Infinity"),
@@ -101,6 +125,29 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "provenance": (lambda d: d["cases"]["dit-fp32"]["provenance"].pop("commit"), "key commit is absent"),
     "weights": (lambda d: d["cases"]["dit-fp32"]["provenance"].pop("weights"), "key weights is absent"),
     "entry": (lambda d: d["cases"].update({"dit-fp32": 3}), "not an object"),
+    "entry key": (lambda d: d["cases"]["dit-fp32"].update(x=1), "unknown key x"),
+    "kernels absent": (
+        lambda d: d["cases"]["dit-fp32"].pop("kernels"),
+        "key kernels is absent, as in files of older releases; add it: wan-trt baselines migrate;",
+    ),
+    "kernels": (lambda d: d["cases"]["dit-fp32"].update(kernels=[]), "kernels is [], not an object"),
+    "kernels key": (lambda d: kernels(d).update(error="x"), "kernels: unknown key error"),
+    "kernels key absent": (lambda d: kernels(d).pop("top"), "kernels: key top is absent"),
+    "reference": (lambda d: kernels(d).update(reference=0), "kernels.reference is 0, not an object"),
+    "reference key": (lambda d: kernels(d)["reference"].update(top=[]), "reference: unknown key top"),
+    "total": (lambda d: kernels(d).update(total_ms=-1), "kernels.total_ms is -1, not a number of at least 0"),
+    "group": (lambda d: kernels(d)["groups_ms"].update(attention="1"), "groups_ms.attention is '1'"),
+    "group of the reference": (
+        lambda d: kernels(d)["reference"]["groups_ms"].update(other=True),
+        "reference.groups_ms.other is True",
+    ),
+    "groups": (lambda d: kernels(d).update(groups_ms=None), "kernels.groups_ms is None, not an object"),
+    "top": (lambda d: kernels(d).update(top={}), "kernels.top is {}, not a list"),
+    "kernel": (lambda d: kernels(d).update(top=[["a", 1.0]]), "top holds ['a', 1.0], not a name, its millis"),
+    "name of a kernel": (lambda d: kernels(d).update(top=[[1, 1.0, 1]]), "kernels.top is 1, not a text"),
+    "time of a kernel": (lambda d: kernels(d).update(top=[["a", -1.0, 1]]), "kernels.top: a is -1.0"),
+    "launches": (lambda d: kernels(d).update(top=[["a", 1.0, None]]), "kernels.top: a is None"),
+    "layer": (lambda d: kernels(d).update(layers=[["a", -1.0, 1]]), "kernels.layers: a is -1.0"),
     "file key": (lambda d: d.update(comment="x"), "unknown key comment"),
     "schema": (lambda d: d.update(schema_version=2), "schema_version is 2, this version reads 1"),
     "schema absent": (lambda d: d.pop("schema_version"), "schema_version is None"),
@@ -279,6 +326,30 @@ def test_new_entry_is_the_median_of_its_runs() -> None:
 def test_stored_numbers_have_six_digits() -> None:
     found = new_entry("dit-fp32", BANDS, [timed(0.123456789)], provenance())
     assert found.metrics["reference_time"].value == 0.123457
+
+
+def profiled(total_ms: float, **more: Any) -> Measurement:
+    facts = {"kernels": {**KERNELS, "total_ms": total_ms, **more}}
+    return timed(0.1).model_copy(update={"facts": facts})
+
+
+def test_new_entry_keeps_the_kernels_of_the_typical_run() -> None:
+    failed = timed(0.1).model_copy(update={"facts": {"kernels": {"error": "CUPTI said no"}}})
+    runs = [
+        profiled(17.0),
+        failed,
+        timed(0.1),
+        profiled(16.123456789, top=(("k", 2.00000049, 30),)),
+        profiled(16.0),
+    ]
+    found = new_entry("dit-fp32", BANDS, runs, provenance())
+    assert found.kernels == {**STORED_KERNELS, "total_ms": 16.1235, "top": [["k", 2.0, 30]]}
+    assert new_entry("dit-fp32", BANDS, [failed, timed(0.1)], provenance()).kernels is None
+
+
+def test_new_entry_keeps_the_layers_where_there_are_any() -> None:
+    found = new_entry("dit-fp32", BANDS, [profiled(16.0, layers=[["blocks.0", 1.5, 2]])], provenance())
+    assert found.kernels is not None and found.kernels["layers"] == [["blocks.0", 1.5, 2]]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, None])

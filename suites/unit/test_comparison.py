@@ -121,7 +121,9 @@ def test_a_fault_in_one_block_fails_and_names_the_block(
     check = verdict_of(case, "parity", measurement)
     assert check.verdict is Verdict.FAIL
     assert check.reason is (Reason.NON_FINITE if fault is poison else Reason.BEYOND_LIMIT)
-    assert "first diverging block: blocks.1 " in explain_case(case, "parity", Context(settings))[0]
+    assert (
+        "first diverging block: blocks.1 " in explain_case(case, "parity", Context(settings), measurement)[0]
+    )
 
 
 def test_negated_rope_angles_fail_from_the_first_block_on(
@@ -135,7 +137,9 @@ def test_negated_rope_angles_fail_from_the_first_block_on(
     case = case_of("dit", settings)
     measurement = measure_case(case, "parity", Context(settings))
     assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
-    assert "first diverging block: blocks.0 " in explain_case(case, "parity", Context(settings))[0]
+    assert (
+        "first diverging block: blocks.0 " in explain_case(case, "parity", Context(settings), measurement)[0]
+    )
 
 
 @pytest.mark.parametrize("component", ["vae_decoder_next", "vae_decoder"])
@@ -151,7 +155,7 @@ def test_permuted_caches_fail(component: str, settings: Settings, monkeypatch: p
     case = case_of(component, settings)
     measurement = measure_case(case, "parity", Context(settings))
     assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
-    notes = explain_case(case, "parity", Context(settings))
+    notes = explain_case(case, "parity", Context(settings), measurement)
     assert any("vae_decoder_next: first diverging block: mid_block" in note for note in notes)
 
 

@@ -26,6 +26,7 @@ from wan_trt_core.comparison.targets import Target, target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.models.components import get_component
 from wan_trt_core.pipeline.engines import exported_model
+from wan_trt_core.records import Measurement
 
 BLOCK = "blocks.1"
 
@@ -178,7 +179,7 @@ def test_a_failing_case_names_block_and_operation_first_and_then_the_blocks_arou
     case = case_of("dit", settings)
     faulty_eps(case, monkeypatch)
     context = Context(settings)
-    block, operation, heading, *rows = explain_case(case, "parity", context)
+    block, operation, heading, *rows = explain_case(case, "parity", context, Measurement(metrics={}))
     assert block.startswith(f"dit: first diverging block: {BLOCK} (relative L2 ")
     # ONNX Runtime has made one node of the whole norm
     assert "first operation: SimplifiedLayerNormalization node_mul_" in operation

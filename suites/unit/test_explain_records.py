@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import test_cli
-from fabricated import case_record, make_case, perf_measurement, run_record
+from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement, provenance, run_record
 
+from wan_trt_core.baselines import BaselineEntry, BaselineFile, write_baselines
+from wan_trt_core.comparison import explain_case
 from wan_trt_core.measure.differences import kernel_difference, memory_difference, precision_of_kernel
 from wan_trt_core.measure.kernels import TOP, Kernel, breakdown
 from wan_trt_core.records import Measurement, Metric, RunRecord
@@ -55,8 +58,8 @@ def test_operators_that_onnx_runtime_no_longer_fuses_are_told() -> None:
     pieces = [Kernel(f"node {op} blocks.*.attn1", 0.4, 16) for op in ("Pow", "ReduceMean", "Sqrt", "Div")]
     difference = kernel_difference(fused, breakdown([product, *pieces]))
     assert difference.describe() == (
-        "1.1 ms slower (3.5 → 4.6 ms, 1.31x); most of it in pointwise (+1.1 ms);"
-        " fused operators are gone: SimplifiedLayerNormalization"
+        "1.1 ms slower (3.5 → 4.6 ms, 1.31x); most of it in pointwise (+1.1 ms, of which +1.1 ms in"
+        " blocks.*.attn1); fused operators are gone: SimplifiedLayerNormalization"
     )
 
 
@@ -75,6 +78,38 @@ def test_a_change_of_precision_is_told() -> None:
         "most of it in products (+62 ms); precision changed from fp16 to fp32"
     )
     assert not kernel_difference(FUSED, FUSED).precision
+
+
+def test_the_module_is_named_where_the_layers_are_known() -> None:
+    layers = {
+        "layer products float16 blocks.*.ffn_in": 12.0,
+        "layer products float16 blocks.*.ffn_out": 12.0,
+        "layer attention float16 blocks.*.attn1": 19.0,
+    }
+
+    def of(arm: dict[str, Any], **changed: float) -> dict[str, Any]:
+        named = {f"layer {name}": ms for name, ms in changed.items()}
+        return {**arm, "layers": [[name, ms, 30] for name, ms in (named or layers).items()]}
+
+    slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 38.0, 120), Kernel("__myl_Mul_0x1", 8.0, 60)])
+    found = kernel_difference(
+        of(FUSED),
+        of(slower, **{
+            "products float32 blocks.*.ffn_in": 22.0,
+            "products float16 blocks.*.ffn_out": 12.0,
+            "attention float16 blocks.*.attn1": 19.0,
+        }),
+    )  # fmt: skip
+    assert found.describe() == (
+        "10 ms slower (55 → 65 ms, 1.18x); most of it in products (+10 ms, of which +10 ms in blocks.*.ffn_in);"
+        " precision changed from float16 to float32 in blocks.*.ffn_in"
+    )
+    unfused = breakdown([Kernel(HALF, 60.0, 240), Kernel(SOFTMAX, 30.0, 60)])
+    apart = {"products float16 blocks.*.ffn_out": 60.0, "pointwise float32 blocks.*.attn1": 30.0}
+    assert "attention lost its fusion in blocks.*.attn1 (19 → 0 ms" in (
+        kernel_difference(of(FUSED), of(unfused, **apart)).fusion
+    )
+    assert kernel_difference(of(FUSED), slower).layers == ()  # one record has none
 
 
 @pytest.mark.parametrize(
@@ -127,6 +162,64 @@ def with_kernels(kernels: dict[str, Any]) -> Measurement:
     return perf_measurement().model_copy(update={"facts": {"kernels": kernels}})
 
 
+class TestFailingCase:
+    STOCK = breakdown([Kernel("aten::mm", 100.0, 120), Kernel("aten::silu", 40.0, 120)])
+    STORED: ClassVar[dict[str, Any]] = {
+        **FUSED,
+        "reference": {"groups_ms": STOCK["groups_ms"], "total_ms": 112.0},
+    }
+
+    def explained(self, kernels: dict[str, Any], stored: dict[str, Any] | None) -> tuple[str, ...]:
+        nowhere: Any = None  # nothing runs again
+        baseline = entry(kernels=stored)
+        return explain_case(make_case(), "perf", nowhere, with_kernels(kernels), baseline)
+
+    def test_what_changed_against_the_baseline(self) -> None:
+        others = [
+            Kernel(f"at::native::{letter * 60}", 1.0 + index, 1) for index, letter in enumerate("abcde")
+        ]
+        slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 35.0, 120), *others])
+        first, machine, *kernels = self.explained({**slower, "reference": self.STOCK}, self.STORED)
+        assert (
+            first == f"kernels, against those of the baseline: {kernel_difference(FUSED, slower).describe()}"
+        )
+        assert first.startswith("kernels, against those of the baseline: 14 ms slower (55 → 69 ms, 1.25x); ")
+        assert machine == "  stock diffusers beside it, so the machine itself: 112 → 140 ms, 1.25x"
+        assert kernels == [
+            "  -8.000 ms __myl_Mul (8 → 0 ms, 0x)",
+            f"  +7.000 ms {HALF[:43]}… (28 → 35 ms, 1.25x)",
+            *(
+                f"  +{ms}.000 ms {letter * 43}… (0 → {ms} ms)"
+                for ms, letter in ((5, "e"), (4, "d"), (3, "c"))
+            ),
+        ]
+
+    def test_layers_say_more_than_kernels(self) -> None:
+        name = "layer products float16 blocks.*.attn1.to_q"
+        before, now = (
+            {"layers": [[name, ms, 30]], "reference": self.STORED["reference"]} for ms in (2.0, 3.0)
+        )
+        _, _, *changed = self.explained({**FUSED, **now}, {**self.STORED, **before})
+        assert changed == ["  +1.000 ms products float16 blocks.*.attn1.to_q (2 → 3 ms, 1.5x)"]
+
+    def test_without_a_stored_profile_against_stock_diffusers(self) -> None:
+        for baseline in (entry(), None):
+            nowhere: Any = None
+            measured = with_kernels({**FUSED, "reference": self.STOCK})
+            first, *kernels = explain_case(make_case(), "perf", nowhere, measured, baseline)
+            assert first == (
+                "kernels, against stock diffusers of this run (no baseline holds any): "
+                + kernel_difference(self.STOCK, FUSED).describe()
+            )
+            assert "85 ms faster (140 → 55 ms, 0.393x)" in first
+            assert kernels[0] == "  -100.000 ms aten::mm (100 → 0 ms, 0x)"
+            assert not any("machine" in line for line in kernels)
+
+    @pytest.mark.parametrize("kernels", [{}, {"error": "CUPTI said no"}])
+    def test_without_kernels_there_is_nothing_to_say(self, kernels: dict[str, Any]) -> None:
+        assert self.explained(kernels, self.STORED) == ()
+
+
 class TestCommands:
     def test_perf(self, wan: Wan, tmp_path: Path) -> None:
         slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 35.0, 120)])
@@ -139,6 +232,58 @@ class TestCommands:
         assert "+7.000 ms" in out and "_gemm_mha_v2" in out and "0xf32b" not in out
         code, out, _ = wan("explain", "perf", a, "--json")
         assert json.loads(out)[0]["total"] == {"name": "all kernels", "before": 54.0, "after": 55.0}
+
+    def test_perf_against_the_baseline(self, wan: Wan, tmp_path: Path) -> None:
+        slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 35.0, 120)])
+        now = record(tmp_path / "now.json", "perf", with_kernels({**slower, "reference": slower}))
+        self.store(tmp_path, "dit", entry(kernels=TestFailingCase.STORED))
+        code, out, _ = wan("explain", "perf", now, "--baseline")
+        assert code == 0
+        assert out.splitlines()[:2] == [
+            "dit: 1 ms faster (55 → 54 ms, 0.982x); most of it in pointwise (-8 ms)",
+            "  stock diffusers beside it, so the machine itself: 112 → 54 ms, 0.482x",
+        ]
+        assert "+7.000 ms" in out
+        code, out, _ = wan("explain", "perf", now, "--baseline", "--json")
+        assert json.loads(out)[0]["total"] == {"name": "all kernels", "before": 55.0, "after": 54.0}
+
+    @pytest.mark.parametrize(
+        ("case", "stored", "why"),
+        [
+            (
+                "other",
+                entry(kernels=TestFailingCase.STORED),
+                "perf.json: no baseline of dit; make it with: python",
+            ),
+            ("dit", entry(), "perf.json: no kernels in the baseline of dit; make it with: python"),
+            (
+                "dit",
+                replace(
+                    entry(kernels=TestFailingCase.STORED), provenance={**provenance(), "backend": "tensorrt"}
+                ),
+                "was made with the backend 'tensorrt', this run with 'onnxruntime'",
+            ),
+        ],
+    )
+    def test_baselines_that_say_nothing(
+        self, wan: Wan, tmp_path: Path, case: str, stored: BaselineEntry, why: str
+    ) -> None:
+        now = record(tmp_path / "now.json", "perf", with_kernels({**FUSED, "reference": FUSED}))
+        code, _, err = wan("explain", "perf", now, "--baseline")
+        assert (code, f"{HARDWARE}/tiny-wan/perf.json: no baseline of dit" in err) == (3, True)
+        self.store(tmp_path, case, stored)
+        code, _, err = wan("explain", "perf", now, "--baseline")
+        assert (code, why in err) == (3, True)
+
+    def test_a_second_record_or_the_baseline(self, wan: Wan, tmp_path: Path) -> None:
+        now = record(tmp_path / "now.json", "perf", with_kernels({**FUSED, "reference": FUSED}))
+        code, _, err = wan("explain", "perf", now, now, "--baseline")
+        assert (code, "a second record or --baseline, not both" in err) == (2, True)
+
+    @staticmethod
+    def store(folder: Path, case: str, stored: BaselineEntry) -> None:
+        file = BaselineFile(HARDWARE, "tiny-wan", "perf", {case: stored})
+        write_baselines(folder / "baselines", file, [case])
 
     def test_memory(self, wan: Wan, tmp_path: Path) -> None:
         def holding(size: float) -> Measurement:

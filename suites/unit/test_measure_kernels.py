@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from wan_trt_core.comparison.profiling import in_process
+from wan_trt_core.backends.tensorrt.verification import Layer
+from wan_trt_core.comparison.profiling import LAYER_CALLS, in_process, layers_of
 from wan_trt_core.measure.kernels import (
     GROUPS,
     TOP,
@@ -19,6 +23,8 @@ from wan_trt_core.measure.kernels import (
     by_name,
     group_of,
     kernels_of,
+    layer_name,
+    layers,
     nodes,
     together,
     typical,
@@ -49,6 +55,8 @@ NAMES = {
     "node Softmax mid_attention": "pointwise",
     "node Conv up_blocks.*.resnets.*": "convolutions",
     "node Reshape": "copies",
+    "layer attention float16 blocks.*.attn1": "attention",
+    "layer other -": "other",
     "aten::addmm": "products",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
     "aten::mkldnn_convolution": "convolutions",
@@ -164,6 +172,17 @@ def test_work_in_a_process_of_its_own() -> None:
     assert answer["pid"] != os.getpid()
 
 
+def profiles() -> dict[str, Any]:
+    return {"kernels": len(kernels_of(lambda: torch.ones(8).sum(), "cpu"))}
+
+
+def test_the_profiler_says_nothing_in_there(capfd: pytest.CaptureFixture[str]) -> None:
+    """A failing perf test shows what its process wrote: dozens of lines that start and stop the profiler."""
+    assert in_process(profiles)["kernels"] > 0
+    assert capfd.readouterr().err == ""
+    assert "KINETO_LOG_LEVEL" not in os.environ
+
+
 @pytest.mark.parametrize(
     ("work", "timeout", "error"),
     [
@@ -177,3 +196,62 @@ def test_whatever_happens_in_there_is_told(work: Any, timeout: float, error: str
     started = time.monotonic()
     assert in_process(work, timeout=timeout) == {"error": error}
     assert time.monotonic() - started < 120
+
+
+@pytest.mark.parametrize(
+    ("told", "dtype", "modules", "name"),
+    [
+        (("", "kgen", "_gemm_mha_v2_myl0_7"), "float16", ["blocks.3.attn1"], "layer attention float16 blocks.*.attn1"),
+        (("sm90_xmma_gemm_f16", "gemm", "node_linear_myl0_1"), "float16", ["blocks.0.ffn_in", "blocks.0"],
+         "layer products float16 blocks.*.ffn_in"),
+        (("", "gemm", "node_linear_1_myl0_1"), "float16", ["blocks.0.attn1.to_q", "blocks.0.attn1.to_k"],
+         "layer products float16 blocks.*.attn1"),
+        (("", "Reformat", "Reformatting CopyNode for Input Tensor 0 to node_conv3d_5"), "float32", [],
+         "layer copies float32"),
+        (("__myl_MulAdd", "kgen", "x"), "float32", ["blocks.3.attn2", "blocks.4.attn1"],
+         "layer pointwise float32 blocks.*"),
+        (("__myl_MulAdd", "kgen", "x"), "", ["blocks.3.attn1", "proj_out"], "layer pointwise -"),
+        (("", "NoOp", "what"), "", [], "layer other -"),
+    ],
+)  # fmt: skip
+def test_a_layer_is_called_by_what_it_does_and_where_it_is_from(
+    told: tuple[str, ...], dtype: str, modules: list[str], name: str
+) -> None:
+    assert layer_name(told, dtype, modules) == name
+
+
+def test_layers_of_a_name_are_added_up_and_unknown_ones_stay() -> None:
+    names = {"a": "layer products float16 blocks.*", "b": "layer products float16 blocks.*"}
+    assert layers([("a", 1.0), ("b", 2.0), ("__myl_new", 4.0)], names) == (
+        Kernel("layer pointwise -", 4.0, 1),
+        Kernel("layer products float16 blocks.*", 3.0, 2),
+    )
+
+
+def test_tensorrts_layers_are_told_with_their_modules() -> None:
+    """Two engines of a decode: each call is told apart, and what is of one name is added up over both."""
+    times: dict[str, list[tuple[str, float]]] = {"first": [], "next": []}
+    layer = Layer(
+        "conv_1", "CaskConvolution", ("node_conv",), "float32", tactic="sm80_xmma_fprop_implicit_gemm"
+    )
+
+    @contextmanager
+    def profiled(name: str) -> Iterator[list[tuple[str, float]]]:
+        yield times[name]
+
+    def call() -> None:
+        times["first"].append(("conv_1", 1.0))
+        times["next"] += [("conv_1", 2.0), ("conv_1", 2.0), ("Reformat_7", 0.5)]
+
+    engines: Any = {
+        name: (
+            SimpleNamespace(layers=lambda: (layer,), profiled=partial(profiled, name)),
+            SimpleNamespace(modules=lambda: {"node_conv": "up_blocks.1.resnets.0"}),
+        )
+        for name in times
+    }
+    expected = (
+        Kernel("layer convolutions float32 up_blocks.*.resnets.*", 5.0, 3),
+        Kernel("layer copies -", 0.5, 1),
+    )
+    assert layers_of(call, engines) == [expected] * LAYER_CALLS

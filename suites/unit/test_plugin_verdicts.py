@@ -273,6 +273,34 @@ def test_a_baseline_of_other_weights_decides_nothing(
         assert f"regenerate_baselines.py --suite {suite} --case {case} --baselines OTHER" in message
 
 
+def test_a_slow_case_says_what_its_baseline_spent(project: Project) -> None:
+    """By the plugin itself, which runs nothing again."""
+    project.cases("profiled-one", "bad-one", suites=["perf"], bands=True)
+    before = {
+        "groups_ms": {"attention": 6.6, "products": 5.0, "other": 0.0},
+        "top": [["flash", 6.6, 30], ["gemm", 5.0, 30]],
+        "total_ms": 11.6,
+        "reference": {"groups_ms": {}, "total_ms": 25.1},
+    }
+    store_baselines(project, "perf", {"profiled-one": 0.1, "bad-one": 0.1}, kernels=before)
+    result = project.run("-m", "perf")
+    result.stdout.fnmatch_lines(
+        [
+            "  kernels, against those of the baseline: 4.6 ms slower (11.6 → 16.2 ms, 1.4x);"
+            " most of it in products (+4.6 ms)",
+            "    stock diffusers beside it, so the machine itself: 25.1 → 25.1 ms, 1x",
+            "    +4.600 ms gemm (5 → 9.6 ms, 1.92x)",
+            "  if the change is meant*",
+        ],
+        consecutive=True,
+    )
+    profiled, bad = project.results()["cases"]
+    assert profiled["measurement"]["notes"][0].startswith(
+        "kernels, against those of the baseline: 4.6 ms slower"
+    )
+    assert bad["measurement"]["notes"] == []  # its profiler saw nothing
+
+
 def test_a_failure_that_cannot_be_explained_is_still_a_failure(project: Project) -> None:
     project.cases("bad-mute")
     result = project.run("-m", "parity")

@@ -14,7 +14,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from fabricated import HARDWARE, TEN_PERCENT, TIMES, case_record, make_case, perf_measurement, run_record
+from fabricated import (
+    HARDWARE,
+    KERNELS,
+    STORED_KERNELS,
+    TEN_PERCENT,
+    TIMES,
+    case_record,
+    make_case,
+    perf_measurement,
+    run_record,
+)
 from rich.console import Console
 
 from wan_trt_core import baseline_update as update
@@ -36,9 +46,13 @@ def record(
     ratio: float = 1.67,
     cases: tuple[Case, ...] = CASES,
     random_weights: str | None = None,
+    kernels: dict[str, Any] | None = None,
     **options: Any,
 ) -> RunRecord:
     measurement = perf_measurement(ratio, reference=reference)
+    if kernels:
+        facts = {**measurement.facts, "kernels": kernels}
+        measurement = measurement.model_copy(update={"facts": facts})
     if random_weights:
         facts = {**measurement.facts, "random_weights": random_weights}
         measurement = measurement.model_copy(update={"facts": facts})
@@ -72,6 +86,44 @@ class TestPlan:
         assert found.touched == frozenset()
         assert update.apply(tmp_path, [found]) == ()
         assert path.read_bytes() == before
+
+    def test_an_entry_without_kernels_is_replaced_whole_by_a_run_that_has_them(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        found = plan(tmp_path, record(reference=0.103, kernels=KERNELS))
+        assert found.touched == {"dit-fp32", "vae-fp32"}
+        assert not found.loosened
+        assert found.kernels == {"dit-fp32": "new", "vae-fp32": "new"}
+        assert "- `dit-fp32`: kernel profile: new\n" in update.plan_markdown([found])
+        update.apply(tmp_path, [found])
+        entry = json.loads(path.read_text())["cases"]["dit-fp32"]
+        assert entry["kernels"] == STORED_KERNELS
+        assert entry["metrics"]["reference_time"]["value"] == pytest.approx(0.103, rel=0.01)
+
+    @pytest.mark.parametrize("kernels", [{**KERNELS, "total_ms": 99.0}, {"error": "CUPTI said no"}, None])
+    def test_kernels_alone_never_touch_an_entry_that_has_some(self, kernels: Any, tmp_path: Path) -> None:
+        update.apply(tmp_path, [plan(tmp_path, record(kernels=KERNELS))])
+        path = baseline_path(tmp_path, HARDWARE, "tiny-wan", "perf")
+        before = path.read_bytes()
+        found = plan(tmp_path, record(reference=0.103, kernels=kernels))
+        assert (found.touched, found.kernels) == (frozenset(), {})
+        assert update.apply(tmp_path, [found]) == ()
+        assert path.read_bytes() == before
+
+    def test_a_profiler_that_failed_touches_nothing(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        assert plan(tmp_path, record(kernels={"error": "CUPTI said no"})).touched == frozenset()
+
+    @pytest.mark.parametrize(
+        ("kernels", "told"),
+        [
+            ({**KERNELS, "total_ms": 20.0}, "3.8 ms slower (16.2 → 20 ms, 1.23x)"),
+            (None, "gone, this run has none"),
+        ],
+    )
+    def test_a_changed_entry_says_what_its_kernels_did(self, kernels: Any, told: str, tmp_path: Path) -> None:
+        update.apply(tmp_path, [plan(tmp_path, record(kernels=KERNELS))])
+        found = plan(tmp_path, record(reference=0.05, kernels=kernels))
+        assert found.kernels["dit-fp32"] == told
 
     def test_only_the_selected_case_is_touched(self, tmp_path: Path) -> None:
         path = stored(tmp_path)
@@ -396,6 +448,14 @@ class TestTool:
         assert lines[0] == f"## Baselines of {HARDWARE} / tiny-wan / perf"
         first = next(line for line in lines if line.startswith("| `dit-fp32`"))
         assert "reference_time" in first and "10.0%" in first and first.endswith("| **worse** |")
+
+    def test_first_kernels_are_told(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run() == 0
+        assert "kernel profile" not in capsys.readouterr().out
+        assert run(made=record(cases=CASES[:1], kernels=KERNELS)) == 0
+        assert "dit-fp32: kernel profile: new\n" in capsys.readouterr().out
+        assert run(made=record(cases=CASES[:1], kernels=KERNELS)) == 0
+        assert "nothing to write" in capsys.readouterr().out
 
     def test_check(self, run: Run, tmp_path: Path) -> None:
         assert run("--check") == 1

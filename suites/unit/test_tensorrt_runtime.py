@@ -44,6 +44,7 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.memory: tuple[int, int] | None = None
         self.profile = -1
+        self.profiler: Any = None
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.profile = profile
@@ -71,6 +72,10 @@ class FakeContext:
             return False
         self.engine.enqueued += 1
         self.engine.work(dict(self.addresses), self.shapes["x"])
+        if self.profiler is not None:
+            assert self.engine.recording is None  # a graph has no layers to time
+            self.profiler.report_layer_time("add", 0.5)
+            self.profiler.report_layer_time("double", 0.25)
         return True
 
 
@@ -164,9 +169,8 @@ class Rig(SimpleNamespace):
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
     strategies = SimpleNamespace(USER_MANAGED="user managed")
-    monkeypatch.setattr(
-        api, "tensorrt", lambda: SimpleNamespace(ExecutionContextAllocationStrategy=strategies)
-    )
+    trt = SimpleNamespace(ExecutionContextAllocationStrategy=strategies, IProfiler=object)
+    monkeypatch.setattr(api, "tensorrt", lambda: trt)
 
     def make(*profiles: Any, scratch: runtime.Scratch | None = None, **settings: Any) -> Rig:
         fake = FakeEngine()
@@ -318,6 +322,21 @@ def test_graphs_can_be_switched_off(rig: Callable[..., Rig]) -> None:
     for _ in range(3):
         it.run(inputs())
     assert (it.fake.enqueued, it.stream.graphs) == (3, [])
+
+
+def test_layers_are_timed_in_calls_of_their_own(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    for _ in range(3):
+        it.run(inputs())
+    with it.engine.profiled() as times:
+        it.run(inputs())
+        it.run(inputs())
+    assert times == 2 * [("add", 0.5), ("double", 0.25)]
+    for _ in range(3):
+        it.run(inputs())
+    assert len(times) == 4  # nothing is timed any more,
+    assert [graph.launched for graph in it.stream.graphs] == [2, 2]  # and graphs are captured again
+    assert it.stream.graphs[0].closed
 
 
 def test_graphs_can_be_left_aside_for_a_call(rig: Callable[..., Rig]) -> None:

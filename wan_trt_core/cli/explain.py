@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -73,32 +72,44 @@ def explain_parity(
 
 @explanations.command("perf", epilog="Example: wan-trt explain perf before/results.json after/results.json")
 def explain_perf(
+    context: typer.Context,
     before: RecordArgument,
     after: Annotated[
         Path | None,
         typer.Argument(help="Another; without it stock diffusers and the candidate of the first."),
     ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Against the kernels that the cases' stored baselines hold.")
+    ] = False,
     case: OneCaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show which kernels got slower between two records: by what they do, and by name."""
-    from wan_trt_core.measure.differences import ends, kernel_difference
+    from wan_trt_core.measure.differences import kernel_difference, machine, most_changed
 
+    if baseline and after:
+        raise typer.BadParameter("give a second record or --baseline, not both", param_hint="--baseline")
+    with settings_of(context) as loaded:
+        root = loaded.settings.baselines
     told = []
     for name, first, second in _pairs(before, after or before, "perf", case):
         old, new = _kernels(first, before), _kernels(second, after or before)
-        difference = kernel_difference(old["reference"] if after is None else old, new)
+        if baseline:
+            old = _stored_kernels(first, before, root)
+        elif after is None:
+            old = old["reference"]
+        difference = kernel_difference(old, new)
         told.append({"case": name, "summary": difference.describe(), **asdict(difference)})
         if as_json:
             continue
         print_line(f"{name}: {difference.describe()}")
-        if after is not None:
-            machine = kernel_difference(old["reference"], new["reference"]).total
-            print_line(f"  stock diffusers beside it, so the machine itself: {ends(machine)}")
-        changed = sorted(difference.kernels, key=lambda change: -abs(change.added))[:TOP]
+        if "reference" in old:
+            print_line(f"  {machine(old, new)}")
         rows = [*difference.groups, difference.total]
         _print_changes("kernels", rows, lambda ms: f"{ms:.3f} ms")
-        _print_changes("kernels by name", changed, lambda ms: f"{ms:.3f} ms")
+        for what, changes in (("kernels by name", difference.kernels), ("layers", difference.layers)):
+            if changes:
+                _print_changes(what, most_changed(changes, TOP), lambda ms: f"{ms:.3f} ms")
     if as_json:
         print_json(told)
 
@@ -126,20 +137,16 @@ def explain_memory(
 
 
 def _print_changes(what: str, changes: Iterable[Change], text: Callable[[float], str]) -> None:
+    from wan_trt_core.measure.differences import shortened
+
     def signed(value: float) -> str:
         return f"{'-' if value < 0 else '+'}{text(abs(value))}"
 
     rows = [
-        (_shortened(change.name), text(change.before), text(change.after), signed(change.added))
+        (shortened(change.name), text(change.before), text(change.after), signed(change.added))
         for change in changes
     ]
     print_table("", (what, "before", "after", "change"), rows)
-
-
-def _shortened(name: str, limit: int = 44) -> str:
-    """Names of kernels that C++ templates made may take lines."""
-    name = re.sub(r"^void |^node |at::native::|\(anonymous namespace\)::", "", name)
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def _pairs(
@@ -179,6 +186,29 @@ def _kernels(case: CaseRecord, path: Path) -> Mapping[str, Any]:
         why = found.get("error", "perf.kernels was off, or the backend has no profiler")
         raise RecordError(f"{path}: no kernels of {case.case}: {why}")
     return found
+
+
+def _stored_kernels(case: CaseRecord, path: Path, root: Path) -> Mapping[str, Any]:
+    """The kernels in a case's baseline, on the hardware that the record comes from.
+
+    Raises:
+        BaselineError: when there is no baseline of the case, it is of another backend or of other weights, or it has
+            no kernels.
+    """
+    from wan_trt_core.baselines import BaselineError, baseline_path, other_origin, read_baselines
+    from wan_trt_core.gates.bands import regenerate_command
+    from wan_trt_core.records import RunRecord
+
+    where = (root, RunRecord.read(path).hardware_key, case.model, "perf")
+    stored = read_baselines(*where)
+    entry = stored.cases.get(case.case) if stored else None
+    if entry is not None and (other := other_origin(case.case, "perf", entry, case.origin)):
+        raise BaselineError(other)
+    if entry is None or entry.kernels is None:
+        lacking = "no baseline of" if entry is None else "no kernels in the baseline of"
+        command = regenerate_command("perf", case.case)
+        raise BaselineError(f"{baseline_path(*where)}: {lacking} {case.case}; make it with: {command}")
+    return entry.kernels
 
 
 def _held(case: CaseRecord) -> dict[str, float]:

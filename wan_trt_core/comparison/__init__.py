@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case
     from wan_trt_core.comparison.context import Context
+    from wan_trt_core.gates.bands import BaselineEntry
     from wan_trt_core.records import Measurement
 
 
@@ -27,14 +28,26 @@ def measure_case(case: Case, suite: str, context: Context) -> Measurement:
     return measure(case, context.under(case))
 
 
-def explain_case(case: Case, suite: str, context: Context) -> tuple[str, ...]:
+def explain_case(
+    case: Case, suite: str, context: Context, measurement: Measurement, baseline: BaselineEntry | None = None
+) -> tuple[str, ...]:
     """Lines for a person that say why a measured case failed; none where the suite has nothing to add.
+
+    The parity suite runs the case again with every block's output; the perf suite has the kernels that were measured.
+
+    Args:
+        measurement: the one that failed.
+        baseline: what is stored of the case, if anything is.
 
     Raises:
         ExportError, EngineError: when the engines that give out every block's output cannot be made.
     """
-    if suite != "parity":
-        return ()
-    from wan_trt_core.comparison import parity
+    if suite == "parity":
+        from wan_trt_core.comparison import parity
 
-    return parity.explain(case, context.under(case))
+        return parity.explain(case, context.under(case))
+    if suite == "perf":
+        from wan_trt_core.comparison import kernels
+
+        return kernels.explain(measurement, baseline)
+    return ()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.backends.registry import device_of
-from wan_trt_core.comparison.conditions import release
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case
@@ -67,6 +66,8 @@ class Context:
         """
         serves = (case.model, case.layers, case.profile, case.precision_label, case.backend, case.tf32)
         if serves != self._serves and device_of(self.settings, case.backend) == "cuda":
+            from wan_trt_core.comparison.conditions import release
+
             self.close()
             for other in [key for key in self._models if key != (case.model, case.layers)]:
                 del self._models[other]

@@ -8,27 +8,45 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
+from wan_trt_core.backends.tensorrt.verification import Layer
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison.conditions import equal_conditions
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Target, target_of
+from wan_trt_core.comparison.targets import Graph, Target, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.measure.kernels import Kernel, breakdown, kernels_of, nodes, together, typical
+from wan_trt_core.measure.kernels import (
+    Kernel,
+    breakdown,
+    kernels_of,
+    layer_name,
+    layers,
+    nodes,
+    together,
+    typical,
+)
+
+LAYER_CALLS = 3
+"""Calls whose median counts for the layers of TensorRT's engines."""
 
 ON_CPU = range(1, 6)
 """Calls whose median counts on a CPU, which has other things to do meanwhile: up to as many as take a second."""
 
 WARMUP = {"cpu": 1, "cuda": 2}
 """Calls before those that count: on a GPU an engine captures its second call as a CUDA graph, and replays the third."""
+
+LOG_LEVEL, SILENT = "KINETO_LOG_LEVEL", "99"
+"""Of PyTorch's profiler: above the level of every message that it has."""
 
 TIMEOUT = 600.0
 """Seconds after which the process counts as hanging."""
@@ -64,8 +82,58 @@ def profile_here(case: Case, settings: Settings) -> dict[str, Any]:
                     "the profiler saw no kernel: nothing ran on a GPU, or the driver forbids profiling"
                 )
             found.append(breakdown(kernels))
-    candidate, reference = found
-    return {**candidate, "reference": reference}
+        candidate, reference = found
+        return {
+            **candidate,
+            **_layers(target, partial(target.candidate.call, inputs)),
+            "reference": reference,
+        }
+
+
+def _layers(target: Target, call: Callable[[], object]) -> dict[str, Any]:
+    """For a record: the ``layers`` (name, ms, count) of the target's engines for TensorRT, if it has any."""
+    if not (engines := target.tensorrt_engines()):
+        return {}
+    try:
+        kernels = typical(layers_of(call, engines))
+    except Exception as error:  # of whatever kind: the kernels are known without the layers
+        return {"layers_error": f"{type(error).__name__}: {error}"}
+    return {"layers": [[kernel.name, kernel.ms, kernel.count] for kernel in kernels]}
+
+
+def layers_of(
+    call: Callable[[], object], engines: Mapping[str, tuple[TensorRtEngine, Graph]]
+) -> list[tuple[Kernel, ...]]:
+    """The layers that each of several calls runs in engines for TensorRT, those of all engines.
+
+    A GPU's kernels do not tell which layer they belong to, so TensorRT times the layers itself, in calls of their own.
+    """
+    names = {name: layer_names(engine.layers(), graph.modules()) for name, (engine, graph) in engines.items()}
+    found = []
+    with ExitStack() as watching:
+        times = {name: watching.enter_context(engine.profiled()) for name, (engine, _) in engines.items()}
+        for _ in range(WARMUP["cuda"] + LAYER_CALLS):
+            for told in times.values():
+                told.clear()
+            call()
+            found.append(together(layers(times[name], names[name]) for name in engines))
+    return found[WARMUP["cuda"] :]
+
+
+def layer_names(found: Iterable[Layer], modules: Mapping[str, str]) -> dict[str, str]:
+    """What each layer is called in a record, by its name.
+
+    Args:
+        modules: PyTorch module by the name of an ONNX node.
+    """
+    return {
+        layer.name: layer_name(
+            (layer.tactic, layer.kind, layer.name),
+            layer.dtype or layer.taken,
+            filter(None, (modules.get(node, "") for node in layer.sources)),
+        )
+        for layer in found
+    }
 
 
 def nodes_of(call: Callable[[], object], target: Target, count: int) -> list[tuple[Kernel, ...]]:
@@ -98,7 +166,8 @@ def in_process(
     fresh = multiprocessing.get_context("spawn")  # a fork of a process that uses a GPU cannot use it
     receiver, sender = fresh.Pipe(duplex=False)
     process = fresh.Process(target=_run, args=(sender, work, arguments), daemon=True)
-    process.start()
+    with _quiet_profiler():
+        process.start()
     sender.close()
     try:
         if not receiver.poll(timeout):
@@ -112,6 +181,19 @@ def in_process(
         process.kill()  # it has answered or never will; what it still has to tear down is of no interest
         process.join()
         receiver.close()
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Processes started meanwhile do not tell of every start and stop of PyTorch's profiler, which reads this when it
+    is loaded; a level that the user set stays."""
+    before = os.environ.get(LOG_LEVEL)
+    os.environ.setdefault(LOG_LEVEL, SILENT)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[LOG_LEVEL]
 
 
 def _run(sender: Connection, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:

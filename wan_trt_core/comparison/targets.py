@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
 from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
 from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
 from wan_trt_core.cases import COMPOSITES, Case
 from wan_trt_core.comparison.blocks import Divergence, limits, trace
@@ -233,6 +234,14 @@ class Target(ABC):
             name: (engine, self.graph(name))
             for name, engine in self._loaded().items()
             if isinstance(engine, OnnxRuntimeEngine) and self.case.backend in _RUNS_ON_CPU
+        }
+
+    def tensorrt_engines(self) -> dict[str, tuple[TensorRtEngine, Graph]]:
+        """The loaded engines for TensorRT, by component, with the graphs that they were built from."""
+        return {
+            name: (engine, self.graph(name))
+            for name, engine in self._loaded().items()
+            if isinstance(engine, TensorRtEngine)
         }
 
     def looked_into(self) -> str:

@@ -65,10 +65,16 @@ class BaselineMetric:
 
 @dataclass(frozen=True)
 class BaselineEntry:
-    """What is stored for one case of one suite: metrics by name, and where they come from."""
+    """What is stored for one case of one suite: metrics by name, and where they come from.
+
+    Attributes:
+        kernels: the candidate's :func:`~wan_trt_core.measure.kernels.breakdown` of a perf run, with group times and
+            total of the ``reference``; ``None`` where no run had one. It judges nothing: it explains a failure.
+    """
 
     metrics: Mapping[str, BaselineMetric]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    kernels: Mapping[str, Any] | None = None
 
 
 def band_limits(baseline: BaselineMetric, tolerance: Tolerance | None = None) -> tuple[float, float]:

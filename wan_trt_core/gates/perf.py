@@ -320,7 +320,7 @@ def _noise_too_high(interval: Interval, rule: SpeedupRule) -> Check | None:
 def _exhausted(interval: Interval | None, pairs: int, rule: SpeedupRule) -> Check:
     if interval is None:
         message = (
-            f"only {pairs} pairs fit the time budget, the first decision needs {rule.plan.min_pairs}; "
+            f"the time budget ended after {pairs} of the {rule.plan.min_pairs} pairs that the first decision needs; "
             "raise perf.time_budget"
         )
         evidence = {"pairs": pairs, "noise_floor": rule.noise}

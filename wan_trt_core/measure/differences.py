@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.measure.kernels import NODE, group_of
+from wan_trt_core.measure.kernels import COMPUTING, NODE, group_of, place_of
 
 LOST = 0.5
 """An engine that spends less than this part of the time in fused attention than another has lost a fusion."""
@@ -23,6 +23,9 @@ PRECISIONS: tuple[tuple[str, str], ...] = (
     ("fp32", r"f32f32|fp32|sgemm|float|simt|ffma|nvjet_(sm\d+_)?ss"),
 )
 """Precision of a kernel's factors and the pattern of the names that tell it; the first that is found counts."""
+
+FEW = 3
+"""Modules that are named; the tables have all."""
 
 TOTALS = ("device_used", "resident_set_peak")
 """What a case uses at most, on the device or else on the host: the first that a record has."""
@@ -55,6 +58,7 @@ class KernelDifference:
         groups: what got slower by most first.
         kernels: the same by name, without what only one build's names have in them. Of each record the costliest are
             known by name: one that is missing here may be among the others.
+        layers: the same by layer of TensorRT's engines, where both records have them.
         precisions: time in products, convolutions and attention by the precision that their names tell.
         fusion: what happened to fused attention, in words; empty if nothing.
     """
@@ -62,12 +66,15 @@ class KernelDifference:
     total: Change
     groups: tuple[Change, ...]
     kernels: tuple[Change, ...]
+    layers: tuple[Change, ...]
     precisions: tuple[Change, ...]
     fusion: str
 
     @property
     def precision(self) -> str:
         """Which precision took over from which, in words; empty if none."""
+        if moved_layers := _dtypes_changed(self.layers):
+            return f"precision changed {moved_layers}"
         limit = 0.05 * sum(change.before for change in self.precisions)
         moved = [change for change in self.precisions if abs(change.added) > limit]
         lost = [change for change in moved if change.added < 0 and change.after < LOST * change.before]
@@ -82,8 +89,23 @@ class KernelDifference:
         sign = 1 if self.total.added >= 0 else -1
         most = max(self.groups, key=lambda change: sign * change.added)
         if sign * most.added > 0:
-            told.insert(0, f"{_part(most, self.total)} in {most.name} ({_signed(most.added)})")
+            told.insert(
+                0,
+                f"{_part(most, self.total)} in {most.name} ({_signed(most.added)}{self._where(most, sign)})",
+            )
         return "; ".join(filter(None, (_verdict(self.total), *told)))
+
+    def _where(self, group: Change, sign: int) -> str:
+        """The module that at least half of a group's change is in, where modules are known."""
+        added: defaultdict[str, float] = defaultdict(float)
+        for change in self.layers or self.kernels:
+            if group_of(change.name) == group.name:
+                added[place_of(change.name)[1]] += sign * change.added
+        added.pop("", None)
+        module = max(added, key=added.__getitem__, default="")
+        if not module or 2 * added[module] < sign * group.added:
+            return ""
+        return f", of which {_signed(sign * added[module])} in {module}"
 
 
 @dataclass(frozen=True)
@@ -114,12 +136,15 @@ def kernel_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Ke
     """Compare two breakdowns."""
     first, second = _by_name(before["top"]), _by_name(after["top"])
     groups = _changes(before["groups_ms"], after["groups_ms"])
+    told = [_by_name(arm.get("layers", ())) for arm in (before, after)]
+    layers = _changes(*told) if all(told) else ()
     return KernelDifference(
         total=Change("all kernels", before["total_ms"], after["total_ms"]),
         groups=groups,
         kernels=_changes(first, second),
+        layers=layers,
         precisions=_changes(_by_precision(before["top"]), _by_precision(after["top"])),
-        fusion=_fusion(groups, first, second),
+        fusion=_fusion(groups, first, second, layers),
     )
 
 
@@ -157,7 +182,12 @@ def precision_of_kernel(name: str) -> str | None:
     return None
 
 
-def _fusion(groups: Sequence[Change], before: Mapping[str, float], after: Mapping[str, float]) -> str:
+def _fusion(
+    groups: Sequence[Change],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    layers: Sequence[Change],
+) -> str:
     """Attention that is in one kernel no longer is a product, a softmax and another product; of ONNX Runtime's graph
     the fused operators that are gone."""
     # one that costs as little as what a record leaves out may be among what it leaves out
@@ -172,10 +202,38 @@ def _fusion(groups: Sequence[Change], before: Mapping[str, float], after: Mappin
     if attention.after < LOST * attention.before and products.added > 0:
         softmax = sum(ms for name, ms in after.items() if re.search("softmax", name, re.IGNORECASE))
         beside = f" and {softmax:.3g} ms of softmax" if softmax else ""
-        return f"attention lost its fusion ({ends(attention)}; instead {_signed(products.added)} of products{beside})"
+        gone_from = sorted(place_of(name)[1] for name in _came_and_went(layers, "attention")[1])
+        where = f" in {', '.join(filter(None, gone_from))}" if any(gone_from) else ""
+        instead = f"instead {_signed(products.added)} of products{beside}"
+        return f"attention lost its fusion{where} ({ends(attention)}; {instead})"
     if attention.before < LOST * attention.after and products.added < 0:
         return f"attention is fused now ({ends(attention)})"
     return ""
+
+
+def _dtypes_changed(layers: Sequence[Change]) -> str:
+    """Where products, convolutions and attention compute in another dtype than before, in words; empty if nowhere."""
+    moved: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for group in COMPUTING:
+        came, went = _came_and_went(layers, group)
+        now = {module: dtype for dtype, module in map(place_of, came)}
+        for old, module in map(place_of, went):
+            new = now.get(module)
+            if old and new and old != new:
+                moved[old, new].append(module or group)
+    return "; ".join(
+        f"from {old} to {new} in {', '.join(modules[:FEW])}"
+        + (f" and {len(modules) - FEW} more" if len(modules) > FEW else "")
+        for (old, new), modules in moved.items()
+    )
+
+
+def _came_and_went(layers: Sequence[Change], group: str) -> tuple[list[str], list[str]]:
+    """The layers of a group that only the second record has, and those that only the first has."""
+    those = [change for change in layers if group_of(change.name) == group]
+    return [layer.name for layer in those if not layer.before], [
+        layer.name for layer in those if not layer.after
+    ]
 
 
 def _operators(kernels: Mapping[str, float]) -> dict[str, float]:
@@ -198,7 +256,7 @@ def _by_name(top: Iterable[tuple[str, float, int]]) -> dict[str, float]:
 def _by_precision(top: Iterable[tuple[str, float, int]]) -> dict[str, float]:
     found: defaultdict[str, float] = defaultdict(float)
     for name, ms, _ in top:
-        if group_of(name) in ("products", "convolutions", "attention"):
+        if group_of(name) in COMPUTING:
             precision = precision_of_kernel(name)
             if precision is not None:
                 found[precision] += ms
@@ -223,6 +281,23 @@ def ends(change: Change) -> str:
     """Both times in milliseconds and their ratio."""
     ratio = f", {change.after / change.before:.3g}x" if change.before else ""
     return f"{change.before:.4g} → {change.after:.4g} ms{ratio}"
+
+
+def machine(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What stock diffusers did between two breakdowns that hold its own as well, in one line."""
+    total = Change("all kernels", before["reference"]["total_ms"], after["reference"]["total_ms"])
+    return f"stock diffusers beside it, so the machine itself: {ends(total)}"
+
+
+def most_changed(changes: Iterable[Change], count: int) -> list[Change]:
+    """Those that changed by most, in whichever direction."""
+    return sorted(changes, key=lambda change: -abs(change.added))[:count]
+
+
+def shortened(name: str, limit: int = 44) -> str:
+    """A kernel's name for people: those that C++ templates made may take lines."""
+    name = re.sub(r"^void |^node |^layer |at::native::|\(anonymous namespace\)::", "", name)
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def _signed(ms: float) -> str:

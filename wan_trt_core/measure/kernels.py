@@ -1,7 +1,8 @@
 """Where the time goes: the kernels of one call by name, and grouped by what they do.
 
-On a GPU these are its kernels. On a CPU they are PyTorch's operators, and the nodes of ONNX Runtime's graph by operator
-and PyTorch module, those of repeated blocks together: ``Gemm blocks.*.attn1.to_q``.
+On a GPU these are its kernels, and beside them the layers of TensorRT's engines by what they do, dtype and PyTorch
+module. On a CPU they are PyTorch's operators, and the nodes of ONNX Runtime's graph by operator and module, those of
+repeated blocks together: ``Gemm blocks.*.attn1.to_q``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from statistics import median
 from typing import Any
 
@@ -53,6 +55,15 @@ OPERATORS: dict[str, str] = {
 NODE = "node "
 """Begins the name of what ran in ONNX Runtime: operator and module follow."""
 
+COMPUTING = ("products", "convolutions", "attention")
+"""Groups that do the bulk of the arithmetic: their precision decides speed and accuracy."""
+
+LAYER = "layer "
+"""Begins the name of a layer of TensorRT: group, dtype and module follow."""
+
+UNKNOWN = "-"
+"""A dtype that TensorRT's inspector does not tell."""
+
 GROUPS = (*dict.fromkeys(group for group, _ in PATTERNS), OTHER)
 
 
@@ -73,6 +84,8 @@ def group_of(name: str) -> str:
     """What a kernel does, by its name: one of :data:`GROUPS`."""
     if name.startswith(NODE):
         return OPERATORS.get(name.split()[1], "pointwise")
+    if name.startswith(LAYER):
+        return name.split()[1]
     for group, pattern in PATTERNS:
         if re.search(pattern, name, re.IGNORECASE):
             return group
@@ -142,11 +155,53 @@ def nodes(
     spent: list[defaultdict[str, list[float]]] = [defaultdict(list) for _ in range(calls)]
     for event in events:
         if runs and event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            module = re.sub(r"\.\d+", ".*", modules.get(event["name"].removesuffix("_kernel_time"), ""))
+            module = in_all_blocks(modules.get(event["name"].removesuffix("_kernel_time"), ""))
             name = f"{NODE}{event['args']['op_name']} {module}".strip()
             call = (bisect_right(starts, event["ts"]) - 1) // runs
             spent[call][name].append(event["dur"] / 1000)
     return [_costliest_first(each) for each in spent]
+
+
+def layers(times: Iterable[tuple[str, float]], names: Mapping[str, str]) -> tuple[Kernel, ...]:
+    """Add up the times of an engine's layers by what :func:`layer_name` calls them, the costliest first.
+
+    Args:
+        times: name and milliseconds of every layer that ran.
+        names: of the layers that the inspector tells of; others count as ``other``, by their own name.
+    """
+    spent: dict[str, list[float]] = defaultdict(list)
+    for layer, ms in times:
+        spent[names.get(layer) or f"{LAYER}{group_of(layer)} {UNKNOWN}"].append(ms)
+    return _costliest_first(spent)
+
+
+def layer_name(told: Sequence[str], dtype: str, modules: Iterable[str]) -> str:
+    """What a layer of TensorRT is called here: ``layer products float16 blocks.*.attn1.to_q``.
+
+    Args:
+        told: what says what it does (kernel, kind, name), the most telling first.
+        modules: that its operations came from; that which holds them all counts. What is fused to a product is at most
+            as deep as the product itself, and costs little beside it, so that there the deepest count.
+    """
+    group = next((group for group in map(group_of, told) if group != OTHER), OTHER)
+    parts = [in_all_blocks(module).split(".") for module in modules]
+    if group in COMPUTING:
+        parts = [part for part in parts if len(part) == max(map(len, parts))]
+    common = takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False))
+    return f"{LAYER}{group} {dtype or UNKNOWN} {'.'.join(same[0] for same in common)}".strip()
+
+
+def place_of(name: str) -> tuple[str, str]:
+    """The dtype and the PyTorch module in the name of a node or layer; empty where it has none."""
+    if name.startswith(LAYER):
+        _, _, dtype, *module = name.split(maxsplit=3)
+        return dtype.replace(UNKNOWN, ""), "".join(module)
+    return "", "".join(name.split(maxsplit=2)[2:]) if name.startswith(NODE) else ""
+
+
+def in_all_blocks(module: str) -> str:
+    """The module's name, those of repeated blocks alike: ``blocks.*.attn1``."""
+    return re.sub(r"\.\d+", ".*", module)
 
 
 def together(parts: Iterable[Iterable[Kernel]]) -> tuple[Kernel, ...]:

@@ -25,6 +25,7 @@ from wan_trt_core.pytest_plugin.session import SESSION, WanSession
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
+    from wan_trt_core.gates.bands import BaselineEntry
     from wan_trt_core.records import Measurement
 
 __all__ = [
@@ -90,9 +91,11 @@ def pytest_wan_measure(case: Case, suite: Suite, session: WanSession) -> Measure
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_wan_explain(case: Case, suite: Suite, session: WanSession) -> tuple[str, ...]:
+def pytest_wan_explain(
+    case: Case, suite: Suite, session: WanSession, measurement: Measurement, baseline: BaselineEntry | None
+) -> tuple[str, ...]:
     """Say why a case failed, unless another plugin did."""
-    return measuring.explain(case, suite, session)
+    return measuring.explain(case, suite, session, measurement, baseline)
 
 
 @pytest.hookimpl(trylast=True)

@@ -8,6 +8,7 @@ import pytest
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
+    from wan_trt_core.gates.bands import BaselineEntry
     from wan_trt_core.pytest_plugin.session import WanSession
     from wan_trt_core.records import Measurement
 
@@ -21,9 +22,12 @@ def pytest_wan_measure(case: Case, suite: Suite, session: WanSession) -> Measure
 
 
 @pytest.hookspec(firstresult=True)
-def pytest_wan_explain(case: Case, suite: Suite, session: WanSession) -> tuple[str, ...] | None:
-    """Say why a measured case failed, in lines for a person; ``None`` leaves it to the next plugin.
+def pytest_wan_explain(
+    case: Case, suite: Suite, session: WanSession, measurement: Measurement, baseline: BaselineEntry | None
+) -> tuple[str, ...] | None:
+    """Say why a case failed, in lines for a person; ``None`` leaves it to the next plugin.
 
+    ``measurement`` is the one that failed, ``baseline`` what it was held against, if anything is stored of the case.
     An exception becomes such a line: the verdict stands whatever happens here.
     """
 

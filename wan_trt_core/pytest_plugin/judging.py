@@ -74,9 +74,15 @@ def judge_case(
 
 
 def _explained(session: WanSession, case: Case, suite: Suite, record: CaseRecord) -> CaseRecord:
-    """The record with lines that say why it failed, which may take another run of the engines."""
+    """The record with lines that say why it failed, which for parity takes another run of the engines."""
     try:
-        notes = session.config.hook.pytest_wan_explain(case=case, suite=suite, session=session)
+        notes = session.config.hook.pytest_wan_explain(
+            case=case,
+            suite=suite,
+            session=session,
+            measurement=record.measurement,
+            baseline=session.stored(case, suite).entry,
+        )
     except Exception as error:  # of whatever kind: the case has failed, and that is what must be told
         notes = (f"why could not be found out: {type(error).__name__}: {error}",)
     measurement = record.measurement.model_copy(update={"notes": (*record.measurement.notes, *notes)})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
     from wan_trt_core.config import Settings
+    from wan_trt_core.gates.bands import BaselineEntry
     from wan_trt_core.pytest_plugin.session import WanSession
     from wan_trt_core.records import Measurement
 
@@ -28,11 +29,13 @@ def measure(case: Case, suite: Suite, session: WanSession) -> Measurement:
     return measure_case(case, suite, session.context)
 
 
-def explain(case: Case, suite: Suite, session: WanSession) -> tuple[str, ...]:
+def explain(
+    case: Case, suite: Suite, session: WanSession, measurement: Measurement, baseline: BaselineEntry | None
+) -> tuple[str, ...]:
     """Lines for a person that say why a measured case failed."""
     from wan_trt_core.comparison import explain_case
 
-    return explain_case(case, suite, session.context)
+    return explain_case(case, suite, session.context, measurement, baseline)
 
 
 def hardware_key(settings: Settings) -> str:

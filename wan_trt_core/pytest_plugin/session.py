@@ -136,7 +136,8 @@ class WanSession:
         allowed = allowed_names()
         case_file = load_cases(self.case_path, allowed).overridden(**self.overrides)
         if self.overrides:
-            case_file.require_names(allowed, ", ".join(self.loaded.sources[name] for name in self.overrides))
+            kept = case_file.for_backend(self.overrides.get("backend"))
+            kept.require_names(allowed, ", ".join(self.loaded.sources[name] for name in self.overrides))
         return case_file
 
     @property

@@ -49,7 +49,8 @@ def run_tables(record: RunRecord) -> list[Table]:
 
 def case_notes(case: CaseRecord) -> tuple[str, ...]:
     """Lines that explain the case, and why its kernels are not shown where they could not be told apart."""
-    error = case.measurement.facts.get("kernels", {}).get("error")
+    kernels = case.measurement.facts.get("kernels", {})
+    error = kernels.get("error") or kernels.get("layers_error")
     return (
         *case.measurement.notes,
         *([f"The kernels could not be told apart: {error}"] if error else []),
@@ -111,6 +112,10 @@ def _kernels(kernels: Mapping[str, Any]) -> Iterable[Table]:
     ]
     rows.append(("all kernels", *(quantity(arm["total_ms"] / 1000, "s") for arm in arms)))
     yield Table("Kernels", ("one call", "reference", "candidate"), tuple(rows))
-    top = [(name, quantity(ms / 1000, "s"), str(count)) for name, ms, count in kernels["top"][:TOP_KERNELS]]
-    header = ("costliest kernels of the candidate", "time", "launches")
-    yield Table("Costliest kernels", header, tuple(top))
+    for key, what, each in (("top", "kernels", "launches"), ("layers", "layers", "runs")):
+        if key in kernels:
+            top = [
+                (name, quantity(ms / 1000, "s"), str(count)) for name, ms, count in kernels[key][:TOP_KERNELS]
+            ]
+            header = (f"costliest {what} of the candidate", "time", each)
+            yield Table(f"Costliest {what}", header, tuple(top))

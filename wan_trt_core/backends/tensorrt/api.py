@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -81,6 +82,28 @@ def strongly_typed_network(builder: Any) -> Any:
     """
     flag = tensorrt().NetworkDefinitionCreationFlag.STRONGLY_TYPED
     return builder.create_network(1 << int(flag))
+
+
+def layer_report(engine: Any) -> str:
+    """What the inspector tells of every layer of an ``ICudaEngine``, as JSON."""
+    return str(
+        engine.create_engine_inspector().get_engine_information(tensorrt().LayerInformationFormat.JSON)
+    )
+
+
+def layer_clock(tell: Callable[[str, float], None]) -> Any:
+    """A profiler for an execution context: once a call has ended it calls ``tell`` with the name and the milliseconds
+    of each layer, in the order in which they ran."""
+    trt = tensorrt()
+
+    class LayerClock(trt.IProfiler):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            tell(layer_name, ms)
+
+    return LayerClock()
 
 
 def message_log() -> Any:

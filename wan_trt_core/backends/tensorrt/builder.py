@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from wan_trt_core.backends.base import EngineError, OnnxModel, Progress, TensorInfo
-from wan_trt_core.backends.tensorrt.api import message_log, reasons, strongly_typed_network, tensorrt
+from wan_trt_core.backends.tensorrt.api import (
+    layer_report,
+    message_log,
+    reasons,
+    strongly_typed_network,
+    tensorrt,
+)
 from wan_trt_core.backends.tensorrt.cuda import GIB, free_memory
 from wan_trt_core.backends.tensorrt.plan import LAYERS, Description, Shapes, tf32, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible, monitor
@@ -217,7 +223,7 @@ def _inspect(trt: Any, log: Any, plan: Any, folder: Path) -> tuple[Layer, ...]:
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(f"the built plan does not load: {reasons(log)}; {free_memory()}")
-    report = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    report = layer_report(engine)
     (folder / LAYERS).write_text(report)
     return layers_of(report)
 

@@ -26,6 +26,7 @@ from wan_trt_core.backends._tensors import check_devices, check_inputs, check_ou
 from wan_trt_core.backends.base import Engine, EngineError
 from wan_trt_core.backends.tensorrt.cuda import GIB, CaptureRefused, free_memory
 from wan_trt_core.backends.tensorrt.plan import Description, Shapes
+from wan_trt_core.backends.tensorrt.verification import Layer, layers_of
 
 if TYPE_CHECKING:
     from wan_trt_core.config import TensorRtSettings
@@ -151,6 +152,7 @@ class TensorRtEngine(Engine):
         self._contexts: OrderedDict[tuple[Any, ...], _Context] = OrderedDict()
         self._graphs = _Graphs(settings.max_graphs)
         self._use_graphs = settings.cuda_graphs
+        self._layer_clock: Any | None = None
         scratch.join()
 
     @property
@@ -198,6 +200,31 @@ class TensorRtEngine(Engine):
         finally:
             self._use_graphs = use
 
+    @contextmanager
+    def profiled(self) -> Iterator[list[tuple[str, float]]]:
+        """Meanwhile TensorRT times every layer: nothing is replayed as a graph, and every call waits for its end.
+
+        Yields:
+            A list that grows by the name and the milliseconds of every layer that has run.
+        """
+        from wan_trt_core.backends.tensorrt.api import layer_clock
+
+        times: list[tuple[str, float]] = []
+        self._drop_contexts()  # those that come are made with the clock
+        self._layer_clock = layer_clock(lambda name, ms: times.append((name, ms)))
+        try:
+            with self.without_graphs():
+                yield times
+        finally:
+            self._drop_contexts()
+            self._layer_clock = None
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What the inspector tells of every layer."""
+        from wan_trt_core.backends.tensorrt.api import layer_report
+
+        return layers_of(layer_report(self._engine))
+
     def memory(self) -> dict[str, int]:
         """What it holds now. ``weights``: bytes of the plan, which TensorRT keeps outside PyTorch's allocator;
         ``scratch``: the most it has asked of the memory that it shares with other engines, so that together they
@@ -217,11 +244,15 @@ class TensorRtEngine(Engine):
         if self._engine is None:
             return
         with self._stream.on_device():
+            self._drop_contexts()
+            self._engine = None
+            self._scratch.leave()
+
+    def _drop_contexts(self) -> None:
+        with self._stream.on_device():
             self._stream.synchronize()
             self._graphs.clear()
             self._contexts.clear()
-            self._engine = None
-            self._scratch.leave()
 
     def _execute(self, context: _Context) -> None:
         """Enqueue, the second time for the same addresses as a graph, from then on replayed."""
@@ -252,7 +283,7 @@ class TensorRtEngine(Engine):
             self._contexts.move_to_end(shapes)
             return self._contexts[shapes]
         profile = self._profile(dict(shapes))
-        context = _Context(self, self._engine, profile, shapes, sizes, self._stream)
+        context = _Context(self, self._engine, profile, shapes, sizes, self._stream, self._layer_clock)
         self._contexts[shapes] = context
         while len(self._contexts) > MAX_CONTEXTS:
             oldest, _ = self._contexts.popitem(last=False)
@@ -285,6 +316,7 @@ class _Context:
         shapes: tuple[tuple[str, tuple[int, ...]], ...],
         sizes: Mapping[str, int],
         stream: Any,
+        layer_clock: Any | None,
     ) -> None:
         from wan_trt_core.backends.tensorrt.api import tensorrt
 
@@ -294,6 +326,8 @@ class _Context:
         self._context = engine.create_execution_context(strategy)
         if self._context is None:
             raise EngineError(f"{owner.name}: TensorRT made no execution context: {self.reasons()}")
+        if layer_clock is not None:
+            self._context.profiler = layer_clock
         if not self._context.set_optimization_profile_async(profile, stream.handle):
             raise EngineError(f"{owner.name}: profile {profile} was refused: {self.reasons()}")
         for name, shape in shapes:

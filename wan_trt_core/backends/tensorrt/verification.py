@@ -26,6 +26,7 @@ class Layer:
         sources: names of the ONNX nodes that it computes.
         dtype: of its first output, by PyTorch's name; empty where the inspector does not say.
         taken: dtype of its first input.
+        tactic: the kernel that was chosen, where the inspector says.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Layer:
     sources: tuple[str, ...]
     dtype: str
     taken: str = ""
+    tactic: str = ""
 
 
 def layers_of(report: str) -> tuple[Layer, ...]:
@@ -85,7 +87,7 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
     sources = tuple(_SOURCE.findall(str(entry.get("Metadata", ""))))
     made, taken = ((entry.get(key) or [{}])[0] for key in ("Outputs", "Inputs"))
     name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", ""))
-    return Layer(name, kind, sources, _dtype(made), _dtype(taken))
+    return Layer(name, kind, sources, _dtype(made), _dtype(taken), str(entry.get("TacticName", "")))
 
 
 def _dtype(tensor: Mapping[str, Any]) -> str:

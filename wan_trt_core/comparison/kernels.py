@@ -1,0 +1,43 @@
+"""Why a perf case got slower: its kernels against those of its baseline. Pure; what was measured is all it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wan_trt_core.measure.differences import ends, kernel_difference, machine, most_changed, shortened
+
+if TYPE_CHECKING:
+    from wan_trt_core.gates.bands import BaselineEntry
+    from wan_trt_core.records import Measurement
+
+TOP = 5
+"""Layers or kernels that a failing test lists, of those whose time changed by most."""
+
+
+def explain(measurement: Measurement, baseline: BaselineEntry | None) -> tuple[str, ...]:
+    """Lines for a person: the difference, what the machine did meanwhile, and what changed by most: layers where both
+    have them, since these name PyTorch's modules, else kernels.
+
+    Where the baseline has no kernels stock diffusers and the candidate of this run are compared; none where the run has
+    no kernels itself.
+    """
+    kernels = measurement.facts.get("kernels", {})
+    if "reference" not in kernels:
+        return ()
+    if baseline is None or baseline.kernels is None:
+        beside: tuple[str, ...] = ()
+        against = "stock diffusers of this run (no baseline holds any)"
+        difference = kernel_difference(kernels["reference"], kernels)
+    else:
+        beside = (f"  {machine(baseline.kernels, kernels)}",)
+        against = "those of the baseline"
+        difference = kernel_difference(baseline.kernels, kernels)
+    return (
+        f"kernels, against {against}: {difference.describe()}",
+        *beside,
+        *(
+            f"  {change.added:+.3f} ms {shortened(change.name)} ({ends(change)})"
+            for change in most_changed(difference.layers or difference.kernels, TOP)
+            if change.added
+        ),
+    )

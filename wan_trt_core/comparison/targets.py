@@ -37,7 +37,7 @@ from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, exported_model, precision_of
 from wan_trt_core.pipeline.generate import generate
-from wan_trt_core.pipeline.swap import REPLACED, swap
+from wan_trt_core.pipeline.swap import REPLACED, runs_inside, swap
 
 _RUNS_ON_CPU = ("onnxruntime",)
 """Backends whose engine is an ONNX file that any CPU runs node by node."""
@@ -309,12 +309,7 @@ class Target(ABC):
         """Diffusers' own modules that an engine replaces: where one of them runs, the engine did not."""
         component = next(name for name in self.components if get_component(name).part == part)
         module: Any = self.model.checkpoint.load(part, self.reference_precision(component), self.device)
-        stock = {
-            "transformer": lambda: module.blocks[0],
-            "vae": lambda: module.decoder,
-            "text_encoder": lambda: module.encoder,
-        }
-        return {part: stock[part]()}
+        return {part: runs_inside(part, module)}
 
     def wrapped_checkpoint(self) -> Checkpoint | None:
         """For a backend that runs PyTorch modules: the checkpoint with its modules wrapped."""

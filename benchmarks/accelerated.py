@@ -13,17 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -39,16 +34,10 @@ from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.pipeline.engines import precision_of
 from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.stages import median_times, time_stages
 
 TAIL = 0.01
 """Chance that the true ratio lies beyond the interval, on each side."""
-
-STAGES = {
-    "text encoder": ("text_encoder", "forward"),
-    "transformer": ("transformer", "forward"),
-    "vae": ("vae", "decode"),
-}
-"""The calls of a pipeline that are timed: the rest is the scheduler, guidance, tokens, and frames to NumPy."""
 
 
 class FellBack(RuntimeError):
@@ -130,41 +119,16 @@ def _watched(arm: Arm, generation: GenerationDefaults) -> Outputs:
 
 
 def _stages(pipe: Any, call: Callable[[], object], runs: int) -> dict[str, float]:
-    """Median seconds of each stage of one generation, and of all the rest."""
-    taken: list[dict[str, float]] = []
-    for _ in range(runs):
-        synchronize()
-        started = time.perf_counter()
-        with _timed(pipe) as seconds:
-            call()
-            synchronize()
-        whole = time.perf_counter() - started
-        taken.append({**seconds, "the rest": whole - sum(seconds.values())})
-    return {name: median(each[name] for each in taken) for name in taken[0]}
-
-
-@contextmanager
-def _timed(pipe: Any) -> Iterator[Counter[str]]:
-    """The seconds spent in each of the stages meanwhile."""
-    seconds: Counter[str] = Counter(dict.fromkeys(STAGES, 0))
-
-    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **keywords: Any) -> Any:
-            synchronize()
-            started = time.perf_counter()
-            result = call(*args, **keywords)
-            synchronize()
-            seconds[name] += time.perf_counter() - started
-            return result
-
-        return run
-
-    with ExitStack() as patched:
-        for name, (part, method) in STAGES.items():
-            module = getattr(pipe, part)
-            if module is not None:
-                patched.enter_context(patch.object(module, method, timed(name, getattr(module, method))))
-        yield seconds
+    """Median seconds of one generation: in the text encoder, the transformer, the VAE, and all the rest, which is the
+    scheduler, guidance, and frames to NumPy."""
+    times = median_times([time_stages(pipe, call, synchronize=synchronize) for _ in range(runs)])
+    by_stage = dict(times.stages)
+    parts = {
+        "text encoder": by_stage["text encode"],
+        "transformer": times.transformer,
+        "vae": by_stage["decode"],
+    }
+    return {**parts, "the rest": sum(by_stage.values()) - sum(parts.values())}
 
 
 def _told(result: dict[str, Any]) -> Iterator[str]:

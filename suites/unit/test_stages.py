@@ -1,0 +1,79 @@
+"""The stages of a pipeline's call: each begins where it should and is charged with its own time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wan_trt_core.pipeline.stages import StageTimes, median_times, stages, time_stages
+
+
+class FakePipe:
+    """Does what ``WanPipeline.__call__`` does, on a clock of its own: every part takes as long as told."""
+
+    def __init__(self, steps: int = 3) -> None:
+        self.now, self.waited = 0.0, 0
+        self.scheduler = SimpleNamespace(timesteps=list(range(steps)), step=self._takes(0.25))
+        self.transformer = SimpleNamespace(forward=self._takes(1.0))
+        self.vae = SimpleNamespace(decode=self._takes(5.0))
+
+    def encode_prompt(self) -> None:
+        self.now += 0.5
+
+    def __call__(self, *, fails: bool = False) -> None:
+        self.encode_prompt()
+        for _ in self.scheduler.timesteps:
+            self.transformer.forward()
+            self.transformer.forward()  # guidance
+            self.scheduler.step()
+        if fails:
+            raise RuntimeError("out of memory")
+        self.vae.decode()
+        self.now += 2.0  # frames
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+    def _takes(self, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            self.now += seconds
+
+        return call
+
+
+def times_of(pipe: Any) -> StageTimes:
+    return time_stages(pipe, pipe, synchronize=pipe.synchronize, clock=lambda: pipe.now)
+
+
+def test_every_stage_has_its_own_time() -> None:
+    pipe = FakePipe()
+    times = times_of(pipe)
+    assert times.stages == (
+        ("text encode", 0.5),
+        ("denoise 1", 2.25),
+        ("denoise 2", 2.25),
+        ("denoise 3", 2.25),
+        ("decode", 5.0),
+        ("postprocess", 2.0),
+    )
+    assert times.transformer == 6.0
+    assert sum(seconds for _, seconds in times.stages) == pipe.now, "nothing is left out"
+    assert pipe.waited == 7 + 2 * 6, "the device is waited for wherever the clock is read"
+
+
+def test_a_pipeline_is_left_as_it_was_even_by_a_call_that_fails() -> None:
+    pipe: Any = FakePipe()
+    before = [dict(vars(each)) for each in (pipe.scheduler, pipe.transformer, pipe.vae)]
+    with pytest.raises(RuntimeError, match="out of memory"), stages(pipe, lambda *_: None):
+        pipe(fails=True)
+    times_of(pipe)
+    assert [dict(vars(each)) for each in (pipe.scheduler, pipe.transformer, pipe.vae)] == before
+    assert "encode_prompt" not in vars(pipe)
+
+
+def test_the_median_is_of_each_stage() -> None:
+    runs = [StageTimes((("decode", first), ("postprocess", 1.0)), first / 2) for first in (1.0, 9.0, 2.0)]
+    assert median_times(runs) == StageTimes((("decode", 2.0), ("postprocess", 1.0)), 1.0)

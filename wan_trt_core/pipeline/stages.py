@@ -1,0 +1,137 @@
+"""The stages of a ``WanPipeline``'s call, stock or with engines: where each begins, and how long each takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+Stage = Literal["text_encode", "denoise", "decode", "postprocess"]
+Begin = Callable[[Stage, int | None], object]
+"""Told that a stage begins, which ends the one before; the index, from 1, is that of the denoising step."""
+
+TRANSFORMERS = ("transformer", "transformer_2")
+"""Parts of a pipeline that predict the flow; most have one of them."""
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Seconds of one call of a pipeline.
+
+    Attributes:
+        stages: ``text encode``, ``denoise 1`` …, ``decode``, ``postprocess``, in their order; together the whole call.
+        transformer: inside the transformer; the rest of the denoising is guidance and scheduler.
+    """
+
+    stages: tuple[tuple[str, float], ...]
+    transformer: float
+
+
+@contextmanager
+def stages(pipe: WanPipeline, begin: Begin) -> Iterator[None]:
+    """Meanwhile ``begin`` is told of each stage of one call of ``pipe``; the last one ends with this.
+
+    A denoising step ends with the scheduler's; before the first, and after the last up to the decoder, what prepares
+    the latents is part of it.
+    """
+    ended = count(1)
+
+    def encode(original: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        states = original(*args, **keywords)
+        begin("denoise", 1)
+        return states
+
+    def step(original: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        latents = original(*args, **keywords)
+        if (done := next(ended)) < len(pipe.scheduler.timesteps):
+            begin("denoise", done + 1)
+        return latents
+
+    def decode(original: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        begin("decode", None)
+        video = original(*args, **keywords)
+        begin("postprocess", None)
+        return video
+
+    with (
+        _through(pipe, "encode_prompt", encode),
+        _through(pipe.scheduler, "step", step),
+        _through(pipe.vae, "decode", decode),
+    ):
+        begin("text_encode", None)
+        yield
+
+
+def time_stages(
+    pipe: WanPipeline,
+    call: Callable[[], object],
+    *,
+    synchronize: Callable[[], object],
+    clock: Callable[[], float] = time.perf_counter,
+) -> StageTimes:
+    """Time one call of ``pipe`` by stage.
+
+    Args:
+        call: generates a video with ``pipe``.
+        synchronize: waits for the device; called where a stage or the transformer begins and ends.
+        clock: seconds; injected so that times can be tested.
+    """
+    began: list[tuple[str, float]] = []
+    transformer = 0.0
+
+    def now() -> float:
+        synchronize()
+        return clock()
+
+    def begin(stage: str, index: int | None = None) -> None:
+        began.append((f"{stage} {index or ''}".strip().replace("_", " "), now()))
+
+    def forward(original: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        nonlocal transformer
+        started = now()
+        flow = original(*args, **keywords)
+        transformer += now() - started
+        return flow
+
+    with ExitStack() as watched:
+        for name in TRANSFORMERS:
+            if (module := getattr(pipe, name, None)) is not None:
+                watched.enter_context(_through(module, "forward", forward))
+        watched.enter_context(stages(pipe, begin))
+        call()
+    begin("end")
+    return StageTimes(
+        tuple((name, until - since) for (name, since), (_, until) in pairwise(began)), transformer
+    )
+
+
+def median_times(times: Sequence[StageTimes]) -> StageTimes:
+    """The median of each stage over calls of the same stages."""
+    by_stage = zip(*(each.stages for each in times), strict=True)
+    return StageTimes(
+        tuple((same[0][0], median(seconds for _, seconds in same)) for same in by_stage),
+        median(each.transformer for each in times),
+    )
+
+
+@contextmanager
+def _through(target: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Meanwhile calls of a method of this one object go to ``wrapper``, with the original before its arguments."""
+    before: Mapping[str, Any] = vars(target)
+    own, original = name in before, getattr(target, name)
+    setattr(target, name, partial(wrapper, original))
+    try:
+        yield
+    finally:
+        if own:
+            setattr(target, name, original)
+        else:
+            delattr(target, name)

@@ -10,12 +10,17 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wan_trt_core.gates.verdict import Reason, Verdict
+from wan_trt_core.gates.verdict import Check, Reason, Verdict, decide
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Case, Suite
 
 SCHEMA_VERSION: Final = 1
 
@@ -83,6 +88,11 @@ class CheckRecord(_Model):
     advisory: bool = False
     evidence: dict[str, Any] = Field(default_factory=dict)
 
+    @classmethod
+    def of(cls, check: Check) -> CheckRecord:
+        """As it is stored."""
+        return cls(**asdict(check))
+
 
 class CaseRecord(_Model):
     """One case of one suite: what was measured, what every gate said, and the verdict."""
@@ -101,6 +111,33 @@ class CaseRecord(_Model):
     checks: tuple[CheckRecord, ...]
     measurement: Measurement
     seconds: float
+
+    @classmethod
+    def judged(
+        cls, case: Case, suite: Suite, checks: Sequence[Check], measurement: Measurement, seconds: float
+    ) -> CaseRecord:
+        """Of a case with all its checks, the verdict that they come to, and the seconds that measuring took.
+
+        Raises:
+            ValueError: when none of the checks decides.
+        """
+        decisive = decide(checks)
+        return cls(
+            case=case.id,
+            suite=suite,
+            model=case.model,
+            component=case.component,
+            profile=case.profile,
+            precision=case.precision_label,
+            backend=case.backend,
+            verdict=decisive.verdict,
+            reason=decisive.reason,
+            message=decisive.message,
+            below_gate=bool(suite == "perf" and case.perf and case.perf.below_gate),
+            checks=tuple(map(CheckRecord.of, checks)),
+            measurement=measurement,
+            seconds=seconds,
+        )
 
     @property
     def origin(self) -> dict[str, str]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from wan_trt_core.cases import Band, Case, Limit, MemoryGate, ParityGate, PerfGate
-from wan_trt_core.gates import decide, judge
+from wan_trt_core.gates import judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
-from wan_trt_core.records import CaseRecord, CheckRecord, Measurement, Metric, RunRecord
+from wan_trt_core.records import CaseRecord, Measurement, Metric, RunRecord
 
 HARDWARE = "cpu-test-2c-8gib"
 TIMES = ("reference_time", "candidate_time")
@@ -147,36 +147,7 @@ def case_record(
         bands_for_hardware=baseline is not None,
         require_bands=False,
     )
-    decided = decide(checks)
-    return CaseRecord(
-        case=case.id,
-        suite=suite,  # type: ignore[arg-type]
-        model=case.model,
-        component=case.component,
-        profile=case.profile,
-        precision=str(case.precision),
-        backend=case.backend,
-        verdict=decided.verdict,
-        reason=decided.reason,
-        message=decided.message,
-        below_gate=suite == "perf" and case.perf is not None and case.perf.below_gate,
-        checks=tuple(
-            CheckRecord(
-                gate=check.gate,
-                metric=check.metric,
-                verdict=check.verdict,
-                reason=check.reason,
-                message=check.message,
-                value=check.value,
-                limit=check.limit,
-                advisory=check.advisory,
-                evidence=check.evidence,
-            )
-            for check in checks
-        ),
-        measurement=measurement,
-        seconds=1.5,
-    )
+    return CaseRecord.judged(case, suite, checks, measurement, seconds=1.5)  # type: ignore[arg-type]
 
 
 def with_frames(record: RunRecord, folder: Path) -> RunRecord:

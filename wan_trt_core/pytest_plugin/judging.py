@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
 
-from wan_trt_core.gates.verdict import Check, Reason, Verdict, decide
+from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.pytest_plugin.collecting import NoCases, Subject, subject_of
 from wan_trt_core.pytest_plugin.session import SESSION
 
@@ -56,6 +55,7 @@ def judge_case(
     """The record of one case: every check of its gate, and the verdict they come to."""
     from wan_trt_core.baselines import other_origin
     from wan_trt_core.gates import judge
+    from wan_trt_core.records import CaseRecord
 
     stored = session.stored(case, suite)
     origin = {"backend": case.backend, "weights": measurement.weights}
@@ -70,7 +70,7 @@ def judge_case(
         strict_improvements=session.settings.strict_improvements,
         baseline_error=stored.error or mismatch,
     )
-    return _record(Subject(case, suite), checks, measurement, seconds)
+    return CaseRecord.judged(case, suite, checks, measurement, seconds)
 
 
 def _explained(session: WanSession, case: Case, suite: Suite, record: CaseRecord) -> CaseRecord:
@@ -93,33 +93,21 @@ def not_measured(
     subject: Subject, why: str, seconds: float, verdict: Verdict = Verdict.INVALID
 ) -> CaseRecord:
     """The record of a case that could not be measured: it stays in every report."""
-    from wan_trt_core.records import Measurement
+    from wan_trt_core.records import CaseRecord, CheckRecord, Measurement
 
     check = Check("validity", "", verdict, Reason.NOT_MEASURED, why)
-    return _record(subject, (check,), Measurement(metrics={}), seconds)
-
-
-def _record(
-    subject: Subject, checks: tuple[Check, ...], measurement: Measurement, seconds: float
-) -> CaseRecord:
-    from wan_trt_core.records import CaseRecord, CheckRecord
-
-    decisive = decide(checks)
-    case = None if isinstance(subject.case, NoCases) else subject.case
+    unmeasured = Measurement(metrics={})
+    if not isinstance(subject.case, NoCases):
+        return CaseRecord.judged(subject.case, subject.suite, (check,), unmeasured, seconds)
     return CaseRecord(
         case=subject.name,
         suite=subject.suite,
-        model=case.model if case else "",
-        component=case.component if case else "",
-        profile=case.profile if case else "",
-        precision=case.precision_label if case else "",
-        backend=case.backend if case else "",
-        verdict=decisive.verdict,
-        reason=decisive.reason,
-        message=decisive.message,
-        below_gate=bool(case and subject.suite == "perf" and case.perf and case.perf.below_gate),
-        checks=tuple(CheckRecord(**asdict(check)) for check in checks),
-        measurement=measurement,
+        **dict.fromkeys(("model", "component", "profile", "precision", "backend"), ""),
+        verdict=verdict,
+        reason=check.reason,
+        message=why,
+        checks=(CheckRecord.of(check),),
+        measurement=unmeasured,
         seconds=seconds,
     )
 

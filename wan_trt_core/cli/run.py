@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,19 @@ from wan_trt_core.cli.options import (
     settings_of,
 )
 from wan_trt_core.cli.output import print_json, print_line
+from wan_trt_core.cli.videos import (
+    FramesOption,
+    GuidanceOption,
+    HeightOption,
+    NegativePromptOption,
+    PartsPrecisionOption,
+    SeedOption,
+    StepsOption,
+    WidthOption,
+    check_size,
+    parse_precision,
+    with_options,
+)
 from wan_trt_core.progress import progress
 
 if TYPE_CHECKING:
@@ -27,7 +40,6 @@ if TYPE_CHECKING:
 
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
-    from wan_trt_core.models.profiles import ShapeProfile
     from wan_trt_core.pipeline.engines import EngineStore
 
 commands = typer.Typer()
@@ -38,16 +50,14 @@ def run(
     context: typer.Context,
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
     out: Annotated[Path, typer.Option(help="Video file (H.264 in MP4).", dir_okay=False)],
-    negative_prompt: Annotated[str, typer.Option(help="What it should not show.")] = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; 1 turns guidance off.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    height: Annotated[int | None, typer.Option(min=16, help="Pixels, a multiple of 16.")] = None,
-    width: Annotated[int | None, typer.Option(min=16, help="Pixels, a multiple of 16.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames, 4k+1.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, or by component: dit=fp16,vae=fp32.")] = "fp32",
+    negative_prompt: NegativePromptOption = "",
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    seed: SeedOption = 0,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    frames: FramesOption = None,
+    precision: PartsPrecisionOption = "fp32",
     model: ModelOption = None,
     checkpoint: CheckpointOption = None,
     backend: BackendOption = None,
@@ -67,18 +77,10 @@ def run(
         check_target(out)
         resolved = resolve(settings.model, settings.checkpoint)
         check_weights(resolved)
-        asked = {
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "height": height,
-            "width": width,
-            "num_frames": frames,
-        }
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        generation = replace(resolved.generation, **given)
+        generation = with_options(resolved.generation, steps, guidance, height, width, frames)
         check_request(prompt, generation, seed)
         result = _generate(
-            settings, resolved, generation, _precision(precision), prompt, negative_prompt, seed, out
+            settings, resolved, generation, parse_precision(precision), prompt, negative_prompt, seed, out
         )
     if as_json:
         print_json(result)
@@ -151,7 +153,7 @@ def _pipeline(
     backend.require(settings)
     if not isinstance(backend, ModuleBackend):
         profile = model.profile(settings.profile)
-        _check_size(profile, generation)
+        check_size(profile, generation)
         device = device_of(settings)
         pipe = model.checkpoint.pipeline(device=device, on_host=REPLACED)
         return swap(pipe, store.pipeline(model, profile, precision, settings.backend), device)
@@ -162,35 +164,3 @@ def _pipeline(
     pipe = model.checkpoint.pipeline(dtypes, device_of(settings))
     parts = {name: backend.wrap(getattr(pipe, name), settings) for name in dtypes}
     return with_parts(pipe, **parts)
-
-
-def _check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
-    """Raise unless the engines of the profile serve a video of this size.
-
-    Raises:
-        typer.BadParameter: naming the option and the range.
-    """
-    asked = {"height": generation.height, "width": generation.width, "frames": generation.num_frames}
-    for name, value in asked.items():
-        least, most = getattr(profile.min, name), getattr(profile.max, name)
-        if not least <= value <= most:
-            raise typer.BadParameter(
-                f"{value} is outside the profile {profile.name} ({least} to {most}); name another --profile",
-                param_hint=f"--{name}",
-            )
-
-
-def _precision(text: str) -> str | dict[str, str]:
-    """``fp16``, or ``dit=fp16,vae=fp32`` by component."""
-    if "=" not in text:
-        return text
-    from wan_trt_core.pipeline.engines import precision_of
-
-    pairs = (part.partition("=")[::2] for part in text.split(","))
-    precision = {name.strip(): value.strip() for name, value in pairs}
-    try:
-        for component in ("dit", "vae_decoder_first", "vae_decoder_next"):
-            precision_of(precision, component)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--precision") from error
-    return precision

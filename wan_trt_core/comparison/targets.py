@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend
+from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend, Progress
 from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
@@ -36,7 +36,7 @@ from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, exported_model, precision_of
-from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.generate import OnStep, generate
 from wan_trt_core.pipeline.swap import REPLACED, runs_inside, swap
 
 _RUNS_ON_CPU = ("onnxruntime",)
@@ -93,11 +93,13 @@ class Arm:
         forbidden: PyTorch modules that this arm must not run, by name: a candidate that falls back to the
             reference would compare the reference with itself. Loaded when watched for, so that they take no memory
             where the candidate runs alone.
+        pipe: the pipeline that ``call`` runs, where it runs one.
     """
 
     call: Callable[[Any], Outputs]
     once: Callable[[], object] | None = None
     forbidden: Callable[[], Mapping[str, nn.Module]] = dict
+    pipe: Any = None
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:
@@ -279,8 +281,8 @@ class Target(ABC):
         """The tensors on the device that both arms run on."""
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
-    def build(self) -> None:
-        """Export and build the engines that are not in the cache, and load none: that is for another process to do.
+    def build(self, progress: Progress | None = None) -> None:
+        """Export and build the engines that are not in the cache, and load none.
 
         Raises:
             BackendUnavailable: when the backend cannot run here; and as ``pipeline.engines.built_engine``.
@@ -289,7 +291,8 @@ class Target(ABC):
         backend.require(settings)
         if isinstance(backend, EngineBackend):
             for name in self.components:
-                built_engine(name, self.model, self.profile, self.precision(name), backend.name, settings)
+                made = (name, self.model, self.profile, self.precision(name), backend.name, settings)
+                built_engine(*made, progress=progress)
 
     def engine_bytes(self) -> dict[str, int]:
         """What the engines hold now, by owner (``engine_weights`` …): together and, of several, each by its name
@@ -438,11 +441,19 @@ class Asked:
 
 
 class PipelineTarget(Target):
-    """Prompt to video: stock ``WanPipeline`` against the same pipeline with engines in it."""
+    """Prompt to video: stock ``WanPipeline`` against the same pipeline with engines in it.
 
-    def __init__(self, case: Case, context: Context) -> None:
+    Args:
+        asked: the video; one of the case's steps and the profile's sizes unless given.
+        on_step: for progress, called after each denoising step of either arm.
+    """
+
+    def __init__(
+        self, case: Case, context: Context, asked: Asked | None = None, on_step: OnStep | None = None
+    ) -> None:
         super().__init__(case, context)
         self.fps = float(self.model.generation.fps)
+        self._asked, self._on_step = asked, on_step
 
     @cached_property
     def reference(self) -> Arm:
@@ -463,7 +474,9 @@ class PipelineTarget(Target):
         )
 
     def inputs(self, point: Point = "opt") -> Asked:
-        """How the video of ``PROMPT`` is generated; the same seed gives both arms the same noise."""
+        """The video that is asked for, else that of ``PROMPT``; the same seed gives both arms the same noise."""
+        if self._asked is not None:
+            return self._asked
         video = self.profile.at(point)
         generation = replace(
             self.model.generation,
@@ -499,10 +512,11 @@ class PipelineTarget(Target):
                 asked.prompt.seed,
                 negative_prompt=asked.prompt.negative_prompt,
                 keep_latents=True,
+                on_step=self._on_step,
             )
             return Outputs(video=generated.frames, latents=generated.latents)
 
-        return Arm(call, forbidden=forbidden)
+        return Arm(call, forbidden=forbidden, pipe=pipe)
 
     def _stock(self, checkpoint: Checkpoint, on_host: Collection[str] = ()) -> Any:
         return checkpoint.pipeline(

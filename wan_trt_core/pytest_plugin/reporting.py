@@ -13,13 +13,13 @@ import pytest
 
 from wan_trt_core.pytest_plugin import judging
 from wan_trt_core.pytest_plugin.options import MARKERS
+from wan_trt_core.report.writing import PAGE, REPORT, RESULTS, write_report
 
 if TYPE_CHECKING:
     from wan_trt_core.pytest_plugin.session import WanSession
     from wan_trt_core.records import CaseRecord, RunRecord
 
 NO_GATE = "NOT GATING (--wan-no-gate): verdicts are recorded and fail no test"
-RESULTS, REPORT, PAGE = "results.json", "report.md", "report.html"
 
 
 def header(session: WanSession) -> list[str]:
@@ -80,7 +80,7 @@ class Collector:
         if self._records:
             self._run = self.run_record()
             try:
-                self._write(self._run, self.session.settings.report)
+                write_report(self._run, self.session.settings.report)
             except OSError as error:
                 self._not_written = f"the results could not be written: {error}"
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
@@ -131,15 +131,6 @@ class Collector:
             settings=session.settings.flat(),
             cases=tuple(records),
         )
-
-    @staticmethod
-    def _write(run: RunRecord, folder: Path) -> None:
-        from wan_trt_core.report.html import write_html
-        from wan_trt_core.report.markdown import write_markdown
-
-        run.write(folder / RESULTS)
-        write_markdown(run, folder / REPORT)
-        write_html(run, folder / PAGE)
 
     @staticmethod
     def _table(run: RunRecord, terminalreporter: pytest.TerminalReporter) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 from wan_trt_core.gates.formatting import GIB, KIB, MIB
 from wan_trt_core.gates.perf import SPEEDUP
 from wan_trt_core.records import CaseRecord, Metric
+from wan_trt_core.report.summary import ARMS, together
 
 QUALITY = ("psnr_db", "ssim", "lpips")
 """Shown wherever a record has several values of them (a frame, a denoising step, a point of the profile)."""
@@ -80,6 +81,11 @@ def _perf(case: CaseRecord) -> Iterator[Chart]:
         yield Chart(
             "lines", "Candidate against itself", "ratio", {"candidate": again}, index="pair", bands=floor
         )
+    if stages := case.measurement.facts.get("stages"):
+        by_stage = {arm: together(stages[arm]) for arm in ARMS}
+        labels = tuple(by_stage["reference"])
+        arms = {arm: [sums.get(label, math.nan) for label in labels] for arm, sums in by_stage.items()}
+        yield Chart("bars", "Time by stage", "s a video", arms, labels)
     kernels = case.measurement.facts.get("kernels", {})
     if "groups_ms" in kernels:
         groups = tuple(kernels["groups_ms"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from wan_trt_core.gates.bands import regenerate_command
@@ -59,6 +60,16 @@ _PERF = {
     "noise_floor": "noise floor",
 }
 """What the reports show of a performance case, in this order."""
+
+ARMS = ("reference", "candidate")
+
+_QUALITY = {
+    "video.psnr_db": "PSNR, worst frame",
+    "video.ssim": "SSIM, worst frame",
+    "video.lpips": "LPIPS",
+    "video.cvvdp_jod": "ColorVideoVDP",
+}
+"""What a benchmark shows of how alike the videos are."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +197,45 @@ def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:
         rows.append((_PERF[name], value or metric.detail or quantity(metric.value, metric.unit)))
     clocks = _clocks(case.measurement.facts.get("clocks", {}))
     return [*rows, ("clocks", clocks)] if clocks else rows
+
+
+def benchmark_rows(case: CaseRecord) -> dict[str, tuple[str, str]]:
+    """What one candidate of ``wan-trt benchmark`` came to, by name: of the reference, of the candidate.
+
+    The time of a video and of its stages, the ratio with its interval, and quality against the reference's video.
+    """
+    metrics, facts = case.measurement.metrics, case.measurement.facts
+    rows = {}
+    if SPEEDUP in metrics:
+        rows["time"] = _seconds([metrics[f"{arm}_time"].value for arm in ARMS])
+        stages = [facts["stages"][arm] for arm in ARMS]
+        sums = [together(each) for each in stages]
+        steps = [[s for name, s in each if name.startswith("denoise")] for each in stages]
+        for name in sums[0]:
+            rows[f"  {name}"] = _seconds([each[name] for each in sums])
+            if name == "denoise":
+                rows["    a step"] = _seconds(list(map(median, steps)))
+        ratio, _, interval = _speedup(case).partition(", ")
+        rows["ratio"] = ("", ratio)
+        rows["interval"] = ("", interval.replace(" interval ", ": ").partition(" over ")[0])
+    for name, label in _QUALITY.items():
+        if name in metrics:
+            rows[label] = ("", quantity(metrics[name].value, metrics[name].unit))
+    return rows | {"verdict": ("", case.verdict.value.upper())}
+
+
+def _seconds(arms: Sequence[float | None]) -> tuple[str, str]:
+    reference, candidate = (quantity(seconds, "s") for seconds in arms)
+    return reference, candidate
+
+
+def together(stages: Iterable[Sequence[Any]]) -> dict[str, float]:
+    """What was measured of each stage (name, value), the denoising steps and whatever else is numbered added up."""
+    sums: dict[str, float] = {}
+    for name, value in stages:
+        kind = name.rstrip("0123456789 ")
+        sums[kind] = sums.get(kind, 0.0) + value
+    return sums
 
 
 def _speedup(case: CaseRecord) -> str:

@@ -8,10 +8,13 @@ from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.records import CaseRecord, RunRecord
-from wan_trt_core.report.summary import check_headline, perf_rows
+from wan_trt_core.report.summary import ARMS, check_headline, perf_rows, together
 
 TOP_KERNELS = 10
 """Kernels of the candidate that the reports list; the record has more."""
+
+_TABLED = frozenset({"kernels", "stages", "transformer_s"})
+"""Facts that are shown as tables."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class Table:
 
 
 def case_tables(case: CaseRecord) -> list[Table]:
-    """Performance, kernels, checks and metrics of a case, without those that are empty."""
+    """Performance, stages, kernels, checks and metrics of a case, without those that are empty."""
     return _filled(
         Table("Performance", ("performance", "measured"), tuple(perf_rows(case))),
+        _stages(case.measurement.facts),
         *_kernels(case.measurement.facts.get("kernels", {})),
         _checks(case),
         _metrics(case),
@@ -34,8 +38,8 @@ def case_tables(case: CaseRecord) -> list[Table]:
 
 
 def facts_table(case: CaseRecord) -> Table:
-    """What the numbers of a case depend on; the kernels have tables of their own."""
-    facts = {name: fact for name, fact in case.measurement.facts.items() if name != "kernels"}
+    """What the numbers of a case depend on, without what has tables of its own."""
+    facts = {name: fact for name, fact in case.measurement.facts.items() if name not in _TABLED}
     return Table("Facts", ("fact", "value"), flat(facts))
 
 
@@ -99,6 +103,32 @@ def _metrics(case: CaseRecord) -> Table:
         for name, metric in sorted(case.measurement.metrics.items())
     )
     return Table("Metrics", ("metric", "value", "samples", "detail"), rows)
+
+
+def _stages(facts: Mapping[str, Any]) -> Table:
+    """Where the time of both arms' videos goes: each stage in its order, then what they come to."""
+    header = ("one video", "reference", "candidate", "ratio")
+    if "stages" not in facts:
+        return Table("Stages", header, ())
+    stages = [facts["stages"][arm] for arm in ARMS]
+    inside = [facts["transformer_s"][arm] for arm in ARMS]
+    sums = [together(each) for each in stages]
+    whole = [sum(each.values()) for each in sums]
+    outside = [whole[arm] - inside[arm] - sums[arm]["decode"] for arm in range(2)]
+    rows = [_compared(name, seconds, ours) for (name, seconds), (_, ours) in zip(*stages, strict=True)]
+    totals = {
+        "all denoising steps": [each["denoise"] for each in sums],
+        "inside the transformer": inside,
+        "outside transformer and decoder": outside,
+        "whole video": whole,
+    }
+    rows += [_compared(name, *seconds) for name, seconds in totals.items()]
+    return Table("Stages", header, tuple(rows))
+
+
+def _compared(name: str, reference: float, candidate: float) -> tuple[str, ...]:
+    ratio = f"{reference / candidate:.2f}x" if candidate > 0 else ""
+    return (name, quantity(reference, "s"), quantity(candidate, "s"), ratio)
 
 
 def _kernels(kernels: Mapping[str, Any]) -> Iterable[Table]:

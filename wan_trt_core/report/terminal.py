@@ -11,6 +11,7 @@ from wan_trt_core.report.changes import MetricChange, Weight
 from wan_trt_core.report.summary import (
     WHY,
     advisory_checks,
+    benchmark_rows,
     headline,
     marks,
     missing_bands,
@@ -52,6 +53,32 @@ def render(record: RunRecord, console: Console) -> None:
     _advisory(record, console)
     _line(console, "hardware", record.hardware_key, "")
     _line(console, "total", totals(record), "bold")
+
+
+def render_benchmark(record: RunRecord, console: Console) -> None:
+    """Print both arms of every candidate side by side, and the reason of everything that did not pass."""
+    console.print(benchmark_table(record))
+    for case in worst_first(record):
+        if case.verdict is not Verdict.PASS:
+            _explain(case, console)
+    _line(console, "hardware", record.hardware_key, "")
+
+
+def benchmark_table(record: RunRecord) -> Table:
+    """Two columns a candidate: stock diffusers as timed in pairs with it, and the candidate."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("one video")
+    columns = []
+    for case in record.cases:
+        table.add_column("torch", justify="right", overflow="fold")
+        table.add_column(case.backend, justify="right", overflow="fold")
+        columns.append(benchmark_rows(case))
+    for name in dict.fromkeys(name for rows in columns for name in rows):
+        table.add_row(name, *(cell for rows in columns for cell in rows.get(name, ("", ""))))
+    return table
 
 
 def verdict_table(record: RunRecord, width: int) -> Table:

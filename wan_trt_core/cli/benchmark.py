@@ -1,0 +1,228 @@
+"""``wan-trt benchmark``: whole videos of stock diffusers and of other backends, side by side."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wan_trt_core.cli.options import (
+    CacheOption,
+    CheckpointOption,
+    JsonOption,
+    ModelOption,
+    ProfileOption,
+    ThreadsOption,
+    settings_of,
+)
+from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
+from wan_trt_core.cli.videos import (
+    FramesOption,
+    GuidanceOption,
+    HeightOption,
+    NegativePromptOption,
+    PartsPrecisionOption,
+    SeedOption,
+    StepsOption,
+    WidthOption,
+    check_size,
+    parse_precision,
+    with_options,
+)
+from wan_trt_core.models.prompts import PROMPT
+from wan_trt_core.progress import progress
+
+if TYPE_CHECKING:
+    from wan_trt_core.cases import Case
+    from wan_trt_core.comparison.targets import Asked
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.records import CaseRecord
+
+commands = typer.Typer()
+
+REFERENCE = "torch"
+"""The backend that every other is compared with: stock diffusers."""
+
+
+@commands.command(
+    epilog="Example: wan-trt benchmark --compare torch onnxruntime --steps 10 --report outputs/benchmark"
+)
+def benchmark(
+    context: typer.Context,
+    compare: Annotated[
+        list[str],
+        typer.Option(help="What is compared: a backend, and those that follow; torch is the reference."),
+    ],
+    others: Annotated[list[str] | None, typer.Argument(metavar="[BACKEND]...", help="More backends.")] = None,
+    prompt: Annotated[str, typer.Option(help="What the video shows.")] = PROMPT,
+    negative_prompt: NegativePromptOption = "",
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    seed: SeedOption = 0,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    frames: FramesOption = None,
+    precision: PartsPrecisionOption = "fp32",
+    reference_precision: Annotated[
+        str | None, typer.Option(help="Of stock diffusers, if not the candidates' own.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=3, help="Timed videos of each arm, in pairs.")] = 3,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Videos of each arm before any is timed.")] = None,
+    speedup: Annotated[float, typer.Option(min=0.01, help="The ratio to prove over stock diffusers.")] = 1.0,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write results.json, report.md, report.html and the videos here.", file_okay=False),
+    ] = None,
+    model: ModelOption = None,
+    checkpoint: CheckpointOption = None,
+    profile: ProfileOption = None,
+    cache: CacheOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate the same video with stock diffusers and with other backends: time by stage, ratio, and quality.
+
+    Exit code 1 unless every candidate proves the ratio and makes the same video.
+    """
+    options = {"model": model, "checkpoint": checkpoint, "profile": profile, "perf.warmup": warmup}
+    with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+        from wan_trt_core.cases import Prompt
+        from wan_trt_core.comparison.benchmark import case_of
+        from wan_trt_core.comparison.targets import Asked
+        from wan_trt_core.models.catalogue import resolve
+        from wan_trt_core.pipeline.generate import check_request
+        from wan_trt_core.report.writing import make_folder
+
+        settings = loaded.settings
+        resolved = resolve(settings.model, settings.checkpoint)
+        shapes = resolved.profile(settings.profile)
+        size = {"height": shapes.opt.height, "width": shapes.opt.width, "num_frames": shapes.opt.frames}
+        generation = with_options(
+            replace(resolved.generation, **size), steps, guidance, height, width, frames
+        )
+        check_request(prompt, generation, seed)
+        by_part = parse_precision(precision)
+        stock = parse_precision(reference_precision, "--reference-precision") if reference_precision else None
+        cases = [
+            case_of(
+                settings.model,
+                shapes.name,
+                backend,
+                by_part,
+                reference_precision=stock,
+                steps=generation.num_inference_steps,
+                speedup=speedup,
+            )
+            for backend in _candidates([*compare, *(others or ())])
+        ]
+        asked = Asked(
+            generation, Prompt(id="asked", prompt=prompt, negative_prompt=negative_prompt, seed=seed)
+        )
+        for case in cases:
+            _check(case, resolved, asked, settings)
+        if report:
+            make_folder(report)
+        records = _measured(cases, asked, settings, runs, report, as_json)
+    if any(record.verdict.value != "pass" for record in records):
+        raise typer.Exit(FAILED)
+
+
+def _candidates(named: list[str]) -> list[str]:
+    """What is compared with the reference, each once."""
+    candidates = [name for name in dict.fromkeys(named) if name != REFERENCE]
+    if not candidates:
+        raise typer.BadParameter(
+            f"{REFERENCE} is the reference; name a backend to compare with it, as --compare {REFERENCE} onnxruntime",
+            param_hint="--compare",
+        )
+    return candidates
+
+
+def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -> None:
+    """Raise unless a candidate can run here, in its precision, and make a video of this size.
+
+    Raises:
+        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, typer.BadParameter: naming what is wrong.
+    """
+    from wan_trt_core.backends.base import ModuleBackend
+    from wan_trt_core.backends.registry import get_backend
+    from wan_trt_core.cases import COMPOSITES
+    from wan_trt_core.models.checkpoint import torch_dtype
+    from wan_trt_core.models.components import get_component, require_precision
+    from wan_trt_core.pipeline.engines import precision_of
+
+    backend = get_backend(case.backend)
+    backend.require(settings)
+    for name in COMPOSITES[case.component]:
+        torch_dtype(precision_of(case.reference_precision or case.precision, name))
+        if not isinstance(backend, ModuleBackend):
+            require_precision(get_component(name), precision_of(case.precision, name))
+    if not isinstance(backend, ModuleBackend):
+        check_size(model.profile(case.profile), asked.generation)
+
+
+def _measured(
+    cases: list[Case], asked: Asked, settings: Settings, runs: int, report: Path | None, as_json: bool
+) -> tuple[CaseRecord, ...]:
+    """Measure one candidate after the other, and print and write what they came to. The report is written after each,
+    so that what is finished stays where the next one is interrupted."""
+    from wan_trt_core.backends.registry import device_of
+    from wan_trt_core.comparison.benchmark import benchmark as measured
+    from wan_trt_core.comparison.context import Context
+    from wan_trt_core.measure.environment import environment_record, hardware_key, throttle_counters
+    from wan_trt_core.records import RunRecord
+    from wan_trt_core.report.terminal import render_benchmark
+    from wan_trt_core.report.writing import PAGE, REPORT, RESULTS, write_report
+
+    device = max(device_of(settings, case.backend) for case in cases)  # the GPU where any runs on one
+    before = throttle_counters()
+    run = RunRecord(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+        hardware_key=hardware_key(device),
+        environment={},
+        settings=settings.flat(),
+        cases=(),
+    )
+    shared = Context(settings, report)
+    try:
+        with progress() as told:
+            for case in cases:
+                record = measured(case, asked, shared, runs, told)
+                environment = environment_record(device, throttle_before=before)
+                run = run.model_copy(update={"environment": environment, "cases": (*run.cases, record)})
+                if report:
+                    write_report(run, report)
+    finally:
+        shared.close()
+    if as_json:
+        print_json([_numbers(record) for record in run.cases])
+        return run.cases
+    render_benchmark(run, OUT)
+    if report:
+        for name in (RESULTS, REPORT, PAGE):
+            print_line(f"{name}: {report / name}")
+    return run.cases
+
+
+def _numbers(record: CaseRecord) -> dict[str, Any]:
+    """What ``--json`` prints of a candidate; seconds, bytes, and ratios over stock diffusers."""
+    measured = record.measurement
+    interval: dict[str, Any] = next((c.evidence for c in record.checks if c.metric == "speedup"), {})
+    return {
+        "backend": record.backend,
+        "verdict": record.verdict.value,
+        "reason": record.reason.value,
+        "message": record.message,
+        "interval": {
+            name: interval[name] for name in ("low", "high", "pairs", "confidence") if name in interval
+        },
+        "metrics": {name: metric.value for name, metric in measured.metrics.items()},
+        "stages": measured.facts.get("stages", {}),
+        "transformer_s": measured.facts.get("transformer_s", {}),
+    }

@@ -1,0 +1,81 @@
+"""What commands that generate videos ask for, and the checks of it that come before any work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from wan_trt_core.models.catalogue import GenerationDefaults
+    from wan_trt_core.models.profiles import ShapeProfile
+
+NegativePromptOption = Annotated[str, typer.Option("--negative-prompt", help="What it should not show.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
+GuidanceOption = Annotated[
+    float | None, typer.Option("--guidance", min=0, help="Guidance scale; 1 turns guidance off.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
+HeightOption = Annotated[int | None, typer.Option("--height", min=16, help="Pixels, a multiple of 16.")]
+WidthOption = Annotated[int | None, typer.Option("--width", min=16, help="Pixels, a multiple of 16.")]
+FramesOption = Annotated[int | None, typer.Option("--frames", min=1, help="Frames, 4k+1.")]
+PartsPrecisionOption = Annotated[
+    str, typer.Option("--precision", help="fp32, fp16, or by component: dit=fp16,vae=fp32.")
+]
+
+
+def with_options(
+    generation: GenerationDefaults,
+    steps: int | None,
+    guidance: float | None,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+) -> GenerationDefaults:
+    """The settings with what the options give in their place."""
+    asked = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "height": height,
+        "width": width,
+        "num_frames": frames,
+    }
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    return replace(generation, **given)
+
+
+def check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
+    """Raise unless the engines of the profile serve a video of this size.
+
+    Raises:
+        typer.BadParameter: naming the option and the range.
+    """
+    asked = {"height": generation.height, "width": generation.width, "frames": generation.num_frames}
+    for name, value in asked.items():
+        least, most = getattr(profile.min, name), getattr(profile.max, name)
+        if not least <= value <= most:
+            raise typer.BadParameter(
+                f"{value} is outside the profile {profile.name} ({least} to {most}); name another --profile",
+                param_hint=f"--{name}",
+            )
+
+
+def parse_precision(text: str, option: str = "--precision") -> str | dict[str, str]:
+    """``fp16``, or ``dit=fp16,vae=fp32`` by component.
+
+    Raises:
+        typer.BadParameter: naming the option, where a component has none.
+    """
+    if "=" not in text:
+        return text
+    from wan_trt_core.pipeline.engines import precision_of
+
+    pairs = (part.partition("=")[::2] for part in text.split(","))
+    precision = {name.strip(): value.strip() for name, value in pairs}
+    try:
+        for component in ("dit", "vae_decoder_first", "vae_decoder_next"):
+            precision_of(precision, component)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+    return precision

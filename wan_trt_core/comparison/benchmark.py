@@ -1,0 +1,126 @@
+"""Whole videos: stock diffusers against one candidate, timed in pairs as the perf suite does, and by stage."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from wan_trt_core.cases import Case, Limit, PerfGate
+from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
+from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.frames import keep_frames
+from wan_trt_core.comparison.perf import time_target
+from wan_trt_core.comparison.targets import Asked, Outputs, PipelineTarget, Target
+from wan_trt_core.gates import judge
+from wan_trt_core.gates.verdict import Check, Reason, Verdict
+from wan_trt_core.pipeline.stages import StageTimes, median_times, time_stages
+from wan_trt_core.progress import Report
+from wan_trt_core.records import CaseRecord, Measurement
+
+STAGED = 3
+"""Videos of each arm whose stages are timed: waiting for the device at each stage is not in the paired times."""
+
+OUTPUTS: Mapping[str, Limit] = {
+    "video.psnr_db": Limit(min=40.0, reason="of the worst frame; differences under 40 dB begin to be seen")
+}
+"""What both arms' videos must still be, or their times mean nothing."""
+
+ALSO_COMPUTED = frozenset({"video.cvvdp_jod"})
+"""A metric that is computed only where it is asked for."""
+
+
+def case_of(
+    model: str,
+    profile: str,
+    backend: str,
+    precision: str | dict[str, str],
+    *,
+    reference_precision: str | dict[str, str] | None = None,
+    steps: int,
+    speedup: float,
+) -> Case:
+    """The case of one candidate, as a case file would have it.
+
+    Args:
+        speedup: the ratio to prove over stock diffusers.
+    """
+    reason = "given on the command line"
+    return Case(
+        id=f"benchmark-{backend}",
+        model=model,
+        component="pipeline",
+        profile=profile,
+        precision=precision,
+        reference_precision=reference_precision,
+        backend=backend,
+        steps=steps,
+        perf=PerfGate(speedup=speedup, reason=reason, parity=dict(OUTPUTS)),
+    )
+
+
+def benchmark(case: Case, asked: Asked, context: Context, runs: int, progress: Report) -> CaseRecord:
+    """Measure and judge one candidate. What fails of it is in its record: the others are measured all the same.
+
+    Args:
+        runs: timed pairs of videos, three at least, and as many of the candidate beside itself.
+    """
+    started = time.perf_counter()
+    try:
+        measurement = measure(case, asked, context.under(case), runs, progress)
+        checks = judge(case, "perf", measurement, None, bands_for_hardware=False, require_bands=False)
+    except Exception as error:  # of whatever kind, as in the suites
+        measurement = Measurement(metrics={})
+        message = f"{type(error).__name__}: {error}"
+        checks = (Check("validity", "", Verdict.INVALID, Reason.NOT_MEASURED, message),)
+    release()
+    return CaseRecord.judged(case, "perf", checks, measurement, time.perf_counter() - started)
+
+
+def measure(case: Case, asked: Asked, context: Context, runs: int, progress: Report) -> Measurement:
+    """Time both arms in pairs, then the stages of each: ``facts["stages"]`` has (stage, seconds) by arm, and
+    ``facts["transformer_s"]`` what of that is inside the transformer."""
+    assert case.perf is not None
+    settings = context.settings
+    perf = settings.perf.model_copy(
+        update={"min_pairs": runs, "max_pairs": runs, "time_budget": math.inf}  # as many as were asked for
+    )
+    videos = 2 * (perf.warmup + max(perf.noise_pairs, runs) + runs + STAGED)
+    done = 0
+
+    def on_step(step: int, steps: int) -> None:
+        nonlocal done
+        done += 1
+        progress(f"benchmark {case.backend}", min(done / (videos * steps), 0.99))
+
+    with equal_conditions(settings):
+        target = PipelineTarget(case, context, asked, on_step)
+        target.build(progress)
+        progress(f"benchmark {case.backend}", 0.0)
+
+        def keep(reference: Outputs, candidate: Outputs) -> dict[str, Any]:
+            kept = keep_frames(context.report, case.id, reference, candidate, target.fps)
+            return kept | stage_facts(target)
+
+        measurement = time_target(
+            target, case.perf.speedup, perf, frozenset(OUTPUTS) | ALSO_COMPUTED, keep=keep
+        )
+        progress(f"benchmark {case.backend}", 1.0)
+        return measurement
+
+
+def stage_facts(target: Target) -> dict[str, Any]:
+    """The median times of each stage of both arms' pipelines, over :data:`STAGED` videos."""
+    arms = {"reference": target.reference, "candidate": target.candidate}
+    runs: dict[str, list[StageTimes]] = {name: [] for name in arms}
+    for _ in range(STAGED):
+        for name, arm in arms.items():  # in turns, as the pairs
+            call = partial(arm.call, target.inputs())
+            runs[name].append(time_stages(arm.pipe, call, synchronize=synchronize))
+    times = {name: median_times(each) for name, each in runs.items()}
+    return {
+        "stages": {name: [list(stage) for stage in each.stages] for name, each in times.items()},
+        "transformer_s": {name: each.transformer for name, each in times.items()},
+    }

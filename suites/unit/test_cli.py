@@ -20,12 +20,14 @@ from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement
 
 from wan_trt_core import __version__, cli
 from wan_trt_core.baselines import BaselineFile, write_baselines
+from wan_trt_core.cases import Case
 from wan_trt_core.cli import making
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.config import Loaded
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.progress import progress
+from wan_trt_core.records import Measurement, Metric, RunRecord
 
 CASES = """
 version: 1
@@ -119,6 +121,17 @@ class TestWrongInput:
             ),
             (("run", "--prompt", "x", "--out", "v.mp4", "--backend", "nope"), 3, "there are onnxruntime"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--profile", "1p"), 3, "has no profile '1p'"),
+            (("benchmark",), 2, "--compare"),
+            (("benchmark", "--compare", "torch"), 2, "torch is the reference; name a backend"),
+            (("benchmark", "--compare", "torch", "nope"), 3, "there are onnxruntime"),
+            (("benchmark", "--compare", "onnxruntime", "--prompt", " "), 3, "the prompt is empty"),
+            (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
+            (("benchmark", "--compare", "onnxruntime", "--height", "512"), 2, "outside the profile"),
+            (("benchmark", "--compare", "onnxruntime", "--precision", "fp33"), 3, "fp33"),
+            (("benchmark", "--compare", "onnxruntime", "--reference-precision", "vae=fp32"), 2, "not dit"),
+            (("benchmark", "--compare", "onnxruntime", "--profile", "1p"), 3, "has no profile '1p'"),
+            (("benchmark", "--compare", "onnxruntime", "--runs", "2"), 2, "--runs"),
+            (("benchmark", "--compare", "onnxruntime", "--report", sys.executable), 2, "is a file"),
             (("export", "dti"), 3, "no component 'dti'; there are dit"),
             (("export", "dit", "--precision", "fp33"), 3, "fp33"),
             (("inspect", "nowhere"), 3, "neither a folder nor one of tiny-wan"),
@@ -442,6 +455,103 @@ class TestRun:
         assert "build dit" not in err, "what was built is not built again"
         assert "build vae_decoder_next fp32: done" in err
         assert "9 frames of 64x64, h264" in out
+
+
+class TestBenchmark:
+    def test_measures_judges_and_reports(
+        self, wan: Wan, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WAN_TRT_EXPORT__CHECK", "false")
+        given = ("--model", small_checkpoint, "--steps", 2, "--warmup", 0, "--prompt", "red", "--seed", 3)
+        compared = ("benchmark", "--compare", "torch", "onnxruntime", "--speedup", 0.01, *given)
+        code, out, err = wan(*compared, "--report", "new/report", "--json")
+        assert code == 0, err
+        (result,) = json.loads(out)
+        assert (result["backend"], result["verdict"]) == ("onnxruntime", "pass")
+        assert result["interval"]["pairs"] == 3
+        assert result["interval"]["low"] <= result["metrics"]["speedup"] <= result["interval"]["high"]
+        assert result["metrics"]["video.psnr_db"] > 90
+        assert result["metrics"]["video.cvvdp_jod"] > 9.9
+        for stages in result["stages"].values():
+            names = ["text encode", "denoise 1", "denoise 2", "decode", "postprocess"]
+            assert [name for name, _ in stages] == names
+        record = RunRecord.read(Path("new/report/results.json"))
+        (case,) = record.cases
+        assert case.measurement.facts["prompts"][0] | {"id": ""} == {
+            "id": "", "prompt": "red", "negative_prompt": "", "seed": 3,
+        }  # fmt: skip
+        assert "| all denoising steps |" in Path("new/report/report.md").read_text()
+        assert "Time by stage" in Path("new/report/report.html").read_text()
+        assert {path.suffix for path in Path("new/report/videos").iterdir()} == {".mp4", ".png"}
+
+    @pytest.fixture
+    def measured(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Measurement]:
+        """Makes every candidate be measured as this many times as fast; 0 breaks it."""
+
+        def measure(ratio: float) -> Measurement:
+            stages = [["text encode", 0.01], ["denoise 1", 0.1], ["denoise 2", 0.3], ["decode", 0.5]]
+            facts = {
+                "stages": dict.fromkeys(("reference", "candidate"), stages),
+                "transformer_s": {"reference": 0.3, "candidate": 0.3},
+            }
+            psnr = {"video.psnr_db": Metric(value=70.0, unit="dB", better="higher")}
+            made = perf_measurement(ratio)
+            return made.model_copy(update={"facts": made.facts | facts, "metrics": made.metrics | psnr})
+
+        return measure
+
+    def test_the_table_has_two_columns_a_candidate(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = {"onnxruntime": measured(2.0), "onnxruntime-cuda": measured(0.5)}
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", lambda case, *_: found[case.backend])
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
+        code, out, _ = wan("benchmark", "--compare", "torch", *found, "onnxruntime")
+        assert code == 1, "a candidate that is slower than the reference does not pass"
+        rows = {line[:18].strip(): line[18:].split() for line in out.splitlines()}
+        assert rows["one video"] == ["torch", "onnxruntime", "torch", "onnxruntime-cuda"]
+        assert rows["denoise"] == ["400", "ms"] * 4
+        assert rows["a step"] == ["200", "ms"] * 4
+        assert rows["verdict"] == ["PASS", "FAIL"]
+        assert "1x is asked" in out
+
+    def test_a_candidate_that_breaks_leaves_the_others(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def measure(case: Case, *_: object) -> Measurement:
+            if case.backend == "torch-compile":
+                raise RuntimeError("CUDA out of memory")
+            return measured(2.0)
+
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", measure)
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        code, out, _ = wan("benchmark", "--compare", "torch-compile", "onnxruntime", "--report", "report")
+        assert code == 1
+        assert "RuntimeError: CUDA out of memory" in out
+        verdicts = {
+            case.backend: case.verdict.value for case in RunRecord.read(Path("report/results.json")).cases
+        }
+        assert verdicts == {"torch-compile": "invalid", "onnxruntime": "pass"}
+
+    def test_an_interruption_leaves_what_is_finished_and_nothing_half_written(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def measure(case: Case, *_: object) -> Measurement:
+            if case.backend == "torch-compile":
+                raise KeyboardInterrupt
+            return measured(2.0)
+
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", measure)
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        code, out, err = wan("benchmark", "--compare", "onnxruntime", "torch-compile", "--report", "report")
+        assert (code, out) == (130, "") and "interrupted" in err
+        assert {path.name for path in Path("report").iterdir()} == {
+            "results.json",
+            "report.md",
+            "report.html",
+        }
+        assert len(RunRecord.read(Path("report/results.json")).cases) == 1
 
 
 class TestInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import typer
 from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement, run_record
 
 from wan_trt_core import __version__, cli
+from wan_trt_core.backends.base import EngineError
 from wan_trt_core.baselines import BaselineFile, write_baselines
 from wan_trt_core.cases import Case
 from wan_trt_core.cli import making
@@ -462,9 +464,10 @@ class TestBenchmark:
         self, wan: Wan, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("WAN_TRT_EXPORT__CHECK", "false")
+        monkeypatch.setenv("WAN_TRT_PERF__MIN_SAMPLE_TIME", "0")  # the clock is not what is tested
         given = ("--model", small_checkpoint, "--steps", 2, "--warmup", 0, "--prompt", "red", "--seed", 3)
         compared = ("benchmark", "--compare", "torch", "onnxruntime", "--speedup", 0.01, *given)
-        code, out, err = wan(*compared, "--report", "new/report", "--json")
+        code, out, err = wan(*compared, "--profile-memory", "--report", "new/report", "--json")
         assert code == 0, err
         (result,) = json.loads(out)
         assert (result["backend"], result["verdict"]) == ("onnxruntime", "pass")
@@ -475,6 +478,9 @@ class TestBenchmark:
         for stages in result["stages"].values():
             names = ["text encode", "denoise 1", "denoise 2", "decode", "postprocess"]
             assert [name for name, _ in stages] == names
+        for held in result["stage_memory"].values():
+            assert [name for name, _ in held] == names
+            assert all(size > 2**20 for _, size in held)
         record = RunRecord.read(Path("new/report/results.json"))
         (case,) = record.cases
         assert case.measurement.facts["prompts"][0] | {"id": ""} == {
@@ -493,6 +499,10 @@ class TestBenchmark:
             facts = {
                 "stages": dict.fromkeys(("reference", "candidate"), stages),
                 "transformer_s": {"reference": 0.3, "candidate": 0.3},
+                "stage_memory": {
+                    "reference": [["text encode", 2**30], ["denoise 1", 2**32], ["denoise 2", 2**31]],
+                    "candidate": [["text encode", 2**20], ["denoise 1", 2**22], ["denoise 2", 2**23]],
+                },
             }
             psnr = {"video.psnr_db": Metric(value=70.0, unit="dB", better="higher")}
             made = perf_measurement(ratio)
@@ -509,10 +519,14 @@ class TestBenchmark:
         monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
         code, out, _ = wan("benchmark", "--compare", "torch", *found, "onnxruntime")
         assert code == 1, "a candidate that is slower than the reference does not pass"
-        rows = {line[:18].strip(): line[18:].split() for line in out.splitlines()}
+        rows = {
+            name: cells for name, *cells in (re.split(r"\s{2,}", line.strip()) for line in out.splitlines())
+        }
         assert rows["one video"] == ["torch", "onnxruntime", "torch", "onnxruntime-cuda"]
-        assert rows["denoise"] == ["400", "ms"] * 4
-        assert rows["a step"] == ["200", "ms"] * 4
+        assert rows["denoise"] == ["400 ms"] * 4
+        assert rows["a step"] == ["200 ms"] * 4
+        assert rows["memory, denoise"] == ["4 GiB", "8 MiB"] * 2, "the most in any step, not their sum"
+        assert rows["PSNR, worst frame"] == ["70 dB"] * 2
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
 
@@ -534,6 +548,23 @@ class TestBenchmark:
         }
         assert verdicts == {"torch-compile": "invalid", "onnxruntime": "pass"}
 
+    def test_memory_that_cannot_be_measured_leaves_the_times(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps = []
+
+        def dies(run: Any, *_: object) -> None:
+            steps.append(run.keywords["asked"].generation.num_inference_steps)
+            raise EngineError("the process died")
+
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", lambda *_: measured(2.0))
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.in_fresh_process", dies)
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        code, out, _ = wan("benchmark", "--compare", "onnxruntime", "--steps", 50, "--profile-memory")
+        assert code == 0
+        assert "was not measured: EngineError: the process died" in " ".join(out.split())
+        assert steps == [2], "memory depends on the size of a video, not on its steps"
+
     def test_an_interruption_leaves_what_is_finished_and_nothing_half_written(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -546,11 +577,7 @@ class TestBenchmark:
         monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
         code, out, err = wan("benchmark", "--compare", "onnxruntime", "torch-compile", "--report", "report")
         assert (code, out) == (130, "") and "interrupted" in err
-        assert {path.name for path in Path("report").iterdir()} == {
-            "results.json",
-            "report.md",
-            "report.html",
-        }
+        assert [path.name for path in Path("report").iterdir()] == ["results.json"]
         assert len(RunRecord.read(Path("report/results.json")).cases) == 1
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from wan_trt_core.pipeline.stages import StageTimes, median_times, stages, time_stages
+from wan_trt_core.pipeline.stages import StageTimes, median_times, peaks_by_stage, stages, time_stages
 
 
 class FakePipe:
@@ -77,3 +78,34 @@ def test_a_pipeline_is_left_as_it_was_even_by_a_call_that_fails() -> None:
 def test_the_median_is_of_each_stage() -> None:
     runs = [StageTimes((("decode", first), ("postprocess", 1.0)), first / 2) for first in (1.0, 9.0, 2.0)]
     assert median_times(runs) == StageTimes((("decode", 2.0), ("postprocess", 1.0)), 1.0)
+
+
+def test_the_most_that_is_held_is_told_by_stage() -> None:
+    """Between the reads of the thread every stage has those of its own begin and end."""
+    pipe: Any = FakePipe(steps=2)
+    held = {0.0: 7, 0.5: 3, 2.75: 5, 5.0: 2, 10.0: 9, 12.0: 1}
+    peaks = peaks_by_stage(pipe, pipe, lambda: held[pipe.now], synchronize=pipe.synchronize, seconds=60)
+    assert peaks == (
+        ("text encode", 7), ("denoise 1", 5), ("denoise 2", 5), ("decode", 9), ("postprocess", 9),
+    )  # fmt: skip
+
+
+def test_what_is_held_for_a_while_counts_in_its_stage() -> None:
+    pipe: Any = FakePipe(steps=1)
+    held, seen = [1], threading.Event()
+    decode = pipe.vae.decode
+
+    def large() -> None:
+        held[0] = 100
+        assert seen.wait(10)
+        held[0] = 2
+        decode()
+
+    def read() -> int:
+        if held[0] == 100:
+            seen.set()
+        return held[0]
+
+    pipe.vae.decode = large
+    peaks = peaks_by_stage(pipe, pipe, read, synchronize=pipe.synchronize, seconds=0.001)
+    assert dict(peaks) == {"text encode": 1, "denoise 1": 1, "decode": 100, "postprocess": 2}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,10 +41,12 @@ from wan_trt_core.progress import progress
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case
+    from wan_trt_core.comparison.context import Context
     from wan_trt_core.comparison.targets import Asked
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import ResolvedModel
-    from wan_trt_core.records import CaseRecord
+    from wan_trt_core.progress import Report
+    from wan_trt_core.records import CaseRecord, RunRecord
 
 commands = typer.Typer()
 
@@ -74,6 +79,9 @@ def benchmark(
     runs: Annotated[int, typer.Option(min=3, help="Timed videos of each arm, in pairs.")] = 3,
     warmup: Annotated[int | None, typer.Option(min=0, help="Videos of each arm before any is timed.")] = None,
     speedup: Annotated[float, typer.Option(min=0.01, help="The ratio to prove over stock diffusers.")] = 1.0,
+    profile_memory: Annotated[
+        bool, typer.Option("--profile-memory", help="Also the most memory in each stage, of both arms.")
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(help="Write results.json, report.md, report.html and the videos here.", file_okay=False),
@@ -92,7 +100,7 @@ def benchmark(
     options = {"model": model, "checkpoint": checkpoint, "profile": profile, "perf.warmup": warmup}
     with settings_of(context, **options, cache=cache, threads=threads) as loaded:
         from wan_trt_core.cases import Prompt
-        from wan_trt_core.comparison.benchmark import case_of
+        from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
         from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import check_request
@@ -127,8 +135,13 @@ def benchmark(
             _check(case, resolved, asked, settings)
         if report:
             make_folder(report)
-        records = _measured(cases, asked, settings, runs, report, as_json)
-    if any(record.verdict.value != "pass" for record in records):
+        measured = partial(measure_and_judge, asked=asked, runs=runs, profile_memory=profile_memory)
+        run = _run(cases, measured, settings, report)
+    if as_json:
+        print_json([_numbers(record) for record in run.cases])
+    else:
+        _show(run, report)
+    if any(record.verdict.value != "pass" for record in run.cases):
         raise typer.Exit(FAILED)
 
 
@@ -166,18 +179,18 @@ def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -
         check_size(model.profile(case.profile), asked.generation)
 
 
-def _measured(
-    cases: list[Case], asked: Asked, settings: Settings, runs: int, report: Path | None, as_json: bool
-) -> tuple[CaseRecord, ...]:
-    """Measure one candidate after the other, and print and write what they came to. The report is written after each,
-    so that what is finished stays where the next one is interrupted."""
+def _run(
+    cases: list[Case],
+    measured: Callable[[Case, Context, Report], CaseRecord],
+    settings: Settings,
+    report: Path | None,
+) -> RunRecord:
+    """Measure one candidate after the other. The results are written after each, the reports at the end."""
     from wan_trt_core.backends.registry import device_of
-    from wan_trt_core.comparison.benchmark import benchmark as measured
     from wan_trt_core.comparison.context import Context
     from wan_trt_core.measure.environment import environment_record, hardware_key, throttle_counters
     from wan_trt_core.records import RunRecord
-    from wan_trt_core.report.terminal import render_benchmark
-    from wan_trt_core.report.writing import PAGE, REPORT, RESULTS, write_report
+    from wan_trt_core.report.writing import RESULTS, write_report
 
     device = max(device_of(settings, case.backend) for case in cases)  # the GPU where any runs on one
     before = throttle_counters()
@@ -189,25 +202,26 @@ def _measured(
         settings=settings.flat(),
         cases=(),
     )
-    shared = Context(settings, report)
-    try:
-        with progress() as told:
-            for case in cases:
-                record = measured(case, asked, shared, runs, told)
-                environment = environment_record(device, throttle_before=before)
-                run = run.model_copy(update={"environment": environment, "cases": (*run.cases, record)})
-                if report:
-                    write_report(run, report)
-    finally:
-        shared.close()
-    if as_json:
-        print_json([_numbers(record) for record in run.cases])
-        return run.cases
+    with progress() as told, closing(Context(settings, report)) as shared:
+        for case in cases:
+            records = (*run.cases, measured(case, shared, told))
+            environment = environment_record(device, throttle_before=before)
+            run = run.model_copy(update={"environment": environment, "cases": records})
+            if report:
+                run.write(report / RESULTS)
+    if report:
+        write_report(run, report)
+    return run
+
+
+def _show(run: RunRecord, report: Path | None) -> None:
+    from wan_trt_core.report.terminal import render_benchmark
+    from wan_trt_core.report.writing import PAGE, REPORT, RESULTS
+
     render_benchmark(run, OUT)
     if report:
         for name in (RESULTS, REPORT, PAGE):
             print_line(f"{name}: {report / name}")
-    return run.cases
 
 
 def _numbers(record: CaseRecord) -> dict[str, Any]:
@@ -225,4 +239,5 @@ def _numbers(record: CaseRecord) -> dict[str, Any]:
         "metrics": {name: metric.value for name, metric in measured.metrics.items()},
         "stages": measured.facts.get("stages", {}),
         "transformer_s": measured.facts.get("transformer_s", {}),
+        "stage_memory": measured.facts.get("stage_memory", {}),
     }

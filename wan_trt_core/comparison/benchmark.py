@@ -5,23 +5,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import Case, Limit, PerfGate
 from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.frames import keep_frames
+from wan_trt_core.comparison.memory import ArmName, in_fresh_process
 from wan_trt_core.comparison.perf import time_target
 from wan_trt_core.comparison.targets import Asked, Outputs, PipelineTarget, Target
+from wan_trt_core.config import Settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
-from wan_trt_core.pipeline.stages import StageTimes, median_times, time_stages
+from wan_trt_core.measure.device_memory import SAMPLE_SECONDS, current_device_memory
+from wan_trt_core.measure.memory import resident_set
+from wan_trt_core.pipeline.stages import StageTimes, median_times, peaks_by_stage, time_stages
 from wan_trt_core.progress import Report
 from wan_trt_core.records import CaseRecord, Measurement
 
 STAGED = 3
 """Videos of each arm whose stages are timed: waiting for the device at each stage is not in the paired times."""
+
+MEMORY_STEPS = 2
+"""Denoising steps at most of the video whose memory is measured."""
+
+ARMS: tuple[ArmName, ...] = ("reference", "candidate")
 
 OUTPUTS: Mapping[str, Limit] = {
     "video.psnr_db": Limit(min=40.0, reason="of the worst frame; differences under 40 dB begin to be seen")
@@ -61,15 +72,21 @@ def case_of(
     )
 
 
-def benchmark(case: Case, asked: Asked, context: Context, runs: int, progress: Report) -> CaseRecord:
-    """Measure and judge one candidate. What fails of it is in its record: the others are measured all the same.
+def measure_and_judge(
+    case: Case, context: Context, progress: Report, *, asked: Asked, runs: int, profile_memory: bool = False
+) -> CaseRecord:
+    """The record of one candidate. What fails of it is in its record: the others are measured all the same.
 
     Args:
         runs: timed pairs of videos, three at least, and as many of the candidate beside itself.
+        profile_memory: measure the memory of each stage as well.
     """
     started = time.perf_counter()
     try:
-        measurement = measure(case, asked, context.under(case), runs, progress)
+        measurement = measure(case, context.under(case), progress, asked, runs)
+        if profile_memory:
+            context.close()  # engines take room that the other processes may need
+            measurement = with_memory(measurement, case, context.settings, progress, asked)
         checks = judge(case, "perf", measurement, None, bands_for_hardware=False, require_bands=False)
     except Exception as error:  # of whatever kind, as in the suites
         measurement = Measurement(metrics={})
@@ -79,7 +96,7 @@ def benchmark(case: Case, asked: Asked, context: Context, runs: int, progress: R
     return CaseRecord.judged(case, "perf", checks, measurement, time.perf_counter() - started)
 
 
-def measure(case: Case, asked: Asked, context: Context, runs: int, progress: Report) -> Measurement:
+def measure(case: Case, context: Context, progress: Report, asked: Asked, runs: int) -> Measurement:
     """Time both arms in pairs, then the stages of each: ``facts["stages"]`` has (stage, seconds) by arm, and
     ``facts["transformer_s"]`` what of that is inside the transformer."""
     assert case.perf is not None
@@ -113,8 +130,8 @@ def measure(case: Case, asked: Asked, context: Context, runs: int, progress: Rep
 
 def stage_facts(target: Target) -> dict[str, Any]:
     """The median times of each stage of both arms' pipelines, over :data:`STAGED` videos."""
-    arms = {"reference": target.reference, "candidate": target.candidate}
-    runs: dict[str, list[StageTimes]] = {name: [] for name in arms}
+    arms = dict(zip(ARMS, (target.reference, target.candidate), strict=True))
+    runs: dict[ArmName, list[StageTimes]] = {name: [] for name in arms}
     for _ in range(STAGED):
         for name, arm in arms.items():  # in turns, as the pairs
             call = partial(arm.call, target.inputs())
@@ -124,3 +141,51 @@ def stage_facts(target: Target) -> dict[str, Any]:
         "stages": {name: [list(stage) for stage in each.stages] for name, each in times.items()},
         "transformer_s": {name: each.transformer for name, each in times.items()},
     }
+
+
+def with_memory(
+    measurement: Measurement, case: Case, settings: Settings, progress: Report, asked: Asked
+) -> Measurement:
+    """The measurement with the fact ``stage_memory``: the most held in each stage (stage, bytes), by arm.
+
+    Of the process, on a GPU what it uses there, each arm in a process of its own. The video has few steps, for its size
+    decides and not their number.
+    """
+    job = f"memory {case.backend}"
+    steps = min(asked.generation.num_inference_steps, MEMORY_STEPS)
+    short = replace(asked, generation=replace(asked.generation, num_inference_steps=steps))
+    held: dict[str, Any] = {}
+    try:
+        for done, arm in enumerate(ARMS):
+            progress(job, done / len(ARMS))
+            held[arm] = in_fresh_process(partial(memory_here, asked=short), arm, case, settings)
+    except Exception as error:  # of whatever kind: the times stand, and were expensive
+        why = f"the memory of each stage was not measured: {type(error).__name__}: {error}"
+        return measurement.model_copy(update={"notes": (*measurement.notes, why)})
+    progress(job, 1.0)
+    return measurement.model_copy(update={"facts": measurement.facts | {"stage_memory": held}})
+
+
+def memory_here(
+    case: Case, settings: Settings, arm: ArmName, in_use: int | None, *, asked: Asked
+) -> tuple[tuple[str, int], ...]:
+    """The most that this process, which should have done nothing else, holds in each stage (stage, bytes).
+
+    Args:
+        in_use: bytes in use on the device before this process came.
+    """
+    device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
+    with equal_conditions(settings):
+        target = PipelineTarget(case, Context(settings), asked)
+        side = target.candidate if arm == "candidate" else target.reference
+        call = partial(side.call, asked)
+        call()
+        if device is not None:
+            device.release()  # what loading and the first video's choice of kernels took for a while
+        return peaks_by_stage(
+            side.pipe,
+            call,
+            resident_set if device is None else device.used,
+            synchronize=synchronize,
+            seconds=SAMPLE_SECONDS,
+        )

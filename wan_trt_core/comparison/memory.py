@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -51,6 +51,7 @@ from wan_trt_core.records import Measurement, Metric
 
 Metrics = dict[str, Metric]
 ArmName = Literal["candidate", "reference"]
+Result = TypeVar("Result")
 
 _IMPORTED = (__name__, "diffusers.pipelines.wan.pipeline_wan", "onnxruntime")
 """What the server imports, once for all cases: most of what a fresh process would spend its time on."""
@@ -78,10 +79,10 @@ def measure(case: Case, context: Context) -> Measurement:
     target.build()
     if target.device == "cuda":
         context.close()  # engines that earlier measurements loaded take room that the other process may need
-    candidate = _in_fresh_process("candidate", case, context.settings)
+    candidate = in_fresh_process(measure_here, "candidate", case, context.settings)
     if not case.memory.reference:
         return candidate
-    reference = _in_fresh_process("reference", case, context.settings)
+    reference = in_fresh_process(measure_here, "reference", case, context.settings)
     return beside_reference(candidate, reference)
 
 
@@ -178,7 +179,17 @@ def _engine_metrics(held: dict[str, int], metrics: Metrics) -> Metrics:
     return found
 
 
-def _in_fresh_process(arm: ArmName, case: Case, settings: Settings) -> Measurement:
+def in_fresh_process(
+    run: Callable[[Case, Settings, ArmName, int | None], Result],
+    arm: ArmName,
+    case: Case,
+    settings: Settings,
+) -> Result:
+    """Run ``run`` in a process that has done nothing else; its arguments are those of :func:`measure_here`.
+
+    Raises:
+        EngineError: when that process runs out of memory, or dies, which is what running out of it looks like.
+    """
     device = device_of(settings, case.backend)
     in_use = None
     if device == "cuda":
@@ -188,7 +199,7 @@ def _in_fresh_process(arm: ArmName, case: Case, settings: Settings) -> Measureme
         process = None
         try:
             process = fresh.submit(os.getpid).result()
-            return fresh.submit(measure_here, case, settings, arm, in_use).result()
+            return fresh.submit(run, case, settings, arm, in_use).result()
         except torch.OutOfMemoryError as error:
             raise EngineError(f"memory of {case.id}: the {arm} does not fit: {error}") from error
         except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""The stages of a ``WanPipeline``'s call, stock or with engines: where each begins, and how long each takes."""
+"""The stages of a ``WanPipeline``'s call, stock or with engines: where each begins, what it takes and needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from functools import partial
 from itertools import count, pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
+
+from wan_trt_core.measure.memory import sampled
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -92,7 +94,7 @@ def time_stages(
         return clock()
 
     def begin(stage: str, index: int | None = None) -> None:
-        began.append((f"{stage} {index or ''}".strip().replace("_", " "), now()))
+        began.append((_label(stage, index), now()))
 
     def forward(original: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         nonlocal transformer
@@ -113,6 +115,34 @@ def time_stages(
     )
 
 
+def peaks_by_stage(
+    pipe: WanPipeline,
+    call: Callable[[], object],
+    read: Callable[[], int],
+    *,
+    synchronize: Callable[[], object],
+    seconds: float,
+) -> tuple[tuple[str, int], ...]:
+    """The most that ``read`` says during each stage of one call of ``pipe``.
+
+    Args:
+        call: generates a video with ``pipe``.
+        read: bytes held now; read every ``seconds``, and where a stage begins and ends.
+    """
+    began: list[tuple[str, int]] = []
+
+    def begin(stage: str, index: int | None = None) -> None:
+        synchronize()
+        began.append((_label(stage, index), len(samples)))
+        samples.append(read())
+
+    with sampled(read, seconds) as samples:
+        with stages(pipe, begin):
+            call()
+        begin("end")
+    return tuple((name, max(samples[start : end + 1])) for (name, start), (_, end) in pairwise(began))
+
+
 def median_times(times: Sequence[StageTimes]) -> StageTimes:
     """The median of each stage over calls of the same stages."""
     by_stage = zip(*(each.stages for each in times), strict=True)
@@ -120,6 +150,10 @@ def median_times(times: Sequence[StageTimes]) -> StageTimes:
         tuple((same[0][0], median(seconds for _, seconds in same)) for same in by_stage),
         median(each.transformer for each in times),
     )
+
+
+def _label(stage: str, index: int | None) -> str:
+    return f"{stage} {index or ''}".strip().replace("_", " ")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -202,40 +202,42 @@ def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:
 def benchmark_rows(case: CaseRecord) -> dict[str, tuple[str, str]]:
     """What one candidate of ``wan-trt benchmark`` came to, by name: of the reference, of the candidate.
 
-    The time of a video and of its stages, the ratio with its interval, and quality against the reference's video.
+    The time of a video and of its stages, the ratio with its interval, the most memory in each stage, and quality
+    against the reference's video.
     """
     metrics, facts = case.measurement.metrics, case.measurement.facts
     rows = {}
     if SPEEDUP in metrics:
-        rows["time"] = _seconds([metrics[f"{arm}_time"].value for arm in ARMS])
+        rows["time"] = _both([metrics[f"{arm}_time"].value for arm in ARMS], "s")
         stages = [facts["stages"][arm] for arm in ARMS]
-        sums = [together(each) for each in stages]
-        steps = [[s for name, s in each if name.startswith("denoise")] for each in stages]
+        sums, medians = ([together(each, of) for each in stages] for of in (sum, median))
         for name in sums[0]:
-            rows[f"  {name}"] = _seconds([each[name] for each in sums])
+            rows[f"  {name}"] = _both([each[name] for each in sums], "s")
             if name == "denoise":
-                rows["    a step"] = _seconds(list(map(median, steps)))
+                rows["    a step"] = _both([each[name] for each in medians], "s")
         ratio, _, interval = _speedup(case).partition(", ")
         rows["ratio"] = ("", ratio)
         rows["interval"] = ("", interval.replace(" interval ", ": ").partition(" over ")[0])
+    if held := facts.get("stage_memory"):
+        most = [together(held[arm], max) for arm in ARMS]
+        rows |= {f"memory, {name}": _both([each[name] for each in most], "B") for name in most[0]}
     for name, label in _QUALITY.items():
         if name in metrics:
             rows[label] = ("", quantity(metrics[name].value, metrics[name].unit))
     return rows | {"verdict": ("", case.verdict.value.upper())}
 
 
-def _seconds(arms: Sequence[float | None]) -> tuple[str, str]:
-    reference, candidate = (quantity(seconds, "s") for seconds in arms)
+def _both(arms: Sequence[float | None], unit: str) -> tuple[str, str]:
+    reference, candidate = (quantity(value, unit) for value in arms)
     return reference, candidate
 
 
-def together(stages: Iterable[Sequence[Any]]) -> dict[str, float]:
-    """What was measured of each stage (name, value), the denoising steps and whatever else is numbered added up."""
-    sums: dict[str, float] = {}
+def together(stages: Iterable[Sequence[Any]], of: Callable[[list[float]], float] = sum) -> dict[str, float]:
+    """What was measured of each stage (name, value), the denoising steps as one: their sum, or what ``of`` says."""
+    by_kind: dict[str, list[float]] = {}
     for name, value in stages:
-        kind = name.rstrip("0123456789 ")
-        sums[kind] = sums.get(kind, 0.0) + value
-    return sums
+        by_kind.setdefault(name.rstrip("0123456789 "), []).append(value)
+    return {kind: of(values) for kind, values in by_kind.items()}
 
 
 def _speedup(case: CaseRecord) -> str:

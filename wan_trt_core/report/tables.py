@@ -13,7 +13,7 @@ from wan_trt_core.report.summary import ARMS, check_headline, perf_rows, togethe
 TOP_KERNELS = 10
 """Kernels of the candidate that the reports list; the record has more."""
 
-_TABLED = frozenset({"kernels", "stages", "transformer_s"})
+_TABLED = frozenset({"kernels", "stages", "stage_memory", "transformer_s"})
 """Facts that are shown as tables."""
 
 
@@ -31,6 +31,7 @@ def case_tables(case: CaseRecord) -> list[Table]:
     return _filled(
         Table("Performance", ("performance", "measured"), tuple(perf_rows(case))),
         _stages(case.measurement.facts),
+        _stage_memory(case.measurement.facts),
         *_kernels(case.measurement.facts.get("kernels", {})),
         _checks(case),
         _metrics(case),
@@ -126,9 +127,16 @@ def _stages(facts: Mapping[str, Any]) -> Table:
     return Table("Stages", header, tuple(rows))
 
 
-def _compared(name: str, reference: float, candidate: float) -> tuple[str, ...]:
+def _stage_memory(facts: Mapping[str, Any]) -> Table:
+    """The most that each arm held in each stage, in a process of its own."""
+    held = [facts.get("stage_memory", {}).get(arm, ()) for arm in ARMS]
+    rows = [_compared(name, size, ours, "B") for (name, size), (_, ours) in zip(*held, strict=True)]
+    return Table("Memory by stage", ("most memory in", "reference", "candidate", "ratio"), tuple(rows))
+
+
+def _compared(name: str, reference: float, candidate: float, unit: str = "s") -> tuple[str, ...]:
     ratio = f"{reference / candidate:.2f}x" if candidate > 0 else ""
-    return (name, quantity(reference, "s"), quantity(candidate, "s"), ratio)
+    return (name, quantity(reference, unit), quantity(candidate, unit), ratio)
 
 
 def _kernels(kernels: Mapping[str, Any]) -> Iterable[Table]:

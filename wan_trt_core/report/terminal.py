@@ -56,11 +56,13 @@ def render(record: RunRecord, console: Console) -> None:
 
 
 def render_benchmark(record: RunRecord, console: Console) -> None:
-    """Print both arms of every candidate side by side, and the reason of everything that did not pass."""
+    """Print both arms of every candidate side by side, the reason of everything that did not pass, and notes."""
     console.print(benchmark_table(record))
     for case in worst_first(record):
         if case.verdict is not Verdict.PASS:
             _explain(case, console)
+        for note in case.measurement.notes if case.verdict is Verdict.PASS else ():
+            _line(console, "note", f"{case.case}: {note}", "yellow")
     _line(console, "hardware", record.hardware_key, "")
 
 

@@ -15,7 +15,7 @@ export UV_SYSTEM_CERTS ?= true
 export UV_NATIVE_TLS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format doctor clean
+.PHONY: help demo test test-all benchmark lint format doctor clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ test: $(MAIN) ## lint, types, unit tests and the three suites
 test-all: $(MAIN) ## everything, the slow tier too
 	@$(TOX) run -q -e main
 	@$(IN_MAIN) pytest suites/unit -m slow
+
+benchmark: $(MAIN) ## videos of stock diffusers and of the engines side by side, on a machine that does nothing else
+	@$(IN_MAIN) wan-trt benchmark --compare torch onnxruntime --report "$(REPORT)/benchmark"
 
 lint: $(MAIN) ## ruff and mypy only
 	@$(IN_MAIN) ruff check

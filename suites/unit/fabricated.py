@@ -36,6 +36,23 @@ CLOCKS = {
     "power_w": 688.4, "reasons": {"power cap": 9},
 }  # fmt: skip
 
+STAGES = {
+    "stages": {
+        "reference": [
+            ["text encode", 0.01], ["denoise 1", 0.2], ["denoise 2", 0.4], ["decode", 2.0], ["postprocess", 0.01]
+        ],
+        "candidate": [
+            ["text encode", 0.01], ["denoise 1", 0.1], ["denoise 2", 0.3], ["decode", 0.5], ["postprocess", 0.01]
+        ],
+    },
+    "transformer_s": {"reference": 0.5, "candidate": 0.3},
+    "stage_memory": {
+        "reference": [["text encode", 2**30], ["denoise 1", 2**32], ["denoise 2", 2**31]],
+        "candidate": [["text encode", 2**20], ["denoise 1", 2**22], ["denoise 2", 2**23]],
+    },
+}  # fmt: skip
+"""Facts of a benchmark of whole videos."""
+
 
 def make_case(case: str = "dit-fp32", *, speedup: float = 1.5, bands: dict[str, Band] | None = None) -> Case:
     """A case that is in all three suites, its times banded at 10 % unless ``bands`` says otherwise."""

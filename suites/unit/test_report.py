@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated import CLOCKS, KERNELS, case_record, entry, make_case, perf_measurement, run_record
+from fabricated import CLOCKS, KERNELS, STAGES, case_record, entry, make_case, perf_measurement, run_record
 from rich.console import Console
 
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.records import Measurement, Metric, RunRecord
+from wan_trt_core.report.charts import case_charts
 from wan_trt_core.report.junit import junit_properties
 from wan_trt_core.report.markdown import markdown_report, write_markdown
 from wan_trt_core.report.summary import WHY, headline, perf_rows, totals, worst_first
@@ -265,3 +266,23 @@ def test_kernels_that_could_not_be_told_apart_say_why() -> None:
 def test_a_suite_without_pairs_has_no_performance_rows(record: RunRecord) -> None:
     parity = next(case for case in record.cases if case.suite == "parity")
     assert perf_rows(parity) == []
+
+
+def test_the_stages_of_a_video_are_told_and_added_up() -> None:
+    measured = perf_measurement(2.0)
+    case = case_record(make_case(), measured.model_copy(update={"facts": measured.facts | STAGES}))
+    report = markdown_report(run_record(case))
+    for row in (
+        "| denoise 2 | 400 ms | 300 ms | 1.33x |",
+        "| decode | 2000 ms | 500 ms | 4.00x |",
+        "| all denoising steps | 600 ms | 400 ms | 1.50x |",
+        "| inside the transformer | 500 ms | 300 ms | 1.67x |",
+        "| outside transformer and decoder | 120 ms | 120 ms | 1.00x |",
+        "| whole video | 2620 ms | 920 ms | 2.85x |",
+        "| denoise 1 | 4 GiB | 4 MiB | 1024.00x |",
+    ):
+        assert row in report
+    assert "stage_memory" not in report, "not among the facts again"
+    chart = next(chart for chart in case_charts(case) if chart.title == "Time by stage")
+    assert chart.labels == ("text encode", "denoise", "decode", "postprocess")
+    assert chart.series["candidate"] == pytest.approx([0.01, 0.4, 0.5, 0.01])

@@ -199,6 +199,19 @@ def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:
     return [*rows, ("clocks", clocks)] if clocks else rows
 
 
+def benchmark_title(record: RunRecord) -> str:
+    """The video that the candidates of ``wan-trt benchmark`` were asked for."""
+    first = record.cases[0]
+    video = first.profile
+    for facts in (case.measurement.facts for case in record.cases):
+        if asked := facts.get("generation"):
+            video = (
+                f"{asked['num_frames']} frames of {asked['width']}x{asked['height']},"
+                f" {asked['num_inference_steps']} steps, guidance {asked['guidance_scale']:g}"
+            )
+    return ", ".join(filter(None, (first.model, first.random_weights, video, first.precision)))
+
+
 def benchmark_rows(case: CaseRecord) -> dict[str, tuple[str, str]]:
     """What one candidate of ``wan-trt benchmark`` came to, by name: of the reference, of the candidate.
 

@@ -12,6 +12,7 @@ from wan_trt_core.report.summary import (
     WHY,
     advisory_checks,
     benchmark_rows,
+    benchmark_title,
     headline,
     marks,
     missing_bands,
@@ -70,9 +71,13 @@ def benchmark_table(record: RunRecord) -> Table:
     """Two columns a candidate: stock diffusers as timed in pairs with it, and the candidate."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("one video")
+    title = Text(benchmark_title(record))
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
+    table.add_column("one video", no_wrap=True)
     columns = []
     for case in record.cases:
         table.add_column("torch", justify="right", overflow="fold")

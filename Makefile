@@ -15,7 +15,7 @@ export UV_SYSTEM_CERTS ?= true
 export UV_NATIVE_TLS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format doctor clean
+.PHONY: help all demo test test-all benchmark docs lint format doctor clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ lint: $(MAIN) ## ruff and mypy only
 format: $(MAIN) ## let ruff format and fix the sources
 	@$(IN_MAIN) ruff check --fix
 	@$(IN_MAIN) ruff format
+
+docs: $(MAIN) ## build the documentation as a site (outputs/site/index.html)
+	@$(IN_MAIN) mkdocs build --strict --quiet
+	@echo "Site: $(abspath outputs/site/index.html)"
 
 doctor: $(MAIN) ## what this machine can run, and what is missing
 	@$(IN_MAIN) wan-trt doctor

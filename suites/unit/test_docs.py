@@ -1,0 +1,85 @@
+"""The documentation: the site is built with no warning, and what pages say of the code is in the code."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wan_trt_core
+from wan_trt_core.config import KEYS
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "wan_trt_core"
+DOCS = ROOT / "docs"
+NOT_DOCUMENTED = {"cli", "logs", "progress"}
+"""Modules without an entry in the reference: the commands have a page of their own, the others are inner matters."""
+
+
+def sources() -> str:
+    """The text of every module, string literals that are broken over lines put together."""
+    text = "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py")))
+    return re.sub(r'"\s*\n\s*f?"', "", text)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. A proxy that does not exist stands for a machine without a network."""
+    folder = tmp_path_factory.mktemp("site")
+    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environ = {**os.environ, **nowhere, "PYTHONPATH": str(ROOT), "WAN_TRT_CONFIG": ""}
+    answer = subprocess.run(build, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    return folder
+
+
+def test_no_page_asks_another_server_for_anything(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        asked = re.findall(
+            r"<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^>]*", page.read_text()
+        )
+        assert not asked, f"{page.name}: {asked[0]}"
+
+
+def test_every_setting_command_and_option_is_on_the_site(site: Path) -> None:
+    settings, commands = (site / "settings.html").read_text(), (site / "commands.html").read_text()
+    for key in KEYS:
+        assert f"<code>WAN_TRT_{key.upper().replace('.', '__')}</code>" in settings
+    for shown in ("wan-trt engines prune", "--negative-prompt", "--wan-require-bands", "--wan-cases FILE"):
+        assert shown in commands
+
+
+def test_what_docstrings_say_of_other_objects_are_links(site: Path) -> None:
+    page = (site / "reference" / "gates.html").read_text()
+    assert 'href="records.html#wan_trt_core.records.RunRecord"' in page
+    assert not [file for file in site.rglob("*.html") if ":class:" in file.read_text()]
+
+
+def test_every_module_is_in_the_reference() -> None:
+    asked = {
+        name
+        for page in (DOCS / "reference").glob("*.md")
+        for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    }
+    modules = {module.name for module in pkgutil.iter_modules(wan_trt_core.__path__)} - NOT_DOCUMENTED
+    assert asked == {f"wan_trt_core.{name}" for name in modules}
+
+
+def test_every_variable_that_the_code_reads_is_told() -> None:
+    page = (DOCS / "settings.md").read_text()
+    told = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", page))
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", sources()))  # named where it is read
+    read |= set(
+        re.findall(r"^[A-Z_0-9]+ = \"([A-Z]+_[A-Z0-9_]*[A-Z0-9])\"$", sources(), re.M)
+    )  # or by a constant
+    read.discard("WAN_TRT_CONFIG")
+    assert {"CXX", "TRT_LOGGER_LEVEL", "CUDA_VISIBLE_DEVICES"} <= read
+    assert read <= told, f"docs/settings.md does not tell of {', '.join(sorted(read - told))}"

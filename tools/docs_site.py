@@ -132,10 +132,17 @@ def _code(text: object) -> str:
     return f"`{text}`"
 
 
+def component_example() -> str:
+    """The file that the guide to components puts into the package."""
+    path = "examples/custom_component/text_projection.py"
+    return f'```python title="{path}"\n{(ROOT / path).read_text()}```'
+
+
 GENERATORS: Mapping[str, Callable[[], str]] = {
     "settings": settings_table,
     "options": pytest_options,
     "commands": commands,
+    "component": component_example,
 }
 """What a page asks for by ``<!-- generated: NAME -->``."""
 

@@ -22,9 +22,8 @@ NOT_DOCUMENTED = {"cli", "logs", "progress"}
 
 
 def sources() -> str:
-    """The text of every module, string literals that are broken over lines put together."""
-    text = "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py")))
-    return re.sub(r'"\s*\n\s*f?"', "", text)
+    """The text of every module."""
+    return "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py")))
 
 
 @pytest.fixture(scope="module")

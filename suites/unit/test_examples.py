@@ -63,13 +63,17 @@ def test_a_long_video_in_constant_memory(run: Run) -> None:
 
 
 def test_a_custom_component(run: Run) -> None:
-    quality = [float(text) for text in re.findall(r"([\d.]+) dB to diffusers", run("custom_component/run.py"))]
+    quality = [
+        float(text) for text in re.findall(r"([\d.]+) dB to diffusers", run("custom_component/run.py"))
+    ]
     assert len(quality) == 3 and min(quality) > 120
 
 
 def test_every_example_is_run_by_a_test() -> None:
     """Also those that come later."""
     here = Path(__file__).parent
-    tests = "".join((here / f"test_{name}.py").read_text() for name in ("examples", "gate_examples", "packaging"))
+    tests = "".join(
+        (here / f"test_{name}.py").read_text() for name in ("examples", "gate_examples", "packaging")
+    )
     for path in EXAMPLES.iterdir():
         assert path.name in tests, f"no test runs examples/{path.name}"

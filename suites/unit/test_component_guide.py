@@ -1,0 +1,57 @@
+"""``docs/adding-a-component.md``, followed step by step in a copy of the repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "adding-a-component.md").read_text()
+BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+
+
+def commands(text: str) -> Iterator[tuple[list[str], list[str]]]:
+    """The commands of a console block, each with the lines of output that stand below it."""
+    for part in re.split(r"^\$ ", text, flags=re.M)[1:]:
+        command, *shown = part.splitlines()
+        yield shlex.split(command), shown
+
+
+def comparable(text: str) -> str:
+    """Output without what another machine prints differently: spaces of a table, measured decibels."""
+    return re.sub(r"[\d.]+ dB", "# dB", re.sub(r"[ \t]+", " ", text))
+
+
+def test_the_guide_does_what_it_says(tmp_path: Path) -> None:
+    for name in ("wan_trt_core", "suites", "examples"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "unit"))
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST", "WAN_TRT_", "GITHUB_"))
+    }
+    environ = {**kept, "PYTHONPATH": str(tmp_path), "WAN_TRT_CACHE": str(tmp_path / "cache"), "COLUMNS": "80"}
+    codes = []
+    for block in BLOCK.finditer(GUIDE):
+        if block["kind"] == "yaml":
+            with (tmp_path / "suites" / "cases.yaml").open("a") as cases:
+                cases.write("\n" + block["text"])
+            continue
+        for command, shown in commands(block["text"]):
+            if command[0] == "pytest":
+                command[:1] = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+            answer = subprocess.run(
+                command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
+            )
+            output = answer.stdout + answer.stderr
+            codes.append(answer.returncode)
+            for line in shown:
+                assert comparable(line) in comparable(output), output
+    assert codes == [0, 0, 0, 1], "a copy, a suite that passes, a fault, a suite that fails"

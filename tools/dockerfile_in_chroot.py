@@ -3,8 +3,8 @@
     debootstrap --variant=minbase --include=ca-certificates trixie /tmp/fresh
     python tools/dockerfile_in_chroot.py /tmp/fresh
 
-as root, with --build-arg as for Docker. The base image is what the folder holds, so nothing of CUDA is checked. What the
-machine says about its network (names, certificates, proxies, package indexes) is taken over.
+as root, with --build-arg as for Docker. The base image is what the folder holds, so nothing of CUDA is checked. What
+the machine says about its network (names, certificates, proxies, package indexes) is taken over.
 """
 
 from __future__ import annotations

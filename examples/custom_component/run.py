@@ -22,7 +22,7 @@ from wan_trt_core.models.catalogue import resolve
 
 
 def main() -> None:
-    """Export the component of the model that the settings name, build its engine, and compare both at every point of the profile."""
+    """Take the component of the model that the settings name to an engine, and compare at the profile's three sizes."""
     settings = load_settings().settings
     model = resolve(settings.model, settings.checkpoint)
     profile, checkpoint = model.profile(), model.checkpoint

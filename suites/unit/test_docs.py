@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pkgutil
 import re
@@ -30,7 +31,7 @@ def sources() -> str:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site. A proxy that does not exist stands for a machine without a network."""
     folder = tmp_path_factory.mktemp("site")
-    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environ = {**os.environ, **nowhere, "PYTHONPATH": str(ROOT), "WAN_TRT_CONFIG": ""}
     answer = subprocess.run(build, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
@@ -82,3 +83,29 @@ def test_every_variable_that_the_code_reads_is_told() -> None:
     read.discard("WAN_TRT_CONFIG")
     assert {"CXX", "TRT_LOGGER_LEVEL", "CUDA_VISIBLE_DEVICES"} <= read
     assert read <= told, f"docs/settings.md does not tell of {', '.join(sorted(read - told))}"
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_the_code() -> None:
+    page = (DOCS / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `(.+?)` \|", page, re.M)
+    assert len(messages) > 25
+    said = said_by_the_code()
+    for message in messages:
+        wanted = re.compile(".*?".join(re.escape(part) for part in message.split("…")), re.S)
+        assert any(wanted.search(text) for text in said), f"no message of wan_trt_core reads {message!r}"
+
+
+def said_by_the_code() -> list[str]:
+    """The string literals of the package that are no prose, with ``…`` where a value is put in."""
+    said = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                said.append(
+                    "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values
+                    )
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
+                said.append(node.value.replace("%d", "…").replace("%s", "…"))
+    return said

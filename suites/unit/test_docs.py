@@ -109,3 +109,11 @@ def said_by_the_code() -> list[str]:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
                 said.append(node.value.replace("%d", "…").replace("%s", "…"))
     return said
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):(?! export)", makefile, re.M))
+    assert set(re.findall(r"^\.PHONY: (.*)", makefile, re.M)[0].split()) == targets
+    shown = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert set(re.findall(r"^  make ([a-z-]+) +\w", shown, re.M)) == targets

@@ -74,7 +74,7 @@ format: $(MAIN) ## let ruff format and fix the sources
 
 docs: $(MAIN) ## build the documentation as a site (outputs/site/index.html)
 	@$(IN_MAIN) mkdocs build --strict --quiet
-	@echo "Site: $(abspath outputs/site/index.html)"
+	@echo "Site: $(abspath outputs/site/index.html) (to search it: python3 -m http.server -d outputs/site)"
 
 doctor: $(MAIN) ## what this machine can run, and what is missing
 	@$(IN_MAIN) wan-trt doctor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def _mended(link: re.Match[str], folder: Path, repository: str | None) -> str:
         if folder != ROOT:
             return link[0]
         return f"[{link['text']}]({target.relative_to(ROOT / 'docs').as_posix()}{anchor})"
+    if target == ROOT / "README.md":
+        return f"[{link['text']}]({os.path.relpath(ROOT / 'docs' / 'index.md', folder)}{anchor})"
     if not target.is_relative_to(ROOT) or not target.exists():
         return link[0]  # mkdocs says what is wrong with it
     path = target.relative_to(ROOT).as_posix()
@@ -58,7 +61,7 @@ def _mended(link: re.Match[str], folder: Path, repository: str | None) -> str:
 
 
 def settings_table() -> str:
-    """Every setting, a table a section: variable, what is allowed, default, meaning."""
+    """Every setting with its variable, a table a section: what is allowed, the default, what it means."""
     sections: dict[str, list[str]] = {}
     values = Settings().flat()
     for key, field in KEYS.items():
@@ -66,9 +69,9 @@ def settings_table() -> str:
         # a default that is made depends on the user: its description says where
         default = "" if field.default_factory is not None else _code(_words(values[key]))
         variable = ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
-        cells = (_code(name), _code(variable), _allowed(field), default, field.description or "")
+        cells = (f"{_code(name)}<br>{_code(variable)}", _allowed(field), default, field.description or "")
         sections.setdefault(section, []).append(_row(*cells))
-    head = _row("setting", "variable", "allowed", "default", "meaning") + _row(*["---"] * 5)
+    head = _row("setting, variable", "allowed", "default", "meaning") + _row(*["---"] * 4)
     return "\n".join(
         f"### {_code(section) if section else 'Without a section'}\n\n{head}{''.join(rows)}"
         for section, rows in sections.items()
@@ -125,7 +128,7 @@ def commands() -> str:
 
 
 def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _code(text: object) -> str:

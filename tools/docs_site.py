@@ -39,10 +39,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Put in what the code says, and mend links that point out of the site."""
     folder = ROOT if page.file.src_uri == "index.md" else (ROOT / "docs" / page.file.src_uri).parent
     markdown = GENERATED.sub(lambda marker: GENERATORS[marker["name"]](), markdown)
-    return LINK.sub(lambda link: _mended(link, folder, config.repo_url), markdown)
+    return LINK.sub(lambda link: _mended(link, folder, config.extra["repository"]), markdown)
 
 
-def _mended(link: re.Match[str], folder: Path, repository: str | None) -> str:
+def _mended(link: re.Match[str], folder: Path, repository: str) -> str:
     """A link as it is inside the site: to a page of it, to the repository, or where that has no address no link."""
     target = (folder / link["target"]).resolve()
     anchor = link["anchor"] or ""

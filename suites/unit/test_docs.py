@@ -18,6 +18,7 @@ from wan_trt_core.config import KEYS
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "wan_trt_core"
 DOCS = ROOT / "docs"
+PUBLISHED = "https://example.org/owner/wan-trt-core"
 NOT_DOCUMENTED = {"cli", "logs", "progress"}
 """Modules without an entry in the reference: the commands have a page of their own, the others are inner matters."""
 
@@ -33,7 +34,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environ = {**os.environ, **nowhere, "PYTHONPATH": str(ROOT), "WAN_TRT_CONFIG": ""}
+    environ = {
+        **os.environ,
+        **nowhere,
+        "PYTHONPATH": str(ROOT),
+        "WAN_TRT_CONFIG": "",
+        "DOCS_REPOSITORY": PUBLISHED,
+    }
     answer = subprocess.run(build, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     return folder
@@ -55,6 +62,14 @@ def test_every_setting_command_and_option_is_on_the_site(site: Path) -> None:
         assert f"<code>WAN_TRT_{key.upper().replace('.', '__')}</code>" in settings
     for shown in ("wan-trt engines prune", "--negative-prompt", "--wan-require-bands", "--wan-cases FILE"):
         assert shown in commands
+
+
+def test_links_out_of_the_docs_reach_the_site_or_the_repository(site: Path) -> None:
+    assert f'href="{PUBLISHED}/blob/HEAD/config.yaml"' in (site / "settings.html").read_text()
+    assert 'href="index.html#regenerate-baselines"' in (site / "adding-a-component.html").read_text()
+    home = (site / "index.html").read_text()
+    assert 'href="gpu-ci.html"' in home and f'href="{PUBLISHED}/blob/HEAD/LICENSE"' in home
+    assert "images/tiny_wan_contact_sheet.png" in home
 
 
 def test_what_docstrings_say_of_other_objects_are_links(site: Path) -> None:

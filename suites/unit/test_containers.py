@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -55,6 +56,19 @@ def test_what_shall_last_lies_in_the_volume() -> None:
 def test_the_settings_in_it_are_settings() -> None:
     names = {*GATE["environment"], *re.findall(r"\b(WAN_TRT_\w+)=", DOCKERFILE)}
     assert {name.removeprefix("WAN_TRT_").lower().replace("__", ".") for name in names} <= set(KEYS)
+
+
+def test_the_tool_without_docker_reads_every_step() -> None:
+    spec = importlib.util.spec_from_file_location("in_chroot", ROOT / "tools" / "dockerfile_in_chroot.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    steps = tool.instructions(DOCKERFILE)
+    words = [word for word, _ in steps]
+    assert set(words) == {"ARG", "FROM", "RUN", "USER", "ENV", "COPY", "VOLUME", "WORKDIR", "CMD"}
+    assert words.index("USER") < words.index("COPY"), "the package is installed by its user"
+    (install,) = (rest for word, rest in steps if word == "RUN" and "pyproject.toml" in rest)
+    assert install.endswith("${EXTRAS}") and "\\" not in install
 
 
 def test_what_the_package_is_built_from_reaches_the_image() -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import wan_trt_core
+from wan_trt_core.cases import load_cases
 from wan_trt_core.config import KEYS
+from wan_trt_core.pytest_plugin.session import allowed_names
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "wan_trt_core"
@@ -132,3 +134,16 @@ def test_make_help_lists_every_target() -> None:
     assert set(re.findall(r"^\.PHONY: (.*)", makefile, re.M)[0].split()) == targets
     shown = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert set(re.findall(r"^  make ([a-z-]+) +\w", shown, re.M)) == targets
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "cases.md"], ids=lambda page: page.name)
+def test_the_case_files_of_the_docs_are_case_files(page: Path, tmp_path: Path) -> None:
+    files = [
+        text
+        for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+        if "\ncases:\n" in text
+    ]
+    assert files
+    for text in files:
+        (tmp_path / "cases.yaml").write_text(text)
+        load_cases(tmp_path / "cases.yaml", allowed_names())

@@ -1,4 +1,4 @@
-"""A prompt to a video: diffusers' pipeline with engines in the place of its transformer and VAE decoder.
+"""A prompt to a video: a diffusers pipeline of one's own, on engines.
 
     python examples/text_to_video.py "a small red square moves left" outputs/videos/text_to_video.mp4
 
@@ -8,13 +8,15 @@ The first run exports and builds, the next ones load from the cache. `wan-trt ru
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from diffusers import WanPipeline
+
+import wan_trt_core
 from wan_trt_core.config import load_settings
 from wan_trt_core.models.catalogue import resolve
-from wan_trt_core.pipeline.engines import EngineStore
-from wan_trt_core.pipeline.generate import generate
-from wan_trt_core.pipeline.swap import swap
 from wan_trt_core.pipeline.video import write_video
 
 
@@ -22,11 +24,12 @@ def main(prompt: str, out: Path) -> None:
     """Generate one video of the model that the settings name (tiny-wan unless config.yaml says otherwise)."""
     settings = load_settings().settings
     model = resolve(settings.model, settings.checkpoint)
-    with EngineStore(settings) as store:
-        engines = store.pipeline(model, model.profile(settings.profile), "fp32", settings.backend)
-        pipe = swap(model.checkpoint.pipeline(), engines)
-        video = generate(pipe, prompt, model.generation, seed=0)
-    print(f"{out}: {write_video(out, video.frames, model.generation.fps)}")
+    pipe = WanPipeline.from_pretrained(model.checkpoint.folder)
+    pipe = wan_trt_core.accelerate(pipe, profile=model.profile(settings.profile))
+    generation = asdict(model.generation)  # the size, steps and guidance that this model was trained for
+    fps = generation.pop("fps")
+    frames = pipe(prompt, generator=torch.Generator().manual_seed(0), **generation).frames[0]
+    print(f"{out}: {write_video(out, frames, fps)}")
 
 
 if __name__ == "__main__":

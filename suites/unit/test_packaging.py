@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import email.message
 import email.parser
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -250,3 +254,24 @@ def test_the_example_gates_a_pull_request(installed: Path, tmp_path: Path) -> No
     assert "first diverging block: block.1" in output
     comment = (tmp_path / "mine" / "comment.md").read_text()
     assert "text-encoder" in comment and "fail" in comment
+
+
+def test_every_test_file_can_be_collected_without_the_extra_dev() -> None:
+    """``pytest suites -m perf`` on a GPU machine imports the unit tests too, and runs none of them."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    of_dev = {_distribution(line) for line in project["optional-dependencies"]["dev"]}
+    of_dev -= {_distribution(line) for line in project["dependencies"]} | {"types-psutil", "types-pyyaml"}
+    packages = packages_distributions()
+    for path in sorted((REPOSITORY / "suites").rglob("*.py")):
+        for statement in ast.parse(path.read_text()).body:
+            if isinstance(statement, ast.Import):
+                imported = [alias.name for alias in statement.names]
+            else:
+                imported = [statement.module or ""] if isinstance(statement, ast.ImportFrom) else []
+            for name in imported:
+                found = {_distribution(each) for each in packages.get(name.partition(".")[0], ())}
+                assert not found & of_dev, f"{path.name} imports {name}, which only the extra dev brings"
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-").replace(".", "-")

@@ -58,6 +58,7 @@ def render(record: RunRecord, console: Console) -> None:
 
 def render_benchmark(record: RunRecord, console: Console) -> None:
     """Print both arms of every candidate side by side, the reason of everything that did not pass, and notes."""
+    _line(console, "compared", benchmark_title(record), "")
     console.print(benchmark_table(record))
     for case in worst_first(record):
         if case.verdict is not Verdict.PASS:
@@ -71,12 +72,8 @@ def benchmark_table(record: RunRecord) -> Table:
     """Two columns a candidate: stock diffusers as timed in pairs with it, and the candidate."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
-    title = Text(benchmark_title(record))
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("one video", no_wrap=True)
     columns = []
     for case in record.cases:

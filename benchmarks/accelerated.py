@@ -34,7 +34,7 @@ from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.pipeline.engines import precision_of
 from wan_trt_core.pipeline.generate import generate
-from wan_trt_core.pipeline.stages import median_times, time_stages
+from wan_trt_core.pipeline.stages import median_call, time_stages
 
 TAIL = 0.01
 """Chance that the true ratio lies beyond the interval, on each side."""
@@ -56,7 +56,7 @@ def measure(
         staged: generations of each arm whose stages are timed.
 
     Returns:
-        ``speedup``, its interval ``low`` and ``high``, the ``seconds`` of every generation and the median seconds of
+        ``speedup``, its interval ``low`` and ``high``, the ``seconds`` of every generation and those of
         each of the ``stages`` by arm, the largest ``difference`` of a pixel (0 to 1), and the ``conditions``.
 
     Raises:
@@ -119,9 +119,9 @@ def _watched(arm: Arm, generation: GenerationDefaults) -> Outputs:
 
 
 def _stages(pipe: Any, call: Callable[[], object], runs: int) -> dict[str, float]:
-    """Median seconds of one generation: in the text encoder, the transformer, the VAE, and all the rest, which is the
-    scheduler, guidance, and frames to NumPy."""
-    times = median_times([time_stages(pipe, call, synchronize=synchronize) for _ in range(runs)])
+    """Seconds of the median one of ``runs`` generations: in the text encoder, the transformer, the VAE, and all the
+    rest, which is the scheduler, guidance, and frames to NumPy."""
+    times = median_call([time_stages(pipe, call, synchronize=synchronize) for _ in range(runs)])
     by_stage = dict(times.stages)
     parts = {
         "text encoder": by_stage["text encode"],

@@ -521,6 +521,15 @@ class TestBenchmark:
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
 
+    def test_what_is_not_decided_names_the_option_that_decides_it(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", lambda *_: measured(1.5))
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        code, out, _ = wan("benchmark", "--compare", "onnxruntime", "--speedup", 1.5)
+        assert code == 1
+        assert "INCONCLUSIVE" in out and "raise --runs" in " ".join(out.split())
+
     def test_a_candidate_that_breaks_leaves_the_others(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wan_trt_core.pipeline.stages import StageTimes, median_times, peaks_by_stage, stages, time_stages
+from wan_trt_core.pipeline.stages import StageTimes, median_call, peaks_by_stage, stages, time_stages
 
 
 class FakePipe:
@@ -75,9 +75,13 @@ def test_a_pipeline_is_left_as_it_was_even_by_a_call_that_fails() -> None:
     assert "encode_prompt" not in vars(pipe)
 
 
-def test_the_median_is_of_each_stage() -> None:
-    runs = [StageTimes((("decode", first), ("postprocess", 1.0)), first / 2) for first in (1.0, 9.0, 2.0)]
-    assert median_times(runs) == StageTimes((("decode", 2.0), ("postprocess", 1.0)), 1.0)
+def test_the_median_call_is_one_of_the_calls() -> None:
+    """Medians of each stage and of the transformer need not come to the length of any call."""
+    runs = [
+        StageTimes((("denoise 1", denoise), ("decode", decode)), denoise / 2)
+        for denoise, decode in ((1.0, 9.0), (9.0, 2.0), (1.0, 1.0))
+    ]
+    assert median_call(runs) is runs[0]
 
 
 def test_the_most_that_is_held_is_told_by_stage() -> None:

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, pairwise
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from wan_trt_core.measure.memory import sampled
@@ -143,13 +142,11 @@ def peaks_by_stage(
     return tuple((name, max(samples[start : end + 1])) for (name, start), (_, end) in pairwise(began))
 
 
-def median_times(times: Sequence[StageTimes]) -> StageTimes:
-    """The median of each stage over calls of the same stages."""
-    by_stage = zip(*(each.stages for each in times), strict=True)
-    return StageTimes(
-        tuple((same[0][0], median(seconds for _, seconds in same)) for same in by_stage),
-        median(each.transformer for each in times),
-    )
+def median_call(times: Sequence[StageTimes]) -> StageTimes:
+    """Of several calls the one of median length (of an even number the longer of the middle two): unlike a median of
+    each stage, its stages come to its length."""
+    by_length = sorted(times, key=lambda each: sum(seconds for _, seconds in each.stages))
+    return by_length[len(times) // 2]
 
 
 def _label(stage: str, index: int | None) -> str:

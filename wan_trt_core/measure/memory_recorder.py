@@ -142,7 +142,7 @@ class MemoryRecorder:
         self.path, self._meter, self._clock = path, meter, clock
         self._facts: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": tuple(sys.argv),
+            "command": (Path(sys.argv[0]).name, *sys.argv[1:]),
             "hardware_key": hardware_key,
             "run": dict(run),
             "methods": meter.methods,

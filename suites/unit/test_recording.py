@@ -1,0 +1,135 @@
+"""The stages of a pipeline and the loading of its parts become memory events; without a recorder nothing is touched."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from module_engine import component_engine
+
+from wan_trt_core.backends.base import Engine
+from wan_trt_core.config import Settings
+from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
+from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
+from wan_trt_core.pipeline import engines as engines_module
+from wan_trt_core.pipeline.engines import EngineStore
+from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.recording import RunRecording, recorded_run
+from wan_trt_core.pipeline.swap import REPLACED, swap
+
+SMALL = GenerationDefaults(
+    32, 32, 9, num_inference_steps=2, guidance_scale=3.0, max_sequence_length=16, fps=8
+)
+STAGES = ("text encode", "denoise 1", "denoise 2", "decode 1", "decode 2", "decode 3", "postprocess")
+
+
+@pytest.fixture
+def model(tiny_wan_folder: Path) -> ResolvedModel:
+    return resolve("tiny-wan", tiny_wan_folder)
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(device="cpu")
+
+
+@pytest.fixture
+def store(model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> EngineStore:
+    """Its engines run PyTorch's modules."""
+
+    def load(
+        component: str, model: ResolvedModel, profile: object, precision: str, *_: Any, **__: Any
+    ) -> Engine:
+        return component_engine(component, model.checkpoint, precision)
+
+    monkeypatch.setattr(engines_module, "load_engine", load)
+    return EngineStore(settings)
+
+
+def test_engines_in_a_pipeline(
+    model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
+) -> None:
+    steps: list[tuple[int, int]] = []
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, settings, {"model": "tiny-wan"}) as recording, store:
+        with recording.loads(model.checkpoint, store):
+            stock = model.checkpoint.pipeline(on_host=REPLACED)
+            pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
+        with recording.stages(pipe, lambda *step: steps.append(step)) as on_step:
+            video = generate(pipe, "red", SMALL, on_step=on_step).frames
+        unwatched = generate(pipe, "red", SMALL).frames
+        assert "load" not in vars(model.checkpoint) and "load" not in vars(store)
+        assert "decode" not in vars(pipe.vae) and "encode_prompt" not in vars(pipe)
+        assert "decode_steps" not in vars(pipe.vae.decoder)
+    record = MemoryRecord.read(path)
+    loads = (
+        "transformer",
+        "vae",
+        "text_encoder",
+        "dit engine",
+        "vae_decoder_first engine",
+        "vae_decoder_next engine",
+    )
+    assert [event.label for event in record.events] == [
+        *(f"load {name}" for name in loads),
+        *STAGES,
+        *(f"unload {name}" for name in loads[3:]),
+    ]
+    assert steps == [(1, 2), (2, 2)]
+    assert record.precisions["dit engine weights"] == "fp32"
+    held = [set(event.held["host"]) for event in record.events]
+    engines = {f"{name} weights" for name in loads[3:]}
+    assert engines <= held[len(loads)] and not engines & held[-1], "closed engines hold nothing"
+    assert np.array_equal(video, unwatched), "watching changes nothing"
+
+
+def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: EngineStore) -> None:
+    def told(*_: int) -> None: ...
+
+    recording = RunRecording(None)
+    pipe = model.checkpoint.pipeline()
+    with recording.loads(model.checkpoint, store):
+        assert "load" not in vars(model.checkpoint)
+    with recording.stages(pipe, told) as on_step:
+        assert on_step is told
+        assert "encode_prompt" not in vars(pipe) and not pipe.vae.decoder._forward_pre_hooks
+
+
+def test_stock_modules(model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, settings, {}) as recording:
+        with recording.loads(model.checkpoint, store):
+            pipe = model.checkpoint.pipeline()
+        with recording.stages(pipe, lambda *_: None) as on_step:
+            generate(pipe, "red", SMALL, on_step=on_step)
+        assert not pipe.vae.decoder._forward_pre_hooks
+    assert [event.label for event in MemoryRecord.read(path).events][3:] == list(STAGES)
+
+
+def test_a_decode_in_tiles_is_one_stage(
+    model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
+) -> None:
+    path = tmp_path / FILE_NAME
+    pipe = model.checkpoint.pipeline()
+    pipe.vae.enable_tiling(16, 16, 8, 8)
+    with recorded_run(path, settings, {}) as recording:  # noqa: SIM117
+        with recording.stages(pipe, lambda *_: None) as on_step:
+            generate(pipe, "red", SMALL, on_step=on_step)
+    assert [event.label for event in MemoryRecord.read(path).events][-2:] == ["decode", "postprocess"]
+
+
+def test_a_module_is_an_owner_only_as_long_as_others_hold_it(
+    model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
+) -> None:
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, settings, {}) as recording, recording.loads(model.checkpoint, store):
+        model.checkpoint.load("vae")
+        model.checkpoint._modules.clear()
+        gc.collect()
+        model.checkpoint.load("transformer")
+    first, second = MemoryRecord.read(path).events
+    assert set(first.held["host"]) == {"vae weights"}
+    assert set(second.held["host"]) == {"transformer weights"}

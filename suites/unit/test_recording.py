@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from module_engine import component_engine
 
 from wan_trt_core.backends.base import Engine
@@ -15,6 +17,7 @@ from wan_trt_core.config import Settings
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.pipeline import engines as engines_module
+from wan_trt_core.pipeline import recording as recording_module
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.recording import RunRecording, recorded_run
@@ -133,3 +136,45 @@ def test_a_module_is_an_owner_only_as_long_as_others_hold_it(
     first, second = MemoryRecord.read(path).events
     assert set(first.held["host"]) == {"vae weights"}
     assert set(second.held["host"]) == {"transformer weights"}
+
+
+class HeldEngine(Engine):
+    """As TensorRT's: the scratch memory is shared."""
+
+    def __init__(self, scratch: int) -> None:
+        self.inputs = self.outputs = {}
+        self._scratch = scratch
+
+    def run(self, inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def memory(self) -> dict[str, int]:
+        return {"weights": 100, "scratch": self._scratch, "buffers": 7}
+
+
+def test_on_a_gpu_an_engines_weights_lie_outside_the_allocator_and_scratch_is_held_once() -> None:
+    owners = recording_module._Owners("cuda")
+    owners.add_engine("dit engine", HeldEngine(50), "fp16")
+    owners.add_engine("vae_decoder_next engine", HeldEngine(80), "fp32")
+    assert owners.held() == {
+        "device": {"dit engine weights": 100, "vae_decoder_next engine weights": 100},
+        "allocator": {
+            "dit engine buffers": 7,
+            "vae_decoder_next engine buffers": 7,
+            "engines' shared scratch": 80,
+        },
+    }
+
+
+def test_the_frames_of_a_compiled_decoder_are_told_apart(
+    model: ResolvedModel, settings: Settings, tmp_path: Path
+) -> None:
+    """As torch-compile wraps it: a module around the decoder."""
+    path = tmp_path / FILE_NAME
+    pipe = model.checkpoint.pipeline()
+    pipe.vae._modules["decoder"] = torch.compile(pipe.vae.decoder, backend="eager")
+    short = dataclasses.replace(SMALL, num_frames=5, num_inference_steps=1, guidance_scale=1.0)
+    with recorded_run(path, settings, {}) as recording, recording.stages(pipe, lambda *_: None) as on_step:
+        generate(pipe, "red", short, on_step=on_step)
+    stages = ["text encode", "denoise 1", "decode 1", "decode 2", "postprocess"]
+    assert [event.label for event in MemoryRecord.read(path).events] == stages

@@ -161,11 +161,21 @@ def peak_metrics(peak: Peak) -> dict[str, Metric]:
 def reset_kernel_peak(proc: Path = PROCESS) -> bool:
     """Set the kernel's high-water mark of the resident set back to the present; whether it could be."""
     try:
-        (proc / "clear_refs").write_text(_RESET_PEAK)
+        clear_kernel_peak(proc)
         now, peak = resident_set_and_peak(proc)
         return peak <= now * 1.05
     except (OSError, KeyError):  # not Linux, not permitted, or a sandbox that does not implement it
         return False
+
+
+def clear_kernel_peak(proc: Path = PROCESS) -> None:
+    """As :func:`reset_kernel_peak`, where it is known to work.
+
+    Raises:
+        OSError: where it does not.
+    """
+    with open(proc / "clear_refs", "w") as stream:
+        stream.write(_RESET_PEAK)
 
 
 def resident_set_and_peak(proc: Path = PROCESS) -> tuple[int, int]:
@@ -174,10 +184,17 @@ def resident_set_and_peak(proc: Path = PROCESS) -> tuple[int, int]:
     Raises:
         OSError, KeyError: where the kernel does not tell.
     """
-    lines = (proc / "status").read_text().splitlines()
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    now, peak = (int(values[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    text = (proc / "status").read_bytes()
+    now, peak = (_kibibytes(text, name) * 1024 for name in (b"\nVmRSS:", b"\nVmHWM:"))
     return now, peak
+
+
+def _kibibytes(text: bytes, name: bytes) -> int:
+    """A line's number; the rest of the file is not looked at, for this is read at every step of a run."""
+    _, found, rest = text.partition(name)
+    if not found:
+        raise KeyError(name)
+    return int(rest.split(maxsplit=1)[0])
 
 
 @contextmanager

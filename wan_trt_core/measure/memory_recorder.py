@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Any
 from wan_trt_core.measure.device_memory import DeviceMemory
 from wan_trt_core.measure.memory import (
     PROCESS,
+    clear_kernel_peak,
     reset_kernel_peak,
     resident_set,
     resident_set_and_peak,
@@ -92,7 +94,7 @@ class Meter:
         with self._lock:
             if self._exact:
                 now, peak = resident_set_and_peak(self._proc)
-                reset_kernel_peak(self._proc)
+                clear_kernel_peak(self._proc)
             else:
                 now = resident_set()
                 peak, self._resident = max(self._resident, now), 0
@@ -116,6 +118,34 @@ class Meter:
                         self._resident = max(self._resident, resident_set())
                     if self._device is not None:
                         self._used = max(self._used, self._device.used())
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What is noted between two stages, as it is: an :class:`Event` is made of it when the file is written."""
+
+    stage: Stage
+    name: str
+    index: int | None
+    start: float
+    end: float
+    before: Amounts
+    peak: Amounts
+    after: Amounts
+    held: Held
+
+    def event(self) -> Event:
+        return Event(
+            stage=self.stage,
+            name=self.name,
+            index=self.index,
+            start=self.start,
+            end=self.end,
+            before=self.before,
+            peak=self.peak.most(self.before).most(self.after),
+            after=self.after,
+            held=self.held,
+        )
 
 
 class MemoryRecorder:
@@ -148,7 +178,7 @@ class MemoryRecorder:
             "methods": meter.methods,
         }
         self._began = clock()
-        self._events: list[Event] = []
+        self._taken: list[_Taken] = []
         self._owners: list[Callable[[], Held]] = []
         self._precisions: dict[str, str] = {}
         self._open: tuple[Stage, str, int | None, float, Amounts] | None = None
@@ -184,7 +214,7 @@ class MemoryRecorder:
     def begin(self, stage: Stage, name: str = "", index: int | None = None) -> None:
         """Begin a stage; one that is open ends with the same look at the books."""
         now = self.end() or self._meter.look()[0]
-        if not self._events or self._events[-1].stage != stage:
+        if not self._taken or self._taken[-1].stage != stage:
             self._save(self._cut_short(label(stage, name, index), now))
         self._open = stage, name, index, self._now(), now
 
@@ -218,7 +248,7 @@ class MemoryRecorder:
         try:
             now, peak = self._meter.look()
         except Exception:  # the device is gone: what was last seen must do, for the error is what matters
-            now = peak = self._open[4] if self._open else self._events[-1].after
+            now = peak = self._open[4] if self._open else self._taken[-1].after
         if self._open is not None:
             self._close(now, peak)
         message = f"{type(error).__name__}: {error}".strip(": ")
@@ -236,19 +266,7 @@ class MemoryRecorder:
         assert self._open is not None
         stage, name, index, start, before = self._open
         self._open = None
-        self._events.append(
-            Event(
-                stage=stage,
-                name=name,
-                index=index,
-                start=start,
-                end=self._now(),
-                before=before,
-                peak=peak.most(before).most(now),
-                after=now,
-                held=self._held(),
-            )
-        )
+        self._taken.append(_Taken(stage, name, index, start, self._now(), before, peak, now, self._held()))
 
     def _held(self) -> Held:
         together: dict[Place, dict[str, int]] = {}
@@ -267,7 +285,7 @@ class MemoryRecorder:
         return Failure(kind="cut_short", stage=stage, message=message, amounts=now, held=self._held())
 
     def _save(self, failure: Failure | None) -> None:
-        events = tuple(self._events)
+        events = tuple(taken.event() for taken in self._taken)
         MemoryRecord(**self._facts, precisions=self._precisions, events=events, failure=failure).write(
             self.path
         )

@@ -267,6 +267,15 @@ def test_modules_that_engines_replace_are_let_go_of_first() -> None:
     assert (first.saves, first.seconds) == (400 * MIB, 0.0)
 
 
+def test_building_is_told_from_running() -> None:
+    stages = [
+        ("build dit engine", on_host(3000), on_host(900), {}),
+        ("load dit engine", on_host(1000), on_host(1000), {}),
+    ]
+    first = analyse(record_of(stages, start=on_host(START))).advice[0]
+    assert (first.what.split(" (")[0], first.saves) == ("build engines beforehand", 2000 * MIB)
+
+
 def test_tiles_are_modelled_by_their_area_and_leave_the_video() -> None:
     """Of 400 MiB above the beginning of the decode 100 are the video: a quarter of the rest remains, 175 in all."""
     size = {"height": 1024, "width": 1024, "num_frames": 8}

@@ -18,7 +18,7 @@ FILE_NAME = "memory_events.json"
 FORMAT: Final = "wan-trt memory events"
 SCHEMA_VERSION: Final = 1
 
-Stage = Literal["load", "unload", "text_encode", "denoise", "decode", "postprocess"]
+Stage = Literal["build", "load", "unload", "text_encode", "denoise", "decode", "postprocess"]
 Book = Literal["resident_set", "allocated", "reserved", "device_used"]
 Place = Literal["host", "allocator", "device"]
 """Where an owner's memory lies: on the host, on the device in PyTorch's allocator, or there outside of it."""
@@ -72,7 +72,7 @@ class Event(_Model):
     """One stage of a run.
 
     Attributes:
-        name: the component that is loaded or unloaded.
+        name: the component that is built, loaded or unloaded.
         index: from 1, the denoising step or the latent frame that is decoded.
         start, end: seconds since the recording began. On a GPU these are the times at which work was handed over.
         before, peak, after: what was held.

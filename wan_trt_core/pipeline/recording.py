@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 
     from wan_trt_core.backends.base import Engine
     from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
     from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.profiles import ShapeProfile
     from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import OnStep
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -44,7 +49,11 @@ def recorded_run(path: Path | None, settings: Settings, run: Mapping[str, Any]) 
     device = device_of(settings)
     meter = Meter(current_device_memory() if device == "cuda" else None)
     with MemoryRecorder(path, meter, hardware_key=hardware_key(device), run=run) as recorder:
-        yield RunRecording(recorder, device)
+        try:
+            yield RunRecording(recorder, device)
+        except BaseException:
+            logger.warning("what was held up to the failure is in %s", path)
+            raise
 
 
 class RunRecording:
@@ -64,13 +73,14 @@ class RunRecording:
     @contextmanager
     def loads(self, checkpoint: Checkpoint, store: EngineStore) -> Iterator[None]:
         """Meanwhile every module that the checkpoint loads and every engine that the store does is a stage, and an
-        owner from then on. The unloading of these engines is one whenever it comes."""
+        owner from then on. An engine is built in a stage before, which is short where the cache has it. The unloading
+        of these engines is one whenever it comes."""
         if self._recorder is None:
             yield
             return
         with (
             _through(checkpoint, "load", partial(self._load_module, self._recorder)),
-            _through(store, "load", partial(self._load_engine, self._recorder)),
+            _through(store, "load", partial(self._load_engine, self._recorder, store)),
         ):
             yield
 
@@ -128,15 +138,18 @@ class RunRecording:
     def _load_engine(
         self,
         recorder: MemoryRecorder,
+        store: EngineStore,
         original: Callable[..., Engine],
         component: str,
-        model: Any,
-        profile: Any,
+        model: ResolvedModel,
+        profile: ShapeProfile,
         precision: str,
         *args: Any,
         **kwargs: Any,
     ) -> Engine:
         name = f"{component} engine"
+        with recorder.stage("build", name):
+            store.build(component, model, profile, precision, *args, **kwargs)
         with recorder.stage("load", name):
             engine = original(component, model, profile, precision, *args, **kwargs)
             recorder.precise(self._owners.add_engine(name, engine, precision))

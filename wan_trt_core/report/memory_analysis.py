@@ -278,6 +278,13 @@ def _rank(advice: Advice) -> tuple[bool, float]:
 
 def _advice(record: MemoryRecord) -> Iterator[Advice]:
     seconds = {event.name: event.end - event.start for event in record.of("load")}
+    yield Advice(
+        "build engines beforehand (wan-trt build), or run again: the cache has them now",
+        _saving(record, lambda event: event.peak.of(record.book) if event.stage == "build" else 0),
+        "the peak of every stage but the building",
+        "nothing: an engine is built once",
+        0.0,
+    )
     yield from _only_in_its_stage(record, seconds)
     if record.book == "device_used":
         yield from _on_the_device(record)

@@ -27,7 +27,7 @@ def device() -> FakeDevice:
 
 @pytest.fixture
 def recorder(device: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRecorder:
-    """Of a device; a second passes between two looks at the clock."""
+    """Of a device; a millisecond passes between two looks at the clock."""
     monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 60)  # what a fake device does takes no time
     meter = Meter(DeviceMemory(device, FakeNvml(device), object()))
     clock = count()
@@ -36,7 +36,7 @@ def recorder(device: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         meter,
         hardware_key="cuda-test",
         run={"model": "tiny-wan"},
-        clock=lambda: float(next(clock)),
+        clock=lambda: next(clock) / 1000,
     )
 
 
@@ -92,6 +92,27 @@ def test_a_stage_within_another_belongs_to_it(recorder: MemoryRecorder) -> None:
     with recorder.stage("unload", "dit engine"):
         pass  # after the recording nothing is
     assert [event.label for event in recorded(recorder).events] == ["load dit engine"]
+
+
+def test_what_runs_between_stages_is_an_event_if_it_lasts(
+    device: FakeDevice, recorder: MemoryRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spike there is nobody else's, and a spike of a moment is not lost either."""
+
+    def spike(size: int) -> None:
+        device.take(size * MIB)
+        device.drop(size * MIB)
+
+    with recorder:
+        with recorder.stage("load", "vae"):
+            pass
+        spike(300)
+        with recorder.stage("load", "transformer"):
+            pass
+        monkeypatch.setattr(memory_recorder, "MOMENT", 0)
+        spike(700)
+    peaks = [(event.label, event.peak.of("allocated") // MIB) for event in recorded(recorder).events]
+    assert peaks == [("load vae", 0), ("load transformer", 300), ("other", 700)]
 
 
 class OutOfMemoryError(RuntimeError):

@@ -53,6 +53,11 @@ def store(model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPa
     return EngineStore(settings)
 
 
+def labels(record: MemoryRecord) -> list[str]:
+    """The stages, without what ran between them for longer than a moment: that depends on the machine."""
+    return [event.label for event in record.events if event.stage != "other"]
+
+
 def test_engines_in_a_pipeline(
     model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
 ) -> None:
@@ -77,7 +82,7 @@ def test_engines_in_a_pipeline(
         "vae_decoder_first engine",
         "vae_decoder_next engine",
     )
-    assert [event.label for event in record.events] == [
+    assert labels(record) == [
         *(f"load {name}" for name in loads[:3]),
         *(f"{stage} {name}" for name in loads[3:] for stage in ("build", "load")),
         *STAGES,
@@ -111,7 +116,7 @@ def test_stock_modules(model: ResolvedModel, settings: Settings, store: EngineSt
         with recording.stages(pipe, lambda *_: None) as on_step:
             generate(pipe, "red", SMALL, on_step=on_step)
         assert not pipe.vae.decoder._forward_pre_hooks
-    assert [event.label for event in MemoryRecord.read(path).events][3:] == list(STAGES)
+    assert labels(MemoryRecord.read(path))[3:] == list(STAGES)
 
 
 def test_a_decode_in_tiles_is_one_stage(
@@ -123,7 +128,7 @@ def test_a_decode_in_tiles_is_one_stage(
     with recorded_run(path, settings, {}) as recording:  # noqa: SIM117
         with recording.stages(pipe, lambda *_: None) as on_step:
             generate(pipe, "red", SMALL, on_step=on_step)
-    assert [event.label for event in MemoryRecord.read(path).events][-2:] == ["decode", "postprocess"]
+    assert labels(MemoryRecord.read(path))[-2:] == ["decode", "postprocess"]
 
 
 def test_a_module_is_an_owner_only_as_long_as_others_hold_it(
@@ -135,7 +140,7 @@ def test_a_module_is_an_owner_only_as_long_as_others_hold_it(
         model.checkpoint._modules.clear()
         gc.collect()
         model.checkpoint.load("transformer")
-    first, second = MemoryRecord.read(path).events
+    first, second = MemoryRecord.read(path).of("load")
     assert set(first.held["host"]) == {"vae weights"}
     assert set(second.held["host"]) == {"transformer weights"}
 
@@ -179,4 +184,4 @@ def test_the_frames_of_a_compiled_decoder_are_told_apart(
     with recorded_run(path, settings, {}) as recording, recording.stages(pipe, lambda *_: None) as on_step:
         generate(pipe, "red", short, on_step=on_step)
     stages = ["text encode", "denoise 1", "decode 1", "decode 2", "postprocess"]
-    assert [event.label for event in MemoryRecord.read(path).events] == stages
+    assert labels(MemoryRecord.read(path)) == stages

@@ -18,7 +18,9 @@ FILE_NAME = "memory_events.json"
 FORMAT: Final = "wan-trt memory events"
 SCHEMA_VERSION: Final = 1
 
-Stage = Literal["build", "load", "unload", "text_encode", "denoise", "decode", "postprocess"]
+Stage = Literal["build", "load", "unload", "text_encode", "denoise", "decode", "postprocess", "other"]
+"""``other`` is what runs between two stages for longer than a moment."""
+
 Book = Literal["resident_set", "allocated", "reserved", "device_used"]
 Place = Literal["host", "allocator", "device"]
 """Where an owner's memory lies: on the host, on the device in PyTorch's allocator, or there outside of it."""

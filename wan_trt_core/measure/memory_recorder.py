@@ -36,6 +36,9 @@ from wan_trt_core.measure.memory_events import (
 SAMPLE_SECONDS = 0.02
 """Between two looks at a book that keeps no high-water mark of its own."""
 
+MOMENT = 0.05
+"""Seconds between two stages that are counted to the later one; a longer time is an event of its own."""
+
 _UNITS = {"": 1, "bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _ASKED = re.compile(
     r"(?:tried to allocate|unable to allocate|buffer of size|requested amount)\W*([\d.]+) ?(bytes|[KMGT]iB|B)?",
@@ -182,12 +185,14 @@ class MemoryRecorder:
         self._owners: list[Callable[[], Held]] = []
         self._precisions: dict[str, str] = {}
         self._open: tuple[Stage, str, int | None, float, Amounts] | None = None
+        self._last = 0.0, Amounts(resident_set=0)
         self._failure: Failure | None = None
-        self._done = False
+        self._failing = self._done = False
 
     def __enter__(self) -> MemoryRecorder:
         self._meter.__enter__()
         now, _ = self._meter.look()
+        self._last = self._now(), now
         self._save(self._cut_short("", now))
         return self
 
@@ -198,6 +203,7 @@ class MemoryRecorder:
             if error is not None:
                 self.fail(error)
             self.end()
+            self._between()
             self._save(self._failure)
         finally:
             self._done = True
@@ -212,19 +218,18 @@ class MemoryRecorder:
         self._precisions.update(precisions)
 
     def begin(self, stage: Stage, name: str = "", index: int | None = None) -> None:
-        """Begin a stage; one that is open ends with the same look at the books."""
-        now = self.end() or self._meter.look()[0]
+        """Begin a stage where the last one ended: one that is open ends with the same look at the books."""
+        self.end()
+        self._between()
+        start, before = self._last
         if not self._taken or self._taken[-1].stage != stage:
-            self._save(self._cut_short(label(stage, name, index), now))
-        self._open = stage, name, index, self._now(), now
+            self._save(self._cut_short(label(stage, name, index), before))
+        self._open = stage, name, index, start, before
 
-    def end(self) -> Amounts | None:
-        """End the open stage; what is held now, or ``None`` when there is none."""
-        if self._open is None:
-            return None
-        now, peak = self._meter.look()
-        self._close(now, peak)
-        return now
+    def end(self) -> None:
+        """End the open stage, if there is one."""
+        if self._open is not None:
+            self._close(*self._look())
 
     @contextmanager
     def stage(self, stage: Stage, name: str = "") -> Iterator[None]:
@@ -242,15 +247,12 @@ class MemoryRecorder:
 
     def fail(self, error: BaseException) -> None:
         """End the open stage with what ended it: the first failure counts, later ones follow from it."""
-        if self._failure is not None:
+        if self._failing:
             return
         stage = label(*self._open[:3]) if self._open else ""
-        try:
-            now, peak = self._meter.look()
-        except Exception:  # the device is gone: what was last seen must do, for the error is what matters
-            now = peak = self._open[4] if self._open else self._taken[-1].after
-        if self._open is not None:
-            self._close(now, peak)
+        self._failing = True
+        self.end()
+        self._between()
         message = f"{type(error).__name__}: {error}".strip(": ")
         asked = bytes_asked(message)
         if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -258,15 +260,32 @@ class MemoryRecorder:
         else:
             out = asked is not None or isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(message)
             kind = "out_of_memory" if out else "failed"
-        facts = {"message": message, "asked": asked, "amounts": now, "held": self._held()}
+        facts = {"message": message, "asked": asked, "amounts": self._last[1], "held": self._held()}
         self._failure = Failure.model_validate({"kind": kind, "stage": stage, **facts})
         self._save(self._failure)
 
+    def _between(self) -> None:
+        """What ran since the last stage is an event too, unless that was a moment ago."""
+        if self._now() - self._last[0] >= MOMENT:
+            self._open = "other", "", None, *self._last
+            self._close(*self._look())
+
+    def _look(self) -> tuple[Amounts, Amounts]:
+        try:
+            return self._meter.look()
+        except Exception:
+            if not self._failing:
+                raise
+            return self._last[1], self._last[
+                1
+            ]  # the device may be gone: the error that ended the run matters more
+
     def _close(self, now: Amounts, peak: Amounts) -> None:
-        assert self._open is not None
+        if self._open is None:
+            return
         stage, name, index, start, before = self._open
-        self._open = None
-        self._taken.append(_Taken(stage, name, index, start, self._now(), before, peak, now, self._held()))
+        self._open, self._last = None, (self._now(), now)
+        self._taken.append(_Taken(stage, name, index, start, self._last[0], before, peak, now, self._held()))
 
     def _held(self) -> Held:
         together: dict[Place, dict[str, int]] = {}

@@ -205,7 +205,8 @@ def _holders(record: MemoryRecord, top: Event) -> Iterator[Holder]:
             "not attributed (CUDA context, kernels, graphs)": used - reserved - outside,
         }
     else:
-        start = record.events[0].before.resident_set
+        begun = (event.before for event in record.events if event.stage in ("build", "load"))
+        start = next(begun, record.events[0].before).resident_set
         claimed = sum(holder.size for holder in known)
         rest = {
             "the process before anything was loaded": start,
@@ -317,7 +318,12 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
         return size
 
     singles = {stage: idle(names, stage) for stage, names in groups.items()}
-    where = "and give it back to the driver " if record.book == "device_used" else ""
+    device = record.book == "device_used"
+    where = (
+        ", give it back to the driver and load it then or keep it in host memory"
+        if device
+        else ", load it then"
+    )
     for stage, names in groups.items():
         listed = ", ".join(names)
         if stage is None:
@@ -331,7 +337,7 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
             continue
         again = sum(seconds[name] for name in names)
         yield Advice(
-            f"hold {listed} only for {stage.replace('_', ' ')} {where}(load it then, or keep it in host memory)",
+            f"hold {listed} only for {stage.replace('_', ' ')}{where}",
             _saving(record, singles[stage]),
             f"the peak of every other stage less its weights ({_size(record, names)})",
             f"at most {again:.3g} s a video: the time that loading took, measured",
@@ -340,7 +346,7 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
     if len(groups) > 1:
         again = sum(seconds[name] for names in groups.values() for name in names)
         yield Advice(
-            f"all of these: hold every component only for its own stage {where}".strip(),
+            f"all of these: hold every component only for its own stage{where}",
             _saving(record, lambda event: sum(less(event) for less in singles.values())),
             "the peak of every stage less the weights of the components that it does not use",
             f"at most {again:.3g} s a video: the time that loading took, measured",

@@ -108,7 +108,8 @@ def _notes(record: MemoryRecord, found: Analysis) -> Iterator[str]:
         yield _ended(record.failure)
     growing = [growth for growth in found.growth if growth.grows]
     for growth in growing:
-        yield f"Grows by {_bytes(growth.slope)} a {growth.per} {BOOKS[growth.book]}"
+        own = f"; {_video(record)}" if growth.per == "decoded frame" else ""
+        yield f"Grows by {_bytes(growth.slope)} a {growth.per} {BOOKS[growth.book]}{own}"
     if found.fragmentation and found.fragmentation.reserved:
         unused, reserved = found.fragmentation.unused, found.fragmentation.reserved
         yield (
@@ -119,6 +120,14 @@ def _notes(record: MemoryRecord, found: Analysis) -> Iterator[str]:
         yield f"{book}: {method}"
     if found.idle:
         yield f"Would lower the peak by less than a hundredth: {'; '.join(found.idle)}"
+
+
+def _video(record: MemoryRecord) -> str:
+    """What a frame of the video comes to, which a decode has to hold."""
+    height, width = record.run.get("height"), record.run.get("width")
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return "a frame of the video itself is part of it"
+    return f"a frame of the video itself is {_bytes(3 * height * width * 4)} of it, in float32"
 
 
 def _ended(failure: Failure) -> str:

@@ -462,7 +462,7 @@ class TestMemory:
             *("load transformer", "load vae", "load text_encoder", "text encode"),
             *(f"denoise {step}" for step in range(1, 7)),
             *(f"decode {frame}" for frame in range(1, 6)),
-            "postprocess",
+            *("postprocess", "write"),
         ]
         weights = record.events[-1].held["host"]
         assert set(weights) == {"transformer weights", "vae weights", "text_encoder weights"}

@@ -90,7 +90,7 @@ def test_engines_in_a_pipeline(
     ]
     assert steps == [(1, 2), (2, 2)]
     assert record.precisions["dit engine weights"] == "fp32"
-    held = [set(event.held["host"]) for event in record.events]
+    held = [set(event.held.get("host", {})) for event in record.events]
     engines = {f"{name} weights" for name in loads[3:]}
     assert engines <= held[-len(loads[3:]) - 1] and not engines & held[-1], "closed engines hold nothing"
     assert np.array_equal(video, unwatched), "watching changes nothing"

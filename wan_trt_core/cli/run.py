@@ -140,7 +140,8 @@ def _generate(
             )
         seconds = time.perf_counter() - started
         report("generate", 1.0)
-        info = write_video(out, generated.frames, generation.fps)
+        with recording.writing():
+            info = write_video(out, generated.frames, generation.fps)
     return {
         "video": str(out.absolute()),
         "prompt": prompt,

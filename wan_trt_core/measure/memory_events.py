@@ -18,8 +18,10 @@ FILE_NAME = "memory_events.json"
 FORMAT: Final = "wan-trt memory events"
 SCHEMA_VERSION: Final = 1
 
-Stage = Literal["build", "load", "unload", "text_encode", "denoise", "decode", "postprocess", "other"]
-"""``other`` is what runs between two stages for longer than a moment."""
+Stage = Literal[
+    "build", "load", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
+]
+"""``write`` is that of the video's file, ``other`` what runs between two stages for longer than a moment."""
 
 Book = Literal["resident_set", "allocated", "reserved", "device_used"]
 Place = Literal["host", "allocator", "device"]

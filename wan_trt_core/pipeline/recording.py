@@ -122,6 +122,15 @@ class RunRecording:
         ):
             yield stepped
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Meanwhile the video's file is written."""
+        if self._recorder is None:
+            yield
+            return
+        with self._recorder.stage("write"):
+            yield
+
     def _load_module(
         self,
         recorder: MemoryRecorder,

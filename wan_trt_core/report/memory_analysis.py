@@ -71,6 +71,7 @@ class Growth:
 
     Attributes:
         low, high: of the interval; ``None`` for too few points.
+        total: the slope over all points.
     """
 
     per: str
@@ -79,6 +80,7 @@ class Growth:
     low: float | None
     high: float | None
     points: int
+    total: float
 
     @property
     def grows(self) -> bool:
@@ -217,10 +219,9 @@ def _holders(record: MemoryRecord, top: Event) -> Iterator[Holder]:
 
 
 def _held_at_peak(record: MemoryRecord, top: Event) -> Held:
-    """Who held memory at the peak: of a stage that began with it (an unloading) those before."""
+    """Who held memory at the peak: owners are noted at the end of a stage, which for an unloading is too late."""
     index = record.events.index(top)
-    began = top.peak.of(record.book) == top.before.of(record.book) > top.after.of(record.book)
-    return record.events[index - 1].held if began and index else top.held
+    return record.events[index - 1].held if top.stage == "unload" and index else top.held
 
 
 def _at(held: Held, place: Place) -> list[tuple[str, int]]:
@@ -247,7 +248,15 @@ def _slope(per: str, book: Book, at: list[int], held: list[int]) -> Growth:
 
     slope, _, low, high = map(float, theilslopes(held, at, CONFIDENCE))
     enough = len(held) >= FEWEST
-    return Growth(per, book, slope, low if enough else None, high if enough else None, len(held))
+    return Growth(
+        per,
+        book,
+        slope,
+        low if enough else None,
+        high if enough else None,
+        len(held),
+        slope * (at[-1] - at[0]),
+    )
 
 
 def _fragmentation(record: MemoryRecord) -> Fragmentation | None:

@@ -10,7 +10,7 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory_events import Event, Failure, MemoryRecord
 from wan_trt_core.report.charts import BOOKS, Chart, memory_timeline
 from wan_trt_core.report.markdown import escape, markdown_table
-from wan_trt_core.report.memory_analysis import Analysis, Growth, analyse
+from wan_trt_core.report.memory_analysis import WORTH, Analysis, Growth, analyse
 from wan_trt_core.report.tables import Table, flat
 from wan_trt_core.report.writing import write_text
 
@@ -106,7 +106,7 @@ def _share(size: float, whole: float) -> str:
 def _notes(record: MemoryRecord, found: Analysis) -> Iterator[str]:
     if record.failure:
         yield _ended(record.failure)
-    growing = [growth for growth in found.growth if growth.grows]
+    growing = [growth for growth in found.growth if growth.grows and growth.total >= WORTH * found.peak]
     for growth in growing:
         own = f"; {_video(record)}" if growth.per == "decoded frame" else ""
         yield f"Grows by {_bytes(growth.slope)} a {growth.per} {BOOKS[growth.book]}{own}"

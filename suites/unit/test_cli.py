@@ -19,7 +19,6 @@ import typer
 from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement, run_record
 
 from wan_trt_core import __version__, cli
-from wan_trt_core.backends.base import EngineError
 from wan_trt_core.baselines import BaselineFile, write_baselines
 from wan_trt_core.cli import making
 from wan_trt_core.cli.output import OUT
@@ -486,11 +485,15 @@ class TestMemory:
         from diffusers import AutoencoderKLWan
 
         def full(self: object, *_: object, **__: object) -> None:
-            raise EngineError("TensorRT: out of memory. Tried to allocate 3.00 GiB")
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3221225472 bytes"
+            )
 
         monkeypatch.setattr(AutoencoderKLWan, "_decode", full)
         run = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", small_checkpoint)
-        assert wan(*run, "--steps", 1, "--frames", 5, "--profile-memory")[0] == 1
+        code, _, err = wan(*run, "--steps", 1, "--frames", 5, "--profile-memory")
+        assert (code, "error: DefaultCPUAllocator: can't" in err, "Traceback" in err) == (1, True, False)
+        assert "what was held up to the failure is in" in err
         code, out, _ = wan("memory", "analyze", "outputs/report/v/memory_events.json")
         assert (code, "out of memory in decode 1, which asked for 3 GiB" in out) == (0, True)
         assert "## Held when it ended" in out

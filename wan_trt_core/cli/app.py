@@ -79,7 +79,9 @@ def _exit_code(error: Exception) -> int | None:
 
     Our own errors are a ``ValueError`` where the input is wrong, a ``RuntimeError`` where something failed.
     """
-    if isinstance(error, OSError):
+    from wan_trt_core.measure.memory_recorder import out_of_memory
+
+    if isinstance(error, OSError) or out_of_memory(error):
         return FAILED
     if not type(error).__module__.startswith("wan_trt_core"):
         return None

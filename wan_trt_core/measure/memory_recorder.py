@@ -258,8 +258,7 @@ class MemoryRecorder:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             kind = "interrupted"
         else:
-            out = asked is not None or isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(message)
-            kind = "out_of_memory" if out else "failed"
+            kind = "out_of_memory" if out_of_memory(error) else "failed"
         facts = {"message": message, "asked": asked, "amounts": self._last[1], "held": self._held()}
         self._failure = Failure.model_validate({"kind": kind, "stage": stage, **facts})
         self._save(self._failure)
@@ -276,9 +275,8 @@ class MemoryRecorder:
         except Exception:
             if not self._failing:
                 raise
-            return self._last[1], self._last[
-                1
-            ]  # the device may be gone: the error that ended the run matters more
+            # the device may be gone, but the error that ended the run matters more
+            return self._last[1], self._last[1]
 
     def _close(self, now: Amounts, peak: Amounts) -> None:
         if self._open is None:
@@ -308,6 +306,13 @@ class MemoryRecorder:
         MemoryRecord(**self._facts, precisions=self._precisions, events=events, failure=failure).write(
             self.path
         )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, of the host or of a device."""
+    message = str(error)
+    told = bytes_asked(message) is not None or _OUT_OF_MEMORY.search(message) is not None
+    return isinstance(error, MemoryError) or told
 
 
 def bytes_asked(message: str) -> int | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,27 @@ def test_the_frames_of_a_compiled_decoder_are_told_apart(
         generate(pipe, "red", short, on_step=on_step)
     stages = ["text encode", "denoise 1", "decode 1", "decode 2", "postprocess"]
     assert labels(MemoryRecord.read(path)) == stages
+
+
+def test_the_benchmark_times_both_arms(
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = Path(__file__).parents[2] / "benchmarks" / "memory_events.py"
+    spec = importlib.util.spec_from_file_location("memory_events_benchmark", file)
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(benchmark, "LOOKS", 5)
+    monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
+    written = tmp_path / "found.json"
+    benchmark.main(
+        ["--model", str(small_checkpoint), "--steps", "3", "--rounds", "3", "--json", str(written)]
+    )
+    found = json.loads(written.read_text())
+    assert 0 < found["look_s"] < found["step_s"]["recorded"]
+    low, centre, high = found["added"]["recorded"]
+    assert low <= centre <= high and found["rounds"] == 3
+    assert "| a step | recording adds" in capsys.readouterr().out

@@ -147,6 +147,24 @@ class MemoryGate(_Model):
     reference: bool = False
 
 
+MEAN = "mean."
+"""Begins the name of a metric's mean over the prompts of a case; the metric's own name is that of the worst."""
+
+
+class Prompt(_Model):
+    """One of the videos that a pipeline's parity is judged by, a row of a file of prompts.
+
+    Attributes:
+        id: stable name: the metrics of this video are ``{id}.video.psnr_db`` and so on, in baselines too.
+        seed: of the noise.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    prompt: str = Field(min_length=1)
+    negative_prompt: str = ""
+    seed: int = Field(default=0, ge=0)
+
+
 class Case(_Model):
     """One row of the case file.
 
@@ -156,6 +174,8 @@ class Case(_Model):
         precision: of the component; for composites by component, as ``{dit: fp16, vae: fp32}``.
         reference_precision: of stock diffusers; the candidate's own unless given.
         steps: denoising steps of a ``pipeline`` case; the model's own unless given.
+        prompts: of a ``pipeline`` case's parity, in the case file the name of a file beside it: limits hold for the
+            worst of these videos (and, as ``mean.video.psnr_db``, for their mean), bands for each. One unless given.
         layers: of the transformer of a model with random weights, its first so many; all of them unless given.
         tf32: products and convolutions of float32 may use TF32, in both arms, whatever ``perf.allow_tf32`` says.
         only_backends: the backends that the case is for. It then runs only where the run names one of them
@@ -170,6 +190,7 @@ class Case(_Model):
     reference_precision: str | dict[str, str] | None = None
     backend: str
     steps: int | None = Field(default=None, ge=1)
+    prompts: tuple[Prompt, ...] = ()
     layers: int | None = Field(default=None, ge=1)
     tf32: bool = False
     only_backends: tuple[str, ...] = ()
@@ -182,6 +203,17 @@ class Case(_Model):
         """The suites that this case is in: those it has a gate for."""
         gates: dict[Suite, object] = {"parity": self.parity, "perf": self.perf, "memory": self.memory}
         return tuple(suite for suite, gate in gates.items() if gate is not None)
+
+    @property
+    def parity_bands(self) -> Mapping[str, Band]:
+        """By metric; with prompts each video has the bands of the worst of them."""
+        bands = self.parity.bands if self.parity else {}
+        return bands | {
+            f"{prompt.id}.{metric}": band
+            for prompt in self.prompts
+            for metric, band in bands.items()
+            if not metric.startswith(MEAN)
+        }
 
     @property
     def precision_label(self) -> str:
@@ -264,7 +296,7 @@ def load_cases(path: Path, allowed: Allowed) -> CaseFile:
     cases = tuple(
         case
         for index, row in enumerate(rows)
-        if (case := _read_case(row, defaults, ("cases", index), allowed, problems)) is not None
+        if (case := _read_case(row, defaults, ("cases", index), allowed, problems, path.parent)) is not None
     )
     problems += _duplicates(rows)
     if problems:
@@ -306,11 +338,11 @@ class _Document:
     lines: Mapping[Keys, int]
 
     @classmethod
-    def read(cls, path: Path) -> _Document:
+    def read(cls, path: Path, what: str = "case file; name one with --wan-cases FILE") -> _Document:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise CaseFileError(f"{path}: no such case file; name one with --wan-cases FILE") from error
+            raise CaseFileError(f"{path}: no such {what}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise CaseFileError(f"{path}: not readable: {error}") from error
         loader = _Loader(text)
@@ -406,14 +438,21 @@ def _refuse_twice(node: yaml.MappingNode) -> None:
 
 
 def _read_case(
-    row: Any, defaults: Mapping[str, Any], keys: Keys, allowed: Allowed, problems: list[_Problem]
+    row: Any,
+    defaults: Mapping[str, Any],
+    keys: Keys,
+    allowed: Allowed,
+    problems: list[_Problem],
+    folder: Path,
 ) -> Case | None:
     if not isinstance(row, dict):
         problems.append(_Problem(keys, f"a case must be a mapping; allowed: {', '.join(Case.model_fields)}"))
         return None
     values = _with_defaults(row, defaults)
     who = f"case '{values.get('id', f'number {int(keys[-1]) + 1}')}'"
-    found = [*_name_problems(values, allowed), *_gate_problems(values, allowed)]
+    found = [*_name_problems(values, allowed), *_gate_problems(values, allowed), *_prompt_problems(values)]
+    if isinstance(values.get("prompts"), str):
+        values["prompts"] = _read_prompts(folder / values["prompts"])
     case = None
     try:
         case = Case.model_validate(values)
@@ -426,6 +465,44 @@ def _read_case(
         )
     problems += [_Problem((*keys, *problem.keys), f"{who}: {problem.message}") for problem in found]
     return case
+
+
+def _prompt_problems(values: Mapping[str, Any]) -> Iterator[_Problem]:
+    if "prompts" not in values:
+        return
+    if not isinstance(values["prompts"], str):
+        yield _Problem(("prompts",), "key 'prompts' must name a file beside the case file, as prompts.yaml")
+    elif values.get("component") != "pipeline" or "parity" not in values:
+        yield _Problem(("prompts",), "key 'prompts' is for the parity of the component pipeline only")
+
+
+def _read_prompts(path: Path) -> tuple[Prompt, ...]:
+    """Read a file of prompts.
+
+    Raises:
+        CaseFileError: as :func:`load_cases`.
+    """
+    document = _Document.read(path, "file of prompts")
+    root = document.mapping((), ("version", "prompts"))
+    if root.get("version") != VERSION or isinstance(root["version"], bool):
+        raise document.error(("version",), f"key 'version' is {root.get('version')!r}; allowed: {VERSION}")
+    rows = root.get("prompts")
+    if not isinstance(rows, list) or not rows:
+        raise document.error(("prompts",), "key 'prompts' must be a list with at least one prompt")
+    prompts, problems = [], [*_duplicates(rows, "prompts")]
+    for index in range(len(rows)):
+        row = document.mapping(("prompts", index), tuple(Prompt.model_fields))
+        if row.get("id") == MEAN.rstrip("."):
+            problems.append(_Problem(("prompts", index, "id"), "key 'id' is 'mean', the name of their mean"))
+        try:
+            prompts.append(Prompt.model_validate(row))
+        except ValidationError as error:
+            problems += [
+                _Problem(("prompts", index, *problem.keys), problem.message) for problem in _explained(error)
+            ]
+    if problems:
+        raise document.errors(problems)
+    return tuple(prompts)
 
 
 def _with_defaults(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -518,6 +595,8 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
                 metrics = allowed.metrics.get("parity" if name == "parity" else suite, ())
                 if (suite, name) == ("perf", "limits"):
                     metrics = tuple(BESIDE.values())
+                if suite == "parity" and values.get("prompts"):
+                    metrics = (*metrics, *(f"{MEAN}{metric}" for metric in metrics))
                 for metric, entry in entries.items():
                     yield from _metric_problems(
                         (suite, name, metric), metric, entry, metrics, name != "bands"
@@ -599,14 +678,14 @@ def _beside_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
             yield _Problem(("perf", "limits", metric), f"a limit of {metric} needs '{name}' in 'perf.also'")
 
 
-def _duplicates(rows: Iterable[Any]) -> Iterator[_Problem]:
+def _duplicates(rows: Iterable[Any], key: str = "cases") -> Iterator[_Problem]:
     first: dict[str, int] = {}
     for index, row in enumerate(rows):
         name = row.get("id") if isinstance(row, dict) else None
         if isinstance(name, str) and first.setdefault(name, index) != index:
             yield _Problem(
-                ("cases", index, "id"),
-                f"key 'id' is '{name}', as in case number {first[name] + 1}; ids must differ",
+                (key, index, "id"),
+                f"key 'id' is '{name}', as in {key[:-1]} number {first[name] + 1}; ids must differ",
             )
 
 

@@ -217,6 +217,11 @@ class Settings(_Model):
     strict_improvements: bool = Field(
         default=False, description="fail what is better than its baseline too, until it has a new one"
     )
+    on_missing_shape: Literal["build", "nearest", "torch"] = Field(
+        default="build",
+        description="what accelerate does for a video that no engine serves: build one of its size, use the nearest"
+        " profile that contains it, or run in PyTorch",
+    )
     engine_lock_timeout: float = Field(
         default=1800.0, gt=0, description="seconds to wait for another process that builds the same engine"
     )

@@ -105,7 +105,7 @@ class CaseRecord(_Model):
     @property
     def origin(self) -> dict[str, str]:
         """What a baseline must have in common with it, see :func:`wan_trt_core.baselines.other_origin`."""
-        return {"backend": self.backend, "weights": self.measurement.weights}
+        return {"backend": self.backend, "weights": self.measurement.weights, "profile": self.profile}
 
     @property
     def random_weights(self) -> str:

@@ -228,6 +228,78 @@ def test_what_is_timed_beside_the_gate(load: Load) -> None:
         file.overridden(backend="onnxruntime").require_names(ALLOWED, "--wan-backend")
 
 
+PROMPTS = (
+    "version: 1\nprompts:\n  - {id: one, prompt: a red square}\n  - {id: two, prompt: a circle, seed: 3}\n"
+)
+VIDEO = "    parity: {limits: {psnr_db: {min: 90, reason: floor}, mean.psnr_db: {min: 91, reason: r}}}\n"
+OVER = "  - id: one\n    component: pipeline\n    prompts: prompts.yaml\n"
+
+
+def test_prompts_are_read_from_the_file_beside(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "prompts.yaml").write_text(PROMPTS)
+    (case,) = load(HEAD + OVER + VIDEO).cases
+    assert [(each.id, each.prompt, each.seed) for each in case.prompts] == [
+        ("one", "a red square", 0),
+        ("two", "a circle", 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PROMPTS.replace("id: two", "id: one"), "prompts.yaml:4: key 'id' is 'one', as in prompt number 1"),
+        (
+            PROMPTS.replace("id: two", "id: mean"),
+            "prompts.yaml:4: key 'id' is 'mean', the name of their mean",
+        ),
+        (
+            PROMPTS.replace("seed: 3", "sead: 3"),
+            "prompts.yaml:4: key 'sead' is unknown; did you mean 'seed'?",
+        ),
+        (
+            PROMPTS.replace("a circle", "''"),
+            "prompts.yaml:4: key 'prompt' is '': string must have at least 1",
+        ),
+        (PROMPTS.replace("seed: 3", "seed: -1"), "prompts.yaml:4: key 'seed' is -1"),
+        (PROMPTS.replace("version: 1", "version: 2"), "prompts.yaml:1: key 'version' is 2; allowed: 1"),
+        (
+            "version: 1\nprompts: []\n",
+            "prompts.yaml:2: key 'prompts' must be a list with at least one prompt",
+        ),
+    ],
+)
+def test_mistake_in_the_prompts_is_named_with_its_line(
+    load: Load, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "prompts.yaml").write_text(text)
+    with pytest.raises(CaseFileError) as error:
+        load(HEAD + OVER + VIDEO)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (OVER + VIDEO, "prompts.yaml: no such file of prompts"),
+        (
+            OVER.replace("prompts.yaml", "[{id: one}]") + VIDEO,
+            "cases.yaml:6: case 'one': key 'prompts' must name a file",
+        ),
+        (
+            OVER.replace("pipeline", "dit") + PARITY,
+            "key 'prompts' is for the parity of the component pipeline only",
+        ),
+        (OVER.replace("    prompts: prompts.yaml\n", "") + VIDEO, "no metric 'mean.psnr_db'"),
+    ],
+)
+def test_prompts_where_they_mean_nothing(load: Load, tmp_path: Path, text: str, message: str) -> None:
+    if "prompts.yaml: no" not in message:
+        (tmp_path / "prompts.yaml").write_text(PROMPTS)
+    with pytest.raises(CaseFileError) as error:
+        load(HEAD + text)
+    assert message in str(error.value)
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(CaseFileError, match=r"none\.yaml: no such case file; name one with --wan-cases FILE"):
         load_cases(tmp_path / "none.yaml", ALLOWED)

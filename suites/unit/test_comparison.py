@@ -17,9 +17,11 @@ import pytest
 import torch
 from fake_device import MIB, FakeDevice, FakeNvml
 from faults import drop_block, negate_angles, permute_caches, poison, scale_block, swap_heads
+from module_engine import component_engine
 from test_measure_clocks import HARDWARE, POWER_CAP, Gpu
 from torch import nn
 
+import wan_trt_core
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.torch_compile import TorchCompileBackend
 from wan_trt_core.cases import Case, Limit
@@ -37,6 +39,7 @@ from wan_trt_core.gates.verdict import Reason, Verdict, decide
 from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.device_memory import DeviceMemory
 from wan_trt_core.models.components import get_component
+from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.records import Measurement, Metric
 
 PROFILE = "64p-9f"
@@ -334,6 +337,47 @@ def test_a_fallback_to_pytorch_is_invalid(perf_case: Case) -> None:
     check = verdict_of(perf_case, "perf", timed(target))
     assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.FALLBACK_TO_PYTORCH)
     assert "transformer" in check.message
+
+
+@pytest.mark.parametrize("looks", ["originals of the pipeline", "modules of the target"])
+def test_an_accelerated_pipeline_that_falls_back_is_invalid(
+    looks: str, perf_case: Case, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite of one's own, whose candidate is what ``wan_trt_core.accelerate`` made."""
+
+    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **__: Any) -> Any:
+        return component_engine(component, model.checkpoint, precision)
+
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
+    whole: Any = target_of(case_of("pipeline", healthy), Context(healthy))
+    pipe = whole.model.checkpoint.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    served = whole.profile.opt
+    settings = healthy.model_copy(update={"on_missing_shape": "torch"})
+    wan_trt_core.accelerate(pipe, whole.profile, settings=settings)
+    watched: dict[str, Callable[[], Any]] = {
+        "originals of the pipeline": lambda: originals(pipe),
+        "modules of the target": lambda: whole.stock_modules("transformer") | whole.stock_modules("vae"),
+    }
+
+    def verdict(height: int) -> Any:
+        target = FakeTarget(2.0, 1.0)
+        fast = target.candidate.call
+
+        def generates(inputs: Any) -> Outputs:
+            if target.calls < 2:
+                size = {"height": height, "width": served.width, "num_frames": served.frames}
+                text = {"prompt": "red", "max_sequence_length": served.text_length}
+                pipe(**text, **size, num_inference_steps=1, guidance_scale=1.0)
+            return fast(inputs)
+
+        target.candidate = Arm(generates, forbidden=watched[looks])
+        return verdict_of(perf_case, "perf", timed(target))
+
+    assert verdict(served.height).reason is not Reason.FALLBACK_TO_PYTORCH
+    check = verdict(served.height + 16)
+    assert (check.verdict, check.reason) == (Verdict.INVALID, Reason.FALLBACK_TO_PYTORCH)
+    assert "transformer, vae" in check.message
 
 
 def test_different_settings_of_the_arms_are_invalid(perf_case: Case) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import email.message
 import email.parser
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -215,3 +219,59 @@ def test_the_console_script_runs(installed: Path, tmp_path: Path) -> None:
     answer = subprocess.run(command, cwd=tmp_path, env=_environment(tmp_path), capture_output=True, text=True)
     assert answer.returncode == 3
     assert answer.stderr.startswith("error: no model 'nowhere'")
+
+
+def test_the_example_gates_a_pull_request(installed: Path, tmp_path: Path) -> None:
+    """``examples/gate_pull_request``: the base branch passes; a change that breaks an export does not, and is told."""
+    gate = REPOSITORY / "examples" / "gate_pull_request" / "gate.sh"
+    (tmp_path / "change.py").write_text(
+        "from wan_trt_core.models.components import get_component\n"
+        "component = get_component('text_encoder')\n"
+        "healthy = component.graph\n"
+        "def graph(*args, **kwargs):\n"
+        "    broken = healthy(*args, **kwargs)\n"
+        "    broken.blocks[1].wo.weight *= 1.01\n"
+        "    return broken\n"
+        "component.graph = graph\n"
+    )
+
+    def run(out: str, *base: str, **environ: str) -> tuple[int, str]:
+        path = f"{installed}{os.pathsep}{os.environ['PATH']}"
+        answer = subprocess.run(
+            ["bash", gate, out, *base],
+            cwd=tmp_path,
+            env=_environment(tmp_path / out) | {"PATH": path} | environ,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        return answer.returncode, answer.stdout + answer.stderr
+
+    code, output = run("base")
+    assert code == 0, output
+    code, output = run("mine", "base/results.json", PYTEST_ADDOPTS="-p change", PYTHONPATH=str(tmp_path))
+    assert code == 1, output
+    assert "first diverging block: block.1" in output
+    comment = (tmp_path / "mine" / "comment.md").read_text()
+    assert "text-encoder" in comment and "fail" in comment
+
+
+def test_every_test_file_can_be_collected_without_the_extra_dev() -> None:
+    """``pytest suites -m perf`` on a GPU machine imports the unit tests too, and runs none of them."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    of_dev = {_distribution(line) for line in project["optional-dependencies"]["dev"]}
+    of_dev -= {_distribution(line) for line in project["dependencies"]} | {"types-psutil", "types-pyyaml"}
+    packages = packages_distributions()
+    for path in sorted((REPOSITORY / "suites").rglob("*.py")):
+        for statement in ast.parse(path.read_text()).body:
+            if isinstance(statement, ast.Import):
+                imported = [alias.name for alias in statement.names]
+            else:
+                imported = [statement.module or ""] if isinstance(statement, ast.ImportFrom) else []
+            for name in imported:
+                found = {_distribution(each) for each in packages.get(name.partition(".")[0], ())}
+                assert not found & of_dev, f"{path.name} imports {name}, which only the extra dev brings"
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-").replace(".", "-")

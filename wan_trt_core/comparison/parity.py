@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from wan_trt_core.cases import Case
+from wan_trt_core.cases import MEAN, Case
 from wan_trt_core.comparison.blocks import Divergence
 from wan_trt_core.comparison.conditions import equal_conditions, snapshot
 from wan_trt_core.comparison.context import Context
@@ -40,24 +41,45 @@ class Explanation:
 
 
 def measure(case: Case, context: Context) -> Measurement:
-    """Compare every output at every point of the case's profile."""
+    """Compare every output at every point of the case's profile; of a case with prompts, every video."""
     if case.parity is None:
         raise ValueError(f"case {case.id} has no parity gate")
     with equal_conditions(context.settings):
         target = target_of(case, context)
         required = frozenset(case.parity.limits)
-        by_point: dict[str, dict[str, Metric]] = {}
+        by_source: dict[str, dict[str, Metric]] = {}
         frames: dict[str, Any] = {}
-        for point in target.parity_points:
-            inputs = target.inputs(point)
+        for source, inputs in target.parity_inputs():
             expected, found = target.reference.call(inputs), target.candidate.call(inputs)
-            by_point[point] = compare(expected, found, required, target.fps)
-            frames |= keep_frames(context.report, f"{case.id}-parity", expected, found, target.fps)
+            by_source[source] = compare(expected, found, required, target.fps)
+            if source == _worst_source(by_source, "video.psnr_db"):
+                frames |= keep_frames(context.report, f"{case.id}-parity", expected, found, target.fps)
         return Measurement(
-            metrics=worst(by_point),
+            metrics=worst(by_source) | (_of_each(by_source) if case.prompts else {}),
             facts={"conditions": snapshot(), **target.facts(), **frames},
             problems=target.problems(),
         )
+
+
+def _worst_source(by_source: dict[str, dict[str, Metric]], name: str) -> str | None:
+    """Where a metric is worst; of equals the first."""
+    found = {source: metrics[name] for source, metrics in by_source.items() if name in metrics}
+    return min(found, key=lambda source: _badness(found[source]), default=None)
+
+
+def _of_each(by_source: dict[str, dict[str, Metric]]) -> dict[str, Metric]:
+    """Each metric of every video by itself, and its mean over them."""
+    metrics = {
+        f"{source}.{name}": metric for source, found in by_source.items() for name, metric in found.items()
+    }
+    for name in dict.fromkeys(name for found in by_source.values() for name in found):
+        each = [found[name] for found in by_source.values()]
+        values = [metric.value for metric in each if metric.value is not None]
+        whole = len(values) == len(each)
+        update = {"value": fmean(values) if whole else None, "samples": tuple(values)}
+        detail = "" if whole else "not computed for every prompt"
+        metrics[f"{MEAN}{name}"] = each[0].model_copy(update={**update, "detail": detail})
+    return metrics
 
 
 def explanations_of(case: Case, context: Context) -> tuple[Explanation, ...]:

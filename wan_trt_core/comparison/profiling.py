@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,6 +44,9 @@ ON_CPU = range(1, 6)
 
 WARMUP = {"cpu": 1, "cuda": 2}
 """Calls before those that count: on a GPU an engine captures its second call as a CUDA graph, and replays the third."""
+
+LOG_LEVEL, SILENT = "KINETO_LOG_LEVEL", "99"
+"""Of PyTorch's profiler: above the level of every message that it has."""
 
 TIMEOUT = 600.0
 """Seconds after which the process counts as hanging."""
@@ -124,7 +128,7 @@ def layer_names(found: Iterable[Layer], modules: Mapping[str, str]) -> dict[str,
     """
     return {
         layer.name: layer_name(
-            (layer.tactic, layer.name, layer.kind),
+            (layer.tactic, layer.kind, layer.name),
             layer.dtype or layer.taken,
             filter(None, (modules.get(node, "") for node in layer.sources)),
         )
@@ -162,7 +166,8 @@ def in_process(
     fresh = multiprocessing.get_context("spawn")  # a fork of a process that uses a GPU cannot use it
     receiver, sender = fresh.Pipe(duplex=False)
     process = fresh.Process(target=_run, args=(sender, work, arguments), daemon=True)
-    process.start()
+    with _quiet_profiler():
+        process.start()
     sender.close()
     try:
         if not receiver.poll(timeout):
@@ -176,6 +181,19 @@ def in_process(
         process.kill()  # it has answered or never will; what it still has to tear down is of no interest
         process.join()
         receiver.close()
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Processes started meanwhile do not tell of every start and stop of PyTorch's profiler, which reads this when it
+    is loaded; a level that the user set stays."""
+    before = os.environ.get(LOG_LEVEL)
+    os.environ.setdefault(LOG_LEVEL, SILENT)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[LOG_LEVEL]
 
 
 def _run(sender: Connection, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:

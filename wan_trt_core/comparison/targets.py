@@ -23,7 +23,7 @@ from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
-from wan_trt_core.cases import COMPOSITES, Case
+from wan_trt_core.cases import COMPOSITES, Case, Prompt
 from wan_trt_core.comparison.blocks import Divergence, limits, trace
 from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
@@ -37,7 +37,7 @@ from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, exported_model, precision_of
 from wan_trt_core.pipeline.generate import generate
-from wan_trt_core.pipeline.swap import REPLACED, swap
+from wan_trt_core.pipeline.swap import REPLACED, runs_inside, swap
 
 _RUNS_ON_CPU = ("onnxruntime",)
 """Backends whose engine is an ONNX file that any CPU runs node by node."""
@@ -177,6 +177,11 @@ class Target(ABC):
             for part, precision in parts.items()
         }
 
+    def parity_inputs(self) -> Iterator[tuple[str, Any]]:
+        """What both arms are compared on, each by its name: the inputs of every point."""
+        for point in self.parity_points:
+            yield point, self.inputs(point)
+
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on, for the record."""
         engines = {name: engine.memory() for name, engine in self._loaded().items()}
@@ -304,12 +309,7 @@ class Target(ABC):
         """Diffusers' own modules that an engine replaces: where one of them runs, the engine did not."""
         component = next(name for name in self.components if get_component(name).part == part)
         module: Any = self.model.checkpoint.load(part, self.reference_precision(component), self.device)
-        stock = {
-            "transformer": lambda: module.blocks[0],
-            "vae": lambda: module.decoder,
-            "text_encoder": lambda: module.encoder,
-        }
-        return {part: stock[part]()}
+        return {part: runs_inside(part, module)}
 
     def wrapped_checkpoint(self) -> Checkpoint | None:
         """For a backend that runs PyTorch modules: the checkpoint with its modules wrapped."""
@@ -429,6 +429,14 @@ class VaeDecoderTarget(Target):
         )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The video that both arms of a pipeline are asked for."""
+
+    generation: GenerationDefaults
+    prompt: Prompt
+
+
 class PipelineTarget(Target):
     """Prompt to video: stock ``WanPipeline`` against the same pipeline with engines in it."""
 
@@ -454,23 +462,44 @@ class PipelineTarget(Target):
             lambda: self.stock_modules("transformer") | self.stock_modules("vae"),
         )
 
-    def inputs(self, point: Point = "opt") -> GenerationDefaults:
+    def inputs(self, point: Point = "opt") -> Asked:
         """How the video of ``PROMPT`` is generated; the same seed gives both arms the same noise."""
         video = self.profile.at(point)
-        return replace(
+        generation = replace(
             self.model.generation,
             height=video.height,
             width=video.width,
             num_frames=video.frames,
             num_inference_steps=self.steps,
         )
+        return Asked(generation, Prompt(id=point, prompt=PROMPT))
+
+    def parity_inputs(self) -> Iterator[tuple[str, Asked]]:
+        """The case's prompts, each by its id."""
+        if not self.case.prompts:
+            yield from super().parity_inputs()
+        for prompt in self.case.prompts:
+            yield prompt.id, replace(self.inputs(), prompt=prompt)
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "generation": asdict(self.inputs()), "prompt": PROMPT}
+        asked = self.inputs()
+        prompts = self.case.prompts or (asked.prompt,)
+        return {
+            **super().facts(),
+            "generation": asdict(asked.generation),
+            "prompts": [prompt.model_dump() for prompt in prompts],
+        }
 
     def _arm(self, pipe: Any, forbidden: Callable[[], Mapping[str, nn.Module]] = dict) -> Arm:
-        def call(generation: GenerationDefaults) -> Outputs:
-            generated = generate(pipe, PROMPT, generation, keep_latents=True)
+        def call(asked: Asked) -> Outputs:
+            generated = generate(
+                pipe,
+                asked.prompt.prompt,
+                asked.generation,
+                asked.prompt.seed,
+                negative_prompt=asked.prompt.negative_prompt,
+                keep_latents=True,
+            )
             return Outputs(video=generated.frames, latents=generated.latents)
 
         return Arm(call, forbidden=forbidden)

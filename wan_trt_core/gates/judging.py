@@ -82,14 +82,14 @@ def gate_bands(case: Case, suite: Suite) -> Mapping[str, Band]:
     gate = {"parity": case.parity, "perf": case.perf, "memory": case.memory}[suite]
     if gate is None:
         raise ValueError(f"case {case.id} has no {suite} gate")
-    return gate.bands
+    return case.parity_bands if suite == "parity" else gate.bands
 
 
 def _own_gates(
     case: Case, suite: Suite, measurement: Measurement
 ) -> tuple[tuple[Check, ...], Mapping[str, Band]]:
     if suite == "parity" and case.parity:
-        return judge_parity(case.parity, measurement), case.parity.bands
+        return judge_parity(case.parity, measurement), case.parity_bands
     if suite == "perf" and case.perf:
         return judge_perf(case.perf, measurement), case.perf.bands
     if suite == "memory" and case.memory:

@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.measure.kernels import NODE, group_of, place_of
+from wan_trt_core.measure.kernels import COMPUTING, NODE, group_of, place_of
 
 LOST = 0.5
 """An engine that spends less than this part of the time in fused attention than another has lost a fusion."""
@@ -23,9 +23,6 @@ PRECISIONS: tuple[tuple[str, str], ...] = (
     ("fp32", r"f32f32|fp32|sgemm|float|simt|ffma|nvjet_(sm\d+_)?ss"),
 )
 """Precision of a kernel's factors and the pattern of the names that tell it; the first that is found counts."""
-
-COMPUTING = ("products", "convolutions", "attention")
-"""Groups whose precision decides speed and accuracy."""
 
 FEW = 3
 """Modules that are named; the tables have all."""

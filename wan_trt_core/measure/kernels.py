@@ -55,6 +55,9 @@ OPERATORS: dict[str, str] = {
 NODE = "node "
 """Begins the name of what ran in ONNX Runtime: operator and module follow."""
 
+COMPUTING = ("products", "convolutions", "attention")
+"""Groups that do the bulk of the arithmetic: their precision decides speed and accuracy."""
+
 LAYER = "layer "
 """Begins the name of a layer of TensorRT: group, dtype and module follow."""
 
@@ -176,11 +179,14 @@ def layer_name(told: Sequence[str], dtype: str, modules: Iterable[str]) -> str:
     """What a layer of TensorRT is called here: ``layer products float16 blocks.*.attn1.to_q``.
 
     Args:
-        told: what says what it does (kernel, name, kind), the most telling first.
-        modules: that its operations came from; of several that which holds them all counts.
+        told: what says what it does (kernel, kind, name), the most telling first.
+        modules: that its operations came from; that which holds them all counts. What is fused to a product is at most
+            as deep as the product itself, and costs little beside it, so that there the deepest count.
     """
     group = next((group for group in map(group_of, told) if group != OTHER), OTHER)
     parts = [in_all_blocks(module).split(".") for module in modules]
+    if group in COMPUTING:
+        parts = [part for part in parts if len(part) == max(map(len, parts))]
     common = takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False))
     return f"{LAYER}{group} {dtype or UNKNOWN} {'.'.join(same[0] for same in common)}".strip()
 

@@ -52,7 +52,10 @@ class ResolvedModel:
         if name is None:
             return next(iter(self.profiles.values()))
         if name not in self.profiles:
-            raise CatalogueError(f"{self.name} has no profile {name!r}; there are {', '.join(self.profiles)}")
+            there = (
+                ", ".join(self.profiles) or "none: its transformer has the size of no model of the catalogue"
+            )
+            raise CatalogueError(f"{self.name} has no profile {name!r}; there are {there}")
         return self.profiles[name]
 
 
@@ -150,6 +153,12 @@ def resolve(
     return _resolved(place.absolute().name, opened, _entry_like(opened))
 
 
+def resolve_loaded(checkpoint: Checkpoint) -> ResolvedModel:
+    """The model of a checkpoint that is open already. It has profiles only where its transformer has the size of a
+    model of the catalogue, whose profiles they are."""
+    return _resolved(checkpoint.folder.name, checkpoint, _entry_of(checkpoint) or _Entry({}, 0, 0))
+
+
 def _resolved(name: str, checkpoint: Checkpoint, entry: _Entry) -> ResolvedModel:
     generation = _generation(checkpoint)
     profiles = {
@@ -159,16 +168,19 @@ def _resolved(name: str, checkpoint: Checkpoint, entry: _Entry) -> ResolvedModel
     return ResolvedModel(name, checkpoint, profiles, generation)
 
 
-def _entry_like(checkpoint: Checkpoint) -> _Entry:
-    """The entry whose transformer has the size of this checkpoint's, else one around its own video size."""
+def _entry_of(checkpoint: Checkpoint) -> _Entry | None:
+    """The entry whose transformer has the size of this checkpoint's."""
     config = checkpoint.config("transformer")
-    dim = config["num_attention_heads"] * config["attention_head_dim"]
-    for entry in _ENTRIES.values():
-        if (entry.layers, entry.dim) == (config["num_layers"], dim):
-            return entry
+    size = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"]
+    return next((entry for entry in _ENTRIES.values() if (entry.layers, entry.dim) == size), None)
+
+
+def _entry_like(checkpoint: Checkpoint) -> _Entry:
+    """The entry of a checkpoint, else one around its own video size."""
     video = _generation(checkpoint)
     opt = (video.height, video.width, video.num_frames)
-    return _Entry({f"{video.height}p-{video.num_frames}f": (opt, opt, opt)}, config["num_layers"], dim)
+    around = {f"{video.height}p-{video.num_frames}f": (opt, opt, opt)}
+    return _entry_of(checkpoint) or _Entry(around, layers=0, dim=0)
 
 
 def _generation(checkpoint: Checkpoint) -> GenerationDefaults:

@@ -96,7 +96,7 @@ class Checkpoint:
         random: the weights were never trained, so that outputs say nothing about quality.
     """
 
-    parts: ClassVar[tuple[str, ...]] = tuple(PARTS)
+    parts: tuple[str, ...] = tuple(PARTS)
     random: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:

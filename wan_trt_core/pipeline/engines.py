@@ -203,8 +203,8 @@ def load_engine(
         progress: told of the phases of export and build, with the component's name and precision before them.
 
     Raises:
-        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, ExportError, EngineError,
-        CacheError: from the stage that failed.
+        UnknownBackend, BackendUnavailable: when this backend cannot run here.
+        ComponentError, CheckpointError, ExportError, EngineError, CacheError: from the stage that failed.
     """
     runs = _engine_backend(backend)
     runs.require(settings)

@@ -24,7 +24,7 @@ class UnsupportedCall(ValueError):
     """The pipeline asks for something that the engine cannot do; the message says what, and what can be."""
 
 
-class _Part(nn.Module):
+class Part(nn.Module):
     """A module without parameters that tells the pipeline where and in which dtype it works."""
 
     def __init__(self, config: Any, dtype: torch.dtype, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class _Part(nn.Module):
         return self._device
 
 
-class _EnginePart(_Part):
+class _EnginePart(Part):
     """A part that one engine does the work of.
 
     Args:
@@ -84,17 +84,7 @@ class EngineTransformer(_EnginePart):
             UnsupportedCall: for an image, attention arguments, another batch size, or a timestep a token.
             EngineError: as the engine's ``run``.
         """
-        if encoder_hidden_states_image is not None:
-            raise UnsupportedCall("the engine is text-to-video's: it takes no encoder_hidden_states_image")
-        if attention_kwargs:
-            raise UnsupportedCall(
-                f"attention_kwargs ({', '.join(attention_kwargs)}) cannot change an engine that is built"
-            )
-        _require_batch_1("hidden_states", hidden_states)
-        if timestep.dim() != 1:
-            raise UnsupportedCall(
-                f"timestep has shape {tuple(timestep.shape)}: a timestep a token is Wan 2.2's; expected (1,)"
-            )
+        require_supported(hidden_states, timestep, encoder_hidden_states_image, attention_kwargs)
         call = {
             "hidden_states": hidden_states,
             "timestep": timestep,
@@ -104,7 +94,7 @@ class EngineTransformer(_EnginePart):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
-class EngineVAE(_Part):
+class EngineVAE(Part):
     """In the place of ``AutoencoderKLWan``, for decoding.
 
     Args:
@@ -137,7 +127,7 @@ class EngineVAE(_Part):
             UnsupportedCall: for another batch size than 1.
             EngineError: as the engines' ``run``.
         """
-        _require_batch_1("z", z)
+        require_batch_1("z", z)
         sample = self._decoder.decode(self._prepare({"latents": z})["latents"])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
@@ -160,12 +150,41 @@ class EngineTextEncoder(_EnginePart):
             UnsupportedCall: for several prompts at once.
             EngineError: as the engine's ``run``.
         """
-        _require_batch_1("input_ids", input_ids)
+        require_batch_1("input_ids", input_ids)
         inputs = self._prepare({"input_ids": input_ids, "attention_mask": attention_mask})
         return BaseModelOutput(last_hidden_state=self._engine.run(inputs)["last_hidden_state"])
 
 
-def _require_batch_1(name: str, tensor: Tensor) -> None:
+def require_supported(
+    hidden_states: Tensor,
+    timestep: Tensor,
+    encoder_hidden_states_image: Tensor | None = None,
+    attention_kwargs: dict[str, Any] | None = None,
+) -> None:
+    """Raise unless an engine of ``dit`` can take this call of the transformer, whatever the video's size.
+
+    Raises:
+        UnsupportedCall: as :meth:`EngineTransformer.forward`.
+    """
+    if encoder_hidden_states_image is not None:
+        raise UnsupportedCall("the engine is text-to-video's: it takes no encoder_hidden_states_image")
+    if attention_kwargs:
+        raise UnsupportedCall(
+            f"attention_kwargs ({', '.join(attention_kwargs)}) cannot change an engine that is built"
+        )
+    require_batch_1("hidden_states", hidden_states)
+    if timestep.dim() != 1:
+        raise UnsupportedCall(
+            f"timestep has shape {tuple(timestep.shape)}: a timestep a token is Wan 2.2's; expected (1,)"
+        )
+
+
+def require_batch_1(name: str, tensor: Tensor) -> None:
+    """Raise unless the batch size is 1.
+
+    Raises:
+        UnsupportedCall: naming the tensor.
+    """
     if tensor.shape[0] != 1:
         raise UnsupportedCall(
             f"{name} has batch size {tensor.shape[0]}: the engines take 1 (one prompt, one video each)"

@@ -1,0 +1,73 @@
+"""``benchmarks/accelerated.py`` times both arms, tells the stages apart, and refuses to time a fallback."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from module_engine import component_engine
+
+from wan_trt_core.config import Settings
+from wan_trt_core.pipeline import engines as engines_module
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "accelerated.py"
+GENERATION = {
+    "height": 128,
+    "width": 128,
+    "num_frames": 5,
+    "num_inference_steps": 1,
+    "max_sequence_length": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def benchmark_file() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("accelerated", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch runs the graphs: nothing is exported."""
+
+    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **__: Any) -> Any:
+        return component_engine(component, model.checkpoint, precision)
+
+    monkeypatch.setattr(engines_module, "load_engine", load)
+
+
+def test_both_arms_and_their_stages_are_timed(
+    benchmark_file: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WAN_TRT_CONFIG", "")
+    monkeypatch.setenv("WAN_TRT_CACHE", str(tmp_path))
+    size = ["--height", "64", "--width", "64", "--frames", "5", "--steps", "1"]
+    benchmark_file.main([*size, "--pairs", "3", "--staged", "1", "--json", str(tmp_path / "times.json")])
+    result = json.loads((tmp_path / "times.json").read_text())
+    assert 0 < result["low"] <= result["speedup"] <= result["high"]
+    assert result["difference"] < 1e-3
+    assert {len(times) for times in result["seconds"].values()} == {3}
+    for stages in result["stages"].values():
+        assert list(stages) == ["text encoder", "transformer", "vae", "the rest"]
+        assert all(seconds > 0 for seconds in stages.values())
+    out = capsys.readouterr().out
+    assert f"accelerated is {result['speedup']:.2f}x as fast as stock" in out
+    assert "tiny-wan, 5 frames of 64x64, 1 steps" in out
+
+
+def test_a_fallback_is_not_timed(benchmark_file: ModuleType, tmp_path: Path) -> None:
+    settings = Settings(cache=tmp_path, on_missing_shape="torch")
+    with pytest.raises(benchmark_file.FellBack, match=r"own transformer, vae ran in the accelerated arm"):
+        benchmark_file.measure(settings, "fp32", {**GENERATION, "height": 256}, 3, 1)

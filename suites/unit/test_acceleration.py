@@ -1,0 +1,716 @@
+"""``wan_trt_core.accelerate`` and ``restore``: a user's own pipeline on engines, compared with stock diffusers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from diffusers import DDIMScheduler, WanImageToVideoPipeline, WanPipeline
+from diffusers.hooks import apply_layerwise_casting
+from module_engine import ModuleEngine, component_engine
+
+import wan_trt_core
+from wan_trt_core.backends.base import EngineError
+from wan_trt_core.comparison.targets import Arm, Outputs
+from wan_trt_core.config import Settings
+from wan_trt_core.models import loaded as loaded_module
+from wan_trt_core.models.catalogue import CatalogueError, ResolvedModel
+from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.components import ComponentError
+from wan_trt_core.models.loaded import LoadedCheckpoint
+from wan_trt_core.models.profiles import ShapeProfile, Sizes
+from wan_trt_core.pipeline import acceleration
+from wan_trt_core.pipeline import engines as engines_module
+from wan_trt_core.pipeline.acceleration import AcceleratedTransformer, AcceleratedVAE, originals
+from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
+from wan_trt_core.pipeline.parts import UnsupportedCall
+
+PROMPT = "a small red square moves left"
+SMALL = Sizes(32, 32, 5, 16)
+PROFILE = ShapeProfile("tiny", SMALL, SMALL, SMALL)
+CALL = {
+    "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "guidance_scale": 3.0,
+    "max_sequence_length": 16,
+}  # fmt: skip
+
+
+def loaded(folder: Path, **keywords: Any) -> Any:
+    pipe = WanPipeline.from_pretrained(folder, **keywords)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(small_checkpoint: Path) -> Any:
+    """A pipeline that a test may change."""
+    return loaded(small_checkpoint)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
+
+
+class Loads:
+    """In the place of ``load_engine``: PyTorch runs the very graphs that would be exported."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str]] = []
+        self.engines: list[ModuleEngine] = []
+        self.error: Exception | None = None
+        self.settings: Settings | None = None
+
+    def __call__(
+        self,
+        component: str,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str,
+        backend: str,
+        settings: Settings,
+        **_: Any,
+    ) -> ModuleEngine:
+        self.settings = settings
+        if self.error is not None:
+            raise self.error
+        self.asked.append((component, profile.name, precision))
+        self.engines.append(component_engine(component, model.checkpoint, precision))
+        return self.engines[-1]
+
+    def runs(self) -> int:
+        return sum(engine.runs for engine in self.engines)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+    made = Loads()
+    monkeypatch.setattr(engines_module, "load_engine", made)
+    return made
+
+
+def video(pipe: Any, **changes: Any) -> np.ndarray[Any, Any]:
+    frames: np.ndarray[Any, Any] = pipe(
+        PROMPT, generator=torch.Generator().manual_seed(5), **{**CALL, **changes}
+    ).frames
+    return frames[0] if len(frames) == 1 else frames
+
+
+def close(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], tolerance: float = 1e-4) -> bool:
+    return found.shape == expected.shape and float(np.abs(found - expected).max()) < tolerance
+
+
+# the two lines
+
+
+def test_two_lines_make_the_same_video_on_engines(
+    tiny_wan_folder: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With exported and built engines, so that it takes half a minute; the tests below have stand-ins."""
+    pipe = loaded(tiny_wan_folder)
+    stock = {guidance: video(pipe, guidance_scale=guidance) for guidance in (3.0, 1.0)}
+    assert wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings) is pipe
+    with caplog.at_level(logging.WARNING), never_run(originals(pipe)):
+        for guidance, expected in stock.items():
+            assert close(video(pipe, guidance_scale=guidance), expected)
+    assert "instead of an engine" not in caplog.text
+    wan_trt_core.restore(pipe)
+    assert all(np.array_equal(video(pipe, guidance_scale=scale), before) for scale, before in stock.items())
+
+
+@contextmanager
+def never_run(modules: dict[str, Any]) -> Iterator[None]:
+    """Fails where one of the modules runs meanwhile."""
+    with Arm(Outputs, forbidden=lambda: modules).watched() as ran:
+        yield
+    assert not ran
+
+
+def test_importing_the_package_imports_no_pytorch() -> None:
+    code = (
+        "import sys, wan_trt_core; early = 'torch' in sys.modules; wan_trt_core.accelerate;"
+        " print(early, 'torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'accelerat'"):
+        wan_trt_core.accelerat  # noqa: B018
+
+
+# what stays as it is
+
+
+def test_a_callback_gets_the_latents_of_each_step(pipe: Any, settings: Settings, loads: Loads) -> None:
+    def trajectory(keep: Callable[[torch.Tensor], torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
+        seen: list[torch.Tensor] = []
+
+        def after(passed: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            assert passed is pipe and len(seen) == step
+            seen.append(tensors["latents"].clone())
+            return {"latents": keep(tensors["latents"])}
+
+        return seen, video(pipe, callback_on_step_end=after)
+
+    stock = [trajectory(keep) for keep in (torch.clone, torch.zeros_like)]
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    for keep, (latents, frames) in zip((torch.clone, torch.zeros_like), stock, strict=True):
+        found, made = trajectory(keep)
+        for ours, theirs in zip(found, latents, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert close(made, frames)
+    assert not close(stock[0][1], stock[1][1])
+    assert loads.runs() > 0
+
+
+def test_all_but_the_two_modules_stays(pipe: Any, settings: Settings, loads: Loads) -> None:
+    before = dict(pipe.components)
+    config, device = dict(pipe.config), pipe._execution_device
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert type(pipe) is WanPipeline and pipe._execution_device == device
+    assert isinstance(pipe.scheduler, DDIMScheduler)
+    assert isinstance(pipe.transformer, AcceleratedTransformer) and isinstance(pipe.vae, AcceleratedVAE)
+    assert all(pipe.components[name] is before[name] for name in ("text_encoder", "tokenizer"))
+    assert pipe.transformer.config is before["transformer"].config
+    assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.float32, torch.float32)
+    pipe.scheduler = before["scheduler"]
+    wan_trt_core.restore(pipe)
+    assert pipe.components == before and dict(pipe.config) == config
+
+
+def test_what_stays_can_be_offloaded_afterwards(pipe: Any, settings: Settings, loads: Loads) -> None:
+    stock = video(pipe)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    for part in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        add_hook_to_module(part, AlignDevicesHook(execution_device="cpu", offload=part is pipe.text_encoder))
+    assert close(video(pipe), stock)
+    wan_trt_core.restore(pipe)
+    assert not hasattr(pipe.transformer, "_hf_hook") and hasattr(pipe.text_encoder, "_hf_hook")
+
+
+def test_what_an_engine_has_not_says_what_to_do(pipe: Any, settings: Settings, loads: Loads) -> None:
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    for part, name in ((pipe.transformer, "load_lora_adapter"), (pipe.vae, "enable_tiling")):
+        with pytest.raises(AttributeError, match=rf"'{name}': engines are in .*restore\(pipe\)"):
+            getattr(part, name)
+
+
+# restore
+
+
+def test_restoring_is_bit_identical_and_may_be_repeated(pipe: Any, settings: Settings, loads: Loads) -> None:
+    stock, modules = video(pipe), (pipe.transformer, pipe.vae)
+    assert wan_trt_core.restore(pipe) is pipe
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    first = list(loads.engines)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert len(first) == 3 and all(engine.closed for engine in first)  # replaced by those of the second
+    assert not any(engine.closed for engine in loads.engines[3:])
+    assert close(video(pipe), stock)
+    for _ in range(2):
+        wan_trt_core.restore(pipe)
+        assert (pipe.transformer, pipe.vae) == modules
+        assert all(engine.closed for engine in loads.engines)
+    assert np.array_equal(video(pipe), stock)
+
+
+def test_a_build_that_fails_leaves_the_pipeline_as_it_was(
+    pipe: Any, settings: Settings, loads: Loads
+) -> None:
+    modules = (pipe.transformer, pipe.vae)
+    loads.error = EngineError("no")
+    with pytest.raises(EngineError, match="no"):
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert (pipe.transformer, pipe.vae) == modules
+
+
+def test_on_a_gpu_diffusers_modules_make_room_for_the_engines(
+    pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline on the CPU, engines on a GPU: nothing moves here, and who would have moved where is noted."""
+    gpu = torch.device("cuda:0")
+    moved: list[tuple[str, str]] = []
+    modules = {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder")}
+    for name, module in modules.items():
+        note = lambda device, *_, name=name, module=module: moved.append((name, str(device))) or module  # noqa: E731
+        monkeypatch.setattr(module, "to", note)
+    monkeypatch.setattr(acceleration, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(acceleration, "located", lambda device: gpu if "cuda" in str(device) else device)
+
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert pipe.device == pipe._execution_device == gpu
+    assert set(moved) == {("transformer", "cpu"), ("vae", "cpu"), ("text_encoder", "cuda:0")}
+    moved.clear()
+    pipe.vae.acceleration.in_pytorch("vae", UnsupportedCall("it is asked to"))
+    assert moved == [("vae", "cuda:0")]
+    moved.clear()
+    wan_trt_core.restore(pipe)
+    assert set(moved) == {(name, "cpu") for name in modules}  # where each was
+
+
+# profiles and shapes
+
+
+def test_the_profile_is_the_checkpoint_s_own(tiny_wan_folder: Path, settings: Settings, loads: Loads) -> None:
+    pipe = loaded(tiny_wan_folder)
+    wan_trt_core.accelerate(pipe, settings=settings)
+    assert {name for _, name, _ in loads.asked} == {"128p-17f"}
+    with pytest.raises(CatalogueError, match="no profile '480p-81f'; there are 128p-17f"):
+        wan_trt_core.accelerate(pipe, profile="480p-81f", settings=settings)
+
+
+def test_without_a_profile_the_first_call_builds_for_its_sizes(
+    pipe: Any, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock = video(pipe)
+    wan_trt_core.accelerate(pipe, settings=settings.model_copy(update={"on_missing_shape": "torch"}))
+    assert not loads.asked  # no model of the catalogue has this transformer's size
+
+    def decoder_is_there(*_: Any) -> dict[str, Any]:
+        assert len(loads.asked) == 3  # before the first step is done
+        return {}
+
+    with torch.inference_mode():
+        assert close(video(pipe, callback_on_step_end=decoder_is_there), stock)
+    built = [
+        ("dit", "32x32-5f", "fp32"),
+        *((f"vae_decoder_{step}", "32x32-5f", "fp32") for step in ("first", "next")),
+    ]
+    assert loads.asked == built
+    assert "no engine for 32x32, 5 frames, prompts of 16 tokens: building the transformer's" in caplog.text
+    assert close(video(pipe), stock) and loads.asked == built
+    with pytest.raises(CatalogueError, match="no profile 'x'; there are none"):
+        wan_trt_core.accelerate(pipe, profile="x", settings=settings)
+
+
+LARGER = {"height": 48, "max_sequence_length": 24}
+NEAR = ShapeProfile("near", SMALL, SMALL, Sizes(64, 64, 9, 24))
+FAR = ShapeProfile("far", SMALL, Sizes(640, 640, 81, 24), Sizes(640, 640, 81, 24))
+
+
+@pytest.mark.parametrize(
+    ("rule", "known", "built", "line"),
+    [
+        ("build", (FAR, NEAR), "48x32-5f", "no engine for 48x32, 5 frames, prompts of 24 tokens: building"),
+        ("nearest", (FAR, NEAR), "near", "the transformer's of the profile near are used"),
+        ("nearest", (PROFILE,), None, "24 tokens, and none of the profiles tiny contains it (on_missing"),
+        ("torch", (FAR, NEAR), None, "instead of an engine: no engine for 48x32, 5 frames, prompts of 24 tokens"),
+    ],
+)  # fmt: skip
+def test_a_missing_shape_is_served_as_the_setting_says(
+    rule: str,
+    known: tuple[ShapeProfile, ...],
+    built: str | None,
+    line: str,
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolve = acceleration.resolve_loaded
+    profiles = {profile.name: profile for profile in known}
+    monkeypatch.setattr(
+        acceleration, "resolve_loaded", lambda checkpoint: replace(resolve(checkpoint), profiles=profiles)
+    )
+    stock = video(pipe, **LARGER)
+    changed = settings.model_copy(update={"on_missing_shape": rule})
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=changed)
+    assert close(video(pipe, **LARGER), stock)
+    expected = {("tiny"), *((built,) if built else ())}
+    assert {name for _, name, _ in loads.asked} == expected and len(loads.asked) == 3 * len(expected)
+    assert caplog.text.count(line) == 1
+    assert (loads.runs() > 0) == (built is not None)
+
+
+def test_a_build_that_fails_amid_a_video_leaves_it_to_pytorch(
+    pipe: Any, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock = video(pipe, height=48)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    loads.error = RuntimeError("out of luck")
+    assert np.array_equal(video(pipe, height=48), stock)
+    assert caplog.text.count("could not be made (RuntimeError: out of luck)") == 2  # transformer and vae
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"num_videos_per_prompt": 2}, "transformer runs instead of an engine: hidden_states has batch size 2"),
+        ({"attention_kwargs": {"scale": 1.0}}, "transformer runs instead of an engine: attention_kwargs (scale)"),
+    ],
+)  # fmt: skip
+def test_what_no_engine_can_do_runs_in_pytorch(
+    changes: dict[str, Any],
+    line: str,
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stock = video(pipe, **changes)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    for count in (1, 2):
+        assert close(video(pipe, **changes), stock)
+        assert caplog.text.count(line) == count  # once a video, however many steps it has
+    assert len(loads.asked) == 3
+
+
+def test_the_vae_encodes_in_pytorch(
+    pipe: Any, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = torch.rand(1, 3, 5, 32, 32)
+    with torch.no_grad():
+        expected = pipe.vae.encode(frames).latent_dist.mode()
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+        assert torch.equal(pipe.vae.encode(frames).latent_dist.mode(), expected)
+    assert "vae runs instead of an engine: the engines decode" in caplog.text
+
+
+# precision
+
+
+def test_the_precision_is_that_of_the_modules(
+    small_checkpoint: Path, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
+) -> None:
+    for dtype, expected in ((torch.float16, {"fp16"}), (torch.bfloat16, {"fp16", "fp32"})):
+        pipe = loaded(small_checkpoint, torch_dtype=dtype)
+        stock = video(pipe)
+        loads.asked.clear()
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+        assert {precision for _, _, precision in loads.asked} == expected
+        assert close(video(pipe), stock, 0.05)
+        wan_trt_core.restore(pipe)
+        assert np.array_equal(video(pipe), stock)
+    assert "vae: there are no engines in torch.bfloat16; they compute in fp32" in caplog.text
+    changed = {"dit": "fp16", "vae": "fp32"}
+    loads.asked.clear()
+    pipe = wan_trt_core.accelerate(loaded(small_checkpoint), PROFILE, precision=changed, settings=settings)
+    assert loads.asked[0][::2] == ("dit", "fp16") and loads.asked[1][2] == "fp32"
+    assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
+    with pytest.raises(ComponentError, match="dit has no precision 'int3'"):
+        wan_trt_core.accelerate(pipe, PROFILE, precision="int3", settings=settings)
+
+
+# weights
+
+
+def test_the_weights_of_a_folder_are_known_again(small_checkpoint: Path) -> None:
+    folder = Checkpoint.open(small_checkpoint)
+    for dtype in (torch.float32, torch.float16):
+        checkpoint = LoadedCheckpoint(loaded(small_checkpoint, torch_dtype=dtype))
+        for part in ("transformer", "vae"):
+            assert checkpoint.weights_sha256(part) == folder.weights_sha256(part)
+        assert checkpoint.generation() == folder.generation()
+        whole = checkpoint.load("transformer", "fp32").state_dict()
+        assert all(
+            torch.equal(whole[name], value) for name, value in folder.load("transformer").state_dict().items()
+        )
+
+
+def test_a_folder_is_found_by_whatever_names_it(pipe: Any, small_checkpoint: Path, tmp_path: Path) -> None:
+    def origin(**changes: str) -> Checkpoint | None:
+        for module in (pipe.transformer, pipe):
+            module.register_to_config(_name_or_path=changes[type(module).__name__])
+        return LoadedCheckpoint(pipe).origin("transformer")
+
+    folder, part, no_copy = str(small_checkpoint), str(small_checkpoint / "transformer"), "nobody/has-it-here"
+    for module, whole in ((part, no_copy), (no_copy, folder), (folder, ""), (str(tmp_path), folder)):
+        found = origin(WanTransformer3DModel=module, WanPipeline=whole)
+        assert found is not None and found.folder == small_checkpoint
+    assert origin(WanTransformer3DModel=no_copy, WanPipeline=str(tmp_path)) is None
+
+
+def test_what_was_compared_once_is_noted(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, notes = shutil.copytree(small_checkpoint, tmp_path / "checkpoint"), tmp_path / "notes"
+    pipe, compared = loaded(folder), []
+    same = loaded_module._same
+    monkeypatch.setattr(loaded_module, "_same", lambda *given: compared.append(given[2]) or same(*given))
+
+    def found() -> tuple[bool, str]:
+        checkpoint = LoadedCheckpoint(pipe, notes)
+        compared.clear()
+        return checkpoint.origin("vae") is not None, checkpoint.weights_sha256("vae")
+
+    first = found()
+    assert first == (True, Checkpoint.open(folder).weights_sha256("vae")) and compared == ["vae"]
+    assert found() == first and compared == []
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    os.utime(weights, ns=(0, 0))  # a file that was written since
+    assert found() == first and compared == ["vae"]
+    pipe.vae.decoder.conv_out.bias.data.add_(0.1)
+    assert found()[0] is False and compared
+    assert [path.suffix for path in notes.iterdir()] == ["", ""]
+
+
+def test_a_configuration_that_differs_is_not_the_folder_s(pipe: Any) -> None:
+    pipe.vae.register_to_config(latents_mean=[0.2] * 16)
+    checkpoint = LoadedCheckpoint(pipe)
+    assert checkpoint.origin("vae") is None and checkpoint.origin("transformer") is not None
+
+
+def test_changed_weights_are_what_engines_are_made_of(
+    pipe: Any, small_checkpoint: Path, settings: Settings, loads: Loads
+) -> None:
+    unchanged = video(pipe)
+    with torch.no_grad():
+        pipe.transformer.blocks[1].ffn.net[2].weight.mul_(3.0)
+        pipe.vae.decoder.conv_out.bias.add_(0.5)
+    stock = video(pipe)
+    assert not close(stock, unchanged)
+    checkpoint, folder = LoadedCheckpoint(pipe), Checkpoint.open(small_checkpoint)
+    for part in ("transformer", "vae"):
+        assert checkpoint.origin(part) is None
+        assert checkpoint.weights_sha256(part) != folder.weights_sha256(part)
+        half = checkpoint.load(part, "fp16")
+        assert half is not getattr(pipe, part) and half.dtype == torch.float16
+    kept = checkpoint.load("transformer", "fp16").scale_shift_table
+    assert kept.dtype == torch.float32  # as diffusers keeps it
+    before = checkpoint.weights_sha256("vae")
+    pipe.vae.decoder.conv_out.bias.data.add_(0.1)
+    assert LoadedCheckpoint(pipe).weights_sha256("vae") != before
+    pipe.vae.decoder.conv_out.bias.data.sub_(0.1)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert close(video(pipe), stock)
+
+
+def test_weights_that_change_afterwards_get_no_engine(
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would be kept under the hash of what they were."""
+
+    def load(component: str, model: ResolvedModel, *given: Any) -> ModuleEngine:
+        model.checkpoint.weights_sha256("transformer")
+        return loads(component, model, *given)
+
+    monkeypatch.setattr(engines_module, "load_engine", lambda *given, **_: load(*given))
+    stock = pipe.transformer
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    stock.proj_out.bias.data.add_(1.0)
+    video(pipe, height=48)
+    assert "transformer: its weights have changed since engines were made; accelerate it again" in caplog.text
+    assert ("dit", "48x32-5f", "fp32") not in loads.asked
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert loads.asked[-3] == ("dit", "tiny", "fp32")
+
+
+def test_a_pipeline_of_no_folder_and_without_a_text_encoder(
+    pipe: Any, settings: Settings, loads: Loads
+) -> None:
+    with torch.no_grad():
+        states, nothing = pipe.encode_prompt(PROMPT, "", max_sequence_length=16)
+    given = {"prompt_embeds": states, "negative_prompt_embeds": nothing}
+    parts = {"vae": type(pipe.vae).from_config(pipe.vae.config), "transformer": pipe.transformer}
+    new = WanPipeline(tokenizer=None, text_encoder=None, scheduler=pipe.scheduler, **parts)
+
+    def made() -> Any:
+        noise = torch.Generator().manual_seed(1)
+        call = {name: value for name, value in CALL.items() if name != "max_sequence_length"}
+        return new(**call, **given, generator=noise).frames[0]
+
+    stock = made()
+    wan_trt_core.accelerate(new, profile=PROFILE, settings=settings)
+    assert close(made(), stock)
+    assert LoadedCheckpoint(pipe).parts == ("transformer", "vae", "text_encoder")
+
+
+def test_exports_encode_their_prompt_with_the_pipeline_s_own_encoder(pipe: Any) -> None:
+    from wan_trt_core.models.components import get_component
+
+    states = get_component("dit").call_tensors(LoadedCheckpoint(pipe), SMALL)["encoder_hidden_states"]
+    with torch.no_grad():
+        expected, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, max_sequence_length=16)
+    torch.testing.assert_close(states, expected)
+
+
+# what is not compatible
+
+
+class Int8(torch.nn.Parameter):
+    pass
+
+
+class FSDPModule:
+    pass
+
+
+def quantised(pipe: Any) -> None:
+    layer = pipe.transformer.blocks[0].ffn.net[2]
+    layer.weight = Int8(layer.weight.to(torch.int8), requires_grad=False)
+
+
+def offloaded(pipe: Any) -> None:
+    add_hook_to_module(pipe.vae, AlignDevicesHook(execution_device="cpu"))
+
+
+def on_meta(pipe: Any) -> None:
+    pipe.vae.to("meta")
+
+
+def cast_by_layer(pipe: Any) -> None:
+    apply_layerwise_casting(pipe.transformer, torch.bfloat16, torch.float32)
+
+
+def watched(pipe: Any) -> None:
+    pipe.transformer.blocks[1].register_forward_hook(print)
+
+
+def sharded(pipe: Any) -> None:
+    block = pipe.transformer.blocks[0]
+    block.__class__ = type("FSDPWanTransformerBlock", (FSDPModule, type(block)), {})
+
+
+def compiled(pipe: Any) -> None:
+    pipe.transformer = torch.compile(pipe.transformer)
+
+
+def with_processor(pipe: Any) -> None:
+    class FlashAttnProcessor:
+        def __call__(self, *_: Any, **__: Any) -> None: ...
+
+    pipe.transformer.blocks[2].attn2.processor = FlashAttnProcessor()
+
+
+def with_adapter(pipe: Any) -> None:
+    pipe.transformer.peft_config = {"style": SimpleNamespace()}
+
+
+def with_lora_layer(pipe: Any) -> None:
+    layer = pipe.transformer.blocks[0].attn1.to_q
+    layer.__class__ = type("Linear", (type(layer),), {"__module__": "peft.tuners.lora.layer"})
+
+
+def tiled(pipe: Any) -> None:
+    pipe.vae.enable_tiling()
+
+
+def with_two_transformers(pipe: Any) -> None:
+    pipe.transformer_2 = pipe.transformer
+
+
+def per_token(pipe: Any) -> None:
+    pipe.register_to_config(expand_timesteps=True)
+
+
+def without_transformer(pipe: Any) -> None:
+    pipe.transformer = None
+
+
+def of_images(pipe: Any) -> None:
+    pipe.transformer.register_to_config(image_dim=1280)
+
+
+def of_wan22(pipe: Any) -> None:
+    pipe.vae.register_to_config(is_residual=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (quantised, r"transformer: blocks\.0\.ffn\.net\.2\.weight is quantised \(Int8 in int8\)"),
+        (offloaded, r"vae: accelerate's AlignDevicesHook \(CPU offload or a device map\)"),
+        (on_meta, r"vae: .* is not in memory"),
+        (cast_by_layer, r"transformer: .*diffusers' hook layerwise_casting of "),
+        (watched, r"transformer: a forward hook of blocks\.1 would not run"),
+        (sharded, r"transformer: sharded by FSDP"),
+        (compiled, r"transformer: a OptimizedModule in the place of diffusers' WanTransformer3DModel"),
+        (with_processor, r"transformer: blocks\.2\.attn2\.processor is a FlashAttnProcessor"),
+        (with_adapter, r"transformer: adapters are attached \(style\); pipe\.fuse_lora\(\)"),
+        (with_lora_layer, r"transformer: an adapter is attached \(blocks\.0\.attn1\.to_q: Linear\)"),
+        (tiled, r"vae: tiling is on"),
+        (with_two_transformers, r"transformer_2: the two transformers of Wan 2\.2 are not supported yet"),
+        (per_token, r"transformer: a timestep a token \(expand_timesteps, Wan 2\.2"),
+        (without_transformer, r"transformer: the pipeline has none"),
+        (of_images, r"transformer: an image-to-video transformer; image to video is not supported yet"),
+        (of_wan22, r"vae: the VAE of Wan 2\.2"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_not_compatible_is_told_by_name(
+    change: Callable[[Any], None], message: str, pipe: Any, settings: Settings, loads: Loads
+) -> None:
+    change(pipe)
+    with pytest.raises(IncompatiblePipeline, match=message):
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert not loads.asked
+
+
+def test_everything_that_is_in_the_way_is_told_at_once(pipe: Any, settings: Settings) -> None:
+    tiled(pipe)
+    quantised(pipe)
+    with pytest.raises(IncompatiblePipeline, match=r"transformer: .*quantised.*; vae: tiling"):
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+
+
+def test_another_pipeline_is_told_by_its_class(pipe: Any, settings: Settings) -> None:
+    parts = {name: part for name, part in pipe.components.items() if name != "transformer_2"}
+    other = WanImageToVideoPipeline(**parts)
+    with pytest.raises(IncompatiblePipeline, match=r"it is a WanImageToVideoPipeline.*image to video"):
+        wan_trt_core.accelerate(other, settings=settings)
+
+
+def test_the_text_encoder_may_be_quantised_and_offloaded(pipe: Any, settings: Settings, loads: Loads) -> None:
+    add_hook_to_module(pipe.text_encoder, AlignDevicesHook(execution_device="cpu"))
+    pipe.text_encoder.encoder.register_parameter(
+        "scale", Int8(torch.ones(1, dtype=torch.int8), requires_grad=False)
+    )
+    stock = video(pipe)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert close(video(pipe), stock)
+
+
+def test_a_backend_that_cannot_serve_is_told(
+    pipe: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineError, match="torch-compile runs PyTorch modules"):
+        wan_trt_core.accelerate(pipe, backend="torch-compile", settings=settings)
+    monkeypatch.setattr(WanPipeline, "device", torch.device("cuda:1"))
+    with pytest.raises(EngineError, match="the pipeline is on cuda:1, and onnxruntime runs on cpu"):
+        wan_trt_core.accelerate(pipe, settings=settings)
+
+
+def test_settings_come_from_the_environment(
+    pipe: Any, loads: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {"CONFIG": "", "CACHE": str(tmp_path / "mine"), "ON_MISSING_SHAPE": "torch"}.items():
+        monkeypatch.setenv(f"WAN_TRT_{name}", value)
+    wan_trt_core.accelerate(pipe, profile=PROFILE)
+    assert loads.settings is not None and loads.settings.cache == tmp_path / "mine"
+    video(pipe, height=48)
+    assert "(on_missing_shape is torch)" in caplog.text
+
+
+def test_an_engine_that_is_not_as_planned_is_told(
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ModuleEngine, "problems", ("attention is not fused",))
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert "the transformer's engine is not as planned: attention is not fused" in caplog.text
+    assert caplog.text.count("the vae's engine is not as planned") == 2
+
+
+def test_originals_are_those_of_an_accelerated_pipeline(pipe: Any) -> None:
+    with pytest.raises(ValueError, match="not accelerated"):
+        originals(pipe)

@@ -1,0 +1,452 @@
+"""A user's own pipeline on engines: :func:`accelerate` puts them in, :func:`restore` takes them out again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from wan_trt_core.backends.base import Engine, EngineBackend, EngineError
+from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.config import Settings, load_settings
+from wan_trt_core.models.catalogue import resolve_loaded
+from wan_trt_core.models.checkpoint import located, torch_dtype
+from wan_trt_core.models.components import get_component, require_precision
+from wan_trt_core.models.loaded import LoadedCheckpoint
+from wan_trt_core.models.profiles import SPATIAL, TEMPORAL, ShapeProfile, Sizes
+from wan_trt_core.pipeline.compatibility import require_compatible
+from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
+from wan_trt_core.pipeline.parts import (
+    EngineTransformer,
+    EngineVAE,
+    Part,
+    UnsupportedCall,
+    require_batch_1,
+    require_supported,
+)
+from wan_trt_core.pipeline.swap import REPLACED, runs_inside
+from wan_trt_core.progress import Report, progress
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+ENGINES_OF: Mapping[str, tuple[str, ...]] = {"transformer": ("dit",), "vae": VAE_DECODER}
+"""The components whose engines take the place of each module."""
+
+PRECISIONS: Mapping[tuple[str, torch.dtype], str] = {
+    ("transformer", torch.float32): "fp32",
+    ("transformer", torch.float16): "fp16",
+    ("transformer", torch.bfloat16): "fp16",
+    ("vae", torch.float32): "fp32",
+    ("vae", torch.float16): "fp16",
+    ("vae", torch.bfloat16): "fp32",
+}
+"""What an engine computes in unless told otherwise: as its module does. Of bfloat16 only the transformer has engines,
+and no backend for CPUs runs them; in its place half precision has more digits for the transformer, and float32 the
+range for the VAE."""
+
+NOTES = "weights"
+"""Folder of the cache that notes which weights in memory are those of which files."""
+
+NO_TEXT = 1
+"""Tokens of a prompt where none matters: the size of a video that is only decoded."""
+
+logger = logging.getLogger(__name__)
+
+
+def accelerate(
+    pipe: WanPipeline,
+    profile: str | ShapeProfile | None = None,
+    backend: str | None = None,
+    precision: Precision | None = None,
+    settings: Settings | None = None,
+) -> WanPipeline:
+    """Put engines in the place of a pipeline's transformer and VAE decoder; all else of it stays as it is.
+
+    Engines are loaded from the cache (the setting ``cache``, ``WAN_TRT_CACHE``), and exported and built first where it
+    has none. They are made of the weights in memory. What no engine serves later (another size, see the setting
+    ``on_missing_shape``; several videos at once; attention_kwargs) is told in one line of the log a video.
+
+    Args:
+        pipe: a ``WanPipeline``, text to video. One that is accelerated already is restored first. Diffusers' modules
+            go to host memory, what stays in PyTorch to the backend's device.
+        profile: a shape profile, or the name of one of the model's. By default that of the settings, else the first
+            of the catalogue's model whose size the transformer has; else the first call builds for its own sizes.
+        backend: one with engines; that of the settings by default.
+        precision: one for all, or ``{"dit": "fp16", "vae": "fp32"}``; by default that of the modules, see
+            :data:`PRECISIONS`.
+        settings: those of ``config.yaml`` and the environment by default.
+
+    Returns:
+        ``pipe`` itself.
+
+    Raises:
+        IncompatiblePipeline: before any work, naming each module that engines cannot replace and why.
+        ConfigError, CatalogueError, ComponentError, UnknownBackend, BackendUnavailable, EngineError: before any work,
+            for settings, a profile, a precision or a backend that there is not, or that cannot serve here.
+        ExportError, EngineError, CacheError: from an export or build; the pipeline is then as it was.
+    """
+    restore(pipe)
+    require_compatible(pipe)
+    settings = settings or load_settings().settings
+    backend = backend or settings.backend
+    runs = get_backend(backend)
+    if not isinstance(runs, EngineBackend):
+        raise EngineError(f"the backend {backend} runs PyTorch modules and has no engines to accelerate with")
+    runs.require(settings)
+    device = located(device_of(settings, backend))
+    if pipe.device.type != "cpu" and located(pipe.device) != device:
+        raise EngineError(
+            f"the pipeline is on {pipe.device}, and {backend} runs on {device}: name another backend, or move it there"
+        )
+    acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, precision), device)
+    if not isinstance(profile, ShapeProfile):
+        name, model = profile or settings.profile, acceleration.model
+        profile = model.profile(name) if name or model.profiles else None
+    with acceleration.undone_on_error():
+        if profile is not None:
+            for part in REPLACED:
+                acceleration.load(part, profile)
+        acceleration.put_in()
+    return pipe
+
+
+def restore(pipe: WanPipeline) -> WanPipeline:
+    """Put diffusers' own modules back where they were, and release the engines. Does nothing where there are none.
+
+    Returns:
+        ``pipe`` itself.
+    """
+    for name in REPLACED:
+        part = getattr(pipe, name, None)
+        if isinstance(part, (AcceleratedTransformer, AcceleratedVAE)):
+            setattr(pipe, name, part.acceleration.stock[name])
+            part.acceleration.close()
+    return pipe
+
+
+def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
+    """What runs of diffusers' own modules when an accelerated pipeline falls back to PyTorch, by part.
+
+    For a comparison, which is void where one of them runs: the ``forbidden`` of its candidate
+    (:class:`~wan_trt_core.comparison.targets.Arm`).
+
+    Raises:
+        ValueError: for a pipeline that is not accelerated.
+    """
+    found = {name: getattr(pipe, name) for name in REPLACED}
+    if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found.values()):
+        raise ValueError("the pipeline is not accelerated: every module that runs is diffusers' own")
+    return {name: runs_inside(name, part.acceleration.stock[name]) for name, part in found.items()}
+
+
+class Acceleration:
+    """The engines of one accelerated pipeline: which of them serves a video, and what does where none can.
+
+    Attributes:
+        stock: diffusers' own modules by part; in host memory until one has to run.
+        model: what engines are made of, and the profiles that it has.
+        device: where engines run.
+    """
+
+    _report: Report
+    """That of the progress bars which are shown now."""
+
+    def __init__(
+        self,
+        pipe: WanPipeline,
+        settings: Settings,
+        backend: str,
+        precision: Mapping[str, str],
+        device: torch.device,
+    ) -> None:
+        self.stock: dict[str, Any] = {name: getattr(pipe, name) for name in REPLACED}
+        self.device = device
+        self._checkpoint = LoadedCheckpoint(pipe, notes=settings.cache / NOTES)
+        self.model = resolve_loaded(self._checkpoint)
+        self._pipe, self._settings = pipe, settings
+        self._backend, self._precision = backend, precision
+        modules: dict[str, Any] = {
+            name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)
+        }
+        self._homes = {
+            name: (part, part.device) for name, part in modules.items() if not hasattr(part, "_hf_hook")
+        }
+        self._store = EngineStore(settings, lambda job, fraction: self._report(job, fraction))
+        self._prepare = {
+            name: get_component(components[0]).prepare(self._checkpoint, precision[name])
+            for name, components in ENGINES_OF.items()
+        }
+        self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in REPLACED}
+        self._choices: dict[tuple[str, Sizes], EngineTransformer | EngineVAE | str] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Diffusers' modules are in host memory meanwhile and afterwards; where they were, when the block fails."""
+        try:
+            for module in self.stock.values():
+                module.to("cpu")
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def put_in(self) -> None:
+        """Replace the pipeline's modules, and move what stays in PyTorch to the engines' device."""
+        for name, (module, _) in self._homes.items():
+            if name not in REPLACED:
+                module.to(self.device)
+        for name, kind in (("transformer", AcceleratedTransformer), ("vae", AcceleratedVAE)):
+            dtype = torch_dtype(self._precision[name])
+            setattr(self._pipe, name, kind(self, self.stock[name].config, dtype, self.device))
+
+    def close(self) -> None:
+        """Release the engines, and move every module back to where it was. May be called again."""
+        self._store.close()
+        for module, device in self._homes.values():
+            if not hasattr(module, "_hf_hook"):  # one that is offloaded since is moved by its hook
+                module.to(device)
+
+    def load(self, name: str, profile: ShapeProfile) -> EngineTransformer | EngineVAE:
+        """The part that serves a profile from now on; exports and builds what the cache lacks."""
+        made, precision = (self.model, profile), self._precision[name]
+        common: dict[str, Any] = {
+            "prepare": self._prepare[name],
+            "config": self.stock[name].config,
+            "dtype": torch_dtype(precision),
+            "device": self.device,
+        }
+        self.stock[name].to("cpu")  # from where exports read it
+        self._checkpoint.require_unchanged(name)
+        part: EngineTransformer | EngineVAE
+        engines: tuple[Engine, ...]
+        with torch.no_grad(), progress() as self._report:
+            if name == "transformer":
+                engines = (self._store.load("dit", *made, precision, self._backend),)
+                part = EngineTransformer(*engines, **common)
+            else:
+                decoder = self._store.vae_decoder(*made, precision, self._backend)
+                engines, part = decoder.engines, EngineVAE(decoder, **common)
+        for problem in (problem for engine in engines for problem in engine.problems):
+            logger.warning("the %s's engine is not as planned: %s", name, problem)
+        self._served[name].append((self._range(profile), part))
+        return part
+
+    def part(self, name: str, video: Sizes) -> Any:
+        """The part that serves a video of this size. The first video of a size decides for all.
+
+        Raises:
+            UnsupportedCall: when none does and PyTorch has to; the message says why.
+        """
+        if (name, video) not in self._choices:
+            self._choices[name, video] = self._choose(name, video)
+            decoded = replace(video, text_length=NO_TEXT)
+            if ("vae", decoded) not in self._choices:  # a build of minutes is not for the end of a video
+                self._choices["vae", decoded] = self._choose("vae", decoded)
+        choice = self._choices[name, video]
+        if isinstance(choice, str):
+            raise UnsupportedCall(choice)
+        return choice
+
+    def in_pytorch(self, name: str, why: UnsupportedCall) -> Any:
+        """Diffusers' own module, on the device. One line of the log a video says that it runs, and why."""
+        if (name, str(why)) not in self._told:
+            self._told.add((name, str(why)))
+            logger.warning("diffusers' own %s runs instead of an engine: %s", name, why)
+        return self.stock[name].to(self.device)
+
+    def begin(self) -> None:
+        """A new video: what was told of the last one is told again."""
+        self._told.clear()
+
+    def _choose(self, name: str, video: Sizes) -> EngineTransformer | EngineVAE | str:
+        for profile, part in self._served[name]:
+            if covers(name, profile, video):
+                return part  # type: ignore[no-any-return]
+        try:
+            return self.load(name, self._profile(name, video))
+        except UnsupportedCall as why:
+            return str(why)
+        except Exception as error:  # of whichever stage: the video goes on in PyTorch, whatever it was
+            logger.debug("no engine of the %s", name, exc_info=True)
+            return f"the engine for {_told(video)} could not be made ({type(error).__name__}: {error})"
+
+    def _profile(self, name: str, video: Sizes) -> ShapeProfile:
+        """What to build for a video that no engine serves.
+
+        Raises:
+            UnsupportedCall: when the settings say that nothing is.
+        """
+        missing, rule = f"no engine for {_told(video)}", self._settings.on_missing_shape
+        if not self._served[name] or rule == "build":
+            logger.warning("%s: building the %s's for this size", missing, name)
+            return ShapeProfile(f"{video.height}x{video.width}-{video.frames}f", video, video, video)
+        if rule == "torch":
+            raise UnsupportedCall(f"{missing} (on_missing_shape is torch)")
+        containing = [known for known in self.model.profiles.values() if covers(name, known, video)]
+        if not containing:
+            raise UnsupportedCall(
+                f"{missing}, and none of the profiles {', '.join(self.model.profiles) or '(none)'} contains it"
+                " (on_missing_shape is nearest)"
+            )
+        nearest = min(containing, key=lambda known: abs(_volume(known.opt) - _volume(video)))
+        logger.warning("%s: the %s's of the profile %s are used", missing, name, nearest.name)
+        return nearest
+
+    def _range(self, profile: ShapeProfile) -> ShapeProfile:
+        """What the engine of a profile serves: its opt alone, where the settings build TensorRT's so."""
+        if self._backend != "tensorrt" or "range" in self._settings.tensorrt.profiles:
+            return profile
+        return replace(profile, min=profile.opt, max=profile.opt)
+
+
+class _Accelerated(Part):
+    """In the place of a module of diffusers: an engine of :class:`Acceleration`, or the module itself."""
+
+    part: str
+
+    def __init__(
+        self, acceleration: Acceleration, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(config, dtype, device)
+        self.acceleration = acceleration
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(
+                f"{error}: engines are in the place of the pipeline's {self.part}; wan_trt_core.restore(pipe) puts"
+                " diffusers' own back"
+            ) from None
+
+
+class AcceleratedTransformer(_Accelerated):
+    """In the place of ``WanTransformer3DModel``."""
+
+    part = "transformer"
+
+    @contextmanager
+    def cache_context(self, name: str, step_index: int | None = None, **_: object) -> Iterator[None]:
+        """Nothing is cached between calls; the first call of the first step is a new video."""
+        if step_index == 0 and name == "cond":
+            self.acceleration.begin()
+        yield
+
+    @torch.no_grad()
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor | None = None,
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor] | Transformer2DModelOutput:
+        """The predicted flow, as diffusers' own forward; see :class:`EngineTransformer`.
+
+        Raises:
+            EngineError: as the engine's ``run``.
+        """
+        try:
+            require_supported(hidden_states, timestep, encoder_hidden_states_image, attention_kwargs)
+            part = self.acceleration.part(self.part, video_of(hidden_states, encoder_hidden_states.shape[1]))
+        except UnsupportedCall as why:
+            stock = self.acceleration.in_pytorch(self.part, why)
+            sample = stock(
+                hidden_states.to(stock.dtype),
+                timestep,
+                encoder_hidden_states.to(stock.dtype),
+                encoder_hidden_states_image,
+                return_dict=False,
+                attention_kwargs=attention_kwargs,
+            )[0].to(hidden_states.dtype)
+        else:
+            sample = part(hidden_states, timestep, encoder_hidden_states, return_dict=False)[0]
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+class AcceleratedVAE(_Accelerated):
+    """In the place of ``AutoencoderKLWan``. It encodes in PyTorch."""
+
+    part = "vae"
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor] | DecoderOutput:
+        """The video of de-normalised latents, as diffusers' own decode; see :class:`EngineVAE`.
+
+        Raises:
+            EngineError: as the engines' ``run``.
+        """
+        try:
+            require_batch_1("z", z)
+            part = self.acceleration.part(self.part, video_of(z, NO_TEXT))
+        except UnsupportedCall as why:
+            stock = self.acceleration.in_pytorch(self.part, why)
+            sample = stock.decode(z.to(stock.dtype), return_dict=False)[0].to(self.dtype)
+        else:
+            sample = part.decode(z, return_dict=False)[0]
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
+        """Diffusers' own encode."""
+        stock = self.acceleration.in_pytorch(self.part, UnsupportedCall("the engines decode"))
+        return stock.encode(x.to(stock.dtype), return_dict=return_dict)
+
+
+def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
+    """Whether the engines of a part serve a video, when they are built for a profile."""
+    sizes = get_component(ENGINES_OF[part][0]).sizes
+    least, most = sizes(profile.min), sizes(profile.max)
+    return all(least[axis] <= size <= most[axis] for axis, size in sizes(video).items())
+
+
+def video_of(latents: Tensor, text_length: int) -> Sizes:
+    """The size of the video that latents (batch, 16, frames, height/8, width/8) are of.
+
+    Raises:
+        UnsupportedCall: when it is no size that an engine can have.
+    """
+    _, _, frames, height, width = latents.shape
+    try:
+        return Sizes(SPATIAL * height, SPATIAL * width, TEMPORAL * (frames - 1) + 1, text_length)
+    except ValueError as error:
+        raise UnsupportedCall(str(error)) from error
+
+
+def _precisions(pipe: WanPipeline, precision: Precision | None) -> dict[str, str]:
+    """The precision of each part's engines.
+
+    Raises:
+        ComponentError: for one that there are no engines in.
+        ValueError: for a mapping that leaves a part out.
+    """
+    chosen: dict[str, str] = {}
+    for name, components in ENGINES_OF.items():
+        own = getattr(pipe, name).dtype
+        if precision is not None:
+            chosen[name] = precision_of(precision, components[0])
+        else:
+            chosen[name] = PRECISIONS[name, own]
+            if torch_dtype(chosen[name]) != own:
+                logger.warning("%s: there are no engines in %s; they compute in %s", name, own, chosen[name])
+        for component in components:
+            require_precision(get_component(component), chosen[name])
+    return chosen
+
+
+def _told(video: Sizes) -> str:
+    text = "" if video.text_length == NO_TEXT else f", prompts of {video.text_length} tokens"
+    return f"{video.height}x{video.width}, {video.frames} frames{text}"
+
+
+def _volume(video: Sizes) -> int:
+    return video.height * video.width * video.latent_frames

@@ -1,0 +1,133 @@
+"""What keeps a pipeline from running on engines: found before any work, and told by the module's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import nn
+
+PARTS: dict[str, type] = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}
+"""The modules that engines replace, and the only class each may have."""
+
+_SHARDED = frozenset({"FullyShardedDataParallel", "FSDPModule"})
+_FLOATING = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class IncompatiblePipeline(ValueError):
+    """A pipeline cannot run on engines as it is; the message names each module, what is in the way and a remedy."""
+
+
+def require_compatible(pipe: Any) -> None:
+    """Check what can be checked before anything is exported.
+
+    Raises:
+        IncompatiblePipeline: with everything that is in the way.
+    """
+    problems = tuple(_problems(pipe))
+    if problems:
+        raise IncompatiblePipeline("the pipeline cannot run on engines: " + "; ".join(problems))
+
+
+def _problems(pipe: Any) -> Iterator[str]:
+    if not isinstance(pipe, WanPipeline):
+        yield (
+            f"it is a {type(pipe).__name__}, and engines are for WanPipeline: image to video and the other"
+            " pipelines are not supported yet"
+        )
+        return
+    if pipe.transformer_2 is not None or pipe.config.boundary_ratio is not None:
+        yield "transformer_2: the two transformers of Wan 2.2 are not supported yet"
+    if pipe.config.expand_timesteps:
+        yield "transformer: a timestep a token (expand_timesteps, Wan 2.2 TI2V-5B) is not supported yet"
+    for name, kind in PARTS.items():
+        yield from (f"{name}: {problem}" for problem in _problems_of(getattr(pipe, name), kind))
+
+
+def _problems_of(module: Any, kind: type) -> Iterator[str]:
+    if module is None:
+        yield "the pipeline has none"
+        return
+    if any(_SHARDED & {base.__name__ for base in type(part).__mro__} for part in module.modules()):
+        yield "sharded by FSDP; engines are built from a whole module: load it without"
+        return
+    if not isinstance(module, kind):
+        yield (
+            f"a {type(module).__name__} in the place of diffusers' {kind.__name__}; give the pipeline the module"
+            " itself, neither compiled nor wrapped"
+        )
+        return
+    if adapter := _adapter(module):
+        yield (
+            f"{adapter}; pipe.fuse_lora() and pipe.unload_lora_weights() put LoRA adapters into the weights, from"
+            " which engines are then built"
+        )
+        return
+    looks: tuple[Callable[[Any], str | None], ...] = (_weights, _hook, _variant, _processor)
+    yield from filter(None, (look(module) for look in looks))
+
+
+def _weights(module: nn.Module) -> str | None:
+    for name, weight in module.named_parameters():
+        if weight.is_meta:
+            return f"{name} is not in memory (device meta: offloaded); load the whole module"
+        if weight.dtype not in _FLOATING or type(weight) is not nn.Parameter:
+            return (
+                f"{name} is quantised ({type(weight).__name__} in {str(weight.dtype).removeprefix('torch.')});"
+                " engines are built from floating-point weights: load it without quantization_config"
+            )
+    return None
+
+
+def _hook(module: nn.Module) -> str | None:
+    for name, part in module.named_modules():
+        where = f" of {name}" if name else ""
+        if hasattr(part, "_hf_hook"):
+            return (
+                f"accelerate's {type(part._hf_hook).__name__}{where} (CPU offload or a device map) would move"
+                " weights that engines do not have; pipe.remove_all_hooks() first, and offload what stays in PyTorch"
+                " afterwards"
+            )
+        hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", None)
+        if hooks:
+            return (
+                f"diffusers' hook {', '.join(hooks)}{where} (group offload, layerwise casting or a cache) would not"
+                " run; disable it"
+            )
+        if part._forward_hooks or part._forward_pre_hooks:
+            return f"a forward hook{where} would not run; remove it"
+    return None
+
+
+def _adapter(module: Any) -> str | None:
+    if getattr(module, "peft_config", None):
+        return f"adapters are attached ({', '.join(module.peft_config)})"
+    for name, part in module.named_modules():
+        if type(part).__module__.partition(".")[0] == "peft":
+            return f"an adapter is attached ({name}: {type(part).__name__})"
+    return None
+
+
+def _variant(module: Any) -> str | None:
+    """What the configuration or the state of a module asks for and engines do not do."""
+    config = module.config
+    if config.get("image_dim") or config.get("added_kv_proj_dim"):
+        return "an image-to-video transformer; image to video is not supported yet"
+    if config.get("is_residual"):
+        return "the VAE of Wan 2.2, which is not supported yet"
+    if getattr(module, "use_tiling", False):
+        return "tiling is on, and engines decode whole frames; pipe.vae.disable_tiling() first"
+    return None
+
+
+def _processor(module: Any) -> str | None:
+    for name, processor in getattr(module, "attn_processors", {}).items():
+        if type(processor) is not WanAttnProcessor:
+            return (
+                f"{name} is a {type(processor).__name__}: engines compute the attention of"
+                f" {WanAttnProcessor.__name__}; set that"
+            )
+    return None

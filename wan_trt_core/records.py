@@ -172,10 +172,7 @@ class RunRecord(_Model):
         Raises:
             RecordError: when the file is missing, no JSON, of another schema, or has an unknown key.
         """
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RecordError(f"{path}: not a readable result record: {error}") from error
+        data = read_json(path, "result record")
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
             raise RecordError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
@@ -183,6 +180,21 @@ class RunRecord(_Model):
             return cls.model_validate(data)
         except ValueError as error:
             raise RecordError(f"{path}: {error}") from error
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The data of a JSON file.
+
+    Args:
+        what: the file should be, for the error.
+
+    Raises:
+        RecordError: when the file is missing, no JSON, or ends early.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: not a readable {what}: {error}") from error
 
 
 def write_json(path: Path, data: Any) -> None:

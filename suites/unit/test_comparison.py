@@ -697,6 +697,21 @@ def test_a_case_on_a_device_says_who_holds_what(healthy: Settings, monkeypatch: 
     assert not measurement.metrics["device_unattributed"].deterministic
 
 
+def test_the_stages_of_a_whole_video_have_their_peaks(healthy: Settings) -> None:
+    case = case_of("pipeline", healthy).model_copy(update={"steps": 2})
+    target = memory.target_of(case, Context(healthy))
+    found = memory.measure_stages(target.candidate, target.inputs("min"))
+    assert {name.partition(".")[0] for name in found} == {"text_encode", "denoise", "decode", "postprocess"}
+    assert all(name.endswith(".resident_set_peak") and metric.unit == "B" for name, metric in found.items())
+    assert all((metric.value or 0) > 100 * MIB for metric in found.values())
+    whole = memory.measure_stages(target.reference, target.inputs("min"))
+    assert set(whole) == set(found)
+    assert (
+        memory.measure_stages(memory.target_of(case_of("dit", healthy), Context(healthy)).candidate, None)
+        == {}
+    )
+
+
 def test_scratch_memory_that_engines_share_counts_once(
     healthy: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -735,7 +750,7 @@ def test_a_gpu_is_left_to_the_process_that_measures(
     context, closed = Context(healthy.model_copy(update={"device": "cuda"})), []
     engine: Any = SimpleNamespace(close=lambda: closed.append("before"))
     context.engines._engines[("dit",)] = engine
-    monkeypatch.setattr(memory, "_in_fresh_process", lambda *_: closed.append("measured"))
+    monkeypatch.setattr(memory, "in_fresh_process", lambda *_: closed.append("measured"))
     memory.measure(case_of("dit", healthy), context)
     assert closed == ["before", "measured"]
 

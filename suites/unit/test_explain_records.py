@@ -13,6 +13,7 @@ from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement
 
 from wan_trt_core.baselines import BaselineEntry, BaselineFile, write_baselines
 from wan_trt_core.comparison import explain_case
+from wan_trt_core.gates.bands import BaselineMetric, Tolerance
 from wan_trt_core.measure.differences import kernel_difference, memory_difference, precision_of_kernel
 from wan_trt_core.measure.kernels import TOP, Kernel, breakdown
 from wan_trt_core.records import Measurement, Metric, RunRecord
@@ -150,6 +151,43 @@ def test_who_holds_more_memory() -> None:
     assert many.describe().endswith("the largest part a (+4 B)")
     with pytest.raises(ValueError, match="neither device_used nor resident_set_peak"):
         memory_difference({"device_used": 1.0}, {"resident_set_peak": 1.0})
+
+
+def test_the_stage_with_the_most_is_told() -> None:
+    before = {"device_used": 9e9, "decode.device_used": 9e9, "denoise.device_used": 5e9, "engine_caches": 0.0}
+    after = {"device_used": 9e9 + 2**30, "decode.device_used": 9e9 + 2**30, "denoise.device_used": 5e9}
+    difference = memory_difference(before, {**after, "engine_caches": 2.0**30})
+    assert difference.describe() == (
+        "1 GiB more device_used (8.382 GiB → 9.382 GiB), the most in decode: most of it engine_caches (+1 GiB)"
+    )
+    assert [(stage.name, stage.added) for stage in difference.stages] == [
+        ("decode", 2.0**30),
+        ("denoise", 0.0),
+    ]
+    assert [owner.name for owner in difference.owners] == ["engine_caches"]
+    assert memory_difference({"device_used": 1.0}, after).stages == ()  # a record of an older release
+
+
+def test_a_failing_memory_case_says_who_holds_more_than_its_baseline() -> None:
+    def held(**sizes: float) -> dict[str, Metric]:
+        return {name: Metric(value=size, unit="B", better="lower") for name, size in sizes.items()}
+
+    tolerance = Tolerance(0.05, 0.0, "r")
+    stored = BaselineEntry(
+        {
+            name: BaselineMetric(size, "B", "lower", tolerance, 1, 0.0, (size,))
+            for name, size in {"resident_set_peak": 2.0**30, "engine_weights": 2.0**28}.items()
+        }
+    )
+    grown = held(resident_set_peak=2.0**30 + 2**28, engine_weights=2.0**29, engine_buffers=2.0**40)
+    nowhere: Any = None  # nothing runs again
+    (line,) = explain_case(make_case(), "memory", nowhere, Measurement(metrics=grown), stored)
+    assert line == (
+        "memory, against the baseline's: 256 MiB more resident_set_peak (1 GiB → 1.25 GiB):"
+        " most of it engine_weights (+256 MiB)"
+    )
+    assert explain_case(make_case(), "memory", nowhere, Measurement(metrics=grown)) == ()
+    assert explain_case(make_case(), "memory", nowhere, Measurement(metrics=grown), BaselineEntry({})) == ()
 
 
 def record(path: Path, suite: Any, measurement: Measurement) -> Path:

@@ -51,7 +51,7 @@ LIGHT = (
     "wan_trt_core.cli",
     "wan_trt_core.comparison",
     "wan_trt_core.comparison.context",
-    "wan_trt_core.comparison.kernels",
+    "wan_trt_core.comparison.against_baseline",
     "wan_trt_core.config",
     "wan_trt_core.doctor",
     "wan_trt_core.gates",

@@ -122,16 +122,18 @@ def explain_memory(
 ) -> None:
     """Show who holds more memory in the second of two records."""
     from wan_trt_core.gates.formatting import quantity
-    from wan_trt_core.measure.differences import memory_difference
+    from wan_trt_core.measure.differences import held_by, memory_difference
 
     told = []
     for name, first, second in _pairs(before, after, "memory", case):
-        difference = memory_difference(_held(first), _held(second))
+        difference = memory_difference(held_by(first.measurement), held_by(second.measurement))
         told.append({"case": name, "summary": difference.describe(), **asdict(difference)})
         if not as_json:
             print_line(f"{name}: {difference.describe()}")
             rows = [*difference.owners, difference.total]
             _print_changes("memory", rows, lambda size: quantity(size, "B"))
+            if difference.stages:
+                _print_changes("peak by stage", difference.stages, lambda size: quantity(size, "B"))
     if as_json:
         print_json(told)
 
@@ -209,18 +211,6 @@ def _stored_kernels(case: CaseRecord, path: Path, root: Path) -> Mapping[str, An
         command = regenerate_command("perf", case.case)
         raise BaselineError(f"{baseline_path(*where)}: {lacking} {case.case}; make it with: {command}")
     return entry.kernels
-
-
-def _held(case: CaseRecord) -> dict[str, float]:
-    """What a memory record says of the candidate, in bytes; growth is no amount that anybody holds."""
-    return {
-        name: metric.value
-        for name, metric in case.measurement.metrics.items()
-        if metric.unit == "B"
-        and metric.value is not None
-        and "growth" not in name
-        and not name.startswith("reference_")
-    }
 
 
 def _case(path: Path, wanted: str, backend: str | None) -> Case:

@@ -33,7 +33,8 @@ def explain_case(
 ) -> tuple[str, ...]:
     """Lines for a person that say why a measured case failed; none where the suite has nothing to add.
 
-    The parity suite runs the case again with every block's output; the perf suite has the kernels that were measured.
+    The parity suite runs the case again with every block's output; the others have what was
+    measured.
 
     Args:
         measurement: the one that failed.
@@ -47,7 +48,9 @@ def explain_case(
 
         return parity.explain(case, context.under(case))
     if suite == "perf":
-        from wan_trt_core.comparison import kernels
+        from wan_trt_core.comparison.against_baseline import explain_perf
 
-        return kernels.explain(measurement, baseline)
-    return ()
+        return explain_perf(measurement, baseline)
+    from wan_trt_core.comparison.against_baseline import explain_memory
+
+    return explain_memory(measurement, baseline)

@@ -22,7 +22,9 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
-from typing import Literal, TypeVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -31,7 +33,7 @@ from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import PEAK_OVER_REFERENCE, Case
 from wan_trt_core.comparison.conditions import equal_conditions, release
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import target_of
+from wan_trt_core.comparison.targets import Arm, target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.gates.memory import DEVICE_GROWTH, GROWTH
 from wan_trt_core.measure.device_memory import (
@@ -40,6 +42,7 @@ from wan_trt_core.measure.device_memory import (
     current_device_in_use,
     current_device_memory,
 )
+from wan_trt_core.measure.differences import STAGES, TOTALS
 from wan_trt_core.measure.memory import (
     growth_metric,
     memory_by_run,
@@ -47,6 +50,9 @@ from wan_trt_core.measure.memory import (
     peak_resident_set,
     resident_set,
 )
+from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
+from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter
+from wan_trt_core.pipeline.recording import RunRecording
 from wan_trt_core.records import Measurement, Metric
 
 Metrics = dict[str, Metric]
@@ -98,9 +104,10 @@ def measure_here(
     device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
     with equal_conditions(settings):
         target = target_of(case, Context(settings))
-        call = (target.candidate if arm == "candidate" else target.reference).call
-        inputs = target.inputs("opt")
+        side = target.candidate if arm == "candidate" else target.reference
+        call, inputs = side.call, target.inputs("opt")
         metrics = measure_peak(partial(call, inputs), settings, device)
+        metrics |= measure_stages(side, inputs, device)
         if arm == "reference":
             return Measurement(metrics=metrics)
         held, facts = target.engine_bytes(), target.facts()  # at the size that the peak was measured at
@@ -127,6 +134,26 @@ def measure_peak(
     peaks: list[DevicePeak] = []
     resident = peak_resident_set(lambda: peaks.append(device.peak(call)))
     return peak_metrics(resident) | peaks[0].metrics()
+
+
+def measure_stages(arm: Arm, inputs: Any, device: DeviceMemory | None = None) -> Metrics:
+    """The peak of each stage of a whole run (``decode.resident_set_peak``, on a device ``decode.device_used``); of all
+    denoising steps and of all decoded frames the highest. Nothing for an arm that has no stages."""
+    if arm.recorded is None:
+        return {}
+    with TemporaryDirectory(prefix="wan-trt-") as folder:
+        path = Path(folder, FILE_NAME)
+        with MemoryRecorder(path, Meter(device), hardware_key="", run={}) as recorder:
+            arm.recorded(inputs, RunRecording(recorder))
+        record = MemoryRecord.read(path)
+    name, peaks = TOTALS[0] if device is not None else TOTALS[1], dict[str, int]()
+    for event in record.events:
+        if event.stage in STAGES:
+            peaks[event.stage] = max(peaks.get(event.stage, 0), event.peak.of(record.book))
+    return {
+        f"{stage}.{name}": Metric(value=float(size), unit="B", better="lower")
+        for stage, size in peaks.items()
+    }
 
 
 def measure_growth(

@@ -7,10 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.kernels import COMPUTING, NODE, group_of, place_of
+
+if TYPE_CHECKING:
+    from wan_trt_core.records import Measurement
 
 LOST = 0.5
 """An engine that spends less than this part of the time in fused attention than another has lost a fusion."""
@@ -29,6 +32,9 @@ FEW = 3
 
 TOTALS = ("device_used", "resident_set_peak")
 """What a case uses at most, on the device or else on the host: the first that a record has."""
+
+STAGES = ("text_encode", "denoise", "decode", "postprocess")
+"""Parts of a whole run whose peaks a memory record of a pipeline has, as ``decode.device_used``."""
 
 _FUSED = re.compile(r"Simplified|Fused|Fast|Quick|Skip|Bias|\w*Attention")
 """Operators that ONNX Runtime makes of several."""
@@ -110,10 +116,15 @@ class KernelDifference:
 
 @dataclass(frozen=True)
 class MemoryDifference:
-    """Two memory records, in bytes; who holds more by most first."""
+    """Two memory records, in bytes; who holds more by most first.
+
+    Attributes:
+        stages: the peaks of the stages of a whole run, where both records have them.
+    """
 
     total: Change
     owners: tuple[Change, ...]
+    stages: tuple[Change, ...] = ()
 
     def describe(self) -> str:
         """The answer in one line."""
@@ -121,6 +132,9 @@ class MemoryDifference:
         ends = (quantity(value, "B") for value in (self.total.before, self.total.after))
         line = f"{quantity(abs(self.total.added), 'B')} {word} {self.total.name} ({' → '.join(ends)})"
         sign = 1 if self.total.added >= 0 else -1
+        highest = max(self.stages, key=lambda stage: stage.after, default=None)
+        if highest is not None:
+            line += f", the most in {highest.name}"
         # of owners that hold the same the one of a single component says most, and an engine more than an allocator
         ranked = (
             (sign * change.added, "." in change.name, "engine" in change.name) for change in self.owners
@@ -161,17 +175,36 @@ def memory_difference(before: Mapping[str, float], after: Mapping[str, float]) -
     if total is None:
         raise ValueError(f"neither {' nor '.join(TOTALS)} is in both records")
     elsewhere = "resident_set" if total == "device_used" else "device"
+    peaks = {f"{stage}.{name}" for stage in STAGES for name in TOTALS}
     owners = _changes(
         *(
             {
                 name: size
                 for name, size in held.items()
-                if name not in TOTALS and not name.startswith(elsewhere)
+                if name not in TOTALS and name not in peaks and not name.startswith(elsewhere)
             }
             for held in (before, after)
         )
     )
-    return MemoryDifference(Change(total, before[total], after[total]), owners)
+    stages = [
+        Change(stage, before[peak], after[peak])
+        for stage in STAGES
+        if (peak := f"{stage}.{total}") in before and peak in after
+    ]
+    stages.sort(key=lambda stage: -stage.added)
+    return MemoryDifference(Change(total, before[total], after[total]), owners, tuple(stages))
+
+
+def held_by(measurement: Measurement) -> dict[str, float]:
+    """What a memory measurement says of the candidate, in bytes; growth is no amount that anybody holds."""
+    return {
+        name: metric.value
+        for name, metric in measurement.metrics.items()
+        if metric.unit == "B"
+        and metric.value is not None
+        and "growth" not in name
+        and not name.startswith("reference_")
+    }
 
 
 def precision_of_kernel(name: str) -> str | None:

@@ -105,6 +105,28 @@ class EngineStore:
             )
         return self._engines[key]
 
+    def build(
+        self,
+        component: str,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str,
+        backend: str,
+        *,
+        block_outputs: bool = False,
+    ) -> None:
+        """Export and build what :meth:`load` would, without loading it; see :func:`built_engine`."""
+        built_engine(
+            component,
+            model,
+            profile,
+            precision,
+            backend,
+            self._settings,
+            block_outputs=block_outputs,
+            progress=self._progress,
+        )
+
     def vae_decoder(
         self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
     ) -> StreamingDecoder:

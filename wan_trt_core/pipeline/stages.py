@@ -63,9 +63,9 @@ def stages(pipe: WanPipeline, begin: Begin) -> Iterator[None]:
         return video
 
     with (
-        _through(pipe, "encode_prompt", encode),
-        _through(pipe.scheduler, "step", step),
-        _through(pipe.vae, "decode", decode),
+        through(pipe, "encode_prompt", encode),
+        through(pipe.scheduler, "step", step),
+        through(pipe.vae, "decode", decode),
     ):
         begin("text_encode", None)
         yield
@@ -105,7 +105,7 @@ def time_stages(
     with ExitStack() as watched:
         for name in TRANSFORMERS:
             if (module := getattr(pipe, name, None)) is not None:
-                watched.enter_context(_through(module, "forward", forward))
+                watched.enter_context(through(module, "forward", forward))
         watched.enter_context(stages(pipe, begin))
         call()
     begin("end")
@@ -154,7 +154,7 @@ def _label(stage: str, index: int | None) -> str:
 
 
 @contextmanager
-def _through(target: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+def through(target: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
     """Meanwhile calls of a method of this one object go to ``wrapper``, with the original before its arguments."""
     before: Mapping[str, Any] = vars(target)
     own, original = name in before, getattr(target, name)

@@ -1,10 +1,18 @@
-"""Why a perf case got slower: its kernels against those of its baseline. Pure; what was measured is all it needs."""
+"""Why a case got slower, or needs more memory: against its baseline. Pure; what was measured is all it needs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wan_trt_core.measure.differences import ends, kernel_difference, machine, most_changed, shortened
+from wan_trt_core.measure.differences import (
+    ends,
+    held_by,
+    kernel_difference,
+    machine,
+    memory_difference,
+    most_changed,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from wan_trt_core.gates.bands import BaselineEntry
@@ -14,7 +22,7 @@ TOP = 5
 """Layers or kernels that a failing test lists, of those whose time changed by most."""
 
 
-def explain(measurement: Measurement, baseline: BaselineEntry | None) -> tuple[str, ...]:
+def explain_perf(measurement: Measurement, baseline: BaselineEntry | None) -> tuple[str, ...]:
     """Lines for a person: the difference, what the machine did meanwhile, and what changed by most: layers where both
     have them, since these name PyTorch's modules, else kernels.
 
@@ -41,3 +49,17 @@ def explain(measurement: Measurement, baseline: BaselineEntry | None) -> tuple[s
             if change.added
         ),
     )
+
+
+def explain_memory(measurement: Measurement, baseline: BaselineEntry | None) -> tuple[str, ...]:
+    """A line for a person: who holds more than when the baseline was made, as far as it has bands to tell; none without
+    the total that decides."""
+    if baseline is None:
+        return ()
+    before = {name: metric.value for name, metric in baseline.metrics.items() if metric.unit == "B"}
+    now = {name: size for name, size in held_by(measurement).items() if name in before}
+    try:
+        difference = memory_difference(before, now)
+    except ValueError:
+        return ()
+    return (f"memory, against the baseline's: {difference.describe()}",)

@@ -22,8 +22,6 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,18 +29,19 @@ import torch
 from wan_trt_core.backends.base import EngineError
 from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import PEAK_OVER_REFERENCE, Case
-from wan_trt_core.comparison.conditions import equal_conditions, release
+from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.gates.memory import DEVICE_GROWTH, GROWTH
 from wan_trt_core.measure.device_memory import (
+    SAMPLE_SECONDS,
     DeviceMemory,
     DevicePeak,
     current_device_in_use,
     current_device_memory,
 )
-from wan_trt_core.measure.differences import STAGES, TOTALS
+from wan_trt_core.measure.differences import TOTALS
 from wan_trt_core.measure.memory import (
     growth_metric,
     memory_by_run,
@@ -50,9 +49,7 @@ from wan_trt_core.measure.memory import (
     peak_resident_set,
     resident_set,
 )
-from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
-from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter
-from wan_trt_core.pipeline.recording import RunRecording
+from wan_trt_core.pipeline.stages import peaks_by_stage
 from wan_trt_core.records import Measurement, Metric
 
 Metrics = dict[str, Metric]
@@ -138,18 +135,15 @@ def measure_peak(
 
 def measure_stages(arm: Arm, inputs: Any, device: DeviceMemory | None = None) -> Metrics:
     """The peak of each stage of a whole run (``decode.resident_set_peak``, on a device ``decode.device_used``); of all
-    denoising steps and of all decoded frames the highest. Nothing for an arm that has no stages."""
-    if arm.recorded is None:
+    denoising steps the highest. Nothing for an arm that is no pipeline."""
+    if arm.pipe is None:
         return {}
-    with TemporaryDirectory(prefix="wan-trt-") as folder:
-        path = Path(folder, FILE_NAME)
-        with MemoryRecorder(path, Meter(device), hardware_key="", run={}) as recorder:
-            arm.recorded(inputs, RunRecording(recorder))
-        record = MemoryRecord.read(path)
-    name, peaks = TOTALS[0] if device is not None else TOTALS[1], dict[str, int]()
-    for event in record.events:
-        if event.stage in STAGES:
-            peaks[event.stage] = max(peaks.get(event.stage, 0), event.peak.of(record.book))
+    read, name = (resident_set, TOTALS[1]) if device is None else (device.used, TOTALS[0])
+    call = partial(arm.call, inputs)
+    peaks: dict[str, int] = {}
+    for label, size in peaks_by_stage(arm.pipe, call, read, synchronize=synchronize, seconds=SAMPLE_SECONDS):
+        stage = label.rstrip(" 0123456789").replace(" ", "_")
+        peaks[stage] = max(peaks.get(stage, 0), size)
     return {
         f"{stage}.{name}": Metric(value=float(size), unit="B", better="lower")
         for stage, size in peaks.items()

@@ -37,7 +37,6 @@ from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, exported_model, precision_of
 from wan_trt_core.pipeline.generate import OnStep, generate
-from wan_trt_core.pipeline.recording import RunRecording
 from wan_trt_core.pipeline.swap import REPLACED, runs_inside, swap
 
 _RUNS_ON_CPU = ("onnxruntime",)
@@ -95,14 +94,12 @@ class Arm:
             reference would compare the reference with itself. Loaded when watched for, so that they take no memory
             where the candidate runs alone.
         pipe: the pipeline that ``call`` runs, where it runs one.
-        recorded: as ``call``, while the memory of each of its stages is recorded; of a whole video only.
     """
 
     call: Callable[[Any], Outputs]
     once: Callable[[], object] | None = None
     forbidden: Callable[[], Mapping[str, nn.Module]] = dict
     pipe: Any = None
-    recorded: Callable[[Any, RunRecording], Outputs] | None = None
 
     @contextmanager
     def watched(self) -> Iterator[list[str]]:
@@ -507,7 +504,7 @@ class PipelineTarget(Target):
         }
 
     def _arm(self, pipe: Any, forbidden: Callable[[], Mapping[str, nn.Module]] = dict) -> Arm:
-        def call(asked: Asked, on_step: OnStep | None = None) -> Outputs:
+        def call(asked: Asked) -> Outputs:
             generated = generate(
                 pipe,
                 asked.prompt.prompt,
@@ -515,15 +512,11 @@ class PipelineTarget(Target):
                 asked.prompt.seed,
                 negative_prompt=asked.prompt.negative_prompt,
                 keep_latents=True,
-                on_step=on_step or self._on_step,
+                on_step=self._on_step,
             )
             return Outputs(video=generated.frames, latents=generated.latents)
 
-        def recorded(asked: Asked, recording: RunRecording) -> Outputs:
-            with recording.stages(pipe, lambda done, steps: None) as on_step:
-                return call(asked, on_step)
-
-        return Arm(call, forbidden=forbidden, recorded=recorded, pipe=pipe)
+        return Arm(call, forbidden=forbidden, pipe=pipe)
 
     def _stock(self, checkpoint: Checkpoint, on_host: Collection[str] = ()) -> Any:
         return checkpoint.pipeline(

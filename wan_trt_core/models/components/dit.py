@@ -25,6 +25,7 @@ class Dit(Component):
 
     name = "dit"
     part = "transformer"
+    inside = "blocks.0"
     fp32_islands = ("time embedding", "modulation and gates", "layer norms", "RMS norm factors", "RoPE")
 
     def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:

@@ -50,10 +50,12 @@ class VaeDecoder(VaeStep):
 
     def random_steps(self, config: dict[str, Any], video: Sizes, steps: int, seed: int) -> Sequence[Tensor]:
         """Latents drawn with the checkpoint's own mean and deviation."""
+        import torch
+
         from wan_trt_core.models.graphs.vae_reference import random_latents
 
         latents = random_latents(config, steps, video.latent_height, video.latent_width, seed=seed)
-        return latents.split(1, dim=2)
+        return torch.split(latents, 1, dim=2)
 
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         count = len(self._config(checkpoint)["dim_mult"])

@@ -50,10 +50,13 @@ class VaeEncoder(VaeStep):
 
     def random_steps(self, config: dict[str, Any], video: Sizes, steps: int, seed: int) -> Sequence[Tensor]:
         """A smooth video of random colours."""
+        import torch
+
         from wan_trt_core.models.graphs.vae_reference import random_video
 
         chunks = [1, *(steps - 1) * [TEMPORAL]]
-        return random_video(config, sum(chunks), video.height, video.width, seed=seed).split(chunks, dim=2)
+        given = random_video(config, sum(chunks), video.height, video.width, seed=seed)
+        return torch.split(given, chunks, dim=2)
 
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         config = self._config(checkpoint)

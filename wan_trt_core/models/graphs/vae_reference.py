@@ -53,9 +53,7 @@ def _slots(
 
 
 def _left(slots: Sequence[Any], caches: Sequence[CacheSpec], latents: Tensor) -> Tensors:
-    return {
-        cache.output: _whole(left, cache, latents) for cache, left in zip(caches, slots, strict=False)
-    }
+    return {cache.output: _whole(left, cache, latents) for cache, left in zip(caches, slots, strict=False)}
 
 
 def _whole(left: Tensor | str, cache: CacheSpec, latents: Tensor) -> Tensor:

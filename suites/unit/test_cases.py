@@ -59,7 +59,8 @@ def test_this_repository_s_own_file() -> None:
         suite: {case.component for case in file.of_suite(suite)} for suite in ("parity", "perf", "memory")
     }
     assert components["parity"] == {
-        "dit", "text_encoder", "vae_decoder", "vae_decoder_first", "vae_decoder_next", "pipeline"
+        "dit", "text_encoder", "vae_decoder", "vae_decoder_first", "vae_decoder_next", "vae_encoder",
+        "vae_encoder_first", "vae_encoder_next", "pipeline"
     }  # fmt: skip
     assert components["perf"] == {"dit", "vae_decoder_next", "pipeline"}
     assert components["memory"] == {"dit", "pipeline"}

@@ -87,7 +87,13 @@ def test_a_gpu_is_timed_in_longer_runs_unless_the_settings_say() -> None:
     assert sample_time(PerfSettings(min_sample_time=0), "cuda") == 0
 
 
-@pytest.mark.parametrize("component", ["dit", "vae_decoder_next", "vae_decoder", "text_encoder", "pipeline"])
+COMPARED = (
+    "dit", "vae_decoder_next", "vae_decoder", "vae_encoder_first", "vae_encoder_next", "vae_encoder", "text_encoder",
+    "pipeline",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("component", COMPARED)
 def test_a_healthy_case_passes(component: str, healthy: Settings) -> None:
     case = case_of(component, healthy)
     measurement = measure_case(case, "parity", Context(healthy))
@@ -142,21 +148,34 @@ def test_negated_rope_angles_fail_from_the_first_block_on(
     )
 
 
-@pytest.mark.parametrize("component", ["vae_decoder_next", "vae_decoder"])
-def test_permuted_caches_fail(component: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("component", "diverges"),
+    [
+        ("vae_decoder_next", "mid_block"),
+        ("vae_decoder", "mid_block"),
+        ("vae_encoder_next", "down_blocks.0"),
+        ("vae_encoder", "down_blocks.0"),
+    ],
+)
+def test_permuted_caches_fail(
+    component: str, diverges: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
+    from wan_trt_core.models.graphs.vae_encoder import VaeEncoderGraph
 
-    stock = VaeDecoderGraph.forward
+    graph: Any = VaeDecoderGraph if "decoder" in component else VaeEncoderGraph
+    stock = graph.forward
 
-    def permuted(self: VaeDecoderGraph, latents: torch.Tensor, *taken: torch.Tensor) -> Any:
-        return stock(self, latents, *(taken and permute_caches(taken)))
+    def permuted(self: Any, given: torch.Tensor, *taken: torch.Tensor) -> Any:
+        return stock(self, given, *(taken and permute_caches(taken)))
 
-    monkeypatch.setattr(VaeDecoderGraph, "forward", permuted)
+    monkeypatch.setattr(graph, "forward", permuted)
     case = case_of(component, settings)
     measurement = measure_case(case, "parity", Context(settings))
     assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
     notes = explain_case(case, "parity", Context(settings), measurement)
-    assert any("vae_decoder_next: first diverging block: mid_block" in note for note in notes)
+    half = component.removesuffix("_next")
+    assert any(f"{half}_next: first diverging block: {diverges}" in note for note in notes)
 
 
 def test_without_a_compiler_torch_compile_is_not_measured(
@@ -518,6 +537,8 @@ def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
     [
         ("dit", "fp32", ["transformer"]),
         ("vae_decoder", "fp32", ["vae"]),
+        ("vae_encoder", "fp32", ["vae"]),
+        ("vae_encoder_next", "fp32", ["vae"]),
         ("pipeline", {"dit": "bf16", "vae": "fp32"}, ["transformer", "vae"]),
     ],
 )

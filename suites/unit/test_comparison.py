@@ -700,19 +700,24 @@ def test_peaks_on_a_device_are_after_warm_up(healthy: Settings) -> None:
     assert metrics["resident_set_peak"].value
 
 
-def test_a_case_on_a_device_says_who_holds_what(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("component", "takes", "gives"), [("vae_decoder", "latents", "sample"), ("vae_encoder", "sample", "latents")]
+)
+def test_a_case_on_a_device_says_who_holds_what(
+    component: str, takes: str, gives: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = FakeDevice()
     monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
     monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
-    case, few = case_of("vae_decoder", healthy), MemorySettings(runs=5, warmup=1)
+    case, few = case_of(component, healthy), MemorySettings(runs=5, warmup=1)
     measurement = memory.measure_here(case, healthy.model_copy(update={"memory": few}))
     values = {name: metric.value for name, metric in measurement.metrics.items()}
-    both = [values[f"vae_decoder_{name}.engine_weights"] for name in ("first", "next")]
+    both = [values[f"{component}_{name}.engine_weights"] for name in ("first", "next")]
     assert values["engine_weights"] == sum(filter(None, both))
     assert values["device_unattributed"] == values["device_used"] - values["engine_weights"]
     target = memory.target_of(case, Context(healthy))
-    left = target.engine("vae_decoder_first").run({"latents": target.inputs()[:, :, :1]})
-    left.pop("sample")
+    left = target.engine(f"{component}_first").run({takes: target.inputs()[:, :, :1]})
+    left.pop(gives)
     assert values["engine_caches"] == 2 * sum(cache.nbytes for cache in left.values())
     assert measurement.metrics["engine_caches"].deterministic
     assert not measurement.metrics["device_unattributed"].deterministic

@@ -572,7 +572,7 @@ def _precision_problems(key: str, value: Any, composite: bool) -> Iterator[_Prob
             yield _Problem((key,), _unknown(key, value, PRECISIONS))
         return
     if not composite:
-        only = f"only {' and '.join(COMPOSITES)} have a precision for each part"
+        only = f"only {', '.join(COMPOSITES)} have a precision for each part"
         yield _Problem((key,), f"key '{key}' must be one word, {only}; allowed: {', '.join(PRECISIONS)}")
         return
     for part, precision in value.items():

@@ -701,7 +701,8 @@ def test_peaks_on_a_device_are_after_warm_up(healthy: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("component", "takes", "gives"), [("vae_decoder", "latents", "sample"), ("vae_encoder", "sample", "latents")]
+    ("component", "takes", "gives"),
+    [("vae_decoder", "latents", "sample"), ("vae_encoder", "sample", "latents")],
 )
 def test_a_case_on_a_device_says_who_holds_what(
     component: str, takes: str, gives: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch

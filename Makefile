@@ -15,7 +15,7 @@ export UV_SYSTEM_CERTS ?= true
 export UV_NATIVE_TLS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format doctor clean
+.PHONY: help demo all test test-all benchmark lint format docs doctor clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,12 +50,18 @@ demo: $(MAIN) ## export, build, generate a video from PROMPT, run the three suit
 	echo "Report: $(abspath $(REPORT))"; \
 	exit $$status
 
+all: test docs demo ## tests, suites, documentation and demo
+
 test: $(MAIN) ## lint, types, unit tests and the three suites
 	@$(TOX) run -q -e main
 
 test-all: $(MAIN) ## everything, the slow tier too
 	@$(TOX) run -q -e main
 	@$(IN_MAIN) pytest suites/unit -m slow
+
+benchmark: export WAN_TRT_REPORT := $(REPORT)/benchmark
+benchmark: $(MAIN) ## time the engines against stock diffusers, on a machine that does nothing else
+	@$(IN_MAIN) pytest suites/perf
 
 lint: $(MAIN) ## ruff and mypy only
 	@$(IN_MAIN) ruff check
@@ -65,6 +71,10 @@ lint: $(MAIN) ## ruff and mypy only
 format: $(MAIN) ## let ruff format and fix the sources
 	@$(IN_MAIN) ruff check --fix
 	@$(IN_MAIN) ruff format
+
+docs: $(MAIN) ## build the documentation as a site (outputs/site/index.html)
+	@$(IN_MAIN) mkdocs build --strict --quiet
+	@echo "Site: $(abspath outputs/site/index.html) (to search it: python3 -m http.server -d outputs/site)"
 
 doctor: $(MAIN) ## what this machine can run, and what is missing
 	@$(IN_MAIN) wan-trt doctor

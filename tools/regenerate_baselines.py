@@ -102,7 +102,7 @@ def _cases(options: argparse.Namespace) -> tuple[Case, ...]:
 def _records(options: argparse.Namespace, cases: Sequence[Case]) -> list[RunRecord]:
     if options.from_record:
         return [RunRecord.read(path) for path in options.from_record]
-    given = {name: getattr(options, name) for name in ("backend", "model", "checkpoint", "cache")}
+    given = {name: getattr(options, name) for name in ("backend", "model", "checkpoint", "profile", "cache")}
     values = {name: str(value) for name, value in given.items() if value is not None}
     return update.measure_runs(
         options.suite,
@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", metavar="NAME", help="backend of all cases, instead of the case file's")
     add("--model", metavar="MODEL", help="model of all cases, instead of the case file's")
     add("--checkpoint", metavar="FOLDER|ID", help="weights of a model that is not installed")
+    add("--profile", metavar="NAME", help="shape profile of all cases, instead of the case file's")
     add("--cache", type=Path, metavar="FOLDER", help="ONNX files and engines")
     add("--runs", type=_positive, default=1, metavar="N", help="independent runs, each a process of its own")
     add(

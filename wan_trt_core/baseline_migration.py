@@ -22,7 +22,7 @@ Step = Callable[[dict[str, Any], Given], None]
 
 
 def with_origin(data: dict[str, Any], given: Given) -> None:
-    """Since a baseline judges only runs of its own backend and weights, its provenance names both.
+    """Since a baseline judges only runs of its own backend, weights and profile, its provenance names them.
 
     Raises:
         BaselineError: when an entry lacks one and it is not given.

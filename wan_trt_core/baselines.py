@@ -71,7 +71,7 @@ _KERNELS_KEYS = {*_TIMES_KEYS, "top", "reference"}
 _LAYERS_KEY = {"layers"}
 """Of the kernels; not every backend has them."""
 
-ORIGIN = ("backend", "weights")
+ORIGIN = ("backend", "weights", "profile")
 """Keys of the provenance in which a run and a baseline must agree, or the one says nothing about the other."""
 
 _PROVENANCE_KEYS = {
@@ -241,11 +241,12 @@ def find_orphans(baselines: BaselineFile, cases: Collection[str]) -> tuple[str, 
 
 
 def other_origin(case: str, suite: str, stored: BaselineEntry, run: Mapping[str, Any]) -> str | None:
-    """Why an entry says nothing about a run: another backend, or other weights, made it. ``None`` where they agree.
+    """Why an entry says nothing about a run: another backend, profile or other weights made it. ``None`` if none did.
 
-    Several backends run the same cases on one GPU, and one model runs with a checkpoint or with seeded random weights;
-    what one of them needs is no measure of the other. That holds for speed and memory too: random weights may be of
-    fewer layers, and they have no text encoder, which a pipeline's time and memory include.
+    Several backends run the same cases on one GPU, one model runs with a checkpoint or with seeded random weights, and
+    ``--wan-profile`` gives every case other sizes; what one of them needs is no measure of the other. That holds for
+    speed and memory too: random weights may be of fewer layers, and they have no text encoder, which a pipeline's time
+    and memory include.
 
     Args:
         run: the run's :data:`ORIGIN`; other keys are ignored.
@@ -255,7 +256,7 @@ def other_origin(case: str, suite: str, stored: BaselineEntry, run: Mapping[str,
             return (
                 f"case {case}: the stored baseline was made with the {key} '{stored.provenance[key]}', this run with "
                 f"'{run[key]}'; keep this run's in a folder of their own: {regenerate_command(suite, case)} "
-                "--baselines OTHER (with this run's --backend and --checkpoint), then --wan-baselines OTHER"
+                "--baselines OTHER (with this run's --backend, --checkpoint and --profile), then --wan-baselines OTHER"
             )
     return None
 

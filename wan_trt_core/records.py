@@ -105,7 +105,7 @@ class CaseRecord(_Model):
     @property
     def origin(self) -> dict[str, str]:
         """What a baseline must have in common with it, see :func:`wan_trt_core.baselines.other_origin`."""
-        return {"backend": self.backend, "weights": self.measurement.weights}
+        return {"backend": self.backend, "weights": self.measurement.weights, "profile": self.profile}
 
     @property
     def random_weights(self) -> str:
@@ -135,10 +135,7 @@ class RunRecord(_Model):
         Raises:
             RecordError: when the file is missing, no JSON, of another schema, or has an unknown key.
         """
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RecordError(f"{path}: not a readable result record: {error}") from error
+        data = read_json(path, "result record")
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
             raise RecordError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
@@ -146,6 +143,21 @@ class RunRecord(_Model):
             return cls.model_validate(data)
         except ValueError as error:
             raise RecordError(f"{path}: {error}") from error
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The data of a JSON file.
+
+    Args:
+        what: the file should be, for the error.
+
+    Raises:
+        RecordError: when the file is missing, no JSON, or ends early.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: not a readable {what}: {error}") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -125,6 +125,7 @@ def provenance() -> dict[str, Any]:
     return {
         "backend": "onnxruntime",
         "weights": "checkpoint",
+        "profile": "128p-17f",
         "commit": "abc",
         "dirty": False,
         "date": "2026-01-01T00:00:00Z",

@@ -66,6 +66,14 @@ class FakeDevice:
     def max_memory_reserved(self) -> int:
         return self.most_reserved
 
+    def memory_stats(self) -> dict[str, int]:
+        return {
+            "allocated_bytes.all.current": self.tensors,
+            "allocated_bytes.all.peak": self.most_tensors,
+            "reserved_bytes.all.current": self.memory_reserved(),
+            "reserved_bytes.all.peak": self.most_reserved,
+        }
+
     def mem_get_info(self) -> tuple[int, int]:
         return TOTAL - self.others - self.of_process(), TOTAL
 

@@ -16,6 +16,9 @@ class FakeStream:
         self.device = torch.device(device)
         self.order: list[str] = []
 
+    def turn(self) -> AbstractContextManager[None]:
+        return self.on_device()
+
     def on_device(self) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -177,6 +177,7 @@ def store_baselines(
     values: dict[str, float],
     backend: str = "onnxruntime",
     weights: str = "checkpoint",
+    profile: str = "128p-17f",
     kernels: dict[str, Any] | None = None,
 ) -> None:
     """Write the baselines of a suite: the value of its banded metric by case."""
@@ -186,7 +187,7 @@ def store_baselines(
         "tolerance": {"rel": rel, "abs": 0.0, "reason": "rounding"},
     }  # fmt: skip
     keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
-    provenance = {**dict.fromkeys(keys), "backend": backend, "weights": weights}
+    provenance = {**dict.fromkeys(keys), "backend": backend, "weights": weights, "profile": profile}
     shared = {"provenance": provenance, "kernels": kernels}
     cases = {
         case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, **shared}

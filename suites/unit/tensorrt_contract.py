@@ -177,7 +177,7 @@ class Stream:
     device = torch.device("cpu")
     handle = 7
 
-    def on_device(self) -> Any:
+    def turn(self) -> Any:
         return nullcontext()
 
     def after_caller(self) -> None: ...
@@ -234,8 +234,7 @@ def main() -> None:
 
     torch.cuda.current_device = lambda: 0
     for name, stub in (
-        ("require_cuda", lambda: None), ("CudaStream", lambda _: Stream()),
-        ("_scratch", lambda _: runtime.Scratch(Stream.device)),
+        ("require_cuda", lambda: None), ("_shared", lambda _: (Stream(), runtime.Scratch(Stream.device))),
     ):  # fmt: skip
         setattr(backend, name, stub)
     engine = backend.TensorRtBackend().load(folder, settings)

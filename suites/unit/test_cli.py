@@ -25,6 +25,7 @@ from wan_trt_core.cli.output import OUT
 from wan_trt_core.config import Loaded
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
+from wan_trt_core.measure.memory_events import MemoryRecord
 from wan_trt_core.progress import progress
 
 CASES = """
@@ -444,6 +445,78 @@ class TestRun:
         assert "build dit" not in err, "what was built is not built again"
         assert "build vae_decoder_next fp32: done" in err
         assert "9 frames of 64x64, h264" in out
+
+
+class TestMemory:
+    """A run in PyTorch: what goes through engines takes longer, and has its own test."""
+
+    def test_a_run_is_recorded_and_analysed(self, wan: Wan, small_checkpoint: Path) -> None:
+        run = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", small_checkpoint)
+        code, out, err = wan(
+            *run, "--steps", 6, "--height", 64, "--width", 64, "--frames", 17, "--profile-memory"
+        )
+        assert code == 0, err
+        events = Path("outputs/report/v/memory_events.json")
+        assert f"{events}: read it with wan-trt memory analyze" in out
+        record = MemoryRecord.read(events)
+        assert [event.label for event in record.events if event.stage != "other"] == [
+            *("load transformer", "load vae", "load text_encoder", "text encode"),
+            *(f"denoise {step}" for step in range(1, 7)),
+            *(f"decode {frame}" for frame in range(1, 6)),
+            *("postprocess", "write"),
+        ]
+        weights = record.events[-1].held["host"]
+        assert set(weights) == {"transformer weights", "vae weights", "text_encoder weights"}
+        assert record.precisions == dict.fromkeys(weights, "float32")
+        assert (record.run["backend"], record.run["num_frames"], record.failure) == ("torch", 17, None)
+        code, out, err = wan(
+            "memory", "analyze", events, "--output", "new/report.md", "--output", "new/report.html"
+        )
+        assert (code, "Peak " in out, "new/report.md" in out) == (0, True, True), err
+        text = Path("new/report.md").read_text()
+        assert "| a denoising step, of the host |" in text and "| a decoded frame, of the host |" in text
+        assert "<svg" in Path("new/report.html").read_text()
+        code, out, _ = wan("memory", "analyze", events, "--json")
+        found = json.loads(out)
+        assert sum(holder["size"] for holder in found["holders"]) == found["peak"]
+        assert wan("memory", "analyze", events)[1] == text
+
+    def test_out_of_memory_is_written_and_analysed(
+        self, wan: Wan, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from diffusers import AutoencoderKLWan
+
+        def full(self: object, *_: object, **__: object) -> None:
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3221225472 bytes"
+            )
+
+        monkeypatch.setattr(AutoencoderKLWan, "_decode", full)
+        run = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", small_checkpoint)
+        code, _, err = wan(*run, "--steps", 1, "--frames", 5, "--profile-memory")
+        assert (code, "error: DefaultCPUAllocator: can't" in err, "Traceback" in err) == (1, True, False)
+        assert "what was held up to the failure is in" in err
+        code, out, _ = wan("memory", "analyze", "outputs/report/v/memory_events.json")
+        assert (code, "out of memory in decode 1, which asked for 3 GiB" in out) == (0, True)
+        assert "## Held when it ended" in out
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("{", "events.json: not a readable file of memory events"),
+            ('{"schema_version": 1, "cases": []}', "events.json: no file of memory events"),
+            ('{"format": "wan-trt memory events", "schema_version": 9}', "events.json: schema_version 9"),
+            (
+                '{"format": "wan-trt memory events", "schema_version": 1}',
+                "events.json: started: Field required",
+            ),
+        ],
+    )
+    def test_what_is_no_file_of_memory_events_is_wrong_input(self, wan: Wan, text: str, told: str) -> None:
+        Path("events.json").write_text(text)
+        code, out, err = wan("memory", "analyze", "events.json", "--output", "report.md")
+        assert (code, out, told in err, Path("report.md").exists()) == (3, "", True, False)
+        assert wan("memory", "analyze", "nowhere.json")[0] == 3
 
 
 class TestInterrupt:

@@ -345,15 +345,20 @@ def test_a_component_keeps_what_it_declares(name: str, checkpoint: Checkpoint) -
     assert len(plain) == len(outputs)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_half_precision_stays_near_float32(name: str, checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision", "dtype", "tolerance"),
+    [(name, "fp16", torch.float16, 1e-2) for name in NAMES] + [("dit", "bf16", torch.bfloat16, 5e-2)],
+)
+def test_half_precision_stays_near_float32(
+    name: str, precision: str, dtype: torch.dtype, tolerance: float, checkpoint: Checkpoint
+) -> None:
     component = get_component(name)
     call = component.call_tensors(checkpoint, VIDEO)
-    tensors = component.prepare(checkpoint, "fp16")(call)
-    found = component.graph(checkpoint, "fp16")(*tensors.values())[0]
+    tensors = component.prepare(checkpoint, precision)(call)
+    found = component.graph(checkpoint, precision)(*tensors.values())[0]
     expected = next(iter(component.reference(checkpoint, "fp32")(call).values()))
-    assert found.dtype == torch.float16
-    assert relative(found, expected) < 1e-2
+    assert found.dtype == dtype
+    assert relative(found, expected) < tolerance
 
 
 def test_hooks_are_gone_after_the_blocks_were_taken(checkpoint: Checkpoint) -> None:

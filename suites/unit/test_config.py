@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,19 @@ def test_the_repositorys_file_holds_every_setting_with_its_default() -> None:
     ours = loaded.settings.model_dump(exclude={"baselines", "report"})
     assert ours == Settings().model_dump(exclude={"baselines", "report"})
     assert loaded.settings.baselines == REPOSITORY / "baselines"
+
+
+def test_the_repositorys_file_has_a_comment_on_every_setting() -> None:
+    commented, section = set(), ""
+    for line in (REPOSITORY / "config.yaml").read_text().splitlines():
+        if match := re.match(r"( *)(\w+):(.*)", line):
+            indent, name, rest = match.groups()
+            section = section if indent else ""
+            if not rest:
+                section = f"{name}."
+            elif " # " in rest:
+                commented.add(f"{section}{name}")
+    assert commented == set(KEYS)
 
 
 def test_every_setting_is_described() -> None:

@@ -221,6 +221,41 @@ def test_the_console_script_runs(installed: Path, tmp_path: Path) -> None:
     assert answer.stderr.startswith("error: no model 'nowhere'")
 
 
+def test_the_example_gates_a_pull_request(installed: Path, tmp_path: Path) -> None:
+    """``examples/gate_pull_request``: the base branch passes; a change that breaks an export does not, and is told."""
+    gate = REPOSITORY / "examples" / "gate_pull_request" / "gate.sh"
+    (tmp_path / "change.py").write_text(
+        "from wan_trt_core.models.components import get_component\n"
+        "component = get_component('text_encoder')\n"
+        "healthy = component.graph\n"
+        "def graph(*args, **kwargs):\n"
+        "    broken = healthy(*args, **kwargs)\n"
+        "    broken.blocks[1].wo.weight *= 1.01\n"
+        "    return broken\n"
+        "component.graph = graph\n"
+    )
+
+    def run(out: str, *base: str, **environ: str) -> tuple[int, str]:
+        path = f"{installed}{os.pathsep}{os.environ['PATH']}"
+        answer = subprocess.run(
+            ["bash", gate, out, *base],
+            cwd=tmp_path,
+            env=_environment(tmp_path / out) | {"PATH": path} | environ,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        return answer.returncode, answer.stdout + answer.stderr
+
+    code, output = run("base")
+    assert code == 0, output
+    code, output = run("mine", "base/results.json", PYTEST_ADDOPTS="-p change", PYTHONPATH=str(tmp_path))
+    assert code == 1, output
+    assert "first diverging block: block.1" in output
+    comment = (tmp_path / "mine" / "comment.md").read_text()
+    assert "text-encoder" in comment and "fail" in comment
+
+
 def test_every_test_file_can_be_collected_without_the_extra_dev() -> None:
     """``pytest suites -m perf`` on a GPU machine imports the unit tests too, and runs none of them."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

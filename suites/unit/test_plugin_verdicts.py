@@ -273,6 +273,15 @@ def test_a_baseline_of_other_weights_decides_nothing(
         assert f"regenerate_baselines.py --suite {suite} --case {case} --baselines OTHER" in message
 
 
+@pytest.mark.parametrize(("profile", "verdict"), [("128p-17f", "pass"), ("128p-81f", "invalid")])
+def test_a_baseline_of_another_profile_decides_nothing(project: Project, profile: str, verdict: str) -> None:
+    """As ``--wan-profile`` makes of all cases."""
+    project.cases("good-one", suites=["memory"], bands=True)
+    store_baselines(project, "memory", {"good-one": BANDED["memory"][3]}, profile=profile)
+    project.run("-m", "memory")
+    assert project.verdicts()["memory", "good-one"][0] == verdict
+
+
 def test_a_slow_case_says_what_its_baseline_spent(project: Project) -> None:
     """By the plugin itself, which runs nothing again."""
     project.cases("profiled-one", "bad-one", suites=["perf"], bands=True)

@@ -117,7 +117,9 @@ def test_each_video_has_its_band(measured: Measurement) -> None:
         "mean.video.psnr_db",
         *(f"{name}.video.psnr_db" for name in ERRORS),
     }
-    entry = new_entry(case.id, bands, [measured], {"backend": "onnxruntime", "weights": "checkpoint"})
+    entry = new_entry(
+        case.id, bands, [measured], {"backend": "onnxruntime", "weights": "checkpoint", "profile": "128p-17f"}
+    )
     assert judged(case, measured, entry).verdict is Verdict.PASS
     cross = measured.metrics["cross.video.psnr_db"].model_copy(update={"value": 70.0})
     worse = measured.model_copy(update={"metrics": {**measured.metrics, "cross.video.psnr_db": cross}})

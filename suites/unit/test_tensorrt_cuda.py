@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,3 +95,47 @@ def test_a_launch_that_cuda_refuses_is_an_error(driver: FakeRuntime) -> None:
     driver.fails = "cudaGraphLaunch"
     with pytest.raises(EngineError, match="CUDA: operation not permitted"):
         graph.launch()
+
+
+class Caller:
+    """A stream of PyTorch that notes whom it waits for."""
+
+    def __init__(self) -> None:
+        self.waited: list[Any] = []
+
+    def wait_stream(self, other: Any) -> None:
+        self.waited.append(other)
+
+
+def test_a_caller_on_another_stream_waits_for_the_one_before(
+    driver: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first reads may lie in the engine's own buffers, which the second call writes."""
+    first, second = Caller(), Caller()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    stream = CudaStream(torch.device("cuda", 0))
+    for caller in (first, first, second, second):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, caller=caller: caller)
+        with stream.turn():
+            pass
+    assert (first.waited, second.waited) == ([], [first])
+
+
+def test_threads_take_turns(driver: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Caller())
+    stream, inside, most = CudaStream(torch.device("cuda", 0)), [0], [0]
+
+    def call() -> None:
+        with stream.turn():
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.01)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]

@@ -21,6 +21,7 @@ WHEELS = ("tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.
 GRAPHS = (
     ("dit", "fp16"),
     ("dit", "fp32"),
+    ("dit", "bf16"),
     ("vae_decoder_first", "fp32"),
     ("vae_decoder_first", "fp16"),
     ("vae_decoder_next", "fp32"),

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from wan_trt_core import __version__
-from wan_trt_core.cli import baselines, doctor, engines, explain, inspect, making, report, run
+from wan_trt_core.cli import baselines, doctor, engines, explain, inspect, making, memory, report, run
 from wan_trt_core.cli.options import Common
 from wan_trt_core.cli.output import FAILED, INTERRUPTED, WRONG_INPUT, print_error
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Take the Wan video models from PyTorch through ONNX into engines, run them, and judge them.",
     epilog="Exit codes: 0 done, 1 failed or a verdict did, 2 wrong usage, 3 wrong input, 130 interrupted.",
 )
-for _group in (making, run, inspect, doctor, report, explain, engines, baselines):
+for _group in (making, run, inspect, doctor, report, explain, memory, engines, baselines):
     app.add_typer(_group.commands)
 
 
@@ -79,7 +79,9 @@ def _exit_code(error: Exception) -> int | None:
 
     Our own errors are a ``ValueError`` where the input is wrong, a ``RuntimeError`` where something failed.
     """
-    if isinstance(error, OSError):
+    from wan_trt_core.measure.memory_recorder import out_of_memory
+
+    if isinstance(error, OSError) or out_of_memory(error):
         return FAILED
     if not type(error).__module__.startswith("wan_trt_core"):
         return None

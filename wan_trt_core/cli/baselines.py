@@ -78,6 +78,7 @@ def migrate_baselines(
     weights: Annotated[
         str | None, typer.Option(help="Of the entries that do not say: checkpoint, or 'seeded random'.")
     ] = None,
+    profile: Annotated[str | None, typer.Option(help="Shape profile of the entries that do not say.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Name the files, change none.")] = False,
 ) -> None:
     """Carry baselines of older releases over to this one's schema, from their samples, without measuring."""
@@ -86,7 +87,7 @@ def migrate_baselines(
     with settings_of(context, baselines=baselines) as loaded:
         root = loaded.settings.baselines
     files = sorted(root.glob(f"{hardware}/{model}/*.json"))
-    changed = migrate(files, {"backend": backend, "weights": weights}, dry_run=dry_run)
+    changed = migrate(files, {"backend": backend, "weights": weights, "profile": profile}, dry_run=dry_run)
     for path in changed:
         print_line(f"{'would change' if dry_run else 'changed'} {path}")
     print_line(f"{root}: {len(files)} files, {len(files) - len(changed)} of them as they should be")

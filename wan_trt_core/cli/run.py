@@ -54,11 +54,15 @@ def run(
     profile: ProfileOption = None,
     cache: CacheOption = None,
     threads: ThreadsOption = None,
+    profile_memory: Annotated[
+        bool, typer.Option("--profile-memory", help="Write memory_events.json, for wan-trt memory analyze.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Generate a video from a prompt; exports and builds first what is not in the cache yet."""
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+        from wan_trt_core.measure.memory_events import FILE_NAME
         from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import check_request, check_weights
         from wan_trt_core.pipeline.video import check_target
@@ -77,8 +81,9 @@ def run(
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         generation = replace(resolved.generation, **given)
         check_request(prompt, generation, seed)
+        events = settings.report / out.stem / FILE_NAME if profile_memory else None
         result = _generate(
-            settings, resolved, generation, _precision(precision), prompt, negative_prompt, seed, out
+            settings, resolved, generation, _precision(precision), prompt, negative_prompt, seed, out, events
         )
     if as_json:
         print_json(result)
@@ -87,6 +92,8 @@ def run(
         f"{out}: {result['frames']} frames of {result['width']}x{result['height']}, {result['codec']},"
         f" generated in {result['seconds']:.1f} s by {result['backend']}"
     )
+    if events:
+        print_line(f"{events}: read it with wan-trt memory analyze")
 
 
 def _generate(
@@ -98,29 +105,43 @@ def _generate(
     negative_prompt: str,
     seed: int,
     out: Path,
+    events: Path | None,
 ) -> dict[str, Any]:
     """Build what is missing, generate, write the file; returns what ``run --json`` prints."""
     from wan_trt_core.comparison.conditions import equal_conditions
     from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import generate
+    from wan_trt_core.pipeline.recording import recorded_run
     from wan_trt_core.pipeline.video import write_video
 
-    with progress() as report, equal_conditions(settings), EngineStore(settings, report) as store:
-        pipe = _pipeline(settings, model, generation, precision, store)
+    facts = {
+        "model": model.name,
+        "backend": settings.backend,
+        "precision": precision,
+        **asdict(generation),
+    }
+    with (
+        progress() as report,
+        equal_conditions(settings),
+        recorded_run(events, settings, facts) as recording,
+        EngineStore(settings, report) as store,
+    ):
+        with recording.loads(model.checkpoint, store):
+            pipe = _pipeline(settings, model, generation, precision, store)
         steps = generation.num_inference_steps
         report("generate", 0.0)
         started = time.perf_counter()
-        generated = generate(
+        with recording.stages(
             pipe,
-            prompt,
-            generation,
-            seed,
-            negative_prompt=negative_prompt,
-            on_step=lambda done, _: report("generate", done / (steps + 1)),  # the last part is decoding
-        )
+            lambda done, _: report("generate", done / (steps + 1)),  # the last part is decoding
+        ) as on_step:
+            generated = generate(
+                pipe, prompt, generation, seed, negative_prompt=negative_prompt, on_step=on_step
+            )
         seconds = time.perf_counter() - started
         report("generate", 1.0)
-        info = write_video(out, generated.frames, generation.fps)
+        with recording.writing():
+            info = write_video(out, generated.frames, generation.fps)
     return {
         "video": str(out.absolute()),
         "prompt": prompt,
@@ -131,6 +152,7 @@ def _generate(
         "steps": steps,
         "seconds": round(seconds, 3),
         **asdict(info),
+        **({"memory_events": str(events.absolute())} if events else {}),
     }
 
 

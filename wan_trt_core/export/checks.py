@@ -107,6 +107,32 @@ def check_model(path: Path) -> None:
     )
 
 
+def in_float32(path: Path, folder: Path) -> Path:
+    """A copy of the model with float32 wherever it has BF16, which ONNX Runtime computes nothing in on a CPU.
+
+    Every node and every weight is there, so that what the export made of the graph can be compared all the same.
+    """
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            values = numpy_helper.to_array(tensor).astype("float32")
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+    wide = folder / f"float32_{path.name}"
+    onnx.save(model, str(wide), save_as_external_data=True, location=f"{wide.name}.data")
+    return wide
+
+
 def open_session(path: Path, threads: int | None) -> InferenceSession:
     """A session of ONNX Runtime on the CPU."""
     import onnxruntime

@@ -7,6 +7,7 @@ that a backend's error can be told in terms of the model.
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import logging
@@ -132,7 +133,7 @@ def _range(
     device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
     with _explained(component, precision, "looking for its largest activation"):
         largest = ranges.largest_activations(component, checkpoint, precision, profile.min, device)
-    return ranges.judge_fp16(f"{component.name} {precision}", largest)
+    return ranges.judge_fp16(f"{component.name} {precision}", largest, component.precisions)
 
 
 def _write_onnx(
@@ -208,12 +209,19 @@ def _check(
     if not settings.export.check:
         logger.warning("%s was not compared with PyTorch: export.check is off", what)
         return
-    tolerance = settings.export.fp32_tolerance if precision == "fp32" else settings.export.fp16_tolerance
-    with _explained(component, precision, "running the model with ONNX Runtime"):
-        session = checks.open_session(path, settings.threads)
+    tolerance = settings.export.fp16_tolerance if precision == "fp16" else settings.export.fp32_tolerance
+    with (
+        _explained(component, precision, "running the model with ONNX Runtime"),
+        _temporary_folder(path.parent) as temporary,
+    ):
+        runs = checks.in_float32(path, temporary) if precision == "bf16" else path
+        session = checks.open_session(runs, settings.threads)
     prepare = component.prepare(checkpoint, precision)
     with _explained(component, precision, "preparing its inputs"):
         tensors = prepare(component.call_tensors(checkpoint, profile.min))
+    if precision == "bf16":  # with the same rounded weights
+        graph = copy.deepcopy(graph).float()
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
     for index, (point, shapes) in enumerate(_points(component, checkpoint, profile)):
         report(f"compare at {point}", 0.85 + 0.05 * index)
         where = f"{what} at {point} of {profile.name}"

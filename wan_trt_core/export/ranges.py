@@ -7,7 +7,7 @@ infinite from there on; no comparison of two FP16 results shows how near they ca
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,11 @@ def largest_activations(
     return largest
 
 
-def judge_fp16(what: str, largest: Mapping[str, float]) -> dict[str, Any]:
+def judge_fp16(what: str, largest: Mapping[str, float], precisions: Collection[str]) -> dict[str, Any]:
     """The layer with the largest activation, and its value, for the record.
+
+    Args:
+        precisions: that the component has, for the way out.
 
     Raises:
         ExportError: when no layer was seen, or one is over :data:`FP16_LIMIT`, naming the first that is and the way
@@ -70,9 +73,9 @@ def judge_fp16(what: str, largest: Mapping[str, float]) -> dict[str, Any]:
         if value > FP16_LIMIT:
             reached = f"reaches {value:,.0f}" if math.isfinite(value) else "leaves FP16's range"
             raise ExportError(
-                f"{what}: {layer} {reached}; FP16 ends at 65,504 and is refused over {FP16_LIMIT:,.0f}. BF16 has"
-                " float32's range, but no component is exported in it yet: use fp32 (export.check_range: false exports"
-                " FP16 all the same)"
+                f"{what}: {layer} {reached}; FP16 ends at 65,504 and is refused over {FP16_LIMIT:,.0f}: use"
+                f" {'bf16, which has the range of float32, or ' if 'bf16' in precisions else ''}fp32"
+                " (export.check_range: false exports FP16 all the same)"
             )
     layer = max(largest, key=largest.__getitem__)
     return {"layer": layer, "value": largest[layer]}

@@ -80,6 +80,21 @@ class DeviceMemory:
         """By PyTorch's tensors, now."""
         return int(self._cuda.memory_allocated())
 
+    def books(self) -> tuple[int, int, int, int]:
+        """PyTorch's own book from one look: allocated and reserved now, and the most of each since
+        :meth:`reset_peaks`. Nothing waits for the device: memory is counted when it is asked for."""
+        stats = self._cuda.memory_stats()
+        found = (
+            int(stats.get(f"{book}_bytes.all.{when}", 0))
+            for when in ("current", "peak")
+            for book in ("allocated", "reserved")
+        )
+        return next(found), next(found), next(found), next(found)
+
+    def reset_peaks(self) -> None:
+        """Begin the most of PyTorch's book anew."""
+        self._cuda.reset_peak_memory_stats()
+
     def release(self) -> None:
         """Give what PyTorch's allocator only caches back to the driver."""
         gc.collect()

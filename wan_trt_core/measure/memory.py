@@ -20,7 +20,7 @@ from typing import Literal
 
 from wan_trt_core.records import Metric
 
-_PROCESS = Path("/proc/self")
+PROCESS = Path("/proc/self")
 _RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs: reset the peak resident set to the current one
 _SAMPLE_SECONDS = 0.001
 
@@ -61,7 +61,7 @@ def settle() -> None:
         trim(0)
 
 
-def peak_resident_set(call: Callable[[], object], *, proc: Path = _PROCESS) -> Peak:
+def peak_resident_set(call: Callable[[], object], *, proc: Path = PROCESS) -> Peak:
     """Run ``call`` once and find the largest resident set meanwhile.
 
     Args:
@@ -70,9 +70,10 @@ def peak_resident_set(call: Callable[[], object], *, proc: Path = _PROCESS) -> P
     """
     settle()
     before = resident_set()
-    if _reset_peak(proc):
+    if reset_kernel_peak(proc):
         call()
-        peak, method = _status_bytes(proc, "VmHWM"), "kernel"
+        _, peak = resident_set_and_peak(proc)
+        method = "kernel"
     else:
         with sampled(resident_set, _SAMPLE_SECONDS) as samples:
             call()
@@ -157,19 +158,43 @@ def peak_metrics(peak: Peak) -> dict[str, Metric]:
     }
 
 
-def _reset_peak(proc: Path) -> bool:
-    """Whether the kernel's high-water mark could be set back to the present."""
+def reset_kernel_peak(proc: Path = PROCESS) -> bool:
+    """Set the kernel's high-water mark of the resident set back to the present; whether it could be."""
     try:
-        (proc / "clear_refs").write_text(_RESET_PEAK)
-        return _status_bytes(proc, "VmHWM") <= _status_bytes(proc, "VmRSS") * 1.05
+        clear_kernel_peak(proc)
+        now, peak = resident_set_and_peak(proc)
+        return peak <= now * 1.05
     except (OSError, KeyError):  # not Linux, not permitted, or a sandbox that does not implement it
         return False
 
 
-def _status_bytes(proc: Path, name: str) -> int:
-    lines = (proc / "status").read_text().splitlines()
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(values[name].split()[0]) * 1024
+def clear_kernel_peak(proc: Path = PROCESS) -> None:
+    """As :func:`reset_kernel_peak`, where it is known to work.
+
+    Raises:
+        OSError: where it does not.
+    """
+    with open(proc / "clear_refs", "w") as stream:
+        stream.write(_RESET_PEAK)
+
+
+def resident_set_and_peak(proc: Path = PROCESS) -> tuple[int, int]:
+    """The resident set now and its high-water mark, bytes, from one look at the kernel's book.
+
+    Raises:
+        OSError, KeyError: where the kernel does not tell.
+    """
+    text = (proc / "status").read_bytes()
+    now, peak = (_kibibytes(text, name) * 1024 for name in (b"\nVmRSS:", b"\nVmHWM:"))
+    return now, peak
+
+
+def _kibibytes(text: bytes, name: bytes) -> int:
+    """A line's number; the rest of the file is not looked at, for this is read at every step of a run."""
+    _, found, rest = text.partition(name)
+    if not found:
+        raise KeyError(name)
+    return int(rest.split(maxsplit=1)[0])
 
 
 @contextmanager

@@ -48,8 +48,9 @@ PRECISIONS: Mapping[tuple[str, torch.dtype], str] = {
     ("vae", torch.float16): "fp16",
     ("vae", torch.bfloat16): "fp32",
 }
-"""What an engine computes in unless told otherwise: as its module does. There are no engines in bfloat16; in their
-place half precision has more digits for the transformer, and float32 has the range for the VAE."""
+"""What an engine computes in unless told otherwise: as its module does. Of bfloat16 only the transformer has engines,
+and no backend for CPUs runs them; in its place half precision has more digits for the transformer, and float32 the
+range for the VAE."""
 
 NOTES = "weights"
 """Folder of the cache that notes which weights in memory are those of which files."""

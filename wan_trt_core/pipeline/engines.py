@@ -108,6 +108,28 @@ class EngineStore:
             )
         return self._engines[key]
 
+    def build(
+        self,
+        component: str,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str,
+        backend: str,
+        *,
+        block_outputs: bool = False,
+    ) -> None:
+        """Export and build what :meth:`load` would, without loading it; see :func:`built_engine`."""
+        built_engine(
+            component,
+            model,
+            profile,
+            precision,
+            backend,
+            self._settings,
+            block_outputs=block_outputs,
+            progress=self._progress,
+        )
+
     def vae_decoder(
         self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
     ) -> StreamingDecoder:
@@ -197,8 +219,8 @@ def load_engine(
         progress: told of the phases of export and build, with the component's name and precision before them.
 
     Raises:
-        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, ExportError, EngineError,
-        CacheError: from the stage that failed.
+        UnknownBackend, BackendUnavailable: when this backend cannot run here.
+        ComponentError, CheckpointError, ExportError, EngineError, CacheError: from the stage that failed.
     """
     runs = _engine_backend(backend)
     runs.require(settings)

@@ -115,6 +115,11 @@ class EngineVAE(Part):
         self._decoder = decoder
         self._prepare = prepare
 
+    @property
+    def decoder(self) -> StreamingDecoder:
+        """What does the work."""
+        return self._decoder
+
     def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor] | DecoderOutput:
         """The video (1, 3, frames, height, width) in [-1, 1] of de-normalised latents.
 

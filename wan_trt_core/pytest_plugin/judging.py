@@ -58,7 +58,7 @@ def judge_case(
     from wan_trt_core.gates import judge
 
     stored = session.stored(case, suite)
-    origin = {"backend": case.backend, "weights": measurement.weights}
+    origin = {"backend": case.backend, "weights": measurement.weights, "profile": case.profile}
     mismatch = other_origin(case.id, suite, stored.entry, origin) if stored.entry else None
     checks = judge(
         case,

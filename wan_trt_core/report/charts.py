@@ -10,10 +10,19 @@ from typing import Literal
 
 from wan_trt_core.gates.formatting import GIB, KIB, MIB
 from wan_trt_core.gates.perf import SPEEDUP
+from wan_trt_core.measure.memory_events import MemoryRecord
 from wan_trt_core.records import CaseRecord, Metric
 
 QUALITY = ("psnr_db", "ssim", "lpips")
 """Shown wherever a record has several values of them (a frame, a denoising step, a point of the profile)."""
+
+BOOKS = {
+    "resident_set": "of the host",
+    "allocated": "in PyTorch's tensors",
+    "reserved": "in PyTorch's allocator",
+    "device_used": "of the device",
+}
+"""The books of memory events in words."""
 
 _INDEX = {"video": "frame", "latents": "denoising step"}
 """What a metric with that prefix has one sample of."""
@@ -57,6 +66,17 @@ def case_charts(case: CaseRecord) -> list[Chart]:
     """The charts of a case, as far as its record goes; values that are not finite are left out."""
     of_suite = {"perf": _perf, "parity": _parity, "memory": _memory}
     return [chart for chart in of_suite[case.suite](case) if all(chart.series.values())]
+
+
+def memory_timeline(record: MemoryRecord) -> Chart:
+    """The peak of every stage of a run, and what was held after it, in the book that decides."""
+    held = {
+        when: [getattr(event, when).of(record.book) for event in record.events] for when in ("peak", "after")
+    }
+    scale, unit = _bytes(held["peak"])
+    names = {"peak": "peak of the stage", "after": "held after it"}
+    series = {names[when]: [size / scale for size in sizes] for when, sizes in held.items()}
+    return Chart("lines", "Memory over the run", f"{unit} {BOOKS[record.book]}", series, index="stage")
 
 
 def _perf(case: CaseRecord) -> Iterator[Chart]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
@@ -33,6 +34,9 @@ from wan_trt_core.report.summary import (
 )
 from wan_trt_core.report.tables import Table, case_notes, case_subject, case_tables, facts_table, run_tables
 from wan_trt_core.report.writing import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,17 @@ def page_of(record: RunRecord, album: Album | None = None) -> Page:
 
 def html_report(record: RunRecord, album: Album | None = None) -> str:
     """The report: verdicts, every case's charts, frames and tables, and the environment."""
+    return templates().get_template("report.html").render(page=page_of(record, album))
+
+
+def templates() -> Environment:
+    """The templates of a page; in them ``draw`` makes SVG of a chart."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from wan_trt_core.report.drawing import svg
 
-    templates = Environment(
+    found = Environment(
         loader=PackageLoader("wan_trt_core.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -115,8 +124,8 @@ def html_report(record: RunRecord, album: Album | None = None) -> str:
     )
     number = partial(next, count(1))
     # What Matplotlib writes is markup already; it escapes the names in it.
-    templates.globals["draw"] = lambda chart: Markup(svg(chart, f"chart{number()}"))
-    return templates.get_template("report.html").render(page=page_of(record, album))
+    found.globals["draw"] = lambda chart: Markup(svg(chart, f"chart{number()}"))
+    return found
 
 
 def write_html(record: RunRecord, path: Path, run: Path | None = None) -> None:

@@ -40,7 +40,7 @@ def markdown_report(record: RunRecord) -> str:
         _listed("Did not decide (advisory)", advisory_checks(record)),
         "## Cases",
         *(_case(case) for case in worst_first(record)),
-        *(f"## {table.title}\n\n{_table(table.header, table.rows)}" for table in run_tables(record)),
+        *(f"## {table.title}\n\n{markdown_table(table.header, table.rows)}" for table in run_tables(record)),
         f"Command: `{' '.join(record.command)}`",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -59,10 +59,10 @@ def comparison_markdown(before: RunRecord, after: RunRecord) -> str:
     ]
     parts = [
         f"## wan-trt: {found.summary}",
-        "\n".join(f"- **{_escape(note)}**" for note in found.notes),
-        _table(("case", "suite", "before", "after", "why"), verdicts),
+        "\n".join(f"- **{escape(note)}**" for note in found.notes),
+        markdown_table(("case", "suite", "before", "after", "why"), verdicts),
         changes_markdown(found.metrics),
-        _table(("run", "commit", "started", "hardware"), runs),
+        markdown_table(("run", "commit", "started", "hardware"), runs),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -83,9 +83,9 @@ def changes_markdown(changes: Sequence[MetricChange]) -> str:
         for row in changes
     ]
     told = sum(row.weight is not Weight.UNCHANGED for row in changes)
-    rest = _table(header, rows[told:])
+    rest = markdown_table(header, rows[told:])
     folded = f"<details><summary>{len(rows) - told} unchanged</summary>\n\n{rest}\n\n</details>"
-    parts = [_table(header, rows[:told]), folded if rest else ""]
+    parts = [markdown_table(header, rows[:told]), folded if rest else ""]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -116,20 +116,20 @@ def _verdicts(record: RunRecord) -> str:
         why = WHY[case.reason] + "".join(f" **{mark}**" for mark in marks(case))
         verdict = case.verdict.value if case.verdict is Verdict.PASS else f"**{case.verdict.value.upper()}**"
         rows.append((f"`{case.case}`", case.suite, verdict, head.metric, head.value, head.limit, why))
-    return _table(("case", "suite", "verdict", "metric", "measured", "limit", "why"), rows)
+    return markdown_table(("case", "suite", "verdict", "metric", "measured", "limit", "why"), rows)
 
 
 def _listed(title: str, found: list[tuple[CaseRecord, CheckRecord]]) -> str:
     if not found:
         return ""
-    lines = [f"- `{case.case}` ({case.suite}): {_escape(check.message)}" for case, check in found]
+    lines = [f"- `{case.case}` ({case.suite}): {escape(check.message)}" for case, check in found]
     return "\n".join([f"## {title}", "", *lines])
 
 
 def _missing(record: RunRecord) -> str:
     sections = {"Missing bands": missing_bands(record), "Orphaned baselines": orphaned_baselines(record)}
     return "\n\n".join(
-        "\n".join([f"## {title} (advisory)", "", *(f"- {_escape(line)}" for line in lines)])
+        "\n".join([f"## {title} (advisory)", "", *(f"- {escape(line)}" for line in lines)])
         for title, lines in sections.items()
         if lines
     )
@@ -137,21 +137,22 @@ def _missing(record: RunRecord) -> str:
 
 def _case(case: CaseRecord) -> str:
     title = f"{case.verdict.value.upper()} {case.case} ({', '.join((case.suite, *marks(case)))})"
-    notes = "\n".join(f"- {_escape(note)}" for note in case_notes(case))
-    tables = (_table(table.header, table.rows) for table in (*case_tables(case), facts_table(case)))
-    body = "\n\n".join(part for part in (case_subject(case), _escape(case.message), notes, *tables) if part)
+    notes = "\n".join(f"- {escape(note)}" for note in case_notes(case))
+    tables = (markdown_table(table.header, table.rows) for table in (*case_tables(case), facts_table(case)))
+    body = "\n\n".join(part for part in (case_subject(case), escape(case.message), notes, *tables) if part)
     opened = "" if case.verdict is Verdict.PASS else " open"
-    return f"<details{opened}><summary>{_escape(title)}</summary>\n\n{body}\n\n</details>"
+    return f"<details{opened}><summary>{escape(title)}</summary>\n\n{body}\n\n</details>"
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [" | ".join(_escape(cell) for cell in row) for row in rows]
+def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table; empty without rows."""
+    lines = [" | ".join(escape(cell) for cell in row) for row in rows]
     if not lines:
         return ""
     head = [" | ".join(header), " | ".join("---" for _ in header)]
     return "\n".join(f"| {line} |" for line in head + lines)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Keep a cell in its cell: no line breaks, no bars, no tags."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\r", " ").replace("\n", " ")

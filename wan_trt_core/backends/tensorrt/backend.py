@@ -116,7 +116,7 @@ class TensorRtBackend(EngineBackend):
         weights = len(plan) - (
             _stream_weights(engine, description, chosen, log) if chosen.weight_streaming else 0
         )
-        return TensorRtEngine(description, engine, CudaStream(device), _scratch(device), chosen, weights, log)
+        return TensorRtEngine(description, engine, *_shared(device), chosen, weights, log)
 
     def _timing_cache(self, settings: Settings) -> Path:
         name = re.sub(r"[^a-z0-9.]+", "-", f"{tensorrt().__version__}-{self.device(settings)}".lower())
@@ -142,8 +142,8 @@ def _stream_weights(engine: Any, description: Description, chosen: TensorRtSetti
 
 
 @cache
-def _scratch(device: torch.device) -> Scratch:
-    """One for each GPU: engines of one process never run at the same time on the same caller's stream."""
+def _shared(device: torch.device) -> tuple[CudaStream, Scratch]:
+    """The stream and the scratch memory of all engines on a GPU."""
     from wan_trt_core.backends.tensorrt.runtime import Scratch
 
-    return Scratch(device)
+    return CudaStream(device), Scratch(device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ class CaptureRefused(RuntimeError):
 
 
 class CudaStream:
-    """A stream that its engine's work runs on. TensorRT synchronises on the default one, which cannot be captured.
+    """A stream that the work of engines runs on. TensorRT synchronises on the default one, which cannot be captured.
 
     Args:
         device: the GPU, by index.
@@ -27,11 +28,26 @@ class CudaStream:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device)
+        self._lock = threading.RLock()
+        self._caller: torch.cuda.Stream | None = None
 
     @property
     def handle(self) -> int:
         """The ``cudaStream_t``."""
         return int(self._stream.cuda_stream)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One call at a time, its GPU the current one.
+
+        Other threads wait meanwhile. A caller on another stream than the one before waits for all that was asked of
+        that one: until then its results may lie in the buffers that this call writes.
+        """
+        with self._lock, self.on_device():
+            caller, self._caller = self._caller, torch.cuda.current_stream(self.device)
+            if caller is not None and caller != self._caller:
+                self._caller.wait_stream(caller)
+            yield
 
     def after_caller(self) -> None:
         """Wait for what the caller has asked for so far."""

@@ -8,7 +8,8 @@ What a call costs beside the kernels decides whether small engines gain anything
   VAE's caches) are read and written where the caller has them, or in new ones that become the caller's;
 * a CUDA graph for each context and set of addresses that comes twice, the least recently used given back first.
 
-The scratch memory is shared by all engines of a process on one GPU, because they never run at the same time.
+The engines of a process on one GPU share a stream and their scratch memory: they run one after the other, whatever
+threads and streams they are called from.
 """
 
 from __future__ import annotations
@@ -122,8 +123,9 @@ class TensorRtEngine(Engine):
     Args:
         description: what was built.
         engine: TensorRT's ``ICudaEngine``.
-        stream: a :class:`~wan_trt_core.backends.tensorrt.cuda.CudaStream` of the GPU it was loaded on.
-        scratch: shared by the engines on that GPU.
+        stream: a :class:`~wan_trt_core.backends.tensorrt.cuda.CudaStream` of the GPU it was loaded on, shared by the
+            engines there.
+        scratch: shared by them as well.
         weights: bytes of the plan.
         log: of the runtime that loaded it (see ``api.message_log``).
     """
@@ -176,7 +178,7 @@ class TensorRtEngine(Engine):
         sizes = check_inputs(self.name, self.inputs, inputs)
         check_outputs(self.name, self.outputs, outputs, sizes, inputs)
         check_devices(self.name, self.device, inputs, outputs)
-        with self._stream.on_device():
+        with self._stream.turn():
             context = self._context(inputs, sizes)
             try:
                 context.take(inputs, outputs)
@@ -243,13 +245,13 @@ class TensorRtEngine(Engine):
         """Release graphs, contexts, buffers and the plan, and leave the shared scratch memory."""
         if self._engine is None:
             return
-        with self._stream.on_device():
+        with self._stream.turn():
             self._drop_contexts()
             self._engine = None
             self._scratch.leave()
 
     def _drop_contexts(self) -> None:
-        with self._stream.on_device():
+        with self._stream.turn():
             self._stream.synchronize()
             self._graphs.clear()
             self._contexts.clear()

@@ -233,6 +233,8 @@ class DitGraph(nn.Module):
         self.eps = config.eps
         self.block_outputs = block_outputs
         self.patch_embedding = copying.conv3d(model.patch_embedding)
+        if self.patch_embedding.weight.dtype == torch.bfloat16:
+            self.patch_embedding.float()  # ONNX has no convolution of BF16 before opset 22
         text_embedder = model.condition_embedder.text_embedder
         self.text_in = copying.linear(text_embedder.linear_1)
         self.text_out = copying.linear(text_embedder.linear_2)
@@ -264,7 +266,8 @@ class DitGraph(nn.Module):
         grid = rope_cos.shape[:3]
         rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
         rows = modulation.flatten(0, 1).chunk(6 * len(self.blocks))
-        patches = self.patch_embedding(hidden_states)
+        patches = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
+        patches = patches.to(hidden_states.dtype)
         hidden = patches.flatten(2).squeeze(0).transpose(0, 1)
         text = self.text_in(encoder_hidden_states.squeeze(0))
         text = self.text_out(functional.gelu(text, approximate="tanh"))

@@ -1,0 +1,172 @@
+"""What does it cost to record memory events? The same denoising with and without, timed in turns.
+
+    python benchmarks/memory_events.py
+    python benchmarks/memory_events.py --model wan2.1-t2v-1.3b --profile 480p-17f --precision fp16 --steps 10
+
+Each time is that of all denoising steps of stock diffusers but the first: on a GPU by the clock on the wall, on a CPU
+the processor time of all threads, which does not mind who else uses the machine. The run without is also timed against
+itself, which shows what the method finds where there is nothing. Beside the ratios stands what one look at the books
+costs by itself, one a step. Weights are random where no checkpoint is given. The table goes to the terminal as
+Markdown; ``docs/memory.md`` holds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from wan_trt_core.backends.registry import device_of
+from wan_trt_core.comparison.conditions import equal_conditions, synchronize
+from wan_trt_core.config import Settings, load_settings
+from wan_trt_core.gates.statistics import ratio_interval
+from wan_trt_core.measure.memory_events import FILE_NAME
+from wan_trt_core.models.catalogue import ResolvedModel, resolve
+from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.models.prompts import random_states
+from wan_trt_core.pipeline.engines import EngineStore
+from wan_trt_core.pipeline.recording import RunRecording, recorded_run
+
+TAIL = 0.025
+"""Of the interval, on each side."""
+
+LOOKS = 200
+
+
+class Denoising:
+    """Denoising at the size that a profile is tuned for, up to the latents.
+
+    Args:
+        path: of the recorder's file.
+    """
+
+    def __init__(
+        self, model: ResolvedModel, sizes: Sizes, precision: str, steps: int, settings: Settings, path: Path
+    ) -> None:
+        self._settings, self._path, self._steps = settings, path, steps
+        self._checkpoint, self._store = model.checkpoint, EngineStore(settings)
+        self._loaded = "transformer", precision, device_of(settings)
+        self._pipe = model.checkpoint.pipeline({"transformer": precision}, device_of(settings))
+        self._pipe.set_progress_bar_config(disable=True)
+        self._clock = time.perf_counter if device_of(settings) == "cuda" else time.process_time
+        states = random_states("a red square", sizes.text_length, self._pipe.transformer.config.text_dim)
+        self._call: dict[str, Any] = {
+            "prompt_embeds": states.to(self._pipe.device),
+            "height": sizes.height,
+            "width": sizes.width,
+            "num_frames": sizes.frames,
+            "num_inference_steps": steps,
+            "guidance_scale": 1.0,
+            "max_sequence_length": sizes.text_length,
+            "output_type": "latent",
+        }
+
+    def plain(self) -> tuple[float, torch.Tensor]:
+        """Without a recorder: seconds a step, and the latents."""
+        return self._run(RunRecording(None))
+
+    def recorded(self) -> tuple[float, torch.Tensor]:
+        """With one."""
+        with recorded_run(self._path, self._settings, {}) as recording:
+            self._know_owner(recording)
+            return self._run(recording)
+
+    def look_seconds(self) -> float:
+        """What beginning a stage costs, in the middle of a run: the median of many."""
+        times = []
+        with recorded_run(self._path, self._settings, {}) as recording:
+            self._know_owner(recording)
+            with recording.stages(self._pipe, lambda *_: None) as on_step:
+                on_step(0, LOOKS + 1)
+                for step in range(1, LOOKS + 1):
+                    started = time.perf_counter()
+                    on_step(step, LOOKS + 1)
+                    times.append(time.perf_counter() - started)
+        return median(times)
+
+    def _know_owner(self, recording: RunRecording) -> None:
+        with recording.loads(self._checkpoint, self._store):
+            self._checkpoint.load(*self._loaded)
+
+    def _run(self, recording: RunRecording) -> tuple[float, torch.Tensor]:
+        """Seconds of every step but the first; a step ends with what the recorder does at its end."""
+        times = []
+        with recording.stages(self._pipe, lambda *_: None) as on_step:
+
+            def stepped(_: Any, step: int, *__: Any) -> dict[str, Any]:
+                if step in (0, self._steps - 1):
+                    synchronize()
+                    times.append(self._clock())
+                on_step(step + 1, self._steps)
+                return {}
+
+            generator = torch.Generator().manual_seed(0)
+            latents = self._pipe(**self._call, generator=generator, callback_on_step_end=stepped).frames
+        return (times[1] - times[0]) / (self._steps - 1), latents
+
+
+def measure(denoising: Denoising, rounds: int) -> dict[str, Any]:
+    """Seconds a step, the share that recording adds with its interval, that of nothing, and what one look costs."""
+    (_, first), (_, second) = denoising.plain(), denoising.recorded()  # warm, and the same
+    if not torch.equal(first, second):
+        raise SystemExit("the recorded run made other latents: the times cannot be compared")
+    arms = {"plain": denoising.plain, "recorded": denoising.recorded, "again": denoising.plain}
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(rounds):
+        for name in list(arms) if turn % 2 == 0 else reversed(arms):
+            times[name].append(arms[name]()[0])
+    look, step = denoising.look_seconds(), median(times["plain"])
+    return {
+        "rounds": rounds,
+        "step_s": {name: median(values) for name, values in times.items()},
+        "added": {name: added(times["plain"], times[name]) for name in ("recorded", "again")},
+        "look_s": look,
+        "look_share": look / step,
+    }
+
+
+def added(plain: list[float], other: list[float]) -> tuple[float, float, float]:
+    """The share by which ``other`` takes longer: low end of the interval, centre, high end."""
+    interval = ratio_interval(plain, other, TAIL)
+    return 1 / interval.high - 1, 1 / interval.point - 1, 1 / interval.low - 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table, and write it with every number to ``--json``."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="tiny-wan")
+    parser.add_argument("--profile")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    settings = load_settings(overrides={"backend": "torch"}).settings
+    model = resolve(given.model, settings.checkpoint)
+    sizes = model.profile(given.profile).opt
+    with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder, equal_conditions(settings):
+        path = Path(folder) / FILE_NAME
+        denoising = Denoising(model, sizes, given.precision, given.steps, settings, path)
+        found = measure(denoising, given.rounds)
+    recorded, again = (
+        f"{centre:+.2%} ({low:+.2%} to {high:+.2%})"
+        for low, centre, high in (found["added"][name] for name in ("recorded", "again"))
+    )
+    print("| a step | recording adds, 95 % interval | nothing adds | one look at the books | of a step |")
+    print("|---|---|---|---|---|")
+    print(
+        f"| {found['step_s']['plain'] * 1e3:.2f} ms | {recorded} | {again} | {found['look_s'] * 1e3:.3f} ms"
+        f" | {found['look_share']:.2%} |"
+    )
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

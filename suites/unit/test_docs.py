@@ -1,0 +1,149 @@
+"""The documentation: the site is built with no warning, and what pages say of the code is in the code."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wan_trt_core
+from wan_trt_core.cases import load_cases
+from wan_trt_core.config import KEYS
+from wan_trt_core.pytest_plugin.session import allowed_names
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "wan_trt_core"
+DOCS = ROOT / "docs"
+PUBLISHED = "https://example.org/owner/wan-trt-core"
+NOT_DOCUMENTED = {"cli", "logs", "progress"}
+"""Modules without an entry in the reference: the commands have a page of their own, the others are inner matters."""
+
+
+def sources() -> str:
+    """The text of every module."""
+    return "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py")))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. A proxy that does not exist stands for a machine without a network."""
+    folder = tmp_path_factory.mktemp("site")
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environ = {
+        **os.environ,
+        **nowhere,
+        "PYTHONPATH": str(ROOT),
+        "WAN_TRT_CONFIG": "",
+        "DOCS_REPOSITORY": PUBLISHED,
+    }
+    answer = subprocess.run(build, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    return folder
+
+
+def test_no_page_asks_another_server_for_anything(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        asked = re.findall(
+            r"<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^>]*", page.read_text()
+        )
+        assert not asked, f"{page.name}: {asked[0]}"
+
+
+def test_every_setting_command_and_option_is_on_the_site(site: Path) -> None:
+    settings, commands = (site / "settings.html").read_text(), (site / "commands.html").read_text()
+    for key in KEYS:
+        assert f"<code>WAN_TRT_{key.upper().replace('.', '__')}</code>" in settings
+    for shown in ("wan-trt engines prune", "--negative-prompt", "--wan-require-bands", "--wan-cases FILE"):
+        assert shown in commands
+
+
+def test_links_out_of_the_docs_reach_the_site_or_the_repository(site: Path) -> None:
+    assert f'href="{PUBLISHED}/blob/HEAD/config.yaml"' in (site / "settings.html").read_text()
+    assert 'href="index.html#regenerate-baselines"' in (site / "adding-a-component.html").read_text()
+    home = (site / "index.html").read_text()
+    assert 'href="gpu-ci.html"' in home and f'href="{PUBLISHED}/blob/HEAD/LICENSE"' in home
+    assert "images/tiny_wan_contact_sheet.png" in home
+
+
+def test_what_docstrings_say_of_other_objects_are_links(site: Path) -> None:
+    page = (site / "reference" / "gates.html").read_text()
+    assert 'href="records.html#wan_trt_core.records.RunRecord"' in page
+    assert not [file for file in site.rglob("*.html") if ":class:" in file.read_text()]
+
+
+def test_every_module_is_in_the_reference() -> None:
+    asked = {
+        name
+        for page in (DOCS / "reference").glob("*.md")
+        for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    }
+    modules = {module.name for module in pkgutil.iter_modules(wan_trt_core.__path__)} - NOT_DOCUMENTED
+    assert asked == {f"wan_trt_core.{name}" for name in modules}
+
+
+def test_every_variable_that_the_code_reads_is_told() -> None:
+    page = (DOCS / "settings.md").read_text()
+    told = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", page))
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", sources()))  # named where it is read
+    read |= set(
+        re.findall(r"^[A-Z_0-9]+ = \"([A-Z]+_[A-Z0-9_]*[A-Z0-9])\"$", sources(), re.M)
+    )  # or by a constant
+    read.discard("WAN_TRT_CONFIG")
+    assert {"CXX", "TRT_LOGGER_LEVEL", "CUDA_VISIBLE_DEVICES"} <= read
+    assert read <= told, f"docs/settings.md does not tell of {', '.join(sorted(read - told))}"
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_the_code() -> None:
+    page = (DOCS / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `(.+?)` \|", page, re.M)
+    assert len(messages) > 25
+    said = said_by_the_code()
+    for message in messages:
+        wanted = re.compile(".*?".join(re.escape(part) for part in message.split("…")), re.S)
+        assert any(wanted.search(text) for text in said), f"no message of wan_trt_core reads {message!r}"
+
+
+def said_by_the_code() -> list[str]:
+    """The string literals of the package that are no prose, with ``…`` where a value is put in."""
+    said = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                said.append(
+                    "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values
+                    )
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
+                said.append(node.value.replace("%d", "…").replace("%s", "…"))
+    return said
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):(?! export)", makefile, re.M))
+    assert set(re.findall(r"^\.PHONY: (.*)", makefile, re.M)[0].split()) == targets
+    shown = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert set(re.findall(r"^  make ([a-z-]+) +\w", shown, re.M)) == targets
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "cases.md"], ids=lambda page: page.name)
+def test_the_case_files_of_the_docs_are_case_files(page: Path, tmp_path: Path) -> None:
+    files = [
+        text
+        for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+        if "\ncases:\n" in text
+    ]
+    assert files
+    for text in files:
+        (tmp_path / "cases.yaml").write_text(text)
+        load_cases(tmp_path / "cases.yaml", allowed_names())

@@ -1,0 +1,337 @@
+"""What memory events come to: an injected leak and an injected spike are found and attributed, savings are modelled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_device import MIB
+
+from wan_trt_core.measure.memory_events import Amounts, Event, Failure, Held, MemoryRecord
+from wan_trt_core.report.memory_analysis import Advice, Growth, NothingRecorded, analyse
+from wan_trt_core.report.memory_report import memory_html, memory_markdown, write_memory_report
+
+CONTEXT = 500  # MiB of the device that are in no other book
+START = 800  # MiB of the process before anything was loaded
+
+
+def on_device(allocated: int, cached: int = 0, outside: int = 0) -> Amounts:
+    """In MiB; ``outside`` of PyTorch's allocator beside the CUDA context."""
+    reserved = allocated + cached
+    return Amounts(
+        resident_set=START * MIB,
+        allocated=allocated * MIB,
+        reserved=reserved * MIB,
+        device_used=(reserved + outside + CONTEXT) * MIB,
+    )
+
+
+def on_host(resident: int) -> Amounts:
+    return Amounts(resident_set=resident * MIB)
+
+
+def record_of(
+    stages: Sequence[tuple[str, Amounts, Amounts, Held]],
+    *,
+    start: Amounts,
+    precisions: Mapping[str, str] | None = None,
+    failure: Failure | None = None,
+    **run: Any,
+) -> MemoryRecord:
+    """A record of stages, as ``load vae`` or ``denoise 2``, each with its peak, what was held after it and by whom;
+    every one takes a second, a load two."""
+    events, before, at = [], start, 0.0
+    for label, peak, after, held in stages:
+        stage, _, rest = label.partition(" ")
+        named: dict[str, Any] = {"index": int(rest)} if rest.isdigit() else {"name": rest}
+        end = at + (2.0 if stage == "load" else 1.0)
+        times = {"start": at, "end": end}
+        amounts = {"before": before, "peak": peak.most(before).most(after), "after": after}
+        events.append(Event.model_validate({"stage": stage, **named, **times, **amounts, "held": held}))
+        before, at = after, end
+    return MemoryRecord(
+        started="2026-01-01T00:00:00+00:00",
+        command=("wan-trt", "run"),
+        hardware_key="cuda-test",
+        run={"model": "a | model", "backend": "torch", **run},
+        methods={},
+        precisions=dict(precisions or {}),
+        events=tuple(events),
+        failure=failure,
+    )
+
+
+def weights(**names: int) -> dict[str, int]:
+    return {f"{name} weights": size * MIB for name, size in names.items()}
+
+
+ENCODER: Held = {"allocator": weights(text_encoder=1000)}
+BOTH: Held = {"allocator": weights(text_encoder=1000, transformer=500)}
+ALL: Held = {"allocator": weights(text_encoder=1000, transformer=500, vae=100)}
+
+
+def stock(
+    denoise: int = 1700,
+    decode: int = 1900,
+    *,
+    cached: int = 0,
+    steps: Sequence[int] = (1600,) * 6,
+    **more: Any,
+) -> MemoryRecord:
+    """A run of stock modules on a device: peaks of the denoising and of the decode in MiB, and what is allocated
+    after each step."""
+    return record_of(
+        [
+            ("load text_encoder", on_device(1000), on_device(1000), ENCODER),
+            ("load transformer", on_device(1500), on_device(1500), BOTH),
+            ("load vae", on_device(1600), on_device(1600), ALL),
+            ("text_encode", on_device(1650), on_device(1600), ALL),
+            *((f"denoise {index}", on_device(denoise), on_device(held), ALL) for index, held in enumerate(steps, 1)),
+            ("decode 1", on_device(decode, cached), on_device(1600, cached), ALL),
+        ],
+        start=on_device(0),
+        precisions={"text_encoder weights": "bfloat16", "transformer weights": "float32"},
+        **more,
+    )  # fmt: skip
+
+
+def by_name(record: MemoryRecord) -> dict[str, Advice]:
+    return {advice.what.split(",")[0].split(" (")[0]: advice for advice in analyse(record).advice}
+
+
+def growth(record: MemoryRecord) -> dict[tuple[str, str], Growth]:
+    return {(each.per, each.book): each for each in analyse(record).growth}
+
+
+# ---- peak, loading, growth ------------------------------------------------------------------------------------
+
+
+def test_the_holders_of_the_peak_add_up_to_it() -> None:
+    found = analyse(stock(decode=1900, cached=50))
+    assert (found.book, found.peak_stage, found.peak) == (
+        "device_used",
+        "decode 1",
+        (1900 + 50 + CONTEXT) * MIB,
+    )
+    assert sum(holder.size for holder in found.holders) == found.peak
+    assert [(holder.name.split(" (")[0], holder.size // MIB, holder.known) for holder in found.holders] == [
+        ("text_encoder weights", 1000, True),
+        ("transformer weights", 500, True),
+        ("not attributed", CONTEXT, False),
+        ("tensors of no known owner", 300, False),
+        ("vae weights", 100, True),
+        ("kept by PyTorch's allocator without a tensor in it", 50, False),
+    ]
+    assert found.fragmentation is not None
+    assert (found.fragmentation.stage, found.fragmentation.unused) == ("decode 1", 50 * MIB)
+
+
+def test_on_a_host_the_process_itself_is_an_owner() -> None:
+    held: Held = {"host": weights(vae=100)}
+    record = record_of([("load vae", on_host(950), on_host(920), held)], start=on_host(START))
+    found = analyse(record)
+    assert (found.book, found.peak, found.fragmentation) == ("resident_set", 950 * MIB, None)
+    assert {holder.name.split(" (")[0]: holder.size // MIB for holder in found.holders} == {
+        "the process before anything was loaded": START,
+        "vae weights": 100,
+        "not attributed": 50,
+    }
+
+
+def test_a_peak_at_the_begin_of_an_unloading_is_held_by_those_before() -> None:
+    """Between stages something else was taken, as the video's file is written before the engines are closed."""
+    held: Held = {"host": weights(vae=100)}
+    stages = [("load vae", on_host(900), on_host(900), held), ("unload vae", on_host(800), on_host(800), {})]
+    record = record_of(stages, start=on_host(START))
+    unload = record.events[1].model_copy(update={"before": on_host(950), "peak": on_host(950)})
+    found = analyse(record.model_copy(update={"events": (record.events[0], unload)}))
+    assert found.peak_stage == "unload vae"
+    assert "vae weights" in {holder.name for holder in found.holders}
+
+
+def test_engine_weights_lie_outside_the_allocator() -> None:
+    held: Held = {
+        "device": weights(**{"dit engine": 300}),
+        "allocator": {"engines' shared scratch": 40 * MIB},
+    }
+    record = record_of(
+        [("load dit engine", on_device(60, 0, 310), on_device(60, 0, 310), held)], start=on_device(0)
+    )
+    sizes = {holder.name.split(" (")[0]: holder.size // MIB for holder in analyse(record).holders}
+    assert sizes["tensors of no known owner"] == 20
+    assert sizes["not attributed"] == CONTEXT + 10
+
+
+def test_the_share_of_loading() -> None:
+    found = analyse(stock())
+    assert [(load.name, load.added // MIB, load.share, load.seconds) for load in found.loads] == [
+        ("text_encoder", 1000, 0.625, 2.0),
+        ("transformer", 500, 0.3125, 2.0),
+        ("vae", 100, 0.0625, 2.0),
+    ]
+    assert found.loading == 1600 * MIB
+
+
+def test_an_injected_leak_is_found_with_its_size() -> None:
+    steps = growth(stock(steps=[1600 + 8 * step for step in range(6)]))["denoising step", "allocated"]
+    assert (steps.slope, steps.low, steps.high) == (8 * MIB, 8 * MIB, 8 * MIB)
+    assert steps.grows
+    assert "Grows by 8 MiB a denoising step in PyTorch's tensors" in memory_markdown(
+        stock(steps=[1600 + 8 * step for step in range(6)])
+    )
+
+
+@pytest.mark.parametrize(
+    "steps", [[1600] * 6, [1600] + [1650] * 9, [1600, 1604, 1599, 1602, 1600, 1603, 1598, 1601]]
+)
+def test_no_growth_where_nothing_leaks(steps: list[int]) -> None:
+    """Flat, with one step up, and noise."""
+    assert not growth(stock(steps=steps))["denoising step", "allocated"].grows
+
+
+def test_too_few_points_have_no_interval() -> None:
+    steps = growth(stock(steps=[1600, 1608, 1616, 1624]))["denoising step", "allocated"]
+    assert (steps.slope, steps.low, steps.grows) == (8 * MIB, None, False)
+    assert "too few points" in memory_markdown(stock(steps=[1600, 1608]))
+
+
+def test_growth_of_the_decode_is_by_frame_of_the_video() -> None:
+    """The first latent frame is one frame, every other four."""
+    stages = [
+        (f"decode {index}", on_host(at), on_host(at), {})
+        for index, at in ((1, 801), (2, 805), (3, 809), (4, 813), (5, 817))
+    ]
+    frames = growth(record_of(stages, start=on_host(START)))["decoded frame", "resident_set"]
+    assert (frames.slope, frames.grows) == (MIB, True)
+
+
+def test_an_injected_spike_is_the_biggest_moment_and_attributed() -> None:
+    record = stock(denoise=1700, decode=1800)
+    events = list(record.events)
+    spiked = next(index for index, event in enumerate(events) if event.label == "denoise 3")
+    events[spiked] = events[spiked].model_copy(update={"peak": on_device(9000)})
+    found = analyse(record.model_copy(update={"events": tuple(events)}))
+    assert (found.moments[0].stage, found.moments[0].above // MIB) == ("denoise 3", 7400)
+    assert found.peak_stage == "denoise 3"
+    assert found.holders[0].name.startswith("tensors of no known owner")
+    assert found.holders[0].size == 7400 * MIB
+
+
+# ---- advice -----------------------------------------------------------------------------------------------------
+
+
+def test_weights_only_save_where_the_peak_is_not_theirs() -> None:
+    """The decode peaks at 1900: without the text encoder it is 900 and the text encode, at 1650, leads."""
+    advice = by_name(stock(denoise=1700, decode=1900))
+    encoder = advice["hold text_encoder only for text encode"]
+    assert (encoder.saves, encoder.seconds) == ((1900 - 1650) * MIB, 2.0)
+    assert "2 s" in encoder.costs
+    transformer = advice["hold transformer only for denoise"]
+    assert transformer.saves == (1900 - 1700) * MIB, "the denoising, which needs it, leads then"
+    assert not any(name.startswith("hold vae") for name in advice), "the decode needs it"
+    # text encode 1650 - 600, denoising 1700 - 1100, decode 1900 - 1500, loading of the vae 1600 - 1500
+    together = advice["all of these: hold every component only for its own stage"]
+    assert (together.saves, together.seconds) == ((1900 - 1050) * MIB, 6.0)
+
+
+def test_the_text_encoder_on_the_cpu_and_in_int8() -> None:
+    advice = by_name(stock())
+    assert advice["run the text encoder on the CPU"].saves == 1000 * MIB
+    assert advice["text_encoder in INT8"].saves == 500 * MIB
+    assert advice["transformer in half precision"].saves == 250 * MIB
+    assert "text_encoder in half precision" not in advice, "it is already"
+
+
+def test_what_the_allocator_keeps() -> None:
+    name = "let PyTorch's allocator give back what holds no tensor"
+    assert by_name(stock(cached=150))[name].saves == 150 * MIB
+    assert name not in by_name(stock(cached=0))
+
+
+def test_modules_that_engines_replace_are_let_go_of_first() -> None:
+    held: Held = {"host": weights(transformer=400) | weights(**{"dit engine": 390})}
+    record = record_of(
+        [
+            ("load transformer", on_host(1200), on_host(1200), {"host": weights(transformer=400)}),
+            ("load dit engine", on_host(1590), on_host(1590), held),
+            ("denoise 1", on_host(1650), on_host(1600), held),
+        ],
+        start=on_host(START),
+    )
+    first = analyse(record).advice[0]
+    assert first.what == "let go of transformer: engines do its work"
+    assert (first.saves, first.seconds) == (400 * MIB, 0.0)
+
+
+def test_building_is_told_from_running() -> None:
+    stages = [
+        ("build dit engine", on_host(3000), on_host(900), {}),
+        ("load dit engine", on_host(1000), on_host(1000), {}),
+    ]
+    first = analyse(record_of(stages, start=on_host(START))).advice[0]
+    assert (first.what.split(" (")[0], first.saves) == ("build engines beforehand", 2000 * MIB)
+
+
+def test_tiles_are_modelled_by_their_area_and_leave_the_video() -> None:
+    """Of 400 MiB above the beginning of the decode 100 are the video: a quarter of the rest remains, 175 in all."""
+    size = {"height": 1024, "width": 1024, "num_frames": 8}
+    video = 3 * 1024 * 1024 * 8 * 4 // MIB
+    advice = by_name(stock(denoise=1600, decode=2000, **size))["decode in 4 tiles"]
+    assert advice.saves == (400 - video) * 3 // 4 * MIB
+    assert "decode in 4 tiles" not in by_name(stock(denoise=1600, decode=2000)), "of a video of unknown size"
+
+
+def test_known_costs_come_before_unknown_ones_and_little_is_only_named() -> None:
+    found = analyse(stock(cached=10))
+    known = [advice.seconds is not None for advice in found.advice]
+    assert known == sorted(known, reverse=True) and any(known) and not all(known)
+    rates = [advice.saves / advice.seconds for advice in found.advice if advice.seconds]
+    assert rates == sorted(rates, reverse=True)
+    assert [name.split(" (")[0] for name in found.idle] == [
+        "let PyTorch's allocator give back what holds no tensor"
+    ]
+
+
+# ---- reports ----------------------------------------------------------------------------------------------------
+
+
+FAILURE = Failure(
+    kind="out_of_memory",
+    stage="decode 1",
+    message="OutOfMemoryError: CUDA out of memory",
+    asked=2048 * MIB,
+    amounts=on_device(1900),
+    held=ALL,
+)
+
+
+def test_the_report_says_what_was_asked_and_who_held_what() -> None:
+    text = memory_markdown(stock(failure=FAILURE))
+    assert "The run did not come to its end: out of memory in decode 1, which asked for 2 GiB" in text
+    section = text.split("## Held when it ended")[1].split("##")[0]
+    assert "| all of the device | 2.344 GiB |" in section
+    assert "| text_encoder weights | 1000 MiB |" in section
+
+
+def test_like_steps_are_one_row_of_the_timeline() -> None:
+    text = memory_markdown(stock())
+    assert "| denoise 1 to 6 | 7.000 | 6.000 | 2.051 GiB | 2.148 GiB | 2.051 GiB |" in text
+    assert "a \\| model" in text
+
+
+def test_html_has_the_same_tables_and_the_drawn_timeline(tmp_path: Path) -> None:
+    page = memory_html(stock(failure=FAILURE))
+    assert "<svg" in page and "peak of the stage" in page
+    for title in ("Owners of the peak", "Loading", "Recommendations", "Held when it ended", "Timeline"):
+        assert f"<caption>{title}" in page, title
+    write_memory_report(stock(), tmp_path / "new" / "a.html")
+    write_memory_report(stock(), tmp_path / "new" / "a.md")
+    assert (tmp_path / "new" / "a.html").read_text().lstrip().startswith("<!DOCTYPE html>")
+    assert (tmp_path / "new" / "a.md").read_text().startswith("# Memory of a run")
+
+
+def test_nothing_recorded_is_an_error() -> None:
+    with pytest.raises(NothingRecorded, match="hold no stage, so there is nothing to analyse: OutOf"):
+        analyse(record_of([], start=on_host(0), failure=FAILURE))

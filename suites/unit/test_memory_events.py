@@ -1,0 +1,326 @@
+"""Memory events: recorded on a device that is made up, written whatever happens, read strictly."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_device import MIB, FakeDevice, FakeNvml
+
+from wan_trt_core.measure import memory_recorder
+from wan_trt_core.measure.device_memory import DeviceMemory
+from wan_trt_core.measure.memory import reset_kernel_peak
+from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
+from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked
+from wan_trt_core.records import RecordError, write_json
+
+
+@pytest.fixture
+def device() -> FakeDevice:
+    return FakeDevice()
+
+
+@pytest.fixture
+def recorder(device: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRecorder:
+    """Of a device; a millisecond passes between two looks at the clock."""
+    monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 60)  # what a fake device does takes no time
+    meter = Meter(DeviceMemory(device, FakeNvml(device), object()))
+    clock = count()
+    return MemoryRecorder(
+        tmp_path / "run" / FILE_NAME,
+        meter,
+        hardware_key="cuda-test",
+        run={"model": "tiny-wan"},
+        clock=lambda: next(clock) / 1000,
+    )
+
+
+def recorded(recorder: MemoryRecorder) -> MemoryRecord:
+    return MemoryRecord.read(recorder.path)
+
+
+def run_of(device: FakeDevice, recorder: MemoryRecorder) -> None:
+    """Load 100 MiB of weights, 2 steps that need 40 and 50 for a while, unload."""
+    weights = {"dit engine weights": 0}
+    recorder.own(lambda: {"allocator": weights})
+    with recorder.stage("load", "dit engine"):
+        device.take(100 * MIB)
+        weights["dit engine weights"] = 100 * MIB
+    with recorder.stage("text_encode"):
+        for index, size in ((1, 40), (2, 50)):
+            recorder.begin("denoise", index=index)
+            device.take(size * MIB)
+            device.drop(size * MIB)
+    with recorder.stage("unload", "dit engine"):
+        device.drop(100 * MIB)
+        weights["dit engine weights"] = 0
+
+
+def test_every_stage_has_before_peak_after_and_owners(device: FakeDevice, recorder: MemoryRecorder) -> None:
+    with recorder:
+        run_of(device, recorder)
+    record = recorded(recorder)
+    assert [event.label for event in record.events] == [
+        "load dit engine",
+        "text encode",
+        "denoise 1",
+        "denoise 2",
+        "unload dit engine",
+    ]
+    tensors = [
+        tuple(amounts.of("allocated") // MIB for amounts in (event.before, event.peak, event.after))
+        for event in record.events
+    ]
+    assert tensors == [(0, 100, 100), (100, 100, 100), (100, 140, 100), (100, 150, 100), (100, 100, 0)]
+    assert record.events[3].after.reserved == 150 * MIB, "what was dropped stays cached"
+    assert record.events[3].after.device_used == 650 * MIB
+    assert record.events[2].held == {"allocator": {"dit engine weights": 100 * MIB}}
+    assert record.events[4].held == {"allocator": {}}
+    assert all(event.peak.resident_set > MIB for event in record.events)
+    assert all(event.end <= after.start for event, after in pairwise(record.events))
+    assert (record.failure, record.book, record.run) == (None, "device_used", {"model": "tiny-wan"})
+
+
+def test_a_stage_within_another_belongs_to_it(recorder: MemoryRecorder) -> None:
+    with recorder, recorder.stage("load", "dit engine"), recorder.stage("load", "transformer"):
+        pass
+    with recorder.stage("unload", "dit engine"):
+        pass  # after the recording nothing is
+    assert [event.label for event in recorded(recorder).events] == ["load dit engine"]
+
+
+def test_what_runs_between_stages_is_an_event_if_it_lasts(
+    device: FakeDevice, recorder: MemoryRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spike there is nobody else's, and a spike of a moment is not lost either."""
+
+    def spike(size: int) -> None:
+        device.take(size * MIB)
+        device.drop(size * MIB)
+
+    with recorder:
+        with recorder.stage("load", "vae"):
+            pass
+        spike(300)
+        with recorder.stage("load", "transformer"):
+            pass
+        monkeypatch.setattr(memory_recorder, "MOMENT", 0)
+        spike(700)
+    peaks = [(event.label, event.peak.of("allocated") // MIB) for event in recorded(recorder).events]
+    assert peaks == [("load vae", 0), ("load transformer", 300), ("other", 700)]
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "asked"),
+    [
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has …"),
+            "out_of_memory",
+            5 << 29,
+        ),
+        (MemoryError(), "out_of_memory", None),
+        (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(143), "interrupted", None),
+        (ValueError("a shape"), "failed", None),
+    ],
+)
+def test_what_ends_a_run_is_told_with_who_held_what(
+    device: FakeDevice, recorder: MemoryRecorder, error: BaseException, kind: str, asked: int | None
+) -> None:
+    def run() -> None:
+        recorder.own(lambda: {"allocator": {"dit engine weights": 100 * MIB}})
+        with recorder, recorder.stage("text_encode"):
+            recorder.begin("denoise", index=1)
+            device.take(100 * MIB)
+            raise error
+
+    with pytest.raises(type(error)):
+        run()
+    record = recorded(recorder)
+    assert list(json.loads(recorder.path.read_text()))[-1] == "failure"
+    assert record.events[-1].label == "denoise 1"
+    assert record.events[-1].after.allocated == 100 * MIB
+    assert record.failure is not None
+    assert (record.failure.kind, record.failure.stage, record.failure.asked) == (kind, "denoise 1", asked)
+    assert record.failure.message.startswith(type(error).__name__)
+    assert record.failure.amounts.allocated == 100 * MIB
+    assert record.failure.held == {"allocator": {"dit engine weights": 100 * MIB}}
+
+
+def test_unloading_after_a_failure_does_not_hide_it(device: FakeDevice, recorder: MemoryRecorder) -> None:
+    def run() -> None:
+        with recorder:
+            try:
+                with recorder.stage("load", "vae"):
+                    raise OutOfMemoryError("out of memory")
+            finally:
+                with recorder.stage("unload", "dit engine"):
+                    pass
+
+    with pytest.raises(OutOfMemoryError):
+        run()
+    record = recorded(recorder)
+    assert record.failure is not None and record.failure.stage == "load vae"
+    assert [event.label for event in record.events] == ["load vae", "unload dit engine"]
+
+
+def test_a_process_that_is_killed_leaves_what_it_had(device: FakeDevice, recorder: MemoryRecorder) -> None:
+    """Nothing runs after SIGKILL: what counts is what lies there while the stage runs."""
+    with recorder:
+        with recorder.stage("load", "dit engine"):
+            record = recorded(recorder)
+            assert record.failure is not None
+            assert (record.failure.kind, record.failure.stage) == ("cut_short", "load dit engine")
+        with recorder.stage("text_encode"):
+            record = recorded(recorder)
+            assert record.failure is not None and record.failure.stage == "text encode"
+            assert [event.label for event in record.events] == ["load dit engine"]
+    assert recorded(recorder).failure is None
+
+
+def test_a_device_that_vanishes_does_not_hide_the_error(device: FakeDevice, recorder: MemoryRecorder) -> None:
+    def gone() -> dict[str, int]:
+        raise RuntimeError("CUDA error: device lost")
+
+    def run() -> None:
+        with recorder, recorder.stage("text_encode"):
+            device.memory_stats = gone  # type: ignore[method-assign]
+            raise OutOfMemoryError("unspecified launch failure")
+
+    with pytest.raises(OutOfMemoryError, match="launch failure"):
+        run()
+    failure = recorded(recorder).failure
+    assert failure is not None and failure.stage == "text encode"
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    recorder = MemoryRecorder(tmp_path / "file" / FILE_NAME, Meter(), hardware_key="cpu-test", run={})
+    with pytest.raises(OSError), recorder:
+        pytest.fail("the run began")
+
+
+@pytest.mark.parametrize("method", ["kernel", "sampled"])
+def test_the_resident_set_is_watched_either_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    if method == "kernel" and not reset_kernel_peak():
+        pytest.skip("the kernel's high-water mark cannot be set back here")
+    monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 0.001)
+    proc = {} if method == "kernel" else {"proc": tmp_path}  # an empty folder is no /proc
+    with Meter(**proc) as meter:
+        now, _ = meter.look()
+        block = bytearray(64 * MIB)
+        block[::4096] = b"x" * len(block[::4096])
+        if method == "sampled":
+            wait_for(lambda: meter._resident > now.resident_set + 50 * MIB)
+        del block
+        _, peak = meter.look()
+        assert peak.resident_set > now.resident_set + 50 * MIB
+        _, later = meter.look()
+        assert later.resident_set < now.resident_set + 50 * MIB, "each look begins anew"
+    assert ("resident_set" in meter.methods) == (method == "sampled")
+    assert now.device_used is None
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(10**8):
+        if condition():
+            return
+    pytest.fail("nothing was sampled")
+
+
+def test_use_outside_of_pytorch_is_sampled_between_looks(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 0.001)
+    with Meter(DeviceMemory(device, FakeNvml(device), object())) as meter:
+        device.outside += 4000 * MIB
+        wait_for(lambda: meter._used > 4000 * MIB)
+        device.outside -= 4000 * MIB
+        now, peak = meter.look()
+    assert (now.device_used, peak.device_used) == (500 * MIB, 4500 * MIB)
+    assert "sampled every 1 ms" in meter.methods["device_used"]
+
+
+@pytest.mark.parametrize(
+    ("message", "asked"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total", 20 * MIB),
+        (
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes. Error",
+            8 * 10**9,
+        ),
+        ("Unable to allocate 7.28 TiB for an array with shape (1000000,)", round(7.28 * 2**40)),
+        ("Failed to allocate memory for requested buffer of size 1048576", MIB),
+        ("tried to allocate some", None),
+    ],
+)
+def test_bytes_asked(message: str, asked: int | None) -> None:
+    assert bytes_asked(message) == asked
+
+
+class TestReading:
+    @pytest.fixture
+    def data(self, device: FakeDevice, recorder: MemoryRecorder) -> Iterator[dict[str, Any]]:
+        with recorder:
+            run_of(device, recorder)
+        yield json.loads(recorder.path.read_text())
+
+    def refused(self, path: Path, data: Any) -> str:
+        write_json(path, data)
+        with pytest.raises(RecordError, match=re.escape(str(path))) as error:
+            MemoryRecord.read(path)
+        return str(error.value)
+
+    def test_truncated(self, data: Any, recorder: MemoryRecorder) -> None:
+        recorder.path.write_text(recorder.path.read_text()[:-40])
+        with pytest.raises(RecordError, match=r"memory_events\.json: not a readable file of memory events"):
+            MemoryRecord.read(recorder.path)
+
+    @pytest.mark.parametrize("foreign", [[], {"schema_version": 1, "cases": []}, {"format": "other"}, 3])
+    def test_foreign(self, tmp_path: Path, foreign: Any) -> None:
+        assert "no file of memory events" in self.refused(tmp_path / "a.json", foreign)
+
+    def test_unknown_schema(self, data: Any, tmp_path: Path) -> None:
+        told = self.refused(tmp_path / "a.json", data | {"schema_version": 2})
+        assert "schema_version 2, this version reads 1" in told
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            (lambda data: data.update(extra=1), "extra: Extra inputs"),
+            (lambda data: data["events"][2]["peak"].pop("resident_set"), "events.2.peak.resident_set: Field"),
+            (lambda data: data["events"][2]["peak"].update(allocated=-1), "events.2.peak.allocated: "),
+            (lambda data: data["events"][2].update(stage="dream"), "events.2.stage: "),
+            (
+                lambda data: data["events"][2]["peak"].update(reserved=0),
+                "events.2: the peak of denoise 1 is less than what was held before or after it",
+            ),
+            (lambda data: data["events"][2].update(end=0), "events.2: denoise 1 ends at 0.0 s, before it begins"),
+            (
+                lambda data: data["events"][2]["after"].update(device_used=None),
+                "events.2.after: allocated, reserved and device_used are all there or none is",
+            ),
+            (
+                lambda data: data["events"].insert(0, data["events"].pop()),
+                "events: events out of order: load dit engine begins at",
+            ),
+            (
+                lambda data: data["events"][3].update(index=4),
+                "events: events out of order: denoise 4 follows denoise 1",
+            ),
+        ],
+    )  # fmt: skip
+    def test_a_wrong_key_is_named(self, data: Any, tmp_path: Path, change: Any, told: str) -> None:
+        change(data)
+        assert f": {told}" in self.refused(tmp_path / "a.json", data)

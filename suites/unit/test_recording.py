@@ -1,0 +1,213 @@
+"""The stages of a pipeline and the loading of its parts become memory events; without a recorder nothing is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from module_engine import component_engine
+
+from wan_trt_core.backends.base import Engine
+from wan_trt_core.config import Settings
+from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
+from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
+from wan_trt_core.pipeline import engines as engines_module
+from wan_trt_core.pipeline import recording as recording_module
+from wan_trt_core.pipeline.engines import EngineStore
+from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.recording import RunRecording, recorded_run
+from wan_trt_core.pipeline.swap import REPLACED, swap
+
+SMALL = GenerationDefaults(
+    32, 32, 9, num_inference_steps=2, guidance_scale=3.0, max_sequence_length=16, fps=8
+)
+STAGES = ("text encode", "denoise 1", "denoise 2", "decode 1", "decode 2", "decode 3", "postprocess")
+
+
+@pytest.fixture
+def model(tiny_wan_folder: Path) -> ResolvedModel:
+    return resolve("tiny-wan", tiny_wan_folder)
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(device="cpu")
+
+
+@pytest.fixture
+def store(model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> EngineStore:
+    """Its engines run PyTorch's modules."""
+
+    def load(
+        component: str, model: ResolvedModel, profile: object, precision: str, *_: Any, **__: Any
+    ) -> Engine:
+        return component_engine(component, model.checkpoint, precision)
+
+    monkeypatch.setattr(engines_module, "load_engine", load)
+    monkeypatch.setattr(engines_module, "built_engine", lambda *_, **__: None)
+    return EngineStore(settings)
+
+
+def labels(record: MemoryRecord) -> list[str]:
+    """The stages, without what ran between them for longer than a moment: that depends on the machine."""
+    return [event.label for event in record.events if event.stage != "other"]
+
+
+def test_engines_in_a_pipeline(
+    model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
+) -> None:
+    steps: list[tuple[int, int]] = []
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, settings, {"model": "tiny-wan"}) as recording, store:
+        with recording.loads(model.checkpoint, store):
+            stock = model.checkpoint.pipeline(on_host=REPLACED)
+            pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
+        with recording.stages(pipe, lambda *step: steps.append(step)) as on_step:
+            video = generate(pipe, "red", SMALL, on_step=on_step).frames
+        unwatched = generate(pipe, "red", SMALL).frames
+        assert "load" not in vars(model.checkpoint) and "load" not in vars(store)
+        assert "decode" not in vars(pipe.vae) and "encode_prompt" not in vars(pipe)
+        assert "decode_steps" not in vars(pipe.vae.decoder)
+    record = MemoryRecord.read(path)
+    loads = (
+        "transformer",
+        "vae",
+        "text_encoder",
+        "dit engine",
+        "vae_decoder_first engine",
+        "vae_decoder_next engine",
+    )
+    assert labels(record) == [
+        *(f"load {name}" for name in loads[:3]),
+        *(f"{stage} {name}" for name in loads[3:] for stage in ("build", "load")),
+        *STAGES,
+        *(f"unload {name}" for name in loads[3:]),
+    ]
+    assert steps == [(1, 2), (2, 2)]
+    assert record.precisions["dit engine weights"] == "fp32"
+    held = [set(event.held.get("host", {})) for event in record.events]
+    engines = {f"{name} weights" for name in loads[3:]}
+    assert engines <= held[-len(loads[3:]) - 1] and not engines & held[-1], "closed engines hold nothing"
+    assert np.array_equal(video, unwatched), "watching changes nothing"
+
+
+def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: EngineStore) -> None:
+    def told(*_: int) -> None: ...
+
+    recording = RunRecording(None)
+    pipe = model.checkpoint.pipeline()
+    with recording.loads(model.checkpoint, store):
+        assert "load" not in vars(model.checkpoint)
+    with recording.stages(pipe, told) as on_step:
+        assert on_step is told
+        assert "encode_prompt" not in vars(pipe) and not pipe.vae.decoder._forward_pre_hooks
+
+
+def test_stock_modules(model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, settings, {}) as recording:
+        with recording.loads(model.checkpoint, store):
+            pipe = model.checkpoint.pipeline()
+        with recording.stages(pipe, lambda *_: None) as on_step:
+            generate(pipe, "red", SMALL, on_step=on_step)
+        assert not pipe.vae.decoder._forward_pre_hooks
+    assert labels(MemoryRecord.read(path))[3:] == list(STAGES)
+
+
+def test_a_decode_in_tiles_is_one_stage(
+    model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
+) -> None:
+    path = tmp_path / FILE_NAME
+    pipe = model.checkpoint.pipeline()
+    pipe.vae.enable_tiling(16, 16, 8, 8)
+    with recorded_run(path, settings, {}) as recording:  # noqa: SIM117
+        with recording.stages(pipe, lambda *_: None) as on_step:
+            generate(pipe, "red", SMALL, on_step=on_step)
+    assert labels(MemoryRecord.read(path))[-2:] == ["decode", "postprocess"]
+
+
+def test_a_module_is_an_owner_only_as_long_as_others_hold_it(
+    model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
+) -> None:
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, settings, {}) as recording, recording.loads(model.checkpoint, store):
+        model.checkpoint.load("vae")
+        model.checkpoint._modules.clear()
+        gc.collect()
+        model.checkpoint.load("transformer")
+    first, second = MemoryRecord.read(path).of("load")
+    assert set(first.held["host"]) == {"vae weights"}
+    assert set(second.held["host"]) == {"transformer weights"}
+
+
+class HeldEngine(Engine):
+    """As TensorRT's: the scratch memory is shared."""
+
+    def __init__(self, scratch: int) -> None:
+        self.inputs = self.outputs = {}
+        self._scratch = scratch
+
+    def run(self, inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def memory(self) -> dict[str, int]:
+        return {"weights": 100, "scratch": self._scratch, "buffers": 7}
+
+
+def test_on_a_gpu_an_engines_weights_lie_outside_the_allocator_and_scratch_is_held_once() -> None:
+    owners = recording_module._Owners("cuda")
+    owners.add_engine("dit engine", HeldEngine(50), "fp16")
+    owners.add_engine("vae_decoder_next engine", HeldEngine(80), "fp32")
+    assert owners.held() == {
+        "device": {"dit engine weights": 100, "vae_decoder_next engine weights": 100},
+        "allocator": {
+            "dit engine buffers": 7,
+            "vae_decoder_next engine buffers": 7,
+            "engines' shared scratch": 80,
+        },
+    }
+
+
+def test_the_frames_of_a_compiled_decoder_are_told_apart(
+    model: ResolvedModel, settings: Settings, tmp_path: Path
+) -> None:
+    """As torch-compile wraps it: a module around the decoder."""
+    path = tmp_path / FILE_NAME
+    pipe = model.checkpoint.pipeline()
+    pipe.vae._modules["decoder"] = torch.compile(pipe.vae.decoder, backend="eager")
+    short = dataclasses.replace(SMALL, num_frames=5, num_inference_steps=1, guidance_scale=1.0)
+    with recorded_run(path, settings, {}) as recording, recording.stages(pipe, lambda *_: None) as on_step:
+        generate(pipe, "red", short, on_step=on_step)
+    stages = ["text encode", "denoise 1", "decode 1", "decode 2", "postprocess"]
+    assert labels(MemoryRecord.read(path)) == stages
+
+
+def test_the_benchmark_times_both_arms(
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = Path(__file__).parents[2] / "benchmarks" / "memory_events.py"
+    spec = importlib.util.spec_from_file_location("memory_events_benchmark", file)
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(benchmark, "LOOKS", 5)
+    monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
+    written = tmp_path / "found.json"
+    benchmark.main(
+        ["--model", str(small_checkpoint), "--steps", "3", "--rounds", "3", "--json", str(written)]
+    )
+    found = json.loads(written.read_text())
+    assert 0 < found["look_s"] < found["step_s"]["recorded"]
+    low, centre, high = found["added"]["recorded"]
+    assert low <= centre <= high and found["rounds"] == 3
+    assert "| a step | recording adds" in capsys.readouterr().out

@@ -1,0 +1,212 @@
+"""Memory events: what a run held at every stage, and who held it, as a file (``memory_events.json``).
+
+Everything in bytes and seconds. :mod:`wan_trt_core.measure.memory_recorder` makes the events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+
+from wan_trt_core.records import RecordError, read_json, write_json
+
+FILE_NAME = "memory_events.json"
+FORMAT: Final = "wan-trt memory events"
+SCHEMA_VERSION: Final = 1
+
+Stage = Literal[
+    "build", "load", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
+]
+"""``write`` is that of the video's file, ``other`` what runs between two stages for longer than a moment."""
+
+Book = Literal["resident_set", "allocated", "reserved", "device_used"]
+Place = Literal["host", "allocator", "device"]
+"""Where an owner's memory lies: on the host, on the device in PyTorch's allocator, or there outside of it."""
+
+Held = Mapping[Place, Mapping[str, NonNegativeInt]]
+"""Bytes by place and owner."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Amounts(_Model):
+    """Bytes in every book, at one moment or the most during a stage.
+
+    Attributes:
+        resident_set: of the process.
+        allocated, reserved: on the device, by PyTorch's tensors and by its allocator.
+        device_used: on the device, by the driver's book. All three are ``None`` where no device is watched.
+    """
+
+    resident_set: NonNegativeInt
+    allocated: NonNegativeInt | None = None
+    reserved: NonNegativeInt | None = None
+    device_used: NonNegativeInt | None = None
+
+    @property
+    def device(self) -> bool:
+        """Whether a device was watched."""
+        return self.device_used is not None
+
+    def of(self, book: Book) -> int:
+        """The bytes in a book; zero where no device was watched."""
+        return getattr(self, book) or 0
+
+    def most(self, other: Amounts) -> Amounts:
+        """The larger of both in every book."""
+        books = {
+            name: max(value, getattr(other, name)) if value is not None else None for name, value in self
+        }
+        return Amounts(**books)
+
+    @model_validator(mode="after")
+    def _device_whole(self) -> Amounts:
+        if len({value is None for value in (self.allocated, self.reserved, self.device_used)}) > 1:
+            raise ValueError("allocated, reserved and device_used are all there or none is")
+        return self
+
+
+class Event(_Model):
+    """One stage of a run.
+
+    Attributes:
+        name: the component that is built, loaded or unloaded.
+        index: from 1, the denoising step or the latent frame that is decoded.
+        start, end: seconds since the recording began. On a GPU these are the times at which work was handed over.
+        before, peak, after: what was held.
+        held: who held it, when the stage ended.
+    """
+
+    stage: Stage
+    name: str = ""
+    index: int | None = Field(default=None, ge=1)
+    start: float = Field(ge=0)
+    end: float
+    before: Amounts
+    peak: Amounts
+    after: Amounts
+    held: Held
+
+    @property
+    def label(self) -> str:
+        """The stage in words: ``load dit engine``, ``denoise 3``."""
+        return label(self.stage, self.name, self.index)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Event:
+        if self.end < self.start:
+            raise ValueError(f"{self.label} ends at {self.end} s, before it begins at {self.start} s")
+        for amounts in (self.before, self.after):
+            if amounts.device != self.peak.device:
+                raise ValueError(f"{self.label} tells of a device in only some of before, peak and after")
+            if self.peak.most(amounts) != self.peak:
+                raise ValueError(f"the peak of {self.label} is less than what was held before or after it")
+        return self
+
+
+class Failure(_Model):
+    """What ended a run before its time.
+
+    Attributes:
+        kind: ``cut_short``: the process was gone before it could say more, as the system kills it when memory is out.
+        stage: in which it did, in words; empty between stages.
+        asked: bytes that could not be had, as far as the error tells.
+        amounts, held: what was held at that moment, and who held it.
+    """
+
+    kind: Literal["out_of_memory", "interrupted", "failed", "cut_short"]
+    stage: str
+    message: str
+    asked: NonNegativeInt | None = None
+    amounts: Amounts
+    held: Held
+
+
+class MemoryRecord(_Model):
+    """The memory events of one run.
+
+    Attributes:
+        run: what ran (model, backend, sizes, steps …).
+        methods: how each book was read, where that limits what it tells.
+        precisions: of the weights, by owner.
+        failure: ``None`` for a run that came to its end.
+    """
+
+    format: Literal["wan-trt memory events"] = FORMAT
+    schema_version: Literal[1] = SCHEMA_VERSION
+    started: str
+    command: tuple[str, ...]
+    hardware_key: str
+    run: dict[str, Any]
+    methods: dict[str, str]
+    precisions: dict[str, str]
+    events: tuple[Event, ...]
+    failure: Failure | None = None
+
+    @property
+    def book(self) -> Book:
+        """The book that decides whether a run fits: of the device, or of the host where there is none."""
+        return "device_used" if self.events and self.events[0].before.device else "resident_set"
+
+    def of(self, stage: Stage) -> tuple[Event, ...]:
+        """The events of one stage."""
+        return tuple(event for event in self.events if event.stage == stage)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> MemoryRecord:
+        """Read and validate.
+
+        Raises:
+            RecordError: when the file is missing, no JSON, foreign, of another schema, has a wrong or unknown key, or
+                events out of order. The message names the file and the key.
+        """
+        data = read_json(path, "file of memory events")
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise RecordError(
+                f"{path}: no file of memory events (its format is not {FORMAT!r});"
+                " wan-trt run --profile-memory writes one"
+            )
+        if (version := data.get("schema_version")) != SCHEMA_VERSION:
+            raise RecordError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or "events"
+            raise RecordError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from error
+
+    @model_validator(mode="after")
+    def _in_order(self) -> MemoryRecord:
+        for problem in _disorder(self.events):
+            raise ValueError(problem)
+        return self
+
+
+def label(stage: Stage, name: str = "", index: int | None = None) -> str:
+    """A stage in words."""
+    return " ".join(filter(None, (stage.replace("_", " "), name, str(index or ""))))
+
+
+def _disorder(events: tuple[Event, ...]) -> Iterator[str]:
+    """What is out of order."""
+    for before, event in pairwise(events):
+        if event.start < before.end:
+            yield (
+                f"events out of order: {event.label} begins at {event.start} s, but {before.label}, which stands"
+                f" before it, ends at {before.end} s"
+            )
+        following = before.index + 1 if before.stage == event.stage and before.index else 1
+        if event.index not in (None, 1, following):
+            yield f"events out of order: {event.label} follows {before.label}"
+        if event.before.device != before.before.device:
+            yield f"{event.label} and {before.label} do not both tell of a device"

@@ -1,0 +1,321 @@
+"""Recording memory events while a run goes on: cheap enough to leave on (``benchmarks/memory_events.py``)."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from wan_trt_core.measure.device_memory import DeviceMemory
+from wan_trt_core.measure.memory import (
+    PROCESS,
+    clear_kernel_peak,
+    reset_kernel_peak,
+    resident_set,
+    resident_set_and_peak,
+)
+from wan_trt_core.measure.memory_events import (
+    Amounts,
+    Event,
+    Failure,
+    Held,
+    MemoryRecord,
+    Place,
+    Stage,
+    label,
+)
+
+SAMPLE_SECONDS = 0.02
+"""Between two looks at a book that keeps no high-water mark of its own."""
+
+MOMENT = 0.05
+"""Seconds between two stages that are counted to the later one; a longer time is an event of its own."""
+
+_UNITS = {"": 1, "bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_ASKED = re.compile(
+    r"(?:tried to allocate|unable to allocate|buffer of size|requested amount)\W*([\d.]+) ?(bytes|[KMGT]iB|B)?",
+    re.IGNORECASE,
+)
+"""As PyTorch (CUDA and CPU), NumPy, ONNX Runtime and TensorRT tell what they could not get."""
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|failed to allocate", re.IGNORECASE)
+
+
+class Meter:
+    """All books of this process, and the most in each since the last look.
+
+    Exact where a book keeps a high-water mark: PyTorch's does, and the kernel's of the resident set. A thread samples
+    the others every :data:`SAMPLE_SECONDS`: the driver's book, and the resident set where the kernel's mark cannot be
+    set back.
+
+    Args:
+        device: watched as well.
+        proc: the process' folder in /proc; injected so that both methods can be tested.
+    """
+
+    def __init__(self, device: DeviceMemory | None = None, proc: Path = PROCESS) -> None:
+        self._device, self._proc = device, proc
+        self._exact = reset_kernel_peak(proc)
+        self._lock = threading.Lock()  # a sample that was begun before a look must not count after it
+        self._used = self._resident = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """How the books are read, where that limits what they tell."""
+        sampled = f"peaks sampled every {SAMPLE_SECONDS * 1e3:g} ms: a shorter one is missed"
+        found = {} if self._exact else {"resident_set": sampled}
+        if self._device is not None:
+            found["device_used"] = "; ".join(filter(None, (sampled, self._device.source)))
+        return found
+
+    def __enter__(self) -> Meter:
+        self.look()
+        if self._device is not None or not self._exact:
+            self._thread = threading.Thread(target=self._sample, name="memory-sampler", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def look(self) -> tuple[Amounts, Amounts]:
+        """What is held now, and the most since the last look."""
+        with self._lock:
+            if self._exact:
+                now, peak = resident_set_and_peak(self._proc)
+                clear_kernel_peak(self._proc)
+            else:
+                now = resident_set()
+                peak, self._resident = max(self._resident, now), 0
+            if self._device is None:
+                return Amounts(resident_set=now), Amounts(resident_set=peak)
+            used = self._device.used()
+            most, self._used = max(self._used, used), 0
+            allocated, reserved, most_allocated, most_reserved = self._device.books()
+            self._device.reset_peaks()
+        return (
+            Amounts(resident_set=now, allocated=allocated, reserved=reserved, device_used=used),
+            Amounts(resident_set=peak, allocated=most_allocated, reserved=most_reserved, device_used=most),
+        )
+
+    def _sample(self) -> None:
+        # a device that vanishes is told by the run itself, and by the next look
+        with suppress(Exception):
+            while not self._stop.wait(SAMPLE_SECONDS):
+                with self._lock:
+                    if not self._exact:
+                        self._resident = max(self._resident, resident_set())
+                    if self._device is not None:
+                        self._used = max(self._used, self._device.used())
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What is noted between two stages, as it is: an :class:`Event` is made of it when the file is written."""
+
+    stage: Stage
+    name: str
+    index: int | None
+    start: float
+    end: float
+    before: Amounts
+    peak: Amounts
+    after: Amounts
+    held: Held
+
+    def event(self) -> Event:
+        return Event(
+            stage=self.stage,
+            name=self.name,
+            index=self.index,
+            start=self.start,
+            end=self.end,
+            before=self.before,
+            peak=self.peak.most(self.before).most(self.after),
+            after=self.after,
+            held=self.held,
+        )
+
+
+class MemoryRecorder:
+    """Takes the events of one run, stage after stage, and writes them.
+
+    The file is there from the beginning, as that of a run that was cut short, and is written again whenever another
+    kind of stage begins, when something fails and at the end: a process that the system kills leaves what it had.
+
+    Args:
+        path: of the file; its folder is made.
+        run: what runs, for the file.
+        clock: seconds; injected so that times can be tested.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        meter: Meter,
+        *,
+        hardware_key: str,
+        run: Mapping[str, Any],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.path, self._meter, self._clock = path, meter, clock
+        self._facts: dict[str, Any] = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": (Path(sys.argv[0]).name, *sys.argv[1:]),
+            "hardware_key": hardware_key,
+            "run": dict(run),
+            "methods": meter.methods,
+        }
+        self._began = clock()
+        self._taken: list[_Taken] = []
+        self._owners: list[Callable[[], Held]] = []
+        self._precisions: dict[str, str] = {}
+        self._open: tuple[Stage, str, int | None, float, Amounts] | None = None
+        self._last = 0.0, Amounts(resident_set=0)
+        self._failure: Failure | None = None
+        self._failing = self._done = False
+
+    def __enter__(self) -> MemoryRecorder:
+        self._meter.__enter__()
+        now, _ = self._meter.look()
+        self._last = self._now(), now
+        self._save(self._cut_short("", now))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                self.fail(error)
+            self.end()
+            self._between()
+            self._save(self._failure)
+        finally:
+            self._done = True
+            self._meter.__exit__(kind, error, where)
+
+    def own(self, held: Callable[[], Held]) -> None:
+        """Know owners: ``held`` is asked at the end of every stage and must be quick."""
+        self._owners.append(held)
+
+    def precise(self, precisions: Mapping[str, str]) -> None:
+        """Note the precision of weights, by the names of their owners."""
+        self._precisions.update(precisions)
+
+    def begin(self, stage: Stage, name: str = "", index: int | None = None) -> None:
+        """Begin a stage where the last one ended: one that is open ends with the same look at the books."""
+        self.end()
+        self._between()
+        start, before = self._last
+        if not self._taken or self._taken[-1].stage != stage:
+            self._save(self._cut_short(label(stage, name, index), before))
+        self._open = stage, name, index, start, before
+
+    def end(self) -> None:
+        """End the open stage, if there is one."""
+        if self._open is not None:
+            self._close(*self._look())
+
+    @contextmanager
+    def stage(self, stage: Stage, name: str = "") -> Iterator[None]:
+        """A stage for the length of a block. Within another it is part of that one, and after the recording none."""
+        if self._open is not None or self._done:
+            yield
+            return
+        self.begin(stage, name)
+        try:
+            yield
+        except BaseException as error:
+            self.fail(error)
+            raise
+        self.end()
+
+    def fail(self, error: BaseException) -> None:
+        """End the open stage with what ended it: the first failure counts, later ones follow from it."""
+        if self._failing:
+            return
+        stage = label(*self._open[:3]) if self._open else ""
+        self._failing = True
+        self.end()
+        self._between()
+        message = f"{type(error).__name__}: {error}".strip(": ")
+        asked = bytes_asked(message)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            kind = "interrupted"
+        else:
+            kind = "out_of_memory" if out_of_memory(error) else "failed"
+        facts = {"message": message, "asked": asked, "amounts": self._last[1], "held": self._held()}
+        self._failure = Failure.model_validate({"kind": kind, "stage": stage, **facts})
+        self._save(self._failure)
+
+    def _between(self) -> None:
+        """What ran since the last stage is an event too, unless that was a moment ago."""
+        if self._now() - self._last[0] >= MOMENT:
+            self._open = "other", "", None, *self._last
+            self._close(*self._look())
+
+    def _look(self) -> tuple[Amounts, Amounts]:
+        try:
+            return self._meter.look()
+        except Exception:
+            if not self._failing:
+                raise
+            # the device may be gone, but the error that ended the run matters more
+            return self._last[1], self._last[1]
+
+    def _close(self, now: Amounts, peak: Amounts) -> None:
+        if self._open is None:
+            return
+        stage, name, index, start, before = self._open
+        self._open, self._last = None, (self._now(), now)
+        self._taken.append(_Taken(stage, name, index, start, self._last[0], before, peak, now, self._held()))
+
+    def _held(self) -> Held:
+        together: dict[Place, dict[str, int]] = {}
+        for owner in self._owners:
+            for place, held in owner().items():
+                together.setdefault(place, {}).update({name: size for name, size in held.items() if size})
+        return together
+
+    def _now(self) -> float:
+        return round(self._clock() - self._began, 6)
+
+    def _cut_short(self, stage: str, now: Amounts) -> Failure:
+        message = (
+            "the process was gone before it wrote more: it was killed, as the system does when memory is out"
+        )
+        return Failure(kind="cut_short", stage=stage, message=message, amounts=now, held=self._held())
+
+    def _save(self, failure: Failure | None) -> None:
+        events = tuple(taken.event() for taken in self._taken)
+        MemoryRecord(**self._facts, precisions=self._precisions, events=events, failure=failure).write(
+            self.path
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, of the host or of a device."""
+    message = str(error)
+    told = bytes_asked(message) is not None or _OUT_OF_MEMORY.search(message) is not None
+    return isinstance(error, MemoryError) or told
+
+
+def bytes_asked(message: str) -> int | None:
+    """The bytes that an error says could not be had; ``None`` if it does not say."""
+    found = _ASKED.search(message)
+    return round(float(found[1].rstrip(".")) * _UNITS[(found[2] or "").lower()]) if found else None

@@ -1,0 +1,282 @@
+"""The memory events of a run of a ``WanPipeline``, stock or with engines: who is loaded, and where a stage begins."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_trt_core.measure.memory_events import Held, Place
+from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+    from torch import nn
+
+    from wan_trt_core.backends.base import Engine
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.profiles import ShapeProfile
+    from wan_trt_core.pipeline.engines import EngineStore
+    from wan_trt_core.pipeline.generate import OnStep
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def recorded_run(path: Path | None, settings: Settings, run: Mapping[str, Any]) -> Iterator[RunRecording]:
+    """Record a run by these settings into ``path``, whatever it comes to; without a path nothing is.
+
+    Args:
+        run: what runs, for the file.
+
+    Raises:
+        OSError: at once, when the file cannot be written.
+    """
+    if path is None:
+        yield RunRecording(None)
+        return
+    from wan_trt_core.backends.registry import device_of
+    from wan_trt_core.measure.device_memory import current_device_memory
+    from wan_trt_core.measure.environment import hardware_key
+
+    device = device_of(settings)
+    meter = Meter(current_device_memory() if device == "cuda" else None)
+    with MemoryRecorder(path, meter, hardware_key=hardware_key(device), run=run) as recorder:
+        try:
+            yield RunRecording(recorder, device)
+        except BaseException:
+            logger.warning("what was held up to the failure is in %s", path)
+            raise
+
+
+class RunRecording:
+    """What to put around the loading and the generating of a run so that its memory is recorded.
+
+    Args:
+        recorder: takes the events; without one nothing is recorded and nothing is touched.
+        device: on which the engines run, ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, recorder: MemoryRecorder | None, device: str = "cpu") -> None:
+        self._recorder = recorder
+        self._owners = _Owners(device)
+        if recorder is not None:
+            recorder.own(self._owners.held)
+
+    @contextmanager
+    def loads(self, checkpoint: Checkpoint, store: EngineStore) -> Iterator[None]:
+        """Meanwhile every module that the checkpoint loads and every engine that the store does is a stage, and an
+        owner from then on. An engine is built in a stage before, which is short where the cache has it. The unloading
+        of these engines is one whenever it comes."""
+        if self._recorder is None:
+            yield
+            return
+        with (
+            _through(checkpoint, "load", partial(self._load_module, self._recorder)),
+            _through(store, "load", partial(self._load_engine, self._recorder, store)),
+        ):
+            yield
+
+    @contextmanager
+    def stages(self, pipe: WanPipeline, on_step: OnStep) -> Iterator[OnStep]:
+        """Meanwhile one call of ``pipe`` is recorded: text encoder, denoising steps, latent frames decoded (the whole
+        decode as one where a VAE decodes in tiles), and what makes frames of that.
+
+        Yields:
+            What to call after each denoising step, in the place of ``on_step``.
+        """
+        recorder = self._recorder
+        if recorder is None:
+            yield on_step
+            return
+
+        def encode(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            states = original(*args, **kwargs)
+            recorder.begin("denoise", index=1)
+            return states
+
+        def stepped(done: int, steps: int) -> None:
+            if done < steps:
+                recorder.begin("denoise", index=done + 1)
+            else:
+                recorder.begin("decode", index=1 if _by_frame(pipe.vae) else None)
+            on_step(done, steps)
+
+        def decode(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            video = original(*args, **kwargs)
+            recorder.begin("postprocess")
+            return video
+
+        with (
+            _through(pipe, "encode_prompt", encode),
+            _through(pipe.vae, "decode", decode),
+            _frames_recorded(recorder, pipe.vae),
+            recorder.stage("text_encode"),
+        ):
+            yield stepped
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Meanwhile the video's file is written."""
+        if self._recorder is None:
+            yield
+            return
+        with self._recorder.stage("write"):
+            yield
+
+    def _load_module(
+        self,
+        recorder: MemoryRecorder,
+        original: Callable[..., nn.Module],
+        part: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> nn.Module:
+        with recorder.stage("load", part):
+            module = original(part, *args, **kwargs)
+            recorder.precise(self._owners.add_module(part, module))
+        return module
+
+    def _load_engine(
+        self,
+        recorder: MemoryRecorder,
+        store: EngineStore,
+        original: Callable[..., Engine],
+        component: str,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Engine:
+        name = f"{component} engine"
+        with recorder.stage("build", name):
+            store.build(component, model, profile, precision, *args, **kwargs)
+        with recorder.stage("load", name):
+            engine = original(component, model, profile, precision, *args, **kwargs)
+            recorder.precise(self._owners.add_engine(name, engine, precision))
+
+        def close(original: Callable[[], None]) -> None:
+            with recorder.stage("unload", name):
+                original()
+                self._owners.drop_engine(name)
+            unwatched.close()
+
+        unwatched = ExitStack()
+        unwatched.enter_context(_through(engine, "close", close))
+        return engine
+
+
+class _Owners:
+    """The modules and engines that hold memory. Modules are only watched: they live as long as others hold them."""
+
+    def __init__(self, device: str) -> None:
+        self._inside: Place = "allocator" if device == "cuda" else "host"
+        self._outside: Place = "device" if device == "cuda" else "host"
+        self._modules: dict[str, dict[int, tuple[weakref.ref[nn.Module], int]]] = {}
+        self._engines: dict[str, Engine] = {}
+
+    def add_module(self, part: str, module: nn.Module) -> dict[str, str]:
+        """Know a module, which moves between devices as a whole; returns the precision of its weights."""
+        size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        self._modules.setdefault(part, {})[id(module)] = weakref.ref(module), size
+        dtype = next((str(weight.dtype) for weight in module.parameters()), "")
+        return {f"{part} weights": dtype.removeprefix("torch.")}
+
+    def add_engine(self, name: str, engine: Engine, precision: str) -> dict[str, str]:
+        """Know an engine; returns the precision of its weights."""
+        self._engines[name] = engine
+        return {f"{name} weights": precision}
+
+    def drop_engine(self, name: str) -> None:
+        """Forget an engine that was closed."""
+        self._engines.pop(name, None)
+
+    def held(self) -> Held:
+        """What they hold now. An engine's weights lie outside PyTorch's allocator, what else it holds inside. The
+        scratch memory is lent to one engine at a time: together they hold the largest."""
+        together: dict[Place, dict[str, int]] = {}
+
+        def add(place: Place, owner: str, size: int) -> None:
+            sizes = together.setdefault(place, {})
+            sizes[owner] = max(sizes.get(owner, 0), size) if owner == _SCRATCH else sizes.get(owner, 0) + size
+
+        for part, modules in self._modules.items():
+            for module, size in [(found(), size) for found, size in modules.values()]:
+                if module is not None:
+                    add(_place(module), f"{part} weights", size)
+        for name, engine in self._engines.items():
+            for what, size in engine.memory().items():
+                place = self._outside if what == "weights" else self._inside
+                add(place, _SCRATCH if what == "scratch" else f"{name} {what}", size)
+        return together
+
+
+_SCRATCH = "engines' shared scratch"
+
+
+def _place(module: nn.Module) -> Place:
+    first = next(module.parameters(), None)
+    return "allocator" if first is not None and first.is_cuda else "host"
+
+
+def _by_frame(vae: Any) -> bool:
+    """Whether the latent frames that a VAE decodes can be told apart: not where it decodes in tiles."""
+    from torch import nn
+
+    decoder = getattr(vae, "decoder", None)
+    return hasattr(decoder, "decode_steps") or (
+        isinstance(decoder, nn.Module) and not getattr(vae, "use_tiling", False)
+    )
+
+
+@contextmanager
+def _frames_recorded(recorder: MemoryRecorder, vae: Any) -> Iterator[None]:
+    """Meanwhile each latent frame that ``vae`` decodes after the first is a stage of its own."""
+    if not _by_frame(vae):
+        yield
+    elif hasattr(vae.decoder, "decode_steps"):
+
+        def steps(original: Callable[[Any], Iterator[Any]], latents: Any) -> Iterator[Any]:
+            for done, frames in enumerate(original(latents), 1):
+                yield frames
+                if done < latents.shape[2]:
+                    recorder.begin("decode", index=done + 1)
+
+        with _through(vae.decoder, "decode_steps", steps):
+            yield
+    else:
+        frame = count(1)
+
+        def before(*_: Any) -> None:
+            if (index := next(frame)) > 1:
+                recorder.begin("decode", index=index)
+
+        hook = vae.decoder.register_forward_pre_hook(before)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+@contextmanager
+def _through(target: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Meanwhile calls of a method of this one object go to ``wrapper``, with the original before its arguments."""
+    before: Mapping[str, Any] = vars(target)
+    own = name in before
+    original = getattr(target, name)
+    setattr(target, name, partial(wrapper, original))
+    try:
+        yield
+    finally:
+        if own:
+            setattr(target, name, original)
+        else:
+            delattr(target, name)

@@ -39,6 +39,7 @@ from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.component import Component, Tensors, TensorSpec
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.graphs import dit, vae_decoder
+from wan_trt_core.models.graphs.vae_layers import CausalConv
 from wan_trt_core.models.profiles import ShapeProfile
 from wan_trt_core.models.vae_caches import CACHE_FRAMES
 
@@ -201,9 +202,9 @@ class _ChannelsLast(nn.Module):
     def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
         graph, caches, self.left = self.decoder, iter(taken), []
         frames = self._conv(graph.conv_in, graph.post_quant_conv(latents).permute(0, 2, 3, 4, 1), caches)
-        frames = self._resnet(graph.mid_resnets[0], frames, caches)
-        frames = self._attention(graph.mid_attention, frames)
-        frames = self._resnet(graph.mid_resnets[1], frames, caches)
+        frames = self._resnet(graph.mid_block.resnets[0], frames, caches)
+        frames = self._attention(graph.mid_block.attention, frames)
+        frames = self._resnet(graph.mid_block.resnets[1], frames, caches)
         for block in graph.up_blocks:
             for net in block.resnets:
                 frames = self._resnet(net, frames, caches)
@@ -252,15 +253,15 @@ class _ChannelsLast(nn.Module):
 def _half_convolutions(graph: nn.Module) -> nn.Module:
     """The products of the convolutions in half precision; norms, sums and caches stay as they are."""
 
-    class CausalConv(vae_decoder._CausalConv):
+    class HalfConv(CausalConv):
         def forward(self, frames: Tensor, caches: Any) -> Tensor:
-            joined = caches.exchange(frames).half()
+            joined = caches.exchange(frames, self.past).half()
             weight, bias = self.weight.half(), self.bias.half()
             return functional.conv3d(joined, weight, bias, padding=self.padding).to(frames.dtype)
 
     for part in graph.modules():
-        if isinstance(part, vae_decoder._CausalConv):
-            part.__class__ = CausalConv
+        if isinstance(part, CausalConv):
+            part.__class__ = HalfConv
     return graph
 
 

@@ -20,10 +20,11 @@ VERSION = 1
 
 COMPOSITES: Mapping[str, tuple[str, ...]] = {
     "vae_decoder": ("vae_decoder_first", "vae_decoder_next"),
+    "vae_encoder": ("vae_encoder_first", "vae_encoder_next"),
     "pipeline": ("dit", "vae_decoder_first", "vae_decoder_next"),
 }
-"""What a case may name beside a component, and the components that each runs together: the streaming pair of VAE
-graphs, and prompt to video."""
+"""What a case may name beside a component, and the components that each runs together: the streaming pairs of VAE
+graphs (``vae_decoder``, ``vae_encoder``), and prompt to video (``pipeline``)."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
 PRECISION_PARTS = ("dit", "vae", "text_encoder")
@@ -170,7 +171,7 @@ class Case(_Model):
 
     Attributes:
         id: stable name; baselines and reports are keyed by it, never by pytest's node id.
-        component: a component, or ``vae_decoder`` (the streaming pair) or ``pipeline`` (prompt to video).
+        component: a component, or one of :data:`COMPOSITES`.
         precision: of the component; for composites by component, as ``{dit: fp16, vae: fp32}``.
         reference_precision: of stock diffusers; the candidate's own unless given.
         steps: denoising steps of a ``pipeline`` case; the model's own unless given.
@@ -571,7 +572,7 @@ def _precision_problems(key: str, value: Any, composite: bool) -> Iterator[_Prob
             yield _Problem((key,), _unknown(key, value, PRECISIONS))
         return
     if not composite:
-        only = f"only {' and '.join(COMPOSITES)} have a precision for each part"
+        only = f"only {', '.join(COMPOSITES)} have a precision for each part"
         yield _Problem((key,), f"key '{key}' must be one word, {only}; allowed: {', '.join(PRECISIONS)}")
         return
     for part, precision in value.items():

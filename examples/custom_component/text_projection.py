@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from wan_trt_core.models.checkpoint import Checkpoint
 
-IN_DIFFUSERS = "condition_embedder.text_embedder"
-"""Where diffusers' own module is in the transformer."""
-
 
 class TextProjection(Component):
     """``PixArtAlphaTextProjection.forward``: two linear layers with GELU between them.
@@ -26,6 +23,7 @@ class TextProjection(Component):
 
     name = "text_projection"
     part = "transformer"
+    inside = "condition_embedder.text_embedder"
 
     def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
         text_dim = checkpoint.config(self.part)["text_dim"]
@@ -45,7 +43,7 @@ class TextProjection(Component):
         from wan_trt_core.models.graphs import copying
 
         require_precision(self, precision)
-        stock: Any = checkpoint.load(self.part, precision).get_submodule(IN_DIFFUSERS)
+        stock: Any = checkpoint.load(self.part, precision).get_submodule(self.inside)
 
         class Graph(nn.Module):
             def __init__(self) -> None:
@@ -71,7 +69,7 @@ class TextProjection(Component):
         def run(call: Tensors) -> Tensors:
             states = call["encoder_hidden_states"].to(torch_dtype(precision))
             model = checkpoint.load(self.part, precision, states.device)
-            return {"projected": model.get_submodule(IN_DIFFUSERS)(states)}
+            return {"projected": model.get_submodule(self.inside)(states)}
 
         return run
 
@@ -91,7 +89,7 @@ class TextProjection(Component):
 
         def run(call: Tensors) -> Tensors:
             model = checkpoint.load(self.part, precision, call["encoder_hidden_states"].device)
-            with tapped(model.get_submodule(IN_DIFFUSERS), {"linear_1": "linear_1"}) as taken:
+            with tapped(model.get_submodule(self.inside), {"linear_1": "linear_1"}) as taken:
                 reference(call)
             return taken
 

@@ -538,7 +538,7 @@ def test_a_compiler_that_does_not_compile_is_none(
 class Vae(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.decoder = nn.Linear(2, 2)
+        self.encoder, self.decoder = nn.Linear(2, 2), nn.Linear(2, 2)
 
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(z)
@@ -548,12 +548,13 @@ def test_torch_compile_compiles_what_a_vae_runs() -> None:
     backend = get_backend("torch-compile")
     assert isinstance(backend, ModuleBackend)
     vae = Vae()
-    original = vae.decoder
+    originals = vae.encoder, vae.decoder
     twin = backend.wrap(vae, settings())
-    assert vae.decoder is original
+    assert (vae.encoder, vae.decoder) == originals
     assert isinstance(twin, Vae)
-    assert isinstance(twin.decoder, torch._dynamo.OptimizedModule)
-    assert twin.decoder._orig_mod is original
+    for half, original in zip((twin.encoder, twin.decoder), originals, strict=True):
+        assert isinstance(half, torch._dynamo.OptimizedModule)
+        assert half._orig_mod is original
     assert isinstance(backend.wrap(nn.Linear(2, 2), settings()), torch._dynamo.OptimizedModule)
 
 
@@ -592,7 +593,7 @@ def test_torch_compile_of_repeated_blocks_only_leaves_the_original_alone() -> No
     assert all(parameter is theirs[name] for name, parameter in ours.items())
     assert backend.scope(stock, regional) == "repeated blocks"
     assert backend.scope(stock, settings()) == "whole module"
-    assert backend.scope(Vae(), regional) == "decoder"
+    assert backend.scope(Vae(), regional) == "encoder and decoder"
     assert backend.scope(nn.Linear(2, 2), regional) == "whole module"
 
 

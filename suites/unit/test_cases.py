@@ -59,7 +59,8 @@ def test_this_repository_s_own_file() -> None:
         suite: {case.component for case in file.of_suite(suite)} for suite in ("parity", "perf", "memory")
     }
     assert components["parity"] == {
-        "dit", "text_encoder", "vae_decoder", "vae_decoder_first", "vae_decoder_next", "pipeline"
+        "dit", "text_encoder", "vae_decoder", "vae_decoder_first", "vae_decoder_next", "vae_encoder",
+        "vae_encoder_first", "vae_encoder_next", "pipeline"
     }  # fmt: skip
     assert components["perf"] == {"dit", "vae_decoder_next", "pipeline"}
     assert components["memory"] == {"dit", "pipeline"}
@@ -122,7 +123,7 @@ def test_precision_by_part_only_of_composites(load: Load) -> None:
     (case,) = load(HEAD + DIT.replace("dit", "pipeline") + mixed + PARITY).cases
     assert case.precision_label == "dit=fp16,vae=fp32"
     with pytest.raises(
-        CaseFileError, match=r"cases.yaml:6: .*only vae_decoder and pipeline have a precision for"
+        CaseFileError, match=r"cases.yaml:6: .*only vae_decoder, vae_encoder, pipeline have a precision for"
     ):
         load(HEAD + DIT + mixed + PARITY)
 
@@ -149,7 +150,7 @@ MISTAKES = {
     "key given twice": (GOOD + "    component: dit\n", r"cases.yaml:7: not valid YAML: key 'component' is given twice"),
     "recursive alias": (GOOD + "    perf: &a {parity: *a}\n", r"cases.yaml:7: not valid YAML: an alias refers to what"),
     "unknown key in a limit": (gate("psnr_db: {mim: 90, reason: r}"), r"cases.yaml:6: case 'one': key 'parity.limits.psnr_db.mim' is unknown; did you mean 'min'\?; allowed: min, max, reason"),
-    "misspelt component": (GOOD.replace("component: dit", "component: dut"), r"cases.yaml:5: case 'one': key 'component': no component 'dut'; did you mean 'dit'\?; allowed: dit, text_encoder, vae_decoder, pipeline"),
+    "misspelt component": (GOOD.replace("component: dit", "component: dut"), r"cases.yaml:5: case 'one': key 'component': no component 'dut'; did you mean 'dit'\?; allowed: dit, text_encoder, vae_decoder, vae_encoder, pipeline"),
     "misspelt backend": (GOOD + "    backend: onnxruntim\n", r"cases.yaml:7: .*no backend 'onnxruntim'; did you mean 'onnxruntime'\?"),
     "misspelt default": (GOOD.replace("onnxruntime", "onxruntime"), r"cases.yaml:2: .*no backend 'onxruntime'"),
     "misspelt model": (GOOD + "    model: tinywan\n", r"cases.yaml:7: .*no model 'tinywan'; did you mean 'tiny-wan'\?; allowed: tiny-wan, or a folder"),

@@ -250,6 +250,8 @@ class TestInspect:
             "dit",
             "vae_decoder_first",
             "vae_decoder_next",
+            "vae_encoder_first",
+            "vae_encoder_next",
         }
         code, out, _ = wan("inspect", "wan2.1-t2v-1.3b")
         assert code == 0 and "wan2.1-t2v-1.3b: seeded random" in out

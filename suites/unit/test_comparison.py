@@ -87,7 +87,13 @@ def test_a_gpu_is_timed_in_longer_runs_unless_the_settings_say() -> None:
     assert sample_time(PerfSettings(min_sample_time=0), "cuda") == 0
 
 
-@pytest.mark.parametrize("component", ["dit", "vae_decoder_next", "vae_decoder", "text_encoder", "pipeline"])
+COMPARED = (
+    "dit", "vae_decoder_next", "vae_decoder", "vae_encoder_first", "vae_encoder_next", "vae_encoder", "text_encoder",
+    "pipeline",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("component", COMPARED)
 def test_a_healthy_case_passes(component: str, healthy: Settings) -> None:
     case = case_of(component, healthy)
     measurement = measure_case(case, "parity", Context(healthy))
@@ -142,21 +148,34 @@ def test_negated_rope_angles_fail_from_the_first_block_on(
     )
 
 
-@pytest.mark.parametrize("component", ["vae_decoder_next", "vae_decoder"])
-def test_permuted_caches_fail(component: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("component", "diverges"),
+    [
+        ("vae_decoder_next", "mid_block"),
+        ("vae_decoder", "mid_block"),
+        ("vae_encoder_next", "down_blocks.0"),
+        ("vae_encoder", "down_blocks.0"),
+    ],
+)
+def test_permuted_caches_fail(
+    component: str, diverges: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
+    from wan_trt_core.models.graphs.vae_encoder import VaeEncoderGraph
 
-    stock = VaeDecoderGraph.forward
+    graph: Any = VaeDecoderGraph if "decoder" in component else VaeEncoderGraph
+    stock = graph.forward
 
-    def permuted(self: VaeDecoderGraph, latents: torch.Tensor, *taken: torch.Tensor) -> Any:
-        return stock(self, latents, *(taken and permute_caches(taken)))
+    def permuted(self: Any, given: torch.Tensor, *taken: torch.Tensor) -> Any:
+        return stock(self, given, *(taken and permute_caches(taken)))
 
-    monkeypatch.setattr(VaeDecoderGraph, "forward", permuted)
+    monkeypatch.setattr(graph, "forward", permuted)
     case = case_of(component, settings)
     measurement = measure_case(case, "parity", Context(settings))
     assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
     notes = explain_case(case, "parity", Context(settings), measurement)
-    assert any("vae_decoder_next: first diverging block: mid_block" in note for note in notes)
+    half = component.removesuffix("_next")
+    assert any(f"{half}_next: first diverging block: {diverges}" in note for note in notes)
 
 
 def test_without_a_compiler_torch_compile_is_not_measured(
@@ -357,7 +376,7 @@ def test_an_accelerated_pipeline_that_falls_back_is_invalid(
     wan_trt_core.accelerate(pipe, whole.profile, settings=settings)
     watched: dict[str, Callable[[], Any]] = {
         "originals of the pipeline": lambda: originals(pipe),
-        "modules of the target": lambda: whole.stock_modules("transformer") | whole.stock_modules("vae"),
+        "modules of the target": whole.stock_modules,
     }
 
     def verdict(height: int) -> Any:
@@ -518,6 +537,8 @@ def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
     [
         ("dit", "fp32", ["transformer"]),
         ("vae_decoder", "fp32", ["vae"]),
+        ("vae_encoder", "fp32", ["vae"]),
+        ("vae_encoder_next", "fp32", ["vae"]),
         ("pipeline", {"dit": "bf16", "vae": "fp32"}, ["transformer", "vae"]),
     ],
 )
@@ -679,19 +700,25 @@ def test_peaks_on_a_device_are_after_warm_up(healthy: Settings) -> None:
     assert metrics["resident_set_peak"].value
 
 
-def test_a_case_on_a_device_says_who_holds_what(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("component", "takes", "gives"),
+    [("vae_decoder", "latents", "sample"), ("vae_encoder", "sample", "latents")],
+)
+def test_a_case_on_a_device_says_who_holds_what(
+    component: str, takes: str, gives: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = FakeDevice()
     monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
     monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
-    case, few = case_of("vae_decoder", healthy), MemorySettings(runs=5, warmup=1)
+    case, few = case_of(component, healthy), MemorySettings(runs=5, warmup=1)
     measurement = memory.measure_here(case, healthy.model_copy(update={"memory": few}))
     values = {name: metric.value for name, metric in measurement.metrics.items()}
-    both = [values[f"vae_decoder_{name}.engine_weights"] for name in ("first", "next")]
+    both = [values[f"{component}_{name}.engine_weights"] for name in ("first", "next")]
     assert values["engine_weights"] == sum(filter(None, both))
     assert values["device_unattributed"] == values["device_used"] - values["engine_weights"]
     target = memory.target_of(case, Context(healthy))
-    left = target.engine("vae_decoder_first").run({"latents": target.inputs()[:, :, :1]})
-    left.pop("sample")
+    left = target.engine(f"{component}_first").run({takes: target.inputs()[:, :, :1]})
+    left.pop(gives)
     assert values["engine_caches"] == 2 * sum(cache.nbytes for cache in left.values())
     assert measurement.metrics["engine_caches"].deterministic
     assert not measurement.metrics["device_unattributed"].deterministic

@@ -20,9 +20,10 @@ from wan_trt_core.models.components import ComponentError, component_names, get_
 from wan_trt_core.models.graphs import dit
 from wan_trt_core.models.graphs.text_encoder import TextEncoderGraph
 from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
+from wan_trt_core.models.graphs.vae_encoder import VaeEncoderGraph
 from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.prompts import PROMPT, encode_prompt
-from wan_trt_core.models.vae_caches import cache_specs
+from wan_trt_core.models.vae_caches import decoder_caches, encoder_caches
 
 TOLERANCE = 1e-5
 """Relative L2 of a rewritten graph in float32."""
@@ -30,7 +31,14 @@ TOLERANCE = 1e-5
 FAULT = 1e-3
 """What a fault must move the output by, at the least: a hundred tolerances."""
 
-NAMES = ("dit", "text_encoder", "vae_decoder_first", "vae_decoder_next")
+NAMES = (
+    "dit",
+    "text_encoder",
+    "vae_decoder_first",
+    "vae_decoder_next",
+    "vae_encoder_first",
+    "vae_encoder_next",
+)
 VIDEO = Sizes(height=32, width=48, frames=9, text_length=12)
 
 
@@ -157,62 +165,107 @@ def autoencoder(**changes: Any) -> Any:
     return randomised(AutoencoderKLWan(**{"base_dim": 8, **changes}))
 
 
-def decode(vae: Any, latents: Tensor, between: Callable[..., tuple[Tensor, ...]] | None = None) -> Tensor:
-    """A whole video by the two graphs, one latent frame at a time."""
-    first, following = VaeDecoderGraph(vae, first=True), VaeDecoderGraph(vae, first=False)
-    frames = latents.split(1, dim=2)
-    sample, *caches = first(frames[0])
-    samples = [sample]
-    for frame in frames[1:]:
-        taken = tuple(caches) if between is None else between(tuple(caches))
-        sample, *caches = following(frame, *taken)
-        samples.append(sample)
-    return torch.cat(samples, dim=2)
+Between = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""What becomes of the caches between two steps."""
 
 
-@pytest.mark.parametrize(
-    ("changes", "shape"),
-    [
-        ({}, (4, 4, 6)),
-        ({}, (1, 8, 4)),
-        ({"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "num_res_blocks": 1}, (3, 6, 4)),
-        ({"temperal_downsample": [True, True, False]}, (3, 4, 4)),
-    ],
+def in_steps(graph: Any, vae: Any, chunks: tuple[Tensor, ...], between: Between = tuple) -> Tensor:
+    """A whole video by the two graphs of one half of the VAE."""
+    first, following = graph(vae, first=True), graph(vae, first=False)
+    made, *caches = first(chunks[0])
+    every = [made]
+    for chunk in chunks[1:]:
+        made, *caches = following(chunk, *between(tuple(caches)))
+        every.append(made)
+    return torch.cat(every, dim=2)
+
+
+def decode(vae: Any, latents: Tensor, between: Between = tuple) -> Tensor:
+    return in_steps(VaeDecoderGraph, vae, latents.split(1, dim=2), between)
+
+
+def encode(vae: Any, video: Tensor, between: Between = tuple) -> Tensor:
+    chunks = video.split([1, *[4] * (video.shape[2] // 4)], dim=2)
+    return in_steps(VaeEncoderGraph, vae, chunks, between)
+
+
+def noise(channels: int, *shape: int) -> Tensor:
+    return torch.randn((1, channels, *shape), generator=torch.Generator().manual_seed(1))
+
+
+CONFIGURATIONS = (
+    {},
+    {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "num_res_blocks": 1},
+    {"temperal_downsample": [True, True, False]},
 )
+
+
+@pytest.mark.parametrize("changes", CONFIGURATIONS)
+@pytest.mark.parametrize("shape", [(4, 4, 6), (1, 8, 4)])
 def test_a_video_decoded_in_steps_equals_decode(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
     vae = autoencoder(**changes)
-    latents = torch.randn((1, vae.config.z_dim, *shape), generator=torch.Generator().manual_seed(1))
+    latents = noise(vae.config.z_dim, *shape)
     expected = vae.decode(latents, return_dict=False)[0]
     assert float((expected.abs() < 1).float().mean()) > 0.01, "everything is clamped: nothing is compared"
     assert relative(decode(vae, latents), expected) < TOLERANCE
 
 
-def test_a_permuted_cache_is_far_beyond_the_tolerance() -> None:
+@pytest.mark.parametrize("changes", CONFIGURATIONS)
+@pytest.mark.parametrize("shape", [(13, 32, 48), (5, 16, 32), (1, 64, 32)])
+def test_a_video_encoded_in_steps_equals_encode(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    vae, video = autoencoder(**changes), noise(3, *shape)
+    assert relative(encode(vae, video), vae.encode(video).latent_dist.mode()) < TOLERANCE
+
+
+def zeros(caches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(map(torch.zeros_like, caches))
+
+
+def without_halving(caches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Only the caches of the encoder's temporal downsampling are forgotten: they have one frame."""
+    return tuple(torch.zeros_like(cache) if cache.shape[2] == 1 else cache for cache in caches)
+
+
+@pytest.mark.parametrize(
+    ("half", "between"),
+    [
+        ("decoder", permute_caches),
+        ("decoder", zeros),
+        ("encoder", permute_caches),
+        ("encoder", zeros),
+        ("encoder", without_halving),
+    ],
+)
+def test_wrong_caches_are_far_beyond_the_tolerance(half: str, between: Between) -> None:
     vae = autoencoder()
-    latents = torch.randn((1, 16, 3, 4, 6), generator=torch.Generator().manual_seed(1))
-    expected = vae.decode(latents, return_dict=False)[0]
-    assert relative(decode(vae, latents, between=permute_caches), expected) > FAULT
+    if half == "decoder":
+        latents = noise(16, 3, 4, 6)
+        found, expected = decode(vae, latents, between), vae.decode(latents, return_dict=False)[0]
+    else:
+        video = noise(3, 9, 32, 48)
+        found, expected = encode(vae, video, between), vae.encode(video).latent_dist.mode()
+    assert relative(found, expected) > FAULT
 
 
-def test_caches_that_are_not_carried_are_far_beyond_the_tolerance() -> None:
-    vae = autoencoder()
-    latents = torch.randn((1, 16, 3, 4, 6), generator=torch.Generator().manual_seed(1))
-    expected = vae.decode(latents, return_dict=False)[0]
-    forgotten = decode(vae, latents, between=lambda caches: tuple(map(torch.zeros_like, caches)))
-    assert relative(forgotten, expected) > FAULT
-
-
-@pytest.mark.parametrize("changes", [{}, {"num_res_blocks": 1, "base_dim": 4}, {"decoder_base_dim": 16}])
-def test_the_cache_specs_are_those_of_the_stock_decoder(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [*CONFIGURATIONS[1:], {"num_res_blocks": 1, "base_dim": 4}, {"decoder_base_dim": 16}]
+)
+def test_the_cache_specs_are_those_of_the_stock_modules(changes: dict[str, Any]) -> None:
     vae = autoencoder(**changes)
-    specs = cache_specs(vae.config)
-    slots: list[Any] = [None] * 64
-    latents = torch.zeros(1, 16, 1, 4, 6)
-    vae.decoder(latents, feat_cache=slots, feat_idx=[0], first_chunk=True)
-    vae.decoder(latents, feat_cache=slots, feat_idx=[0])
-    found = [tuple(slot.shape) for slot in slots if slot is not None]
-    assert found == [spec.taken().shape({"height": 4, "width": 6}) for spec in specs]
-    assert len({spec.name for spec in specs} | {spec.output for spec in specs}) == 2 * len(specs)
+
+    def used(half: Any, taken: Tensor, following: Tensor, **first: bool) -> list[tuple[int, ...]]:
+        slots: list[Any] = [None] * 64
+        half(taken, feat_cache=slots, feat_idx=[0], **first)
+        half(following, feat_cache=slots, feat_idx=[0])
+        return [tuple(slot.shape) for slot in slots if slot is not None]
+
+    latents, video = torch.zeros(1, vae.config.z_dim, 1, 4, 6), torch.zeros(1, 3, 4, 32, 48)
+    for specs, found in (
+        (decoder_caches(vae.config), used(vae.decoder, latents, latents, first_chunk=True)),
+        (encoder_caches(vae.config), used(vae.encoder, video[:, :, :1], video)),
+    ):
+        assert found == [spec.taken().shape({"height": 4, "width": 6}) for spec in specs]
+        assert len({spec.name for spec in specs} | {spec.output for spec in specs}) == 2 * len(specs)
 
 
 def encoder(**changes: Any) -> Any:
@@ -341,6 +394,8 @@ def test_an_unknown_precision_is_named(checkpoint: Checkpoint) -> None:
         ("dit", "transformer", {"image_dim": 1280}, "image-to-video"),
         ("dit", "transformer", {"patch_size": [1, 1, 1]}, r"patch_size is \[1, 1, 1\]"),
         ("vae_decoder_next", "vae", {"is_residual": True}, r"Wan 2\.2 VAE"),
+        ("vae_encoder_first", "vae", {"patch_size": 2}, r"Wan 2\.2 VAE"),
+        ("vae_encoder_next", "vae", {"attn_scales": [1.0]}, r"attn_scales is \[1\.0\]"),
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(

@@ -52,7 +52,7 @@ NAMES = {
     "void convertTensor_kernel<float, __half>": "other",
     "kernel": "other",
     "node Gemm blocks.*.attn1.to_q": "products",
-    "node Softmax mid_attention": "pointwise",
+    "node Softmax mid_block.attention": "pointwise",
     "node Conv up_blocks.*.resnets.*": "convolutions",
     "node Reshape": "copies",
     "layer attention float16 blocks.*.attn1": "attention",

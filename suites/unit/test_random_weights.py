@@ -175,7 +175,8 @@ def test_the_vae_decodes_to_more_than_black_and_white() -> None:
 
 def test_there_is_no_text_encoder_and_the_error_says_what_to_do() -> None:
     model = resolve(NAME).checkpoint
-    assert components_of(model) == ("dit", "vae_decoder_first", "vae_decoder_next")
+    halves = (f"vae_{half}_{step}" for half in ("decoder", "encoder") for step in ("first", "next"))
+    assert components_of(model) == ("dit", *halves)
     encoder = get_component("text_encoder")
     for asked in (
         lambda: model.load("text_encoder"),

@@ -1,4 +1,4 @@
-"""The streaming decoder: equal to decoding the whole video, in memory that does not grow with its length."""
+"""The streaming VAE: equal to diffusers on the whole video, in memory that does not grow with its length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wan_trt_core.backends.base import Engine, EngineError, TensorInfo
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.graphs import vae_reference
 from wan_trt_core.models.vae_caches import CacheSpec
-from wan_trt_core.pipeline.streaming import StreamingDecoder
+from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 
 HEIGHT, WIDTH = 4, 6
 
@@ -96,13 +96,39 @@ def test_decoding_in_steps_equals_decoding_the_whole_video(checkpoint: Checkpoin
     assert torch.equal(torch.cat(steps, dim=2), found)
 
 
-def test_the_reference_step_copies_no_whole_cache() -> None:
+@pytest.mark.parametrize("frames", [1, 9])
+def test_encoding_in_steps_gives_the_mode_of_the_whole_video(checkpoint: Checkpoint, frames: int) -> None:
+    encoder = StreamingEncoder(
+        *(component_engine(f"vae_encoder_{step}", checkpoint) for step in ("first", "next"))
+    )
+    given = vae_reference.random_video(checkpoint.config("vae"), frames, 8 * HEIGHT, 8 * WIDTH, seed=frames)
+    vae: Any = checkpoint.load("vae")
+    with torch.no_grad():
+        expected = vae.encode(given).latent_dist.mode()
+    found = encoder.encode(given)
+    assert found.shape == (1, 16, 1 + frames // 4, HEIGHT, WIDTH)
+    assert (found - expected).norm() / expected.norm() < 1e-5
+    assert torch.equal(torch.cat(list(encoder.encode_steps(given)), dim=2), found)
+    for shape in (given[0], given.expand(2, -1, -1, -1, -1), given.repeat(1, 1, 2, 1, 1)):
+        with pytest.raises(ValueError, match=r"the video has shape .*, expected .* with 4k\+1 frames"):
+            encoder.encode(shape)
+
+
+def test_the_engines_of_the_other_half_are_refused(checkpoint: Checkpoint) -> None:
+    engines = [component_engine(f"vae_decoder_{step}", checkpoint) for step in ("first", "next")]
+    with pytest.raises(EngineError, match=r"a VAE encoder's engine returns sample, .*; expected latents and"):
+        StreamingEncoder(*engines)
+
+
+@pytest.mark.parametrize(("frames", "early"), [(2, 0.5), (1, 1.0)])
+def test_the_reference_step_copies_no_whole_cache(frames: int, early: float) -> None:
     """Timed against an engine it must do what diffusers does, and no more."""
-    cache, given = CacheSpec("taken", "left", channels=3, scale=2), latents(1)
-    whole = torch.ones(1, 3, 2, 2 * HEIGHT, 2 * WIDTH)
-    assert vae_reference._two_frames(whole, cache, given) is whole
-    for early, expected in (("Rep", 0.0), (whole[:, :, 1:], 0.5)):
-        assert vae_reference._two_frames(early, cache, given).mean() == expected
+    cache, given = CacheSpec("taken", "left", channels=3, scale=2, frames=frames), latents(1)
+    whole = torch.ones(1, 3, frames, 2 * HEIGHT, 2 * WIDTH)
+    assert vae_reference._whole(whole, cache, given) is whole
+    for left, expected in (("Rep", 0.0), (whole[:, :, :1], early)):
+        made = vae_reference._whole(left, cache, given)
+        assert made.shape == whole.shape and made.mean() == expected
 
 
 def test_every_step_sees_what_came_before() -> None:

@@ -49,18 +49,18 @@ class TorchCompileBackend(ModuleBackend):
         return distribution_versions("torch", "diffusers", "triton")
 
     def scope(self, module: nn.Module, settings: Settings) -> str:
-        """What of a module is compiled: ``decoder`` of a VAE, ``repeated blocks`` where the settings ask for them and
-        diffusers says which they are, else the ``whole module``."""
-        if hasattr(module, "decoder") and hasattr(module, "decode"):
-            return "decoder"
+        """What of a module is compiled: ``encoder and decoder`` of a VAE, ``repeated blocks`` where the settings ask
+        for them and diffusers says which they are, else the ``whole module``."""
+        if hasattr(module, "decode"):
+            return "encoder and decoder"
         repeated = settings.torch_compile.regional and getattr(module, "_repeated_blocks", None)
         return "repeated blocks" if repeated else "whole module"
 
     def wrap(self, module: nn.Module, settings: Settings) -> nn.Module:
         """The compiled module; where only a part of it is (:meth:`scope`), a twin that shares the weights.
 
-        ``torch.compile`` covers a module's ``forward`` and a VAE is entered through ``decode``, so compiling
-        the VAE itself would compile nothing that runs.
+        ``torch.compile`` covers a module's ``forward`` and a VAE is entered through ``encode`` and ``decode``, so
+        compiling the VAE itself would compile nothing that runs.
 
         What was compiled before is forgotten: PyTorch remembers by a module's code the shapes that it met, would
         compile the next case's for any length, which is slower, and after some shapes would run them eagerly.
@@ -76,11 +76,11 @@ class TorchCompileBackend(ModuleBackend):
             regional: Any = _twin(module)
             regional.compile_repeated_blocks(mode=mode)  # in place, which the original must not see
             return cast("nn.Module", regional)
-        decoder = cast("nn.Module", module.decoder)
+        halves = ("encoder", "decoder")
         twin = copy.copy(module)
-        compiled = torch.compile(decoder, mode=mode)
+        compiled = {name: torch.compile(module.get_submodule(name), mode=mode) for name in halves}
         # A shallow copy shares the dict of submodules: replacing one there would reach the original.
-        twin._modules = {**module._modules, "decoder": cast("nn.Module", compiled)}
+        twin._modules = {**module._modules, **cast("dict[str, nn.Module]", compiled)}
         return twin
 
 

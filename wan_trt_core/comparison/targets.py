@@ -35,9 +35,9 @@ from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
-from wan_trt_core.pipeline.engines import VAE_DECODER, built_engine, exported_model, precision_of
+from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER, built_engine, exported_model, precision_of
 from wan_trt_core.pipeline.generate import OnStep, generate
-from wan_trt_core.pipeline.swap import REPLACED, runs_inside, swap
+from wan_trt_core.pipeline.swap import REPLACED, swap
 
 _RUNS_ON_CPU = ("onnxruntime",)
 """Backends whose engine is an ONNX file that any CPU runs node by node."""
@@ -297,7 +297,7 @@ class Target(ABC):
     def engine_bytes(self) -> dict[str, int]:
         """What the engines hold now, by owner (``engine_weights`` …): together and, of several, each by its name
         (``dit.engine_weights``). Scratch memory is lent to one engine at a time, so together they hold the largest.
-        ``engine_caches`` are both sets of caches between which the streaming VAE decoder changes."""
+        ``engine_caches`` are both sets of caches between which the streaming VAE changes."""
         together: dict[str, int] = {}
         each: dict[str, int] = {}
         for component, engine in self._loaded().items():
@@ -308,11 +308,14 @@ class Target(ABC):
                 each[f"{component}.{name}"] = size
         return together | self._cache_bytes() | (each if len(self.components) > 1 else {})
 
-    def stock_modules(self, part: str) -> dict[str, nn.Module]:
-        """Diffusers' own modules that an engine replaces: where one of them runs, the engine did not."""
-        component = next(name for name in self.components if get_component(name).part == part)
-        module: Any = self.model.checkpoint.load(part, self.reference_precision(component), self.device)
-        return {part: runs_inside(part, module)}
+    def stock_modules(self) -> dict[str, nn.Module]:
+        """What runs of diffusers' own modules where an engine of this target does not, by part."""
+        return {
+            component.part: self.model.checkpoint.load(
+                component.part, self.reference_precision(component.name), self.device
+            ).get_submodule(component.inside)
+            for component in map(get_component, self.components)
+        }
 
     def wrapped_checkpoint(self) -> Checkpoint | None:
         """For a backend that runs PyTorch modules: the checkpoint with its modules wrapped."""
@@ -340,11 +343,12 @@ class Target(ABC):
         return {name: self.engine(name) for name in self.components}
 
     def _cache_bytes(self) -> dict[str, int]:
-        if not self._loaded() or not set(VAE_DECODER) <= set(self.components):
+        streamed = next((pair for pair in (VAE_DECODER, VAE_ENCODER) if {*pair} <= {*self.components}), None)
+        if not self._loaded() or streamed is None:
             return {}
-        following = get_component(VAE_DECODER[1])
+        following = get_component(streamed[1])
         sizes = following.sizes(self.profile.opt)
-        _, *caches = following.inputs(self.model.checkpoint)  # the latents come first
+        _, *caches = following.inputs(self.model.checkpoint)  # what it takes beside them comes first
         elements = sum(math.prod(cache.shape(sizes)) for cache in caches)
         return {"engine_caches": 2 * elements * torch_dtype(self.precision(following.name)).itemsize}
 
@@ -385,7 +389,7 @@ class ComponentTarget(Target):
         return Arm(
             lambda call: Outputs(engine.run(prepare(call))),
             once=component.once(prepare, self.inputs()),
-            forbidden=lambda: self.stock_modules(component.part),
+            forbidden=self.stock_modules,
         )
 
     def inputs(self, point: Point = "opt") -> Any:
@@ -399,23 +403,36 @@ class ComponentTarget(Target):
         return get_component(self.case.component)
 
 
-class VaeDecoderTarget(Target):
-    """A whole video's decode: ``AutoencoderKLWan.decode`` against the two streaming engines."""
+class VaeTarget(Target):
+    """A whole video through one half of the VAE: diffusers' own call against the two streaming engines."""
 
     @cached_property
     def reference(self) -> Arm:
-        return self._stock(self.model.checkpoint, self.reference_precision(VAE_DECODER[0]))
+        return self._stock(self.model.checkpoint, self.reference_precision(self.components[0]))
 
     @cached_property
     def candidate(self) -> Arm:
-        wrapped, precision = self.wrapped_checkpoint(), self.case.precision
+        wrapped = self.wrapped_checkpoint()
         if wrapped is not None:
-            return self._stock(wrapped, self.precision(VAE_DECODER[0]))
-        decoder = self.context.engines.vae_decoder(self.model, self.profile, precision, self.case.backend)
-        return Arm(
-            lambda latents: Outputs({"sample": decoder.decode(latents)}),
-            forbidden=lambda: self.stock_modules("vae"),
-        )
+            return self._stock(wrapped, self.precision(self.components[0]))
+        streamed = self.streamed()
+        return Arm(lambda given: Outputs(streamed(given)), forbidden=self.stock_modules)
+
+    @abstractmethod
+    def streamed(self) -> Callable[[Tensor], Tensors]:
+        """What the engines compute together."""
+
+    @abstractmethod
+    def stock(self, vae: Any, given: Tensor) -> Tensors:
+        """The same by diffusers."""
+
+    def _stock(self, checkpoint: Checkpoint, precision: str) -> Arm:
+        vae: Any = checkpoint.load("vae", precision, self.device)
+        return Arm(lambda given: Outputs(self.stock(vae, given.to(vae.dtype))))
+
+
+class VaeDecoderTarget(VaeTarget):
+    """``AutoencoderKLWan.decode``."""
 
     def inputs(self, point: Point = "opt") -> Any:
         """Latents (1, 16, frames, height, width), de-normalised as ``decode`` takes them."""
@@ -425,11 +442,33 @@ class VaeDecoderTarget(Target):
         shape = (video.latent_frames, video.latent_height, video.latent_width)
         return random_latents(self.model.checkpoint.config("vae"), *shape, seed=0).to(self.device)
 
-    def _stock(self, checkpoint: Checkpoint, precision: str) -> Arm:
-        vae: Any = checkpoint.load("vae", precision, self.device)
-        return Arm(
-            lambda latents: Outputs({"sample": vae.decode(latents.to(vae.dtype), return_dict=False)[0]})
-        )
+    def streamed(self) -> Callable[[Tensor], Tensors]:
+        made = (self.model, self.profile, self.case.precision, self.case.backend)
+        decoder = self.context.engines.vae_decoder(*made)
+        return lambda latents: {"sample": decoder.decode(latents)}
+
+    def stock(self, vae: Any, given: Tensor) -> Tensors:
+        return {"sample": vae.decode(given, return_dict=False)[0]}
+
+
+class VaeEncoderTarget(VaeTarget):
+    """The mode of what ``AutoencoderKLWan.encode`` returns."""
+
+    def inputs(self, point: Point = "opt") -> Any:
+        """A video (1, 3, frames, height, width) in [-1, 1]."""
+        from wan_trt_core.models.graphs.vae_reference import random_video
+
+        video = self.profile.at(point)
+        shape = (video.frames, video.height, video.width)
+        return random_video(self.model.checkpoint.config("vae"), *shape, seed=0).to(self.device)
+
+    def streamed(self) -> Callable[[Tensor], Tensors]:
+        made = (self.model, self.profile, self.case.precision, self.case.backend)
+        encoder = self.context.engines.vae_encoder(*made)
+        return lambda video: {"latents": encoder.encode(video)}
+
+    def stock(self, vae: Any, given: Tensor) -> Tensors:
+        return {"latents": vae.encode(given).latent_dist.mode()}
 
 
 @dataclass(frozen=True)
@@ -470,7 +509,7 @@ class PipelineTarget(Target):
         stock = self._stock(self.model.checkpoint, on_host=REPLACED)
         return self._arm(
             swap(stock, engines, self.device),
-            lambda: self.stock_modules("transformer") | self.stock_modules("vae"),
+            self.stock_modules,
         )
 
     def inputs(self, point: Point = "opt") -> Asked:
@@ -547,5 +586,9 @@ def _wrapped(checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> 
 
 def target_of(case: Case, context: Context) -> Target:
     """The target of a case: a component, or one of the composites."""
-    special: dict[str, type[Target]] = {"vae_decoder": VaeDecoderTarget, "pipeline": PipelineTarget}
+    special: dict[str, type[Target]] = {
+        "vae_decoder": VaeDecoderTarget,
+        "vae_encoder": VaeEncoderTarget,
+        "pipeline": PipelineTarget,
+    }
     return special.get(case.component, ComponentTarget)(case, context)

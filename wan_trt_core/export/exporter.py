@@ -273,8 +273,11 @@ def _axis_names(model: Any, inputs: tuple[TensorSpec, ...]) -> dict[Any, str]:
     names = {}
     for value, spec in zip(model.graph.inputs, inputs, strict=True):
         for found, axis in zip(value.shape, spec.axes, strict=True):
-            if isinstance(axis, str) and not isinstance(found, int) and "*" not in axis:
-                names[str(found.value)] = axis
+            if isinstance(axis, str) and not isinstance(found, int):
+                factor, _, name = axis.rpartition("*")
+                found_factor, _, symbol = str(found.value).rpartition("*")
+                if found_factor == factor:
+                    names[symbol] = name
     return names
 
 

@@ -66,6 +66,8 @@ class Component(ABC):
     name: ClassVar[str]
     part: ClassVar[str]
     """Folder of the checkpoint that holds the weights: ``transformer``, ``vae`` or ``text_encoder``."""
+    inside: ClassVar[str]
+    """Path of a submodule of the part that runs whenever diffusers' own call does."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     fp32_islands: ClassVar[tuple[str, ...]] = ()
     """What stays in float32 inside a half-precision graph, for people and reports."""

@@ -1,9 +1,9 @@
-"""The caches of the streaming VAE decoder: how many, how large, and what they are called."""
+"""The caches of the streaming VAE: how many, how large, and what they are called."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ from wan_trt_core.models.component import TensorSpec
 
 CACHE_FRAMES = 2
 """Frames a cache holds: a causal convolution looks back by its kernel's three frames, less the present."""
+HALVING_FRAMES = 1
+"""The same for the convolution that halves the frames: its kernel's three, less the two that its stride passes."""
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """One cache: (1, channels, 2, scale * height, scale * width) for latents of (height, width).
+    """One cache: (1, channels, frames, scale * height, scale * width) for latents of (height, width).
 
     Attributes:
         name: of the input that takes it.
@@ -26,11 +28,12 @@ class CacheSpec:
     output: str
     channels: int
     scale: int
+    frames: int = CACHE_FRAMES
 
     @property
     def axes(self) -> tuple[int | str, ...]:
         factor = "" if self.scale == 1 else f"{self.scale}*"
-        return (1, self.channels, CACHE_FRAMES, f"{factor}height", f"{factor}width")
+        return (1, self.channels, self.frames, f"{factor}height", f"{factor}width")
 
     def taken(self) -> TensorSpec:
         """As an input."""
@@ -41,7 +44,7 @@ class CacheSpec:
         return TensorSpec(self.output, self.axes)
 
 
-def cache_specs(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
+def decoder_caches(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
     """The caches of the decoder that an ``AutoencoderKLWan`` configuration describes, in order of use.
 
     There is one for each causal convolution that looks back: ``WanDecoder3d`` has two in a residual block,
@@ -61,7 +64,27 @@ def cache_specs(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
                 found.append((outer, scale))
             scale *= 2
     found.append((dims[-1], scale))
+    return _named((channels, factor, CACHE_FRAMES) for channels, factor in found)
+
+
+def encoder_caches(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
+    """As :func:`decoder_caches`, of the encoder: ``WanEncoder3d`` has one cache in a temporal downsampling."""
+    mult = config["dim_mult"]
+    dims = [config["base_dim"] * factor for factor in (1, *mult)]
+    scale = 2 ** (len(mult) - 1)
+    found = [(config["in_channels"], scale, CACHE_FRAMES)]
+    for index, (inner, outer) in enumerate(itertools.pairwise(dims)):
+        found += [(inner, scale, CACHE_FRAMES)]
+        found += (2 * config["num_res_blocks"] - 1) * [(outer, scale, CACHE_FRAMES)]
+        if index < len(mult) - 1:
+            scale //= 2
+            if config["temperal_downsample"][index]:
+                found.append((outer, scale, HALVING_FRAMES))
+    found += 5 * [(dims[-1], scale, CACHE_FRAMES)]
+    return _named(found)
+
+
+def _named(found: Iterable[tuple[int, int, int]]) -> tuple[CacheSpec, ...]:
     return tuple(
-        CacheSpec(f"cache_{index:02d}", f"cache_out_{index:02d}", channels, factor)
-        for index, (channels, factor) in enumerate(found)
+        CacheSpec(f"cache_{index:02d}", f"cache_out_{index:02d}", *sizes) for index, sizes in enumerate(found)
     )

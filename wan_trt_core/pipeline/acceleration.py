@@ -31,7 +31,7 @@ from wan_trt_core.pipeline.parts import (
     require_batch_1,
     require_supported,
 )
-from wan_trt_core.pipeline.swap import REPLACED, runs_inside
+from wan_trt_core.pipeline.swap import REPLACED
 from wan_trt_core.progress import Report, progress
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
     found = {name: getattr(pipe, name) for name in REPLACED}
     if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found.values()):
         raise ValueError("the pipeline is not accelerated: every module that runs is diffusers' own")
-    return {name: runs_inside(name, part.acceleration.stock[name]) for name, part in found.items()}
+    insides = {name: get_component(ENGINES_OF[name][0]).inside for name in found}
+    return {name: part.acceleration.stock[name].get_submodule(insides[name]) for name, part in found.items()}
 
 
 class Acceleration:

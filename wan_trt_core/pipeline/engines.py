@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS
-from wan_trt_core.pipeline.streaming import StreamingDecoder
+from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -35,7 +35,10 @@ EXPORTERS = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 VAE_DECODER = COMPOSITES["vae_decoder"]
 """The components that decode a video together."""
 
-_GROUPS = {"vae_decoder_first": "vae", "vae_decoder_next": "vae"}
+VAE_ENCODER = COMPOSITES["vae_encoder"]
+"""The components that encode a video together."""
+
+_GROUPS = dict.fromkeys((*VAE_DECODER, *VAE_ENCODER), "vae")
 """Names by which a precision mapping means several components at once."""
 
 Precision = str | Mapping[str, str]
@@ -131,10 +134,13 @@ class EngineStore:
         self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
     ) -> StreamingDecoder:
         """The streaming decoder: the engines of the first and of every next latent frame."""
-        first, following = (
-            self.load(name, model, profile, precision_of(precision, name), backend) for name in VAE_DECODER
-        )
-        return StreamingDecoder(first, following)
+        return StreamingDecoder(*self._loaded(VAE_DECODER, model, profile, precision, backend))
+
+    def vae_encoder(
+        self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
+    ) -> StreamingEncoder:
+        """The streaming encoder: the engines of the first frame and of every next four."""
+        return StreamingEncoder(*self._loaded(VAE_ENCODER, model, profile, precision, backend))
 
     def pipeline(
         self,
@@ -163,6 +169,16 @@ class EngineStore:
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+
+    def _loaded(
+        self,
+        names: Iterable[str],
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: Precision,
+        backend: str,
+    ) -> Iterator[Engine]:
+        return (self.load(name, model, profile, precision_of(precision, name), backend) for name in names)
 
 
 def precision_of(precision: Precision, component: str) -> str:

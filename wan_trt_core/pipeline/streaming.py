@@ -1,8 +1,9 @@
-"""Decoding a video latent frame by latent frame, in memory that does not depend on its length."""
+"""The two halves of the VAE over a whole video, step by step, in memory that does not depend on its length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,13 +12,93 @@ from wan_trt_core.backends.base import Engine, EngineError
 
 LATENTS = "latents"
 SAMPLE = "sample"
-"""The input and output of the two engines beside their caches."""
+"""What the engines take and return beside their caches: the latents and the video."""
 
 
-class StreamingDecoder:
-    """The whole of ``AutoencoderKLWan.decode`` as two engines: the first latent frame, and every next one.
+class _Streaming:
+    """Two engines that do a video together: one its first step, the other every next one.
 
     The caches lie in two sets of buffers that change places at every step: one is read, the other written.
+
+    Raises:
+        EngineError: when the caches that one leaves are not those that the other takes.
+    """
+
+    half: ClassVar[str]
+    takes: ClassVar[str]
+    gives: ClassVar[str]
+
+    def __init__(self, first: Engine, following: Engine) -> None:
+        self._first = first
+        self._next = following
+        self._taken = tuple(name for name in following.inputs if name != self.takes)
+        self._left = self._cache_outputs(following)
+        self._left_by_first = self._cache_outputs(first)
+        for taken, left, left_by_first in zip(self._taken, self._left, self._left_by_first, strict=True):
+            expected = following.inputs[taken]
+            for engine, output in ((following, left), (first, left_by_first)):
+                found = engine.outputs[output]
+                if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+                    raise EngineError(
+                        f"the VAE {self.half}'s engines do not fit: the next step takes {taken!r} as"
+                        f" {expected.dtype} {expected.shape}, but {output!r} is {found.dtype} {found.shape}"
+                    )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the engines compute in."""
+        dtype: torch.dtype = getattr(torch, self._next.inputs[self.takes].dtype)
+        return dtype
+
+    @property
+    def engines(self) -> tuple[Engine, Engine]:
+        """The engine of the first step, and that of every next one."""
+        return self._first, self._next
+
+    def _steps(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """What the engines give for each chunk. Every tensor is the caller's to keep."""
+        outputs = self._first.run({self.takes: chunks[0].to(self.dtype)})
+        taken = {name: outputs[left] for name, left in zip(self._taken, self._left_by_first, strict=True)}
+        yield outputs.pop(self.gives)
+        del outputs
+        spare = {name: torch.empty_like(cache) for name, cache in taken.items()} if len(chunks) > 1 else {}
+        for chunk in chunks[1:]:
+            yield self._step(chunk.to(self.dtype), taken, spare)
+            taken, spare = spare, taken
+
+    def _step(self, chunk: Tensor, taken: dict[str, Tensor], spare: dict[str, Tensor]) -> Tensor:
+        written = {left: spare[name] for name, left in zip(self._taken, self._left, strict=True)}
+        return self._next.run_into({self.takes: chunk, **taken}, written)[self.gives]
+
+    def _joined(self, steps: Iterator[Tensor], total: int) -> Tensor:
+        """All steps side by side in time, in one tensor that is made when the first is there."""
+        whole: Tensor | None = None
+        done = 0
+        for frames in steps:
+            if whole is None:
+                shape = list(frames.shape)
+                shape[2] = total
+                whole = torch.empty(shape, dtype=frames.dtype, device=frames.device)
+            whole[:, :, done : done + frames.shape[2]] = frames
+            done += frames.shape[2]
+        if whole is None or done != total:
+            raise EngineError(f"the VAE {self.half}'s engines returned {done} frames, expected {total}")
+        return whole
+
+    def _cache_outputs(self, engine: Engine) -> tuple[str, ...]:
+        """The caches that a step leaves: the outputs after what it gives, before those of the blocks."""
+        count = len(self._taken)
+        names = tuple(name for name in engine.outputs if name != self.gives)[:count]
+        if len(names) < count or self.gives not in engine.outputs:
+            raise EngineError(
+                f"a VAE {self.half}'s engine returns {', '.join(engine.outputs)};"
+                f" expected {self.gives} and {count} caches"
+            )
+        return names
+
+
+class StreamingDecoder(_Streaming):
+    """The whole of ``AutoencoderKLWan.decode`` as two engines: the first latent frame, and every next one.
 
     Args:
         first: engine of ``vae_decoder_first``: latents to a frame and caches.
@@ -27,31 +108,8 @@ class StreamingDecoder:
         EngineError: when the caches that one leaves are not those that the other takes.
     """
 
-    def __init__(self, first: Engine, following: Engine) -> None:
-        self._first = first
-        self._next = following
-        self._taken = tuple(name for name in following.inputs if name != LATENTS)
-        self._left = _cache_outputs(following, len(self._taken))
-        self._left_by_first = _cache_outputs(first, len(self._taken))
-        for taken, left, left_by_first in zip(self._taken, self._left, self._left_by_first, strict=True):
-            expected = following.inputs[taken]
-            for engine, output in ((following, left), (first, left_by_first)):
-                found = engine.outputs[output]
-                if (found.dtype, found.shape) != (expected.dtype, expected.shape):
-                    raise EngineError(
-                        f"the VAE decoder's engines do not fit: the next step takes {taken!r} as"
-                        f" {expected.dtype} {expected.shape}, but {output!r} is {found.dtype} {found.shape}"
-                    )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the engines compute in."""
-        return _dtype(self._next, LATENTS)
-
-    @property
-    def engines(self) -> tuple[Engine, Engine]:
-        """The engine of the first latent frame, and that of every next one."""
-        return self._first, self._next
+    half = "decoder"
+    takes, gives = LATENTS, SAMPLE
 
     def decode_steps(self, latents: Tensor) -> Iterator[Tensor]:
         """The video in order: first one frame, then four at each step. Every tensor is the caller's to keep.
@@ -66,15 +124,8 @@ class StreamingDecoder:
         Raises:
             ValueError: when the latents have another rank or batch, or no frames.
         """
-        frames = self._check(latents)
-        outputs = self._first.run({LATENTS: self._frame(latents, 0)})
-        taken = {name: outputs[left] for name, left in zip(self._taken, self._left_by_first, strict=True)}
-        yield outputs.pop(SAMPLE)
-        del outputs
-        spare = {name: torch.empty_like(cache) for name, cache in taken.items()} if frames > 1 else {}
-        for index in range(1, frames):
-            yield self._step(self._frame(latents, index), taken, spare)
-            taken, spare = spare, taken
+        self._check(latents)
+        yield from self._steps(latents.split(1, dim=2))
 
     def decode(self, latents: Tensor) -> Tensor:
         """The whole video: (1, 3, frames, height, width) in [-1, 1].
@@ -83,27 +134,10 @@ class StreamingDecoder:
             ValueError: as :meth:`decode_steps`.
         """
         total = 1 + 4 * (self._check(latents) - 1)
-        video: Tensor | None = None
-        done = 0
-        for frames in self.decode_steps(latents):
-            if video is None:
-                shape = list(frames.shape)
-                shape[2] = total
-                video = torch.empty(shape, dtype=frames.dtype, device=frames.device)
-            video[:, :, done : done + frames.shape[2]] = frames
-            done += frames.shape[2]
-        if video is None or done != total:
-            raise EngineError(f"the VAE decoder's engines returned {done} frames, expected {total}")
-        return video
+        return self._joined(self.decode_steps(latents), total)
 
-    def _step(self, frame: Tensor, taken: dict[str, Tensor], spare: dict[str, Tensor]) -> Tensor:
-        written = {left: spare[name] for name, left in zip(self._taken, self._left, strict=True)}
-        return self._next.run_into({LATENTS: frame, **taken}, written)[SAMPLE]
-
-    def _frame(self, latents: Tensor, index: int) -> Tensor:
-        return latents[:, :, index : index + 1].to(self.dtype)
-
-    def _check(self, latents: Tensor) -> int:
+    @staticmethod
+    def _check(latents: Tensor) -> int:
         if latents.dim() != 5 or latents.shape[0] != 1 or latents.shape[2] < 1:
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}, expected (1, channels, latent frames, height/8,"
@@ -112,17 +146,49 @@ class StreamingDecoder:
         return latents.shape[2]
 
 
-def _cache_outputs(engine: Engine, count: int) -> tuple[str, ...]:
-    """The caches that a step leaves: the outputs after the sample, before those of the blocks."""
-    names = tuple(name for name in engine.outputs if name != SAMPLE)[:count]
-    if len(names) < count or SAMPLE not in engine.outputs:
-        raise EngineError(
-            f"a VAE decoder's engine returns {', '.join(engine.outputs)};"
-            f" expected {SAMPLE} and {count} caches"
-        )
-    return names
+class StreamingEncoder(_Streaming):
+    """The mode of ``AutoencoderKLWan.encode`` as two engines: the first frame, and every next four.
 
+    Args:
+        first: engine of ``vae_encoder_first``: a frame to a latent frame and caches.
+        following: engine of ``vae_encoder_next``: four frames and caches to a latent frame and caches.
 
-def _dtype(engine: Engine, name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, engine.inputs[name].dtype)
-    return dtype
+    Raises:
+        EngineError: when the caches that one leaves are not those that the other takes.
+    """
+
+    half = "encoder"
+    takes, gives = SAMPLE, LATENTS
+
+    def encode_steps(self, video: Tensor) -> Iterator[Tensor]:
+        """The latent frames in order, one at each step. Every tensor is the caller's to keep.
+
+        Args:
+            video: (1, 3, frames, height, width) in [-1, 1], the frames 4k+1.
+
+        Yields:
+            (1, 16, 1, height/8, width/8), not normalised, in the engines' dtype.
+
+        Raises:
+            ValueError: when the video has another rank, batch or number of frames. Diffusers leaves out without a
+                word what is over 4k+1.
+        """
+        latent_frames = self._check(video)
+        yield from self._steps(video.split([1, *(latent_frames - 1) * [4]], dim=2))
+
+    def encode(self, video: Tensor) -> Tensor:
+        """All latents: (1, 16, latent frames, height/8, width/8), not normalised.
+
+        Raises:
+            ValueError: as :meth:`encode_steps`.
+        """
+        return self._joined(self.encode_steps(video), self._check(video))
+
+    @staticmethod
+    def _check(video: Tensor) -> int:
+        if video.dim() != 5 or video.shape[0] != 1 or video.shape[2] % 4 != 1:
+            raise ValueError(
+                f"the video has shape {tuple(video.shape)}, expected (1, channels, frames, height, width) with 4k+1"
+                " frames (1, 5, 9, …)"
+            )
+        return 1 + video.shape[2] // 4

@@ -14,20 +14,10 @@ from wan_trt_core.pipeline.streaming import StreamingDecoder
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
-    from torch import nn
 
 
 REPLACED = ("transformer", "vae")
 """Parts of a pipeline that :func:`swap` always replaces: of the originals only the configuration is used."""
-
-
-def runs_inside(part: str, module: Any) -> nn.Module:
-    """What runs whenever diffusers' own module of a part does, whichever of its methods is called: to watch for it."""
-    if part == "transformer":
-        block: nn.Module = module.blocks[0]
-        return block
-    inner: nn.Module = module.decoder if part == "vae" else module.encoder
-    return inner
 
 
 def swap(

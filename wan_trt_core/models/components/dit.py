@@ -25,6 +25,7 @@ class Dit(Component):
 
     name = "dit"
     part = "transformer"
+    inside = "blocks.0"
     precisions = ("fp32", "fp16", "bf16")
     fp32_islands = ("time embedding", "modulation and gates", "layer norms", "RMS norm factors", "RoPE")
 

@@ -25,6 +25,7 @@ class TextEncoder(Component):
 
     name = "text_encoder"
     part = "text_encoder"
+    inside = "encoder"
     fp32_islands = (
         "RMS norm variances",
         "feed-forward output layers (wo)",

@@ -20,18 +20,18 @@ def linear(layer: nn.Linear, rows: Tensor | None = None) -> nn.Linear:
     return copied
 
 
-def conv3d(layer: nn.Conv3d) -> nn.Conv3d:
-    """A copy of a 3-D convolution, padding and stride included."""
+def conv3d(layer: nn.Conv3d, outputs: int | None = None) -> nn.Conv3d:
+    """A copy of a 3-D convolution, padding and stride included; with its first ``outputs`` channels only."""
     copied = nn.Conv3d(
         layer.in_channels,
-        layer.out_channels,
+        outputs or layer.out_channels,
         layer.kernel_size,  # type: ignore[arg-type]
         stride=layer.stride,  # type: ignore[arg-type]
         padding=layer.padding,  # type: ignore[arg-type]
         bias=layer.bias is not None,
         device="meta",
     )
-    copied.weight = parameter(layer.weight)
+    copied.weight = parameter(layer.weight[:outputs])
     if layer.bias is not None:
-        copied.bias = parameter(layer.bias)
+        copied.bias = parameter(layer.bias[:outputs])
     return copied

@@ -47,10 +47,13 @@ def run(
     return run
 
 
-def test_text_to_video(run: Run) -> None:
+def test_text_to_video(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tiny-wan's engines in the user's own cache, where the suites look for them too."""
+    monkeypatch.delenv("WAN_TRT_MODEL")
+    monkeypatch.delenv("WAN_TRT_CACHE")
     assert "out.mp4: VideoInfo" in run("text_to_video.py", "a small red square moves left", "out.mp4")
     video = probe(Path("out.mp4"))
-    assert (video.codec, video.width, video.height, video.frames) == ("h264", 64, 64, 9)
+    assert (video.codec, video.width, video.height, video.frames) == ("h264", 128, 128, 17)
 
 
 def test_a_long_video_in_constant_memory(run: Run) -> None:

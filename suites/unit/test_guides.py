@@ -33,7 +33,7 @@ def comparable(text: str) -> str:
     ("page", "codes"),
     [
         # a copy, a suite that passes, a fault, a suite that fails
-        ("adding-a-component", [0, 0, 0, 1]),
+        pytest.param("adding-a-component", [0, 0, 0, 1], marks=pytest.mark.slow),
         # a fault, a suite that fails, the fault mended, a suite that passes
         pytest.param("tutorial", [0, 1, 0, 0], marks=pytest.mark.slow),
     ],

@@ -463,6 +463,7 @@ class TestRun:
 
 
 class TestBenchmark:
+    @pytest.mark.slow
     def test_measures_judges_and_reports(
         self, wan: Wan, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

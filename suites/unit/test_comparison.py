@@ -88,9 +88,10 @@ def test_a_gpu_is_timed_in_longer_runs_unless_the_settings_say() -> None:
 
 
 COMPARED = (
-    "dit", "vae_decoder_next", "vae_decoder", "vae_encoder_first", "vae_encoder_next", "vae_encoder", "text_encoder",
-    "pipeline",
+    "dit", "vae_decoder_next", "vae_decoder", "text_encoder", "pipeline",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("vae_encoder_first", "vae_encoder_next", "vae_encoder")),
 )  # fmt: skip
+"""Those that are slow here the suite has a case of its own for."""
 
 
 @pytest.mark.parametrize("component", COMPARED)
@@ -109,7 +110,10 @@ def test_a_pipeline_is_compared_along_its_whole_trajectory(healthy: Settings, tm
     assert all((tmp_path / path).is_file() for path in (*shown["videos"].values(), *shown["stills"].values()))
 
 
-@pytest.mark.parametrize("fault", [drop_block, swap_heads, scale_block, poison])
+@pytest.mark.parametrize(
+    "fault",
+    [drop_block, poison, *(pytest.param(each, marks=pytest.mark.slow) for each in (swap_heads, scale_block))],
+)
 def test_a_fault_in_one_block_fails_and_names_the_block(
     fault: Callable[[Any], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +434,8 @@ def test_an_engine_that_is_not_as_planned_voids_every_suite(
     problems = property(lambda self: ("an attention was not fused: node_softmax",))
     monkeypatch.setattr(OnnxRuntimeEngine, "problems", problems)
     case = case_of("dit", healthy)
+    quick = healthy.perf.model_copy(update={"kernels": False})
+    healthy = healthy.model_copy(update={"perf": quick})
     if suite == "memory":  # in this process, where the engine is the one with the problem
         measurement = memory.measure_here(case, healthy)
     else:

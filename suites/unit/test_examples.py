@@ -57,12 +57,12 @@ def test_text_to_video(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_video_in_constant_memory(run: Run) -> None:
-    printed = run("long_video.py", "long.mp4", "601")
-    assert probe(Path("long.mp4")).frames == 601
+    printed = run("long_video.py", "long.mp4", "301")
+    assert probe(Path("long.mp4")).frames == 301
     held = [int(text) for text in re.findall(r"frames, (\d+) MiB", printed)]
-    assert len(held) == 7
-    # 500 frames of 64x64 are 23 MiB as the decoder gives them; what is left is x264's own look-ahead
-    assert held[-1] - held[1] < 8, printed
+    assert len(held) == 4
+    # 200 frames of 64x64 are 9 MiB as the decoder gives them; what is left is x264's own look-ahead
+    assert held[-1] - held[1] < 5, printed
 
 
 def test_a_custom_component(run: Run) -> None:

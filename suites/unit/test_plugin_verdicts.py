@@ -319,6 +319,15 @@ def test_a_failure_that_cannot_be_explained_is_still_a_failure(project: Project)
     )
 
 
+def test_a_verdict_outlives_an_interrupt_while_its_reason_is_looked_for(project: Project) -> None:
+    """Where a block's outputs need an engine of their own, that takes minutes, and a job's time may end in it."""
+    project.cases("bad-stopped", "good-one")
+    result = project.run("-m", "parity")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert project.verdicts() == {("parity", "bad-stopped"): ("fail", "beyond_limit")}
+    result.stdout.fnmatch_lines(["*why was not found out: interrupted"])
+
+
 def test_stop_at_first_failure(project: Project) -> None:
     project.cases("bad-one", "good-one")
     project.run("-m", "parity", "-x").assert_outcomes(failed=1, deselected=2)

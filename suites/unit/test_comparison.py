@@ -25,7 +25,7 @@ import wan_trt_core
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.torch_compile import TorchCompileBackend
 from wan_trt_core.cases import Case, Limit
-from wan_trt_core.comparison import explain_case, measure_case, memory
+from wan_trt_core.comparison import explain_case, measure_case, memory, parity, perf
 from wan_trt_core.comparison.blocks import NOISE, find_divergence
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_growth, measure_peak
@@ -338,6 +338,55 @@ def test_the_end_of_the_budget_is_inconclusive(perf_case: Case) -> None:
     check = verdict_of(perf_case, "perf", measurement)
     assert check.verdict is Verdict.INCONCLUSIVE
     assert measurement.facts["stopped_by"] == "time_budget"
+
+
+@pytest.mark.parametrize(("of_case", "expected"), [(None, 20.0), (5.0, 20.0), (60.0, 60.0)])
+def test_a_case_of_long_calls_may_have_a_larger_budget(
+    of_case: float | None, expected: float, perf_case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert perf_case.perf is not None
+    gate = perf_case.perf.model_copy(update={"time_budget": of_case})
+    settings = load_settings(overrides={"perf.time_budget": 20.0, "perf.kernels": False}, environ={}).settings
+    given: list[float] = []
+    monkeypatch.setattr(perf, "target_of", lambda *_: FakeTarget(2.0, 1.0))
+    monkeypatch.setattr(
+        perf, "time_target", lambda target, gate, perf, *_, **__: given.append(perf.time_budget)
+    )
+    perf.measure(perf_case.model_copy(update={"perf": gate}), Context(settings))
+    assert given == [expected]
+
+
+def test_the_error_over_that_of_stock_diffusers_in_the_same_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine is 0.3 from the reference, stock diffusers in half precision 0.1."""
+    limit = {"max": 2.0, "reason": "x"}
+    case = Case.model_validate(
+        {
+            "id": "fake", "model": "fake", "component": "dit", "profile": "p", "precision": "fp16",
+            "reference_precision": "fp32", "backend": "onnxruntime", "parity": {"limits": {"error_over_stock": limit}},
+        }
+    )  # fmt: skip
+
+    def outputs(offset: float) -> Arm:
+        return Arm(lambda _: Outputs({"sample": torch.full((2, 2), 1.0 + offset)}))
+
+    def target_of(given: Case, _: Context) -> Any:
+        return SimpleNamespace(
+            reference=outputs(0.0 if given.reference_precision == "fp32" else 0.1),
+            candidate=outputs(0.3),
+            parity_inputs=lambda: [("opt", {})],
+            fps=16.0,
+            facts=dict,
+            problems=dict,
+        )
+
+    monkeypatch.setattr(parity, "target_of", target_of)
+    measurement = parity.measure(case, Context(load_settings(environ={}).settings))
+    metric = measurement.metrics["error_over_stock"]
+    assert metric.value == pytest.approx(3.0, rel=1e-5) and "1.0e-01" in metric.detail
+    check = verdict_of(case, "parity", measurement)
+    assert (check.verdict, check.metric) == (Verdict.FAIL, "error_over_stock")
 
 
 def test_work_done_once_a_prompt_counts_by_its_share_of_a_step(perf_case: Case) -> None:

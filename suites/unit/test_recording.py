@@ -63,17 +63,16 @@ def labels(record: MemoryRecord) -> list[str]:
 def test_engines_in_a_pipeline(
     model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
 ) -> None:
-    steps: list[tuple[int, int]] = []
     path = tmp_path / FILE_NAME
     with recorded_run(path, settings, {"model": "tiny-wan"}) as recording, store:
         with recording.loads(model.checkpoint, store):
             stock = model.checkpoint.pipeline(on_host=REPLACED)
             pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
-        with recording.stages(pipe, lambda *step: steps.append(step)) as on_step:
-            video = generate(pipe, "red", SMALL, on_step=on_step).frames
+        with recording.stages(pipe):
+            video = generate(pipe, "red", SMALL).frames
         unwatched = generate(pipe, "red", SMALL).frames
         assert "load" not in vars(model.checkpoint) and "load" not in vars(store)
-        assert "decode" not in vars(pipe.vae) and "encode_prompt" not in vars(pipe)
+        assert not {"decode", "encode_prompt", "step"} & {*vars(pipe.vae), *vars(pipe), *vars(pipe.scheduler)}
         assert "decode_steps" not in vars(pipe.vae.decoder)
     record = MemoryRecord.read(path)
     loads = (
@@ -90,7 +89,6 @@ def test_engines_in_a_pipeline(
         *STAGES,
         *(f"unload {name}" for name in loads[3:]),
     ]
-    assert steps == [(1, 2), (2, 2)]
     assert record.precisions["dit engine weights"] == "fp32"
     held = [set(event.held.get("host", {})) for event in record.events]
     engines = {f"{name} weights" for name in loads[3:]}
@@ -99,14 +97,11 @@ def test_engines_in_a_pipeline(
 
 
 def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: EngineStore) -> None:
-    def told(*_: int) -> None: ...
-
     recording = RunRecording(None)
     pipe = model.checkpoint.pipeline()
     with recording.loads(model.checkpoint, store):
         assert "load" not in vars(model.checkpoint)
-    with recording.stages(pipe, told) as on_step:
-        assert on_step is told
+    with recording.stages(pipe):
         assert "encode_prompt" not in vars(pipe) and not pipe.vae.decoder._forward_pre_hooks
 
 
@@ -115,8 +110,8 @@ def test_stock_modules(model: ResolvedModel, settings: Settings, store: EngineSt
     with recorded_run(path, settings, {}) as recording:
         with recording.loads(model.checkpoint, store):
             pipe = model.checkpoint.pipeline()
-        with recording.stages(pipe, lambda *_: None) as on_step:
-            generate(pipe, "red", SMALL, on_step=on_step)
+        with recording.stages(pipe):
+            generate(pipe, "red", SMALL)
         assert not pipe.vae.decoder._forward_pre_hooks
     assert labels(MemoryRecord.read(path))[3:] == list(STAGES)
 
@@ -128,8 +123,8 @@ def test_a_decode_in_tiles_is_one_stage(
     pipe = model.checkpoint.pipeline()
     pipe.vae.enable_tiling(16, 16, 8, 8)
     with recorded_run(path, settings, {}) as recording:  # noqa: SIM117
-        with recording.stages(pipe, lambda *_: None) as on_step:
-            generate(pipe, "red", SMALL, on_step=on_step)
+        with recording.stages(pipe):
+            generate(pipe, "red", SMALL)
     assert labels(MemoryRecord.read(path))[-2:] == ["decode", "postprocess"]
 
 
@@ -183,8 +178,8 @@ def test_the_frames_of_a_compiled_decoder_are_told_apart(
     pipe = model.checkpoint.pipeline()
     pipe.vae._modules["decoder"] = torch.compile(pipe.vae.decoder, backend="eager")
     short = dataclasses.replace(SMALL, num_frames=5, num_inference_steps=1, guidance_scale=1.0)
-    with recorded_run(path, settings, {}) as recording, recording.stages(pipe, lambda *_: None) as on_step:
-        generate(pipe, "red", short, on_step=on_step)
+    with recorded_run(path, settings, {}) as recording, recording.stages(pipe):
+        generate(pipe, "red", short)
     stages = ["text encode", "denoise 1", "decode 1", "decode 2", "postprocess"]
     assert labels(MemoryRecord.read(path)) == stages
 

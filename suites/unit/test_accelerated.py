@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from module_engine import component_engine
+from scripts import load_script
 
 from wan_trt_core.config import Settings
 from wan_trt_core.pipeline import engines as engines_module
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "accelerated.py"
 GENERATION = {
     "height": 128,
     "width": 128,
@@ -27,12 +25,7 @@ GENERATION = {
 
 @pytest.fixture(scope="module")
 def benchmark_file() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("accelerated", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/accelerated.py")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from module_engine import component_engine
+from scripts import load_script
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.config import Settings
@@ -46,12 +46,13 @@ def store(model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPa
     """Its engines run PyTorch's modules."""
 
     def load(
-        component: str, model: ResolvedModel, profile: object, precision: str, *_: Any, **__: Any
+        component: str, model: ResolvedModel, profile: object, precision: str, *_: Any, **given: Any
     ) -> Engine:
+        if given["built"]:
+            given["built"]()
         return component_engine(component, model.checkpoint, precision)
 
     monkeypatch.setattr(engines_module, "load_engine", load)
-    monkeypatch.setattr(engines_module, "built_engine", lambda *_, **__: None)
     return EngineStore(settings)
 
 
@@ -190,11 +191,7 @@ def test_the_benchmark_times_both_arms(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file = Path(__file__).parents[2] / "benchmarks" / "memory_events.py"
-    spec = importlib.util.spec_from_file_location("memory_events_benchmark", file)
-    assert spec is not None and spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script("benchmarks/memory_events.py")
     monkeypatch.setattr(benchmark, "LOOKS", 5)
     monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
     written = tmp_path / "found.json"

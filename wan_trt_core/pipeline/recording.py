@@ -80,7 +80,7 @@ class RunRecording:
             return
         with (
             through(checkpoint, "load", partial(self._load_module, self._recorder)),
-            through(store, "load", partial(self._load_engine, self._recorder, store)),
+            through(store, "load", partial(self._load_engine, self._recorder)),
         ):
             yield
 
@@ -124,7 +124,6 @@ class RunRecording:
     def _load_engine(
         self,
         recorder: MemoryRecorder,
-        store: EngineStore,
         original: Callable[..., Engine],
         component: str,
         model: ResolvedModel,
@@ -135,9 +134,8 @@ class RunRecording:
     ) -> Engine:
         name = f"{component} engine"
         with recorder.stage("build", name):
-            store.build(component, model, profile, precision, *args, **kwargs)
-        with recorder.stage("load", name):
-            engine = original(component, model, profile, precision, *args, **kwargs)
+            begin_load = partial(recorder.begin, "load", name)
+            engine = original(component, model, profile, precision, *args, **kwargs, built=begin_load)
             recorder.precise(self._owners.add_engine(name, engine, precision))
 
         def close(original: Callable[[], None]) -> None:

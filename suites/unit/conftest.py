@@ -27,8 +27,17 @@ def tiny_wan_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def engine_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One engine cache for every test that puts nothing wrong into its engines, in all files and all workers: each
+    engine is made once in a run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "engine-cache"
+
+
+@pytest.fixture(scope="session")
 def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with random weights, a third of tiny-wan's layers and half its channels: quick to export."""
+    """A checkpoint with random weights, a third of tiny-wan's layers, half its channels and half the residual blocks of
+    its VAE: quick to export."""
     import torch
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
     from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
@@ -43,7 +52,7 @@ def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFac
                 parameter.normal_(std=0.1)
             elif "norm" in name:
                 parameter.normal_(mean=1.0, std=0.2)
-    vae = AutoencoderKLWan(base_dim=8, latents_mean=[0.1] * 16, latents_std=[1.5] * 16)
+    vae = AutoencoderKLWan(base_dim=8, num_res_blocks=1, latents_mean=[0.1] * 16, latents_std=[1.5] * 16)
     encoder = UMT5EncoderModel(
         UMT5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.0)
     )

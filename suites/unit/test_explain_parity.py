@@ -32,8 +32,8 @@ BLOCK = "blocks.1"
 
 
 @pytest.fixture(scope="module")
-def settings(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return settings_with(tmp_path_factory.mktemp("healthy") / "cache", small_checkpoint)
+def settings(small_checkpoint: Path, engine_cache_folder: Path) -> Settings:
+    return settings_with(engine_cache_folder, small_checkpoint)
 
 
 @dataclass

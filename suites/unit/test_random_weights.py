@@ -33,7 +33,7 @@ TINY: Configs = {
         "num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 3, "ffn_dim": 128, "text_dim": 32,
         "freq_dim": 32,
     },
-    "vae": {"base_dim": 8},
+    "vae": {"base_dim": 8, "num_res_blocks": 1},
 }  # fmt: skip
 FLOOR = {"min": 90.0, "reason": "float32"}
 

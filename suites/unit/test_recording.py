@@ -32,8 +32,8 @@ STAGES = ("text encode", "denoise 1", "denoise 2", "decode 1", "decode 2", "deco
 
 
 @pytest.fixture
-def model(tiny_wan_folder: Path) -> ResolvedModel:
-    return resolve("tiny-wan", tiny_wan_folder)
+def model(small_checkpoint: Path) -> ResolvedModel:
+    return resolve(str(small_checkpoint))
 
 
 @pytest.fixture

@@ -434,8 +434,11 @@ def test_an_engine_that_is_not_as_planned_voids_every_suite(
     problems = property(lambda self: ("an attention was not fused: node_softmax",))
     monkeypatch.setattr(OnnxRuntimeEngine, "problems", problems)
     case = case_of("dit", healthy)
-    quick = healthy.perf.model_copy(update={"kernels": False})
-    healthy = healthy.model_copy(update={"perf": quick})
+    quick = {
+        "perf": PerfSettings(kernels=False, min_sample_time=0),
+        "memory": FEW,
+    }
+    healthy = healthy.model_copy(update=quick)
     if suite == "memory":  # in this process, where the engine is the one with the problem
         measurement = memory.measure_here(case, healthy)
     else:
@@ -652,6 +655,10 @@ def on(device: FakeDevice, nvml: FakeNvml | None = None) -> DeviceMemory:
     return DeviceMemory(device, nvml or FakeNvml(device), object())
 
 
+FEW = MemorySettings(runs=5, warmup=1)
+"""Enough where memory is a made-up device's, which does not waver."""
+
+
 def test_a_leak_of_tensors_on_the_device_is_caught_to_the_byte(perf_case: Case, healthy: Settings) -> None:
     device = FakeDevice()
 
@@ -664,7 +671,7 @@ def test_a_leak_of_tensors_on_the_device_is_caught_to_the_byte(perf_case: Case, 
         device.take(512)  # the allocator's smallest piece, and far less than the case allows a CPU
 
     for call, verdict in ((hold, Verdict.PASS), (leak, Verdict.FAIL)):
-        metrics = measure_growth(call, healthy, on(device))
+        metrics = measure_growth(call, healthy.model_copy(update={"memory": FEW}), on(device))
         assert "resident_set_growth" in metrics
         check = verdict_of(perf_case, "memory", Measurement(metrics=metrics))
         assert (check.verdict, check.metric) == (verdict, "growth")
@@ -721,8 +728,8 @@ def test_a_case_on_a_device_says_who_holds_what(
     device = FakeDevice()
     monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
     monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
-    case, few = case_of(component, healthy), MemorySettings(runs=5, warmup=1)
-    measurement = memory.measure_here(case, healthy.model_copy(update={"memory": few}))
+    case = case_of(component, healthy)
+    measurement = memory.measure_here(case, healthy.model_copy(update={"memory": FEW}))
     values = {name: metric.value for name, metric in measurement.metrics.items()}
     both = [values[f"{component}_{name}.engine_weights"] for name in ("first", "next")]
     assert values["engine_weights"] == sum(filter(None, both))

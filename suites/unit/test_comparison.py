@@ -31,7 +31,7 @@ from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_growth, measure_peak
 from wan_trt_core.comparison.perf import sample_time, time_target
 from wan_trt_core.comparison.profiling import profile
-from wan_trt_core.comparison.targets import Arm, Outputs, target_of
+from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
 from wan_trt_core.config import MemorySettings, PerfSettings, Settings, load_settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
@@ -66,10 +66,20 @@ def healthy(small_checkpoint: Path, engine_cache_folder: Path) -> Settings:
 def on_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines run PyTorch's modules: for tests of what is around an engine, not of what it computes."""
 
-    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **__: Any) -> Any:
-        return component_engine(component, model.checkpoint, precision)
+    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **given: Any) -> Any:
+        return component_engine(component, model.checkpoint, precision, block_outputs=given["block_outputs"])
 
     monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
+
+
+@pytest.fixture(params=["modules", pytest.param("onnxruntime", marks=pytest.mark.slow)])
+def faulty(request: pytest.FixtureRequest, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of the tests that put a fault into a component's graph: PyTorch runs that very graph, or ONNX Runtime
+    does, for which it is exported twice. Operations are looked for in ONNX alone, see ``test_explain_parity.py``."""
+    if request.param == "modules":
+        request.getfixturevalue("on_modules")
+        monkeypatch.setattr(Target, "operation", lambda *_: None)
+    return settings
 
 
 def case_of(component: str, settings: Settings, **fields: Any) -> Case:
@@ -120,53 +130,46 @@ def test_a_pipeline_is_compared_along_its_whole_trajectory(healthy: Settings, tm
     assert all((tmp_path / path).is_file() for path in (*shown["videos"].values(), *shown["stills"].values()))
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [drop_block, poison, *(pytest.param(each, marks=pytest.mark.slow) for each in (swap_heads, scale_block))],
-)
+@pytest.mark.parametrize("fault", [drop_block, poison, swap_heads, scale_block])
 def test_a_fault_in_one_block_fails_and_names_the_block(
-    fault: Callable[[Any], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[Any], None], faulty: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     component = get_component("dit")
     stock = component.graph
 
-    def faulty(*args: Any, **kwargs: Any) -> nn.Module:
+    def broken(*args: Any, **kwargs: Any) -> nn.Module:
         graph = stock(*args, **kwargs)
         fault(graph)
         return graph
 
-    monkeypatch.setattr(component, "graph", faulty)
-    case = case_of("dit", settings)
-    measurement = measure_case(case, "parity", Context(settings))
+    monkeypatch.setattr(component, "graph", broken)
+    case = case_of("dit", faulty)
+    measurement = measure_case(case, "parity", Context(faulty))
     check = verdict_of(case, "parity", measurement)
     assert check.verdict is Verdict.FAIL
     assert check.reason is (Reason.NON_FINITE if fault is poison else Reason.BEYOND_LIMIT)
-    assert (
-        "first diverging block: blocks.1 " in explain_case(case, "parity", Context(settings), measurement)[0]
-    )
+    assert "first diverging block: blocks.1 " in explain_case(case, "parity", Context(faulty), measurement)[0]
 
 
 def test_negated_rope_angles_fail_from_the_first_block_on(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    faulty: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wan_trt_core.models.graphs import dit
 
     tables = dit.rope_tables
 
     monkeypatch.setattr(dit, "rope_tables", lambda *args: negate_angles(tables(*args)))
-    case = case_of("dit", settings)
-    measurement = measure_case(case, "parity", Context(settings))
+    case = case_of("dit", faulty)
+    measurement = measure_case(case, "parity", Context(faulty))
     assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
-    assert (
-        "first diverging block: blocks.0 " in explain_case(case, "parity", Context(settings), measurement)[0]
-    )
+    assert "first diverging block: blocks.0 " in explain_case(case, "parity", Context(faulty), measurement)[0]
 
 
 @pytest.mark.parametrize(
     ("half", "diverges"), [("vae_decoder", "mid_block"), ("vae_encoder", "down_blocks.0")]
 )
 def test_permuted_caches_fail(
-    half: str, diverges: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    half: str, diverges: str, faulty: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step alone and in a whole video, which runs the same engine."""
     from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
@@ -180,10 +183,10 @@ def test_permuted_caches_fail(
 
     monkeypatch.setattr(graph, "forward", permuted)
     for component in (f"{half}_next", half):
-        case = case_of(component, settings)
-        measurement = measure_case(case, "parity", Context(settings))
+        case = case_of(component, faulty)
+        measurement = measure_case(case, "parity", Context(faulty))
         assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
-        notes = explain_case(case, "parity", Context(settings), measurement)
+        notes = explain_case(case, "parity", Context(faulty), measurement)
         assert any(f"{half}_next: first diverging block: {diverges}" in note for note in notes)
 
 

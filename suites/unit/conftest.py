@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +74,16 @@ def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFac
     }  # fmt: skip
     (folder / "generation.json").write_text(json.dumps(generation))
     return folder
+
+
+@pytest.fixture
+def on_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines run a component's graph in PyTorch: for tests of what is around an engine, not of what it computes."""
+    from module_engine import component_engine
+
+    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **given: Any) -> Any:
+        if given["built"] is not None:
+            given["built"]()
+        return component_engine(component, model.checkpoint, precision, block_outputs=given["block_outputs"])
+
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from module_engine import component_engine
 from scripts import load_script
 
 from wan_trt_core.config import Settings
-from wan_trt_core.pipeline import engines as engines_module
 
 GENERATION = {
     "height": 128,
@@ -23,19 +20,12 @@ GENERATION = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("on_modules")
+
+
 @pytest.fixture(scope="module")
 def benchmark_file() -> ModuleType:
     return load_script("benchmarks/accelerated.py")
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch runs the graphs: nothing is exported."""
-
-    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **__: Any) -> Any:
-        return component_engine(component, model.checkpoint, precision)
-
-    monkeypatch.setattr(engines_module, "load_engine", load)
 
 
 def test_both_arms_and_their_stages_are_timed(

@@ -17,7 +17,6 @@ import pytest
 import torch
 from fake_device import MIB, FakeDevice, FakeNvml
 from faults import drop_block, negate_angles, permute_caches, poison, scale_block, swap_heads
-from module_engine import component_engine
 from test_measure_clocks import HARDWARE, POWER_CAP, Gpu
 from torch import nn
 
@@ -60,16 +59,6 @@ def settings(small_checkpoint: Path, tmp_path: Path) -> Settings:
 def healthy(small_checkpoint: Path, engine_cache_folder: Path) -> Settings:
     """Settings of the tests that inject nothing, and may share their engines."""
     return settings_with(engine_cache_folder, small_checkpoint)
-
-
-@pytest.fixture
-def on_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines run PyTorch's modules: for tests of what is around an engine, not of what it computes."""
-
-    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **given: Any) -> Any:
-        return component_engine(component, model.checkpoint, precision, block_outputs=given["block_outputs"])
-
-    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
 
 
 @pytest.fixture(params=["modules", pytest.param("onnxruntime", marks=pytest.mark.slow)])

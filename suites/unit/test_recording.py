@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from module_engine import component_engine
 from scripts import load_script
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.config import Settings
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
-from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline import recording as recording_module
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
@@ -42,17 +40,7 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def store(model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> EngineStore:
-    """Its engines run PyTorch's modules."""
-
-    def load(
-        component: str, model: ResolvedModel, profile: object, precision: str, *_: Any, **given: Any
-    ) -> Engine:
-        if given["built"]:
-            given["built"]()
-        return component_engine(component, model.checkpoint, precision)
-
-    monkeypatch.setattr(engines_module, "load_engine", load)
+def store(settings: Settings, on_modules: None) -> EngineStore:
     return EngineStore(settings)
 
 

@@ -184,18 +184,19 @@ def test_baselines(
     assert explained == (verdict[0] == "fail")  # a band alone may fail a case; that is explained as well
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
 @pytest.mark.parametrize(
-    ("selection", "complete"),
-    [((), True), (("-k", "good"), False), (("-x",), False), (("-m", "memory"), False)],
-)
+    ("arguments", "complete"),
+    [
+        ("-m parity", True), ("-m parity -n2", True), ("-m parity -k good", False), ("-m parity -k good -n2", False),
+        ("-m parity -x", False), ("-m memory", False),
+    ],
+)  # fmt: skip
 def test_orphaned_baselines_are_told_by_complete_runs(
-    project: Project, selection: tuple[str, ...], workers: tuple[str, ...], complete: bool
+    project: Project, arguments: str, complete: bool
 ) -> None:
     project.cases("bad-one", "good-one", suites=("parity", "memory"), bands=True)
     store_baselines(project, "parity", dict.fromkeys(("bad-one", "good-one", "renamed"), 1e-5))
-    arguments = (*selection, *(workers if "-x" not in selection else ()))
-    result = project.run(*(() if "-m" in selection else ("-m", "parity")), *arguments)
+    result = project.run(*arguments.split())
     orphans = ["parity renamed (tiny-wan)"] if complete else []
     assert project.results()["environment"]["orphaned_baselines"] == orphans
     text = " ".join(result.stdout.str().split())

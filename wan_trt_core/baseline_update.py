@@ -227,7 +227,7 @@ def plan_update(
     for model, ids in sorted(by_model.items()):
         entries = {}
         for case in ids:
-            data = _provenance(provenance, records[0], _origin(case, [run[case] for run in runs]))
+            data = _provenance(provenance, records[0], runs[0][case], _origin(case, [run[case] for run in runs]))
             entries[case] = new_entry(
                 case, gate_bands(banded[case], suite), [run[case].measurement for run in runs], data
             )
@@ -405,14 +405,18 @@ def _origin(case: str, found: Sequence[CaseRecord]) -> dict[str, str]:
     return found[0].origin
 
 
-def _provenance(provenance: Provenance, record: RunRecord, origin: Mapping[str, str]) -> dict[str, Any]:
+def _provenance(
+    provenance: Provenance, record: RunRecord, case: CaseRecord, origin: Mapping[str, str]
+) -> dict[str, Any]:
+    # a runtime found as libraries alone (TensorRT beside a GPU) is no package, but its backend knows its version
+    runtimes = case.measurement.facts.get("backend_versions", {})
     return {
         **origin,
         "commit": provenance.commit,
         "dirty": False,
         "date": provenance.date,
         "command": shlex.join(provenance.command),
-        "versions": dict(record.environment.get("packages", {})),
+        "versions": {**record.environment.get("packages", {}), **runtimes},
         "accepted_regression": provenance.accepted_regression,
     }
 

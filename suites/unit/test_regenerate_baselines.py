@@ -79,6 +79,17 @@ class TestPlan:
         assert set(file.cases["dit-fp32"].metrics) == set(TIMES)
         assert file.cases["dit-fp32"].provenance["versions"] == {"torch": "2.11.0"}
 
+    def test_the_version_of_a_runtime_that_is_no_package_is_kept(self, tmp_path: Path) -> None:
+        made = record()
+        facts = {"facts": {**made.cases[0].measurement.facts, "backend_versions": {"tensorrt": "10.6.0"}}}
+        first = made.cases[0].model_copy(
+            update={"measurement": made.cases[0].measurement.model_copy(update=facts)}
+        )
+        update.apply(tmp_path, [plan(tmp_path, made.model_copy(update={"cases": (first, *made.cases[1:])}))])
+        file = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
+        assert file is not None
+        assert file.cases[first.case].provenance["versions"] == {"torch": "2.11.0", "tensorrt": "10.6.0"}
+
     def test_nothing_is_written_while_all_is_within_the_bands(self, tmp_path: Path) -> None:
         path = stored(tmp_path)
         before = path.read_bytes()

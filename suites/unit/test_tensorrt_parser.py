@@ -58,6 +58,20 @@ def test_every_graph_of_tiny_wan_is_parsed_and_built(rtx: Path, tiny_wan_folder:
         assert result["phases"] > 10 and result["rising"]
 
 
+def test_no_graph_pads_an_image_before_a_convolution(tiny_wan_folder: Path) -> None:
+    """TensorRT-RTX takes that; TensorRT 10.6 fails where it fuses the two ("Cannot add shapes of unequal rank")."""
+    import onnx
+
+    settings = load_settings(environ={}).settings
+    model = resolve("tiny-wan", tiny_wan_folder)
+    for name in (name for name in component_names() if name.startswith("vae")):
+        path = exported_model(name, model, model.profile(), "fp32", settings).path
+        nodes = onnx.load(str(path), load_external_data=False).graph.node
+        padded = {output for node in nodes if node.op_type == "Pad" for output in node.output}
+        convolved = {node.input[0] for node in nodes if node.op_type == "Conv"}
+        assert convolved and not padded & convolved, name
+
+
 def test_a_graph_that_the_parser_refuses_names_node_and_module(rtx: Path, tmp_path: Path) -> None:
     import onnx
     from onnx import TensorProto, helper

@@ -227,7 +227,9 @@ def plan_update(
     for model, ids in sorted(by_model.items()):
         entries = {}
         for case in ids:
-            data = _provenance(provenance, records[0], runs[0][case], _origin(case, [run[case] for run in runs]))
+            data = _provenance(
+                provenance, records[0], runs[0][case], _origin(case, [run[case] for run in runs])
+            )
             entries[case] = new_entry(
                 case, gate_bands(banded[case], suite), [run[case].measurement for run in runs], data
             )

@@ -118,20 +118,22 @@ def verdict_table(record: RunRecord, width: int) -> Table:
 
 
 def changes_table(changes: Sequence[MetricChange]) -> Table:
-    """Old, new, change and what is allowed of every metric, in the order given."""
+    """Old, new, change and what is allowed of every metric, in the order given, below the name of its case."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("case", "metric", "old", "new", "change", "allowed", "outcome"):
+    for name in ("case, metric", "old", "new", "change", "allowed", "outcome"):
         number = name in ("old", "new", "change")
-        table.add_column(
-            name, justify="right" if number else "left", overflow="fold", no_wrap=name == "metric" or number
-        )
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     bad = "bold red"
     styles = {Weight.FAILED: bad, Weight.WORSE: bad, Weight.NOTABLE: "green", Weight.UNCHANGED: "dim"}
+    case = ""
     for row in changes:
-        cells = (row.case, row.metric, *row.values, row.change, row.allowed, row.outcome)
+        if row.case != case:  # in a line of its own: beside a metric's name it would fold at 80 columns
+            case = row.case
+            table.add_row(case)
+        cells = (f"  {row.metric}", *row.values, row.change, row.allowed, row.outcome)
         table.add_row(*cells, style=styles[row.weight])
     return table
 

@@ -11,6 +11,7 @@ from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError
 from wan_trt_core.models.hub import open_checkpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.models.random_weights import RandomCheckpoint, wan21_configs
+from wan_trt_core.models.vae_caches import spatial_scale
 
 
 class CatalogueError(ValueError):
@@ -161,8 +162,9 @@ def resolve_loaded(checkpoint: Checkpoint) -> ResolvedModel:
 
 def _resolved(name: str, checkpoint: Checkpoint, entry: _Entry) -> ResolvedModel:
     generation = _generation(checkpoint)
+    of_model = generation.max_sequence_length, spatial_scale(checkpoint.config("vae"))
     profiles = {
-        profile: ShapeProfile(profile, *(Sizes(*point, generation.max_sequence_length) for point in points))
+        profile: ShapeProfile(profile, *(Sizes(*point, *of_model) for point in points))
         for profile, points in entry.profiles.items()
     }
     return ResolvedModel(name, checkpoint, profiles, generation)

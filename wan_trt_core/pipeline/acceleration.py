@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError
@@ -20,17 +21,20 @@ from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import located, torch_dtype
 from wan_trt_core.models.components import get_component, require_precision
 from wan_trt_core.models.loaded import LoadedCheckpoint
-from wan_trt_core.models.profiles import SPATIAL, TEMPORAL, ShapeProfile, Sizes
+from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
+from wan_trt_core.models.vae_caches import spatial_scale
 from wan_trt_core.pipeline.compatibility import require_compatible
 from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
 from wan_trt_core.pipeline.parts import (
     EngineTransformer,
     EngineVAE,
+    LatentMode,
     Part,
     UnsupportedCall,
     require_batch_1,
     require_supported,
 )
+from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import REPLACED
 from wan_trt_core.progress import Report, progress
 
@@ -56,7 +60,7 @@ NOTES = "weights"
 """Folder of the cache that notes which weights in memory are those of which files."""
 
 NO_TEXT = 1
-"""Tokens of a prompt where none matters: the size of a video that is only decoded."""
+"""Tokens of a prompt where none matters: the size of a video that is only decoded or encoded."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +72,12 @@ def accelerate(
     precision: Precision | None = None,
     settings: Settings | None = None,
 ) -> WanPipeline:
-    """Put engines in the place of a pipeline's transformer and VAE decoder; all else of it stays as it is.
+    """Put engines in the place of a pipeline's transformer and VAE; all else of it stays as it is.
 
     Engines are loaded from the cache (the setting ``cache``, ``WAN_TRT_CACHE``), and exported and built first where it
-    has none. They are made of the weights in memory. What no engine serves later (another size, see the setting
-    ``on_missing_shape``; several videos at once; attention_kwargs) is told in one line of the log a video.
+    has none; those that encode when the pipeline first encodes something, which text to video does not. They are made
+    of the weights in memory. What no engine serves later (another size, see the setting ``on_missing_shape``; several
+    videos at once; attention_kwargs) is told in one line of the log a video.
 
     Args:
         pipe: a ``WanPipeline``, text to video. One that is accelerated already is restored first. Diffusers' modules
@@ -155,6 +160,7 @@ class Acceleration:
         stock: diffusers' own modules by part; in host memory until one has to run.
         model: what engines are made of, and the profiles that it has.
         device: where engines run.
+        spatial: pixels that a latent covers in height and in width.
     """
 
     _report: Report
@@ -170,6 +176,7 @@ class Acceleration:
     ) -> None:
         self.stock: dict[str, Any] = {name: getattr(pipe, name) for name in REPLACED}
         self.device = device
+        self.spatial = spatial_scale(self.stock["vae"].config)
         self._checkpoint = LoadedCheckpoint(pipe, notes=settings.cache / NOTES)
         self.model = resolve_loaded(self._checkpoint)
         self._pipe, self._settings = pipe, settings
@@ -187,6 +194,7 @@ class Acceleration:
         }
         self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in REPLACED}
         self._choices: dict[tuple[str, Sizes], EngineTransformer | EngineVAE | str] = {}
+        self._encoders: dict[ShapeProfile, StreamingEncoder | str] = {}
         self._told: set[tuple[str, str]] = set()
 
     @contextmanager
@@ -225,19 +233,16 @@ class Acceleration:
             "dtype": torch_dtype(precision),
             "device": self.device,
         }
-        self.stock[name].to("cpu")  # from where exports read it
-        self._checkpoint.require_unchanged(name)
         part: EngineTransformer | EngineVAE
-        engines: tuple[Engine, ...]
-        with torch.no_grad(), progress() as self._report:
+        with self._making(name) as engines:
             if name == "transformer":
-                engines = (self._store.load("dit", *made, precision, self._backend),)
-                part = EngineTransformer(*engines, **common)
+                engine = self._store.load("dit", *made, precision, self._backend)
+                engines.append(engine)
+                part = EngineTransformer(engine, **common)
             else:
                 decoder = self._store.vae_decoder(*made, precision, self._backend)
-                engines, part = decoder.engines, EngineVAE(decoder, **common)
-        for problem in (problem for engine in engines for problem in engine.problems):
-            logger.warning("the %s's engine is not as planned: %s", name, problem)
+                engines += decoder.engines
+                part = EngineVAE(decoder, **common, encoder=partial(self._encoder, profile))
         self._served[name].append((self._range(profile), part))
         return part
 
@@ -257,6 +262,16 @@ class Acceleration:
             raise UnsupportedCall(choice)
         return choice
 
+    def video_of(self, latents: Tensor, text_length: int) -> Sizes:
+        """The size of the video that latents (batch, 16, frames, height/8, width/8) are of.
+
+        Raises:
+            UnsupportedCall: when it is none that an engine can have.
+        """
+        _, _, frames, height, width = latents.shape
+        pixels = self.spatial * height, self.spatial * width
+        return _sizes(*pixels, TEMPORAL * (frames - 1) + 1, text_length, self.spatial)
+
     def in_pytorch(self, name: str, why: UnsupportedCall) -> Any:
         """Diffusers' own module, on the device. One line of the log a video says that it runs, and why."""
         if (name, str(why)) not in self._told:
@@ -267,6 +282,43 @@ class Acceleration:
     def begin(self) -> None:
         """A new video: what was told of the last one is told again."""
         self._told.clear()
+
+    @contextmanager
+    def _making(self, name: str) -> Iterator[list[Engine]]:
+        """The engines of a part are made in the block, which notes them in the list: their problems are then told."""
+        self.stock[name].to("cpu")  # from where exports read it
+        self._checkpoint.require_unchanged(name)
+        engines: list[Engine] = []
+        with torch.no_grad(), progress() as self._report:
+            yield engines
+        for problem in (problem for engine in engines for problem in engine.problems):
+            logger.warning("the %s's engine is not as planned: %s", name, problem)
+
+    def _encoder(self, profile: ShapeProfile) -> StreamingEncoder:
+        """The engines that encode for a profile. The first time decides for all.
+
+        Raises:
+            UnsupportedCall: when they could not be made.
+        """
+        if profile not in self._encoders:
+            self._encoders[profile] = self._made_encoder(profile)
+        encoder = self._encoders[profile]
+        if isinstance(encoder, str):
+            raise UnsupportedCall(encoder)
+        return encoder
+
+    def _made_encoder(self, profile: ShapeProfile) -> StreamingEncoder | str:
+        try:
+            with self._making("vae") as engines:
+                made = (self.model, profile, self._precision["vae"], self._backend)
+                encoder = self._store.vae_encoder(*made)
+                engines += encoder.engines
+        except Exception as error:  # as in _choose
+            logger.debug("no engine that encodes", exc_info=True)
+            return (
+                f"the encoder's engine for {profile.name} could not be made ({type(error).__name__}: {error})"
+            )
+        return encoder
 
     def _choose(self, name: str, video: Sizes) -> EngineTransformer | EngineVAE | str:
         for profile, part in self._served[name]:
@@ -359,7 +411,9 @@ class AcceleratedTransformer(_Accelerated):
         """
         try:
             require_supported(hidden_states, timestep, encoder_hidden_states_image, attention_kwargs)
-            part = self.acceleration.part(self.part, video_of(hidden_states, encoder_hidden_states.shape[1]))
+            part = self.acceleration.part(
+                self.part, self.acceleration.video_of(hidden_states, encoder_hidden_states.shape[1])
+            )
         except UnsupportedCall as why:
             stock = self.acceleration.in_pytorch(self.part, why)
             sample = stock(
@@ -376,7 +430,7 @@ class AcceleratedTransformer(_Accelerated):
 
 
 class AcceleratedVAE(_Accelerated):
-    """In the place of ``AutoencoderKLWan``. It encodes in PyTorch."""
+    """In the place of ``AutoencoderKLWan``."""
 
     part = "vae"
 
@@ -389,7 +443,7 @@ class AcceleratedVAE(_Accelerated):
         """
         try:
             require_batch_1("z", z)
-            part = self.acceleration.part(self.part, video_of(z, NO_TEXT))
+            part = self.acceleration.part(self.part, self.acceleration.video_of(z, NO_TEXT))
         except UnsupportedCall as why:
             stock = self.acceleration.in_pytorch(self.part, why)
             sample = stock.decode(z.to(stock.dtype), return_dict=False)[0].to(self.dtype)
@@ -397,10 +451,30 @@ class AcceleratedVAE(_Accelerated):
             sample = part.decode(z, return_dict=False)[0]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Diffusers' own encode."""
-        stock = self.acceleration.in_pytorch(self.part, UnsupportedCall("the engines decode"))
-        return stock.encode(x.to(stock.dtype), return_dict=return_dict)
+    @torch.no_grad()
+    def encode(self, x: Tensor, return_dict: bool = True) -> tuple[Any] | AutoencoderKLOutput:
+        """The latents of a video, as diffusers' own encode; see :class:`LatentMode`.
+
+        Raises:
+            EngineError: as the engines' ``run``.
+        """
+        try:
+            require_batch_1("x", x)
+            _, _, frames, height, width = x.shape
+            video = _sizes(height, width, frames, NO_TEXT, self.acceleration.spatial)
+            (found,) = self.acceleration.part(self.part, video).encode(x, return_dict=False)
+        except UnsupportedCall as why:
+            found = self._distribution(x, why)
+        else:
+            asked_for = UnsupportedCall("more of the VAE's distribution is asked for than its mode")
+            found = LatentMode(found.mean, whole=partial(self._distribution, x, asked_for))
+        return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)
+
+    @torch.no_grad()
+    def _distribution(self, x: Tensor, why: UnsupportedCall) -> Any:
+        """Diffusers' own."""
+        stock = self.acceleration.in_pytorch(self.part, why)
+        return stock.encode(x.to(stock.dtype), return_dict=False)[0]
 
 
 def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
@@ -410,15 +484,14 @@ def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
     return all(least[axis] <= size <= most[axis] for axis, size in sizes(video).items())
 
 
-def video_of(latents: Tensor, text_length: int) -> Sizes:
-    """The size of the video that latents (batch, 16, frames, height/8, width/8) are of.
+def _sizes(height: int, width: int, frames: int, text_length: int, spatial: int) -> Sizes:
+    """The size of a video.
 
     Raises:
-        UnsupportedCall: when it is no size that an engine can have.
+        UnsupportedCall: when it is none that an engine can have.
     """
-    _, _, frames, height, width = latents.shape
     try:
-        return Sizes(SPATIAL * height, SPATIAL * width, TEMPORAL * (frames - 1) + 1, text_length)
+        return Sizes(height, width, frames, text_length, spatial)
     except ValueError as error:
         raise UnsupportedCall(str(error)) from error
 

@@ -116,8 +116,6 @@ def _variant(module: Any) -> str | None:
     config = module.config
     if config.get("image_dim") or config.get("added_kv_proj_dim"):
         return "an image-to-video transformer; image to video is not supported yet"
-    if config.get("is_residual"):
-        return "the VAE of Wan 2.2, which is not supported yet"
     if getattr(module, "use_tiling", False):
         return "tiling is on, and engines decode whole frames; pipe.vae.disable_tiling() first"
     return None

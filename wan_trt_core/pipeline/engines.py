@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,7 @@ class PipelineEngines:
     Attributes:
         precision: of each component, by name.
         text_encoder: None where PyTorch encodes the prompt.
+        vae_encoder: gives the streaming encoder, which is loaded (exported and built) when it is called for.
     """
 
     checkpoint: Checkpoint
@@ -60,6 +61,7 @@ class PipelineEngines:
     vae_first: Engine
     vae_next: Engine
     text_encoder: Engine | None = None
+    vae_encoder: Callable[[], StreamingEncoder] | None = None
 
 
 class EngineStore:
@@ -151,7 +153,8 @@ class EngineStore:
         *,
         text_encoder: bool = False,
     ) -> PipelineEngines:
-        """The engines from prompt to video: DiT and VAE decoder, and the text encoder if asked for."""
+        """The engines from prompt to video: DiT and VAE decoder, and the text encoder if asked for; the VAE encoder
+        when a pipeline calls it."""
         names = ("dit", *VAE_DECODER, *(("text_encoder",) if text_encoder else ()))
         precisions = {name: precision_of(precision, name) for name in names}
         loaded = {name: self.load(name, model, profile, precisions[name], backend) for name in names}
@@ -162,6 +165,7 @@ class EngineStore:
             vae_first=loaded["vae_decoder_first"],
             vae_next=loaded["vae_decoder_next"],
             text_encoder=loaded.get("text_encoder"),
+            vae_encoder=partial(self.vae_encoder, model, profile, precision, backend),
         )
 
     def close(self) -> None:

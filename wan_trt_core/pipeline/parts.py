@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.component import Tensors
-from wan_trt_core.pipeline.streaming import StreamingDecoder
+from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 
 Prepare = Callable[[Tensors], Tensors]
 """What :meth:`~wan_trt_core.models.component.Component.prepare` returns."""
@@ -94,13 +94,42 @@ class EngineTransformer(_EnginePart):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
+class LatentMode:
+    """In the place of the distribution that ``AutoencoderKLWan.encode`` returns: its mode, which is its mean.
+
+    No pipeline of Wan asks for more. Whatever else is asked for is that of ``whole``.
+
+    Args:
+        latents: (1, 16, latent frames, height/8, width/8), not normalised.
+        whole: makes the distribution itself; without it there is nothing else.
+    """
+
+    def __init__(
+        self, latents: Tensor, whole: Callable[[], DiagonalGaussianDistribution] | None = None
+    ) -> None:
+        self.mean = latents
+        self.whole = whole
+
+    def mode(self) -> Tensor:
+        """The latents."""
+        return self.mean
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "whole" or self.whole is None:
+            raise AttributeError(
+                f"{name!r}: of the VAE's distribution engines compute the mode; encode with diffusers' own VAE"
+            )
+        return getattr(self.whole(), name)
+
+
 class EngineVAE(Part):
-    """In the place of ``AutoencoderKLWan``, for decoding.
+    """In the place of ``AutoencoderKLWan``.
 
     Args:
         decoder: the two engines of the VAE decoder.
         prepare: the ``prepare`` of their components.
         config: the original's configuration.
+        encoder: gives the two engines of the VAE encoder; it is called when something is encoded.
     """
 
     def __init__(
@@ -110,10 +139,12 @@ class EngineVAE(Part):
         config: Any,
         dtype: torch.dtype,
         device: torch.device,
+        encoder: Callable[[], StreamingEncoder] | None = None,
     ) -> None:
         super().__init__(config, dtype, device)
         self._decoder = decoder
         self._prepare = prepare
+        self._encoder = encoder
 
     @property
     def decoder(self) -> StreamingDecoder:
@@ -131,13 +162,19 @@ class EngineVAE(Part):
         sample = self._decoder.decode(self._prepare({"latents": z})["latents"])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Not available.
+    def encode(self, x: Tensor, return_dict: bool = True) -> tuple[LatentMode] | AutoencoderKLOutput:
+        """The latents of a video (1, 3, frames, height, width) in [-1, 1], the frames 4k+1.
 
         Raises:
-            UnsupportedCall: always.
+            UnsupportedCall: for another batch size than 1, and where there are no engines that encode.
+            ValueError: as :meth:`StreamingEncoder.encode`.
+            EngineError: as the engines' ``run``.
         """
-        raise UnsupportedCall("the engines decode; encode with the checkpoint's own VAE")
+        require_batch_1("x", x)
+        if self._encoder is None:
+            raise UnsupportedCall("the engines decode; encode with the checkpoint's own VAE")
+        mode = LatentMode(self._encoder().encode(self._prepare({"sample": x})["sample"]))
+        return AutoencoderKLOutput(latent_dist=mode) if return_dict else (mode,)
 
 
 class EngineTextEncoder(_EnginePart):

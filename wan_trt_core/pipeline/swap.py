@@ -46,7 +46,7 @@ def swap(
     decoder = StreamingDecoder(engines.vae_first, engines.vae_next)
     parts: dict[str, Any] = {
         "transformer": EngineTransformer(engines.dit, **common("dit", "transformer")),
-        "vae": EngineVAE(decoder, **common("vae_decoder_first", "vae")),
+        "vae": EngineVAE(decoder, encoder=engines.vae_encoder, **common("vae_decoder_first", "vae")),
     }
     if isinstance(engines.text_encoder, Engine):
         parts["text_encoder"] = EngineTextEncoder(

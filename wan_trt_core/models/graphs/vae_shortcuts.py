@@ -18,14 +18,12 @@ Factors = tuple[int, int, int]
 
 def patchified(video: Tensor, size: int) -> Tensor:
     """Frames (1, c, t, size * h, size * w) as (1, c * size * size, t, h, w); a patch's columns come before its rows."""
-    pieces = video.unflatten(4, (-1, size)).unflatten(3, (-1, size))
-    return pieces.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+    return _split(video, (1, size, size)).permute(0, 1, 7, 5, 3, 2, 4, 6).flatten(1, 4)
 
 
 def unpatchified(frames: Tensor, size: int) -> Tensor:
     """The inverse of :func:`patchified`."""
-    pieces = frames.unflatten(1, (-1, size, size)).permute(0, 1, 4, 5, 3, 6, 2)
-    return pieces.flatten(5).flatten(3, 4)
+    return _joined(frames.unflatten(1, (-1, size, size, 1)).permute(0, 1, 5, 4, 6, 3, 7, 2))
 
 
 class UpShortcut(nn.Module):
@@ -41,10 +39,10 @@ class UpShortcut(nn.Module):
         self.dropped = shortcut.factor_t - 1 if first else 0
 
     def forward(self, frames: Tensor) -> Tensor:
-        pieces = frames.unflatten(1, (-1, *self.own)).permute(0, 1, 5, 2, 6, 3, 7, 4)
         time, height, width = self.factors
+        pieces = frames.unflatten(1, (-1, *self.own)).permute(0, 1, 5, 2, 6, 3, 7, 4)
         whole = pieces.expand(-1, -1, -1, time, -1, height, -1, width)
-        return whole.flatten(6).flatten(4, 5).flatten(2, 3)[:, :, self.dropped :]
+        return _joined(whole)[:, :, self.dropped :]
 
 
 class DownShortcut(nn.Module):
@@ -57,17 +55,30 @@ class DownShortcut(nn.Module):
         super().__init__()
         self.factors = _factors(shortcut)
         own = _from_channels(self.factors, shortcut.group_size)
-        self.averaged = [axis for axis, kept, factor in zip((3, 5, 7), own, self.factors) if kept != factor]
+        axes = zip((3, 5, 7), own, self.factors, strict=True)
+        self.averaged = [axis for axis, kept, factor in axes if kept < factor]
         self.missing = shortcut.factor_t - 1 if first else 0
 
     def forward(self, frames: Tensor) -> Tensor:
-        time, height, width = self.factors
         if self.missing:
             frames = functional.pad(frames, (0, 0, 0, 0, self.missing, 0))
-        pieces = frames.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, time))
+        pieces = _split(frames, self.factors)
         if self.averaged:
             pieces = pieces.mean(self.averaged, keepdim=True)
         return pieces.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
+def _split(frames: Tensor, factors: Factors) -> Tensor:
+    """(1, c, t, h, w) as (1, c, t', a, h', b, w', c): each axis in so many values side by side."""
+    _, channels, *sizes = frames.shape
+    shape = [part for size, factor in zip(sizes, factors, strict=True) for part in (size // factor, factor)]
+    return frames.reshape(1, channels, *shape)
+
+
+def _joined(pieces: Tensor) -> Tensor:
+    """The inverse of :func:`_split`."""
+    _, channels, time, a, height, b, width, c = pieces.shape
+    return pieces.reshape(1, channels, time * a, height * b, width * c)
 
 
 def _factors(shortcut: Any) -> Factors:
@@ -88,5 +99,7 @@ def _from_channels(factors: Factors, shared: int) -> Factors:
         own.append(factor if left > 1 else 1)
         left //= own[-1]
     if math.prod(own) * shared != math.prod(factors):
-        raise ValueError(f"a shortcut by {factors} with channels shared by {shared} values is that of no Wan VAE")
+        raise ValueError(
+            f"a shortcut by {factors} with channels shared by {shared} values is that of no Wan VAE"
+        )
     return own[0], own[1], own[2]

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import wan22
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import AvgDown3D, DupUp3D
 from faults import drop_block, negate_angles, permute_caches, relative, scale_block, swap_heads
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
@@ -21,6 +23,7 @@ from wan_trt_core.models.graphs import dit
 from wan_trt_core.models.graphs.text_encoder import TextEncoderGraph
 from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
 from wan_trt_core.models.graphs.vae_encoder import VaeEncoderGraph
+from wan_trt_core.models.graphs.vae_shortcuts import DownShortcut, UpShortcut
 from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.prompts import PROMPT, encode_prompt
 from wan_trt_core.models.vae_caches import decoder_caches, encoder_caches
@@ -197,6 +200,7 @@ CONFIGURATIONS = (
     {},
     {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "num_res_blocks": 1},
     {"temperal_downsample": [True, True, False]},
+    wan22.VAE,
 )
 
 
@@ -215,6 +219,27 @@ def test_a_video_decoded_in_steps_equals_decode(changes: dict[str, Any], shape: 
 def test_a_video_encoded_in_steps_equals_encode(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
     vae, video = autoencoder(**changes), noise(3, *shape)
     assert relative(encode(vae, video), vae.encode(video).latent_dist.mode()) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "frames", "size"),
+    [(8, 8, 2, 2), (8, 4, 2, 2), (8, 2, 2, 2), (8, 1, 2, 2), (8, 4, 1, 2), (8, 8, 1, 1), (6, 2, 3, 1)],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_the_shortcuts_of_wan22_equal_diffusers(
+    inside: int, outside: int, frames: int, size: int, first: bool
+) -> None:
+    up, down = DupUp3D(inside, outside, frames, size), AvgDown3D(outside, inside, frames, size)
+    small, large = noise(inside, 1 if first else 2, 4, 6), noise(outside, 1 if first else 2 * frames, 4, 6)
+    assert torch.equal(UpShortcut(up, first=first)(small), up(small, first_chunk=first))
+    torch.testing.assert_close(DownShortcut(down, first=first)(large), down(large))
+
+
+def test_a_shortcut_of_another_kind_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"by \(2, 2, 2\) with channels shared by 16 values is that of no Wan VAE"
+    ):
+        UpShortcut(DupUp3D(4, 8, 2, 2), first=False)
 
 
 def zeros(caches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -259,7 +284,10 @@ def test_the_cache_specs_are_those_of_the_stock_modules(changes: dict[str, Any])
         half(following, feat_cache=slots, feat_idx=[0])
         return [tuple(slot.shape) for slot in slots if slot is not None]
 
-    latents, video = torch.zeros(1, vae.config.z_dim, 1, 4, 6), torch.zeros(1, 3, 4, 32, 48)
+    latents, video = (
+        torch.zeros(1, vae.config.z_dim, 1, 4, 6),
+        torch.zeros(1, vae.config.in_channels, 4, 32, 48),
+    )
     for specs, found in (
         (decoder_caches(vae.config), used(vae.decoder, latents, latents, first_chunk=True)),
         (encoder_caches(vae.config), used(vae.encoder, video[:, :, :1], video)),
@@ -318,10 +346,14 @@ def test_describing_components_needs_no_torch(small_checkpoint: Path) -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_component_keeps_what_it_declares(name: str, checkpoint: Checkpoint) -> None:
-    component, sizes = get_component(name), get_component(name).sizes(VIDEO)
-    call = component.call_tensors(checkpoint, VIDEO)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, "wan21") for name in NAMES] + [(name, "wan22") for name in NAMES if name.startswith("vae")],
+)
+def test_a_component_keeps_what_it_declares(name: str, kind: str, checkpoint: Checkpoint) -> None:
+    checkpoint, video = (checkpoint, VIDEO) if kind == "wan21" else (wan22.checkpoint(), wan22.SIZES)
+    component, sizes = get_component(name), get_component(name).sizes(video)
+    call = component.call_tensors(checkpoint, video)
     tensors = component.prepare(checkpoint, "fp32")(call)
     assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
         spec.name: spec.shape(sizes) for spec in component.inputs(checkpoint)
@@ -393,8 +425,6 @@ def test_an_unknown_precision_is_named(checkpoint: Checkpoint) -> None:
     [
         ("dit", "transformer", {"image_dim": 1280}, "image-to-video"),
         ("dit", "transformer", {"patch_size": [1, 1, 1]}, r"patch_size is \[1, 1, 1\]"),
-        ("vae_decoder_next", "vae", {"is_residual": True}, r"Wan 2\.2 VAE"),
-        ("vae_encoder_first", "vae", {"patch_size": 2}, r"Wan 2\.2 VAE"),
         ("vae_encoder_next", "vae", {"attn_scales": [1.0]}, r"attn_scales is \[1\.0\]"),
     ],
 )
@@ -406,3 +436,10 @@ def test_a_checkpoint_of_another_kind_is_refused(
     monkeypatch.setattr(checkpoint, "config", lambda part: config)
     with pytest.raises(ComponentError, match=message):
         get_component(name).inputs(checkpoint)
+
+
+def test_sizes_of_another_vae_are_refused() -> None:
+    with pytest.raises(
+        ComponentError, match=r"covers 16 pixels, and the sizes given are for 8: Sizes\(…, spatial=16\)"
+    ):
+        get_component("vae_decoder_next").call_tensors(wan22.checkpoint(), VIDEO)

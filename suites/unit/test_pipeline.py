@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
 from module_engine import ModuleEngine, component_engine
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
@@ -30,6 +31,7 @@ from wan_trt_core.pipeline.engines import (
     precision_of,
 )
 from wan_trt_core.pipeline.generate import GenerationError, check_request, generate
+from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
 
 PROMPT = "a small red square moves left"
@@ -154,16 +156,31 @@ def test_the_swapped_modules_return_what_diffusers_does(pipe: Any, engines: Pipe
     }
     with torch.no_grad():
         expected = pipe.transformer(**call)
-    found = swapped.transformer(**call)
-    assert type(found) is type(expected)
-    torch.testing.assert_close(found.sample, expected.sample, rtol=1e-4, atol=1e-4)
-    assert torch.equal(swapped.transformer(**call, return_dict=False)[0], found.sample)
+    predicted = swapped.transformer(**call)
+    assert type(predicted) is type(expected)
+    torch.testing.assert_close(predicted.sample, expected.sample, rtol=1e-4, atol=1e-4)
+    assert torch.equal(swapped.transformer(**call, return_dict=False)[0], predicted.sample)
     latents = torch.randn(1, 16, 2, 4, 4)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents)
     assert type(swapped.vae.decode(latents)) is type(decoded)
     torch.testing.assert_close(swapped.vae.decode(latents).sample, decoded.sample, rtol=1e-4, atol=1e-4)
     assert isinstance(swapped.vae.decode(latents, return_dict=False), tuple)
+    video = torch.rand(1, 3, 5, 32, 32)
+    with torch.no_grad():
+        encoded = pipe.vae.encode(video)
+    pair = (component_engine(f"vae_encoder_{step}", engines.checkpoint) for step in ("first", "next"))
+    encoder = StreamingEncoder(*pair)
+    swapped = swap(pipe, dataclasses.replace(engines, vae_encoder=lambda: encoder))
+    found = swapped.vae.encode(video)
+    assert type(found) is type(encoded)
+    for wanted in (encoded.latent_dist.mode(), encoded.latent_dist.mean):
+        torch.testing.assert_close(
+            retrieve_latents(found, sample_mode="argmax"), wanted, rtol=1e-4, atol=1e-4
+        )
+    assert torch.equal(swapped.vae.encode(video, return_dict=False)[0].mean, found.latent_dist.mode())
+    with pytest.raises(AttributeError, match="'sample': of the VAE's distribution engines compute the mode"):
+        retrieve_latents(found)
     assert swapped.vae.config.z_dim == 16
 
 

@@ -24,7 +24,7 @@ from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
 from wan_trt_core.pipeline.compatibility import require_compatible
-from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
+from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER, EngineStore, Precision, precision_of
 from wan_trt_core.pipeline.parts import (
     EngineTransformer,
     EngineVAE,
@@ -138,7 +138,8 @@ def restore(pipe: WanPipeline) -> WanPipeline:
 
 
 def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
-    """What runs of diffusers' own modules when an accelerated pipeline falls back to PyTorch, by part.
+    """What runs of diffusers' own modules when an accelerated pipeline falls back to PyTorch: of each part a module,
+    and the VAE's encoder.
 
     For a comparison, which is void where one of them runs: the ``forbidden`` of its candidate
     (:class:`~wan_trt_core.comparison.targets.Arm`).
@@ -149,8 +150,11 @@ def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
     found = {name: getattr(pipe, name) for name in REPLACED}
     if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found.values()):
         raise ValueError("the pipeline is not accelerated: every module that runs is diffusers' own")
-    insides = {name: get_component(ENGINES_OF[name][0]).inside for name in found}
-    return {name: part.acceleration.stock[name].get_submodule(insides[name]) for name, part in found.items()}
+    inside = {name: (name, ENGINES_OF[name][0]) for name in found} | {"vae encoder": ("vae", VAE_ENCODER[0])}
+    return {
+        key: found[name].acceleration.stock[name].get_submodule(get_component(component).inside)
+        for key, (name, component) in inside.items()
+    }
 
 
 class Acceleration:

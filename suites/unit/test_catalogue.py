@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import wan22
 
 from wan_trt_core.models import catalogue
 from wan_trt_core.models.catalogue import CatalogueError, GenerationDefaults, model_names, resolve
@@ -41,6 +42,14 @@ def test_a_named_model_takes_its_weights_from_a_folder(small_checkpoint: Path) -
     model = resolve("wan2.1-t2v-1.3b", small_checkpoint)
     assert set(model.profiles) == {"480p-17f", "480p-81f"}
     assert model.checkpoint.folder == small_checkpoint and not model.checkpoint.random
+
+
+def test_profiles_are_in_the_latents_of_the_model_s_own_vae() -> None:
+    entry = catalogue._ENTRIES["tiny-wan"]
+    for checkpoint, spatial in ((resolve("tiny-wan").checkpoint, 8), (wan22.checkpoint(), 16)):
+        model = catalogue._resolved("it", checkpoint, entry)
+        assert model.spatial == model.profile().opt.spatial == spatial
+        assert model.profile().opt.latent_height == 128 // spatial
 
 
 def test_an_unknown_model_lists_what_there_is() -> None:

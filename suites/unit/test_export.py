@@ -206,6 +206,24 @@ def test_the_model_is_described(exported: Callable[..., OnnxModel], checkpoint: 
     assert model.shapes["encoder_hidden_states"]["max"] == (1, 24, 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vae_decoder_first", {"Reshape": 5, "Transpose": 5, "Expand": 2, "Add": 17}),
+        ("vae_decoder_next", {"Reshape": 11, "Transpose": 7, "Add": 17}),
+        ("vae_encoder_first", {"Reshape": 5, "Transpose": 5, "Add": 13}),
+        ("vae_encoder_next", {"Reshape": 5, "Transpose": 5, "Add": 13}),
+    ],
+)
+def test_nothing_of_wan22_s_vae_is_in_wan21_s(
+    name: str, expected: dict[str, int], exported: Callable[..., OnnxModel]
+) -> None:
+    """Its shortcuts and patches are made of these: to move values about is what costs time and memory."""
+    counts = operator_counts(exported(name).path)
+    moving = ("Reshape", "Transpose", "Expand", "ReduceMean", "Add")
+    assert {operator: counts[operator] for operator in moving if operator in counts} == expected
+
+
 def test_operators_are_counted(exported: Callable[..., OnnxModel]) -> None:
     counts = operator_counts(exported("dit").path)
     assert counts["Softmax"] == 2 * 3  # self- and cross-attention of three blocks

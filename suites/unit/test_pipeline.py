@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -266,12 +267,17 @@ def test_a_prompt_that_is_too_long_is_told(pipe: Any, caplog: pytest.LogCaptureF
     ],
 )
 def test_what_cannot_be_generated_is_told_before_any_work(
-    prompt: str, changes: dict[str, Any], seed: int, message: str
+    prompt: str, changes: dict[str, Any], seed: int, message: str, pipe: Any
 ) -> None:
     with pytest.raises(GenerationError, match=message):
         check_request(prompt, dataclasses.replace(SMALL, **changes), seed)
     with pytest.raises(GenerationError, match=message):
-        generate(None, prompt, dataclasses.replace(SMALL, **changes), seed)  # type: ignore[arg-type]
+        generate(SimpleNamespace(vae=pipe.vae), prompt, dataclasses.replace(SMALL, **changes), seed)  # type: ignore[arg-type]
+
+
+def test_a_size_must_suit_the_model_s_latents() -> None:
+    with pytest.raises(GenerationError, match="width must be a positive multiple of 32 pixels, not 48"):
+        check_request(PROMPT, dataclasses.replace(SMALL, width=48), spatial=16)
 
 
 # from a name to an engine

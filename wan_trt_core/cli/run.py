@@ -82,7 +82,7 @@ def run(
         resolved = resolve(settings.model, settings.checkpoint)
         check_weights(resolved)
         generation = with_options(resolved.generation, steps, guidance, height, width, frames)
-        check_request(prompt, generation, seed)
+        check_request(prompt, generation, seed, resolved.spatial)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
         result = _generate(
             settings,

@@ -44,6 +44,11 @@ class ResolvedModel:
     profiles: Mapping[str, ShapeProfile]
     generation: GenerationDefaults
 
+    @property
+    def spatial(self) -> int:
+        """Pixels that a latent covers in height and in width."""
+        return spatial_scale(self.checkpoint.config("vae"))
+
     def profile(self, name: str | None = None) -> ShapeProfile:
         """The profile of that name; the model's first without a name.
 

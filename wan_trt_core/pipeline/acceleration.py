@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import WanImageToVideoPipeline
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import located, torch_dtype
 from wan_trt_core.models.components import get_component, require_precision
 from wan_trt_core.models.loaded import LoadedCheckpoint
-from wan_trt_core.models.profiles import SPATIAL, TEMPORAL, ShapeProfile, Sizes
+from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
+from wan_trt_core.models.vae_caches import spatial_scale
 from wan_trt_core.pipeline.compatibility import require_compatible
-from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
+from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER, EngineStore, Precision, precision_of
 from wan_trt_core.pipeline.parts import (
     EngineTransformer,
     EngineVAE,
@@ -37,13 +39,18 @@ from wan_trt_core.progress import Report, progress
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-ENGINES_OF: Mapping[str, tuple[str, ...]] = {"transformer": ("dit",), "vae": VAE_DECODER}
-"""The components whose engines take the place of each module."""
+ENGINES_OF: Mapping[str, tuple[str, ...]] = {
+    "transformer": ("dit",),
+    "transformer_2": ("dit_2",),
+    "vae": VAE_DECODER,
+}
+"""The components whose engines take the place of each module. Where a video begins with an image, the VAE's encoder is
+one of them too."""
 
 PRECISIONS: Mapping[tuple[str, torch.dtype], str] = {
-    ("transformer", torch.float32): "fp32",
-    ("transformer", torch.float16): "fp16",
-    ("transformer", torch.bfloat16): "fp16",
+    ("dit", torch.float32): "fp32",
+    ("dit", torch.float16): "fp16",
+    ("dit", torch.bfloat16): "fp16",
     ("vae", torch.float32): "fp32",
     ("vae", torch.float16): "fp16",
     ("vae", torch.bfloat16): "fp32",
@@ -68,15 +75,16 @@ def accelerate(
     precision: Precision | None = None,
     settings: Settings | None = None,
 ) -> WanPipeline:
-    """Put engines in the place of a pipeline's transformer and VAE decoder; all else of it stays as it is.
+    """Put engines in the place of a pipeline's transformers and VAE; all else of it stays as it is.
 
     Engines are loaded from the cache (the setting ``cache``, ``WAN_TRT_CACHE``), and exported and built first where it
     has none. They are made of the weights in memory. What no engine serves later (another size, see the setting
     ``on_missing_shape``; several videos at once; attention_kwargs) is told in one line of the log a video.
 
     Args:
-        pipe: a ``WanPipeline``, text to video. One that is accelerated already is restored first. Diffusers' modules
-            go to host memory, what stays in PyTorch to the backend's device.
+        pipe: a ``WanPipeline`` or ``WanImageToVideoPipeline``, with one transformer or two. One that is accelerated
+            already is restored first. Diffusers' modules go to host memory, what stays in PyTorch (the encoders of
+            prompts and images) to the backend's device.
         profile: a shape profile, or the name of one of the model's. By default that of the settings, else the first
             of the catalogue's model whose size the transformer has; else the first call builds for its own sizes.
         backend: one with engines; that of the settings by default.
@@ -112,7 +120,7 @@ def accelerate(
         profile = model.profile(name) if name or model.profiles else None
     with acceleration.undone_on_error():
         if profile is not None:
-            for part in REPLACED:
+            for part in acceleration.stock:
                 acceleration.load(part, profile)
         acceleration.put_in()
     return pipe
@@ -141,11 +149,18 @@ def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
     Raises:
         ValueError: for a pipeline that is not accelerated.
     """
-    found = {name: getattr(pipe, name) for name in REPLACED}
-    if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found.values()):
+    found = [getattr(pipe, name) for name in REPLACED if getattr(pipe, name, None) is not None]
+    if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found):
         raise ValueError("the pipeline is not accelerated: every module that runs is diffusers' own")
-    insides = {name: get_component(ENGINES_OF[name][0]).inside for name in found}
-    return {name: part.acceleration.stock[name].get_submodule(insides[name]) for name, part in found.items()}
+    acceleration: Acceleration = found[0].acceleration
+    parts = {
+        name: acceleration.stock[name].get_submodule(get_component(components[0]).inside)
+        for name, components in ENGINES_OF.items()
+        if name in acceleration.stock
+    }
+    if acceleration.encodes:
+        parts["vae (encoder)"] = acceleration.stock["vae"].get_submodule(get_component(VAE_ENCODER[0]).inside)
+    return parts
 
 
 class Acceleration:
@@ -155,6 +170,8 @@ class Acceleration:
         stock: diffusers' own modules by part; in host memory until one has to run.
         model: what engines are made of, and the profiles that it has.
         device: where engines run.
+        spatial: pixels that a latent covers in height and in width.
+        encodes: the pipeline encodes an image to begin its video with.
     """
 
     _report: Report
@@ -168,8 +185,12 @@ class Acceleration:
         precision: Mapping[str, str],
         device: torch.device,
     ) -> None:
-        self.stock: dict[str, Any] = {name: getattr(pipe, name) for name in REPLACED}
+        self.stock: dict[str, Any] = {
+            name: module for name in REPLACED if (module := getattr(pipe, name, None)) is not None
+        }
         self.device = device
+        self.spatial = spatial_scale(pipe.vae.config)
+        self.encodes = isinstance(pipe, WanImageToVideoPipeline)
         self._checkpoint = LoadedCheckpoint(pipe, notes=settings.cache / NOTES)
         self.model = resolve_loaded(self._checkpoint)
         self._pipe, self._settings = pipe, settings
@@ -182,10 +203,10 @@ class Acceleration:
         }
         self._store = EngineStore(settings, lambda job, fraction: self._report(job, fraction))
         self._prepare = {
-            name: get_component(components[0]).prepare(self._checkpoint, precision[name])
-            for name, components in ENGINES_OF.items()
+            name: get_component(ENGINES_OF[name][0]).prepare(self._checkpoint, precision[name])
+            for name in self.stock
         }
-        self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in REPLACED}
+        self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in self.stock}
         self._choices: dict[tuple[str, Sizes], EngineTransformer | EngineVAE | str] = {}
         self._told: set[tuple[str, str]] = set()
 
@@ -203,11 +224,12 @@ class Acceleration:
     def put_in(self) -> None:
         """Replace the pipeline's modules, and move what stays in PyTorch to the engines' device."""
         for name, (module, _) in self._homes.items():
-            if name not in REPLACED:
+            if name not in self.stock:
                 module.to(self.device)
-        for name, kind in (("transformer", AcceleratedTransformer), ("vae", AcceleratedVAE)):
+        for name, module in self.stock.items():
+            kind = AcceleratedVAE if name == "vae" else AcceleratedTransformer
             dtype = torch_dtype(self._precision[name])
-            setattr(self._pipe, name, kind(self, self.stock[name].config, dtype, self.device))
+            setattr(self._pipe, name, kind(self, name, module.config, dtype, self.device))
 
     def close(self) -> None:
         """Release the engines, and move every module back to where it was. May be called again."""
@@ -230,12 +252,16 @@ class Acceleration:
         part: EngineTransformer | EngineVAE
         engines: tuple[Engine, ...]
         with torch.no_grad(), progress() as self._report:
-            if name == "transformer":
-                engines = (self._store.load("dit", *made, precision, self._backend),)
-                part = EngineTransformer(*engines, **common)
+            if name == "vae":
+                coders: list[Any] = [self._store.vae_decoder(*made, precision, self._backend)]
+                if self.encodes:
+                    coders.append(self._store.vae_encoder(*made, precision, self._backend))
+                engines = tuple(engine for coder in coders for engine in coder.engines)
+                part = EngineVAE(coders[0], **common, encoder=coders[1] if self.encodes else None)
             else:
-                decoder = self._store.vae_decoder(*made, precision, self._backend)
-                engines, part = decoder.engines, EngineVAE(decoder, **common)
+                (component,) = ENGINES_OF[name]
+                engines = (self._store.load(component, *made, precision, self._backend),)
+                part = EngineTransformer(*engines, **common)
         for problem in (problem for engine in engines for problem in engine.problems):
             logger.warning("the %s's engine is not as planned: %s", name, problem)
         self._served[name].append((self._range(profile), part))
@@ -249,13 +275,19 @@ class Acceleration:
         """
         if (name, video) not in self._choices:
             self._choices[name, video] = self._choose(name, video)
-            decoded = replace(video, text_length=NO_TEXT)
-            if ("vae", decoded) not in self._choices:  # a build of minutes is not for the end of a video
-                self._choices["vae", decoded] = self._choose("vae", decoded)
+            if name != "vae":  # a build of minutes is not for the middle or the end of a video
+                for other in self.stock:
+                    size = replace(video, text_length=NO_TEXT) if other == "vae" else video
+                    if (other, size) not in self._choices:
+                        self._choices[other, size] = self._choose(other, size)
         choice = self._choices[name, video]
         if isinstance(choice, str):
             raise UnsupportedCall(choice)
         return choice
+
+    def takes(self, name: str) -> Mapping[str, tuple[int | str, ...]]:
+        """The inputs of a transformer's engine, each with its axes."""
+        return {spec.name: spec.axes for spec in get_component(ENGINES_OF[name][0]).inputs(self._checkpoint)}
 
     def in_pytorch(self, name: str, why: UnsupportedCall) -> Any:
         """Diffusers' own module, on the device. One line of the log a video says that it runs, and why."""
@@ -312,13 +344,14 @@ class Acceleration:
 class _Accelerated(Part):
     """In the place of a module of diffusers: an engine of :class:`Acceleration`, or the module itself."""
 
-    part: str
+    part = ""
+    """Its name in the pipeline."""
 
     def __init__(
-        self, acceleration: Acceleration, config: Any, dtype: torch.dtype, device: torch.device
+        self, acceleration: Acceleration, part: str, config: Any, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(config, dtype, device)
-        self.acceleration = acceleration
+        self.acceleration, self.part = acceleration, part
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -333,11 +366,10 @@ class _Accelerated(Part):
 class AcceleratedTransformer(_Accelerated):
     """In the place of ``WanTransformer3DModel``."""
 
-    part = "transformer"
-
     @contextmanager
     def cache_context(self, name: str, step_index: int | None = None, **_: object) -> Iterator[None]:
-        """Nothing is cached between calls; the first call of the first step is a new video."""
+        """Nothing is cached between calls. The first call of the first step is a new video; image to video, which tells
+        no step, begins with :meth:`AcceleratedVAE.encode`."""
         if step_index == 0 and name == "cond":
             self.acceleration.begin()
         yield
@@ -357,28 +389,29 @@ class AcceleratedTransformer(_Accelerated):
         Raises:
             EngineError: as the engine's ``run``.
         """
+        states = {"hidden_states": hidden_states, "encoder_hidden_states": encoder_hidden_states}
+        if encoder_hidden_states_image is not None:
+            states["encoder_hidden_states_image"] = encoder_hidden_states_image
+        acceleration = self.acceleration
         try:
-            require_supported(hidden_states, timestep, encoder_hidden_states_image, attention_kwargs)
-            part = self.acceleration.part(self.part, video_of(hidden_states, encoder_hidden_states.shape[1]))
+            require_supported(
+                acceleration.takes(self.part), {**states, "timestep": timestep}, attention_kwargs
+            )
+            video = video_of(hidden_states, encoder_hidden_states.shape[1], acceleration.spatial)
+            part = acceleration.part(self.part, video)
         except UnsupportedCall as why:
-            stock = self.acceleration.in_pytorch(self.part, why)
+            stock = acceleration.in_pytorch(self.part, why)
+            rounded = {name: tensor.to(stock.dtype) for name, tensor in states.items()}
             sample = stock(
-                hidden_states.to(stock.dtype),
-                timestep,
-                encoder_hidden_states.to(stock.dtype),
-                encoder_hidden_states_image,
-                return_dict=False,
-                attention_kwargs=attention_kwargs,
+                **rounded, timestep=timestep, return_dict=False, attention_kwargs=attention_kwargs
             )[0].to(hidden_states.dtype)
         else:
-            sample = part(hidden_states, timestep, encoder_hidden_states, return_dict=False)[0]
+            sample = part(**states, timestep=timestep, return_dict=False)[0]
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
 class AcceleratedVAE(_Accelerated):
-    """In the place of ``AutoencoderKLWan``. It encodes in PyTorch."""
-
-    part = "vae"
+    """In the place of ``AutoencoderKLWan``."""
 
     @torch.no_grad()
     def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor] | DecoderOutput:
@@ -389,7 +422,7 @@ class AcceleratedVAE(_Accelerated):
         """
         try:
             require_batch_1("z", z)
-            part = self.acceleration.part(self.part, video_of(z, NO_TEXT))
+            part = self.acceleration.part(self.part, video_of(z, NO_TEXT, self.acceleration.spatial))
         except UnsupportedCall as why:
             stock = self.acceleration.in_pytorch(self.part, why)
             sample = stock.decode(z.to(stock.dtype), return_dict=False)[0].to(self.dtype)
@@ -397,10 +430,25 @@ class AcceleratedVAE(_Accelerated):
             sample = part.decode(z, return_dict=False)[0]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
+    @torch.no_grad()
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Diffusers' own encode."""
-        stock = self.acceleration.in_pytorch(self.part, UnsupportedCall("the engines decode"))
-        return stock.encode(x.to(stock.dtype), return_dict=return_dict)
+        """The latents of a video: as engines encode it where the pipeline begins with it, else diffusers' own encode.
+
+        Raises:
+            EngineError: as the engines' ``run``.
+        """
+        acceleration = self.acceleration
+        if acceleration.encodes:  # which it does once a video, before all else
+            acceleration.begin()
+        try:
+            if not acceleration.encodes:
+                raise UnsupportedCall("the engines decode")
+            require_batch_1("x", x)
+            part = acceleration.part(self.part, _video_of_pixels(x, acceleration.spatial))
+        except UnsupportedCall as why:
+            stock = acceleration.in_pytorch(self.part, why)
+            return stock.encode(x.to(stock.dtype), return_dict=return_dict)
+        return part.encode(x, return_dict=return_dict)
 
 
 def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
@@ -410,15 +458,24 @@ def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
     return all(least[axis] <= size <= most[axis] for axis, size in sizes(video).items())
 
 
-def video_of(latents: Tensor, text_length: int) -> Sizes:
-    """The size of the video that latents (batch, 16, frames, height/8, width/8) are of.
+def video_of(latents: Tensor, text_length: int, spatial: int) -> Sizes:
+    """The size of the video that latents (batch, channels, frames, height/spatial, width/spatial) are of.
 
     Raises:
         UnsupportedCall: when it is no size that an engine can have.
     """
     _, _, frames, height, width = latents.shape
+    return _sizes(spatial * height, spatial * width, TEMPORAL * (frames - 1) + 1, text_length, spatial)
+
+
+def _video_of_pixels(video: Tensor, spatial: int) -> Sizes:
+    _, _, frames, height, width = video.shape
+    return _sizes(height, width, frames, NO_TEXT, spatial)
+
+
+def _sizes(*given: int) -> Sizes:
     try:
-        return Sizes(SPATIAL * height, SPATIAL * width, TEMPORAL * (frames - 1) + 1, text_length)
+        return Sizes(*given)
     except ValueError as error:
         raise UnsupportedCall(str(error)) from error
 
@@ -432,11 +489,13 @@ def _precisions(pipe: WanPipeline, precision: Precision | None) -> dict[str, str
     """
     chosen: dict[str, str] = {}
     for name, components in ENGINES_OF.items():
+        if getattr(pipe, name, None) is None:
+            continue
         own = getattr(pipe, name).dtype
         if precision is not None:
             chosen[name] = precision_of(precision, components[0])
         else:
-            chosen[name] = PRECISIONS[name, own]
+            chosen[name] = PRECISIONS["vae" if name == "vae" else "dit", own]
             if torch_dtype(chosen[name]) != own:
                 logger.warning("%s: there are no engines in %s; they compute in %s", name, own, chosen[name])
         for component in components:

@@ -19,9 +19,9 @@ import pytest
 import torch
 import wan22
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from diffusers import DDIMScheduler, WanImageToVideoPipeline, WanPipeline
+from diffusers import DDIMScheduler, WanPipeline, WanVideoToVideoPipeline
 from diffusers.hooks import apply_layerwise_casting
-from module_engine import ModuleEngine, component_engine
+from module_engine import Loads, ModuleEngine
 
 import wan_trt_core
 from wan_trt_core.backends.base import EngineError
@@ -63,36 +63,6 @@ def pipe(small_checkpoint: Path) -> Any:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
-
-
-class Loads:
-    """In the place of ``load_engine``: PyTorch runs the very graphs that would be exported."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, str]] = []
-        self.engines: list[ModuleEngine] = []
-        self.error: Exception | None = None
-        self.settings: Settings | None = None
-
-    def __call__(
-        self,
-        component: str,
-        model: ResolvedModel,
-        profile: ShapeProfile,
-        precision: str,
-        backend: str,
-        settings: Settings,
-        **_: Any,
-    ) -> ModuleEngine:
-        self.settings = settings
-        if self.error is not None:
-            raise self.error
-        self.asked.append((component, profile.name, precision))
-        self.engines.append(component_engine(component, model.checkpoint, precision))
-        return self.engines[-1]
-
-    def runs(self) -> int:
-        return sum(engine.runs for engine in self.engines)
 
 
 @pytest.fixture
@@ -668,16 +638,16 @@ def with_two_transformers(pipe: Any) -> None:
     pipe.transformer_2 = pipe.transformer
 
 
-def per_token(pipe: Any) -> None:
-    pipe.register_to_config(expand_timesteps=True)
+def with_a_compiled_expert(pipe: Any) -> None:
+    pipe.transformer_2 = torch.compile(pipe.transformer)
 
 
 def without_transformer(pipe: Any) -> None:
     pipe.transformer = None
 
 
-def of_images(pipe: Any) -> None:
-    pipe.transformer.register_to_config(image_dim=1280)
+def of_two_frames(pipe: Any) -> None:
+    pipe.transformer.register_to_config(pos_embed_seq_len=514)
 
 
 @pytest.mark.parametrize(
@@ -694,10 +664,10 @@ def of_images(pipe: Any) -> None:
         (with_adapter, r"transformer: adapters are attached \(style\); pipe\.fuse_lora\(\)"),
         (with_lora_layer, r"transformer: an adapter is attached \(blocks\.0\.attn1\.to_q: Linear\)"),
         (tiled, r"vae: tiling is on"),
-        (with_two_transformers, r"transformer_2: the two transformers of Wan 2\.2 are not supported yet"),
-        (per_token, r"transformer: a timestep a token \(expand_timesteps, Wan 2\.2"),
+        (with_two_transformers, r"transformer_2: without a boundary_ratio nothing runs it"),
+        (with_a_compiled_expert, r"transformer_2: a OptimizedModule in the place of"),
         (without_transformer, r"transformer: the pipeline has none"),
-        (of_images, r"transformer: an image-to-video transformer; image to video is not supported yet"),
+        (of_two_frames, r"transformer: a transformer from first and last frame, which is not supported yet"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -719,8 +689,10 @@ def test_everything_that_is_in_the_way_is_told_at_once(pipe: Any, settings: Sett
 
 def test_another_pipeline_is_told_by_its_class(pipe: Any, settings: Settings) -> None:
     parts = {name: part for name, part in pipe.components.items() if name != "transformer_2"}
-    other = WanImageToVideoPipeline(**parts)
-    with pytest.raises(IncompatiblePipeline, match=r"it is a WanImageToVideoPipeline.*image to video"):
+    other = WanVideoToVideoPipeline(**parts)
+    with pytest.raises(
+        IncompatiblePipeline, match=r"it is a WanVideoToVideoPipeline.*WanImageToVideoPipeline"
+    ):
         wan_trt_core.accelerate(other, settings=settings)
 
 

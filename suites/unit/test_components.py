@@ -17,7 +17,10 @@ from faults import drop_block, negate_angles, permute_caches, relative, scale_bl
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from wan_trt_core.cases import COMPOSITES
+from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.component import Component
 from wan_trt_core.models.components import ComponentError, component_names, get_component
 from wan_trt_core.models.graphs import dit
 from wan_trt_core.models.graphs.text_encoder import TextEncoderGraph
@@ -36,6 +39,7 @@ FAULT = 1e-3
 
 NAMES = (
     "dit",
+    "dit_2",
     "text_encoder",
     "vae_decoder_first",
     "vae_decoder_next",
@@ -43,6 +47,17 @@ NAMES = (
     "vae_encoder_next",
 )
 VIDEO = Sizes(height=32, width=48, frames=9, text_length=12)
+
+OF_SMALL = tuple(("small", name) for name in NAMES if name != "dit_2")
+VARIANTS = (
+    ("tiny-wan2.1-i2v", "dit"),
+    ("tiny-wan2.2-t2v-a14b", "dit_2"),
+    *(
+        ("tiny-wan2.2-ti2v-5b", name)
+        for name in ("dit", *COMPOSITES["vae_decoder"], *COMPOSITES["vae_encoder"])
+    ),
+)
+"""Models that differ from text to video in Wan 2.1, and the components that do."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +69,19 @@ def _no_gradients() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def checkpoint(small_checkpoint: Path) -> Checkpoint:
     return Checkpoint.open(small_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def of_model(checkpoint: Checkpoint) -> Callable[[str], tuple[Checkpoint, Sizes]]:
+    """The checkpoint of a model, and a video of it."""
+
+    def of(model: str) -> tuple[Checkpoint, Sizes]:
+        if model == "small":
+            return checkpoint, VIDEO
+        found = resolve(model)
+        return found.checkpoint, found.profile().opt
+
+    return of
 
 
 def randomised(module: nn.Module, seed: int = 0) -> Any:
@@ -133,6 +161,80 @@ def test_unpermuted_rows_are_far_beyond_the_tolerance(monkeypatch: pytest.Monkey
     model, call = transformer(), dit_call()
     monkeypatch.setattr(dit, "half_rotation_rows", lambda heads, dim: torch.arange(heads * dim))
     assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) > FAULT
+
+
+def without_image(graph: Any) -> None:
+    for value in graph.blocks[1].attn2.add_v.parameters():
+        value.zero_()
+
+
+def with_norm_of_text(graph: Any) -> None:
+    attention = graph.blocks[1].attn2
+    attention.norm_added_k.copy_(attention.norm_k)
+
+
+def without_second_norm(graph: Any) -> None:
+    graph.image_embedder.norm2_weight.fill_(1.0)
+
+
+@pytest.mark.parametrize("fault", [without_image, with_norm_of_text, without_second_norm])
+def test_a_fault_in_what_attends_to_the_image_is_far_beyond_the_tolerance(
+    fault: Callable[[Any], None], of_model: Callable[[str], tuple[Checkpoint, Sizes]]
+) -> None:
+    (checkpoint, video), component = of_model("tiny-wan2.1-i2v"), get_component("dit")
+    call = component.call_tensors(checkpoint, video)
+    graph = component.graph(checkpoint, "fp32")
+    fault(graph)
+    assert differs(component, checkpoint, graph, call) > FAULT
+
+
+@pytest.mark.parametrize("of_frame", [0, 1])
+def test_one_frame_s_timestep_for_all_is_far_beyond_the_tolerance(
+    of_frame: int,
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (checkpoint, video), component = of_model("tiny-wan2.2-ti2v-5b"), get_component("dit")
+    by_frame = dit.frame_timesteps
+    monkeypatch.setattr(
+        dit, "frame_timesteps", lambda *given: by_frame(*given)[of_frame].expand(video.latent_frames)
+    )
+    call = component.call_tensors(checkpoint, video)
+    assert differs(component, checkpoint, component.graph(checkpoint, "fp32"), call) > FAULT
+
+
+def test_a_timestep_for_all_frames_is_one_for_each(
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+) -> None:
+    (checkpoint, video), component = of_model("tiny-wan2.2-ti2v-5b"), get_component("dit")
+    call = {**component.call_tensors(checkpoint, video), "timestep": torch.tensor([637])}
+    assert differs(component, checkpoint, component.graph(checkpoint, "fp32"), call) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("timestep", "frames", "expected"),
+    [
+        ([0, 0, 7, 7, 7, 7], 3, True), ([0, 0, 7, 7], 2, True), ([0, 7, 7, 7], 2, False),
+        ([7, 7, 7, 7, 7], 2, False),
+    ],
+)  # fmt: skip
+def test_timesteps_are_compared_within_each_frame(timestep: list[int], frames: int, expected: bool) -> None:
+    assert dit.equal_within_frames(torch.tensor([timestep]), frames) is expected
+
+
+def test_the_second_expert_is_compared_below_the_boundary(
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+) -> None:
+    checkpoint, video = of_model("tiny-wan2.2-t2v-a14b")
+    first, second = (
+        float(get_component(name).call_tensors(checkpoint, video)["timestep"]) for name in ("dit", "dit_2")
+    )
+    assert second < 875 <= first
+
+
+def differs(component: Component, checkpoint: Checkpoint, graph: Any, call: dict[str, Tensor]) -> float:
+    expected = component.reference(checkpoint, "fp32")(call)["sample"]
+    return relative(graph(*component.prepare(checkpoint, "fp32")(call).values())[0], expected)
 
 
 def test_rope_tables_are_computed_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +432,7 @@ def test_components_are_found_by_file() -> None:
     assert component_names() == NAMES
     assert all(get_component(name).name == name for name in NAMES)
     with pytest.raises(
-        ComponentError, match="no component 'unet'; there are dit, text_encoder, vae_decoder_first"
+        ComponentError, match="no component 'unet'; there are dit, dit_2, text_encoder, vae_decoder_first"
     ):
         get_component("unet")
 
@@ -338,20 +440,19 @@ def test_components_are_found_by_file() -> None:
 def test_describing_components_needs_no_torch(small_checkpoint: Path) -> None:
     script = (
         "import sys; from wan_trt_core.models.checkpoint import Checkpoint;"
-        "from wan_trt_core.models.components import component_names, get_component;"
+        "from wan_trt_core.models.components import components_of, get_component;"
         f"checkpoint = Checkpoint.open({str(small_checkpoint)!r});"
-        "[get_component(name).describe(checkpoint) for name in component_names()]; checkpoint.inspect();"
+        "[get_component(name).describe(checkpoint) for name in components_of(checkpoint)]; checkpoint.inspect();"
         "assert not {'torch', 'diffusers', 'transformers', 'onnx'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [(name, "wan21") for name in NAMES] + [(name, "wan22") for name in NAMES if name.startswith("vae")],
-)
-def test_a_component_keeps_what_it_declares(name: str, kind: str, checkpoint: Checkpoint) -> None:
-    checkpoint, video = (checkpoint, VIDEO) if kind == "wan21" else (wan22.checkpoint(), wan22.SIZES)
+@pytest.mark.parametrize(("model", "name"), OF_SMALL + VARIANTS)
+def test_a_component_keeps_what_it_declares(
+    model: str, name: str, of_model: Callable[[str], tuple[Checkpoint, Sizes]]
+) -> None:
+    checkpoint, video = of_model(model)
     component, sizes = get_component(name), get_component(name).sizes(video)
     call = component.call_tensors(checkpoint, video)
     tensors = component.prepare(checkpoint, "fp32")(call)
@@ -378,14 +479,22 @@ def test_a_component_keeps_what_it_declares(name: str, kind: str, checkpoint: Ch
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "dtype", "tolerance"),
-    [(name, "fp16", torch.float16, 1e-2) for name in NAMES] + [("dit", "bf16", torch.bfloat16, 5e-2)],
+    ("model", "name", "precision", "dtype", "tolerance"),
+    [
+        *((*of, "fp16", torch.float16, 1e-2) for of in OF_SMALL + VARIANTS),
+        ("small", "dit", "bf16", torch.bfloat16, 5e-2),
+    ],
 )
 def test_half_precision_stays_near_float32(
-    name: str, precision: str, dtype: torch.dtype, tolerance: float, checkpoint: Checkpoint
+    model: str,
+    name: str,
+    precision: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
 ) -> None:
-    component = get_component(name)
-    call = component.call_tensors(checkpoint, VIDEO)
+    component, (checkpoint, video) = get_component(name), of_model(model)
+    call = component.call_tensors(checkpoint, video)
     tensors = component.prepare(checkpoint, precision)(call)
     found = component.graph(checkpoint, precision)(*tensors.values())[0]
     expected = next(iter(component.reference(checkpoint, "fp32")(call).values()))
@@ -423,7 +532,7 @@ def test_an_unknown_precision_is_named(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("name", "part", "change", "message"),
     [
-        ("dit", "transformer", {"image_dim": 1280}, "image-to-video"),
+        ("dit", "transformer", {"pos_embed_seq_len": 514}, "first and last frame"),
         ("dit", "transformer", {"patch_size": [1, 1, 1]}, r"patch_size is \[1, 1, 1\]"),
         ("vae_encoder_next", "vae", {"attn_scales": [1.0]}, r"attn_scales is \[1\.0\]"),
     ],

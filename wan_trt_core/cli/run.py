@@ -189,8 +189,11 @@ def _pipeline(
         return swap(pipe, store.pipeline(model, profile, precision, settings.backend), device)
     dtypes = {
         "transformer": precision_of(precision, "dit"),
+        "transformer_2": precision_of(precision, "dit_2"),
         "vae": precision_of(precision, "vae_decoder_first"),
     }
     pipe = model.checkpoint.pipeline(dtypes, device_of(settings))
-    parts = {name: backend.wrap(getattr(pipe, name), settings) for name in dtypes}
+    parts = {
+        name: backend.wrap(module, settings) for name in dtypes if (module := getattr(pipe, name)) is not None
+    }
     return with_parts(pipe, **parts)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import WanImageToVideoPipeline
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from torch import Tensor, nn
@@ -41,13 +42,18 @@ from wan_trt_core.progress import Report, progress
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-ENGINES_OF: Mapping[str, tuple[str, ...]] = {"transformer": ("dit",), "vae": VAE_DECODER}
-"""The components whose engines take the place of each module."""
+ENGINES_OF: Mapping[str, tuple[str, ...]] = {
+    "transformer": ("dit",),
+    "transformer_2": ("dit_2",),
+    "vae": VAE_DECODER,
+}
+"""The components whose engines take the place of each module. Where a video begins with an image, the VAE's encoder is
+one of them too."""
 
 PRECISIONS: Mapping[tuple[str, torch.dtype], str] = {
-    ("transformer", torch.float32): "fp32",
-    ("transformer", torch.float16): "fp16",
-    ("transformer", torch.bfloat16): "fp16",
+    ("dit", torch.float32): "fp32",
+    ("dit", torch.float16): "fp16",
+    ("dit", torch.bfloat16): "fp16",
     ("vae", torch.float32): "fp32",
     ("vae", torch.float16): "fp16",
     ("vae", torch.bfloat16): "fp32",
@@ -72,16 +78,17 @@ def accelerate(
     precision: Precision | None = None,
     settings: Settings | None = None,
 ) -> WanPipeline:
-    """Put engines in the place of a pipeline's transformer and VAE; all else of it stays as it is.
+    """Put engines in the place of a pipeline's transformers and VAE; all else of it stays as it is.
 
     Engines are loaded from the cache (the setting ``cache``, ``WAN_TRT_CACHE``), and exported and built first where it
-    has none; those that encode when the pipeline first encodes something, which text to video does not. They are made
-    of the weights in memory. What no engine serves later (another size, see the setting ``on_missing_shape``; several
+    has none; those of the VAE's encoder only for image to video, else when something is first encoded. They are made of
+    the weights in memory. What no engine serves later (another size, see the setting ``on_missing_shape``; several
     videos at once; attention_kwargs) is told in one line of the log a video.
 
     Args:
-        pipe: a ``WanPipeline``, text to video. One that is accelerated already is restored first. Diffusers' modules
-            go to host memory, what stays in PyTorch to the backend's device.
+        pipe: a ``WanPipeline`` or ``WanImageToVideoPipeline``, with one transformer or two. One that is accelerated
+            already is restored first. Diffusers' modules go to host memory, what stays in PyTorch (the encoders of
+            prompts and images) to the backend's device.
         profile: a shape profile, or the name of one of the model's. By default that of the settings, else the first
             of the catalogue's model whose size the transformer has; else the first call builds for its own sizes.
         backend: one with engines; that of the settings by default.
@@ -117,7 +124,7 @@ def accelerate(
         profile = model.profile(name) if name or model.profiles else None
     with acceleration.undone_on_error():
         if profile is not None:
-            for part in REPLACED:
+            for part in acceleration.stock:
                 acceleration.load(part, profile)
         acceleration.put_in()
     return pipe
@@ -147,12 +154,16 @@ def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
     Raises:
         ValueError: for a pipeline that is not accelerated.
     """
-    found = {name: getattr(pipe, name) for name in REPLACED}
-    if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found.values()):
+    found = [getattr(pipe, name) for name in REPLACED if getattr(pipe, name, None) is not None]
+    if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found):
         raise ValueError("the pipeline is not accelerated: every module that runs is diffusers' own")
-    inside = {name: (name, ENGINES_OF[name][0]) for name in found} | {"vae encoder": ("vae", VAE_ENCODER[0])}
+    acceleration: Acceleration = found[0].acceleration
+    inside = {
+        name: (name, components[0]) for name, components in ENGINES_OF.items() if name in acceleration.stock
+    }
+    inside["vae (encoder)"] = ("vae", VAE_ENCODER[0])
     return {
-        key: found[name].acceleration.stock[name].get_submodule(get_component(component).inside)
+        key: acceleration.stock[name].get_submodule(get_component(component).inside)
         for key, (name, component) in inside.items()
     }
 
@@ -165,6 +176,7 @@ class Acceleration:
         model: what engines are made of, and the profiles that it has.
         device: where engines run.
         spatial: pixels that a latent covers in height and in width.
+        encodes: the pipeline encodes an image to begin its video with.
     """
 
     _report: Report
@@ -178,9 +190,12 @@ class Acceleration:
         precision: Mapping[str, str],
         device: torch.device,
     ) -> None:
-        self.stock: dict[str, Any] = {name: getattr(pipe, name) for name in REPLACED}
+        self.stock: dict[str, Any] = {
+            name: module for name in REPLACED if (module := getattr(pipe, name, None)) is not None
+        }
         self.device = device
-        self.spatial = spatial_scale(self.stock["vae"].config)
+        self.spatial = spatial_scale(pipe.vae.config)
+        self.encodes = isinstance(pipe, WanImageToVideoPipeline)
         self._checkpoint = LoadedCheckpoint(pipe, notes=settings.cache / NOTES)
         self.model = resolve_loaded(self._checkpoint)
         self._pipe, self._settings = pipe, settings
@@ -193,10 +208,10 @@ class Acceleration:
         }
         self._store = EngineStore(settings, lambda job, fraction: self._report(job, fraction))
         self._prepare = {
-            name: get_component(components[0]).prepare(self._checkpoint, precision[name])
-            for name, components in ENGINES_OF.items()
+            name: get_component(ENGINES_OF[name][0]).prepare(self._checkpoint, precision[name])
+            for name in self.stock
         }
-        self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in REPLACED}
+        self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in self.stock}
         self._choices: dict[tuple[str, Sizes], EngineTransformer | EngineVAE | str] = {}
         self._encoders: dict[ShapeProfile, StreamingEncoder | str] = {}
         self._told: set[tuple[str, str]] = set()
@@ -215,11 +230,12 @@ class Acceleration:
     def put_in(self) -> None:
         """Replace the pipeline's modules, and move what stays in PyTorch to the engines' device."""
         for name, (module, _) in self._homes.items():
-            if name not in REPLACED:
+            if name not in self.stock:
                 module.to(self.device)
-        for name, kind in (("transformer", AcceleratedTransformer), ("vae", AcceleratedVAE)):
+        for name, module in self.stock.items():
+            kind = AcceleratedVAE if name == "vae" else AcceleratedTransformer
             dtype = torch_dtype(self._precision[name])
-            setattr(self._pipe, name, kind(self, self.stock[name].config, dtype, self.device))
+            setattr(self._pipe, name, kind(self, name, module.config, dtype, self.device))
 
     def close(self) -> None:
         """Release the engines, and move every module back to where it was. May be called again."""
@@ -239,14 +255,20 @@ class Acceleration:
         }
         part: EngineTransformer | EngineVAE
         with self._making(name) as engines:
-            if name == "transformer":
-                engine = self._store.load("dit", *made, precision, self._backend)
-                engines.append(engine)
-                part = EngineTransformer(engine, **common)
-            else:
+            if name == "vae":
                 decoder = self._store.vae_decoder(*made, precision, self._backend)
                 engines += decoder.engines
+                if self.encodes:
+                    self._encoders[profile] = encoder = self._store.vae_encoder(
+                        *made, precision, self._backend
+                    )
+                    engines += encoder.engines
                 part = EngineVAE(decoder, **common, encoder=partial(self._encoder, profile))
+            else:
+                (component,) = ENGINES_OF[name]
+                engine = self._store.load(component, *made, precision, self._backend)
+                engines.append(engine)
+                part = EngineTransformer(engine, **common)
         self._served[name].append((self._range(profile), part))
         return part
 
@@ -258,23 +280,19 @@ class Acceleration:
         """
         if (name, video) not in self._choices:
             self._choices[name, video] = self._choose(name, video)
-            decoded = replace(video, text_length=NO_TEXT)
-            if ("vae", decoded) not in self._choices:  # a build of minutes is not for the end of a video
-                self._choices["vae", decoded] = self._choose("vae", decoded)
+            if name != "vae":  # a build of minutes is not for the middle or the end of a video
+                for other in self.stock:
+                    size = replace(video, text_length=NO_TEXT) if other == "vae" else video
+                    if (other, size) not in self._choices:
+                        self._choices[other, size] = self._choose(other, size)
         choice = self._choices[name, video]
         if isinstance(choice, str):
             raise UnsupportedCall(choice)
         return choice
 
-    def video_of(self, latents: Tensor, text_length: int) -> Sizes:
-        """The size of the video that latents (batch, 16, frames, height/8, width/8) are of.
-
-        Raises:
-            UnsupportedCall: when it is none that an engine can have.
-        """
-        _, _, frames, height, width = latents.shape
-        pixels = self.spatial * height, self.spatial * width
-        return _sizes(*pixels, TEMPORAL * (frames - 1) + 1, text_length, self.spatial)
+    def takes(self, name: str) -> Mapping[str, tuple[int | str, ...]]:
+        """The inputs of a transformer's engine, each with its axes."""
+        return {spec.name: spec.axes for spec in get_component(ENGINES_OF[name][0]).inputs(self._checkpoint)}
 
     def in_pytorch(self, name: str, why: UnsupportedCall) -> Any:
         """Diffusers' own module, on the device. One line of the log a video says that it runs, and why."""
@@ -368,13 +386,14 @@ class Acceleration:
 class _Accelerated(Part):
     """In the place of a module of diffusers: an engine of :class:`Acceleration`, or the module itself."""
 
-    part: str
+    part = ""
+    """Its name in the pipeline."""
 
     def __init__(
-        self, acceleration: Acceleration, config: Any, dtype: torch.dtype, device: torch.device
+        self, acceleration: Acceleration, part: str, config: Any, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(config, dtype, device)
-        self.acceleration = acceleration
+        self.acceleration, self.part = acceleration, part
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -389,11 +408,10 @@ class _Accelerated(Part):
 class AcceleratedTransformer(_Accelerated):
     """In the place of ``WanTransformer3DModel``."""
 
-    part = "transformer"
-
     @contextmanager
     def cache_context(self, name: str, step_index: int | None = None, **_: object) -> Iterator[None]:
-        """Nothing is cached between calls; the first call of the first step is a new video."""
+        """Nothing is cached between calls. The first call of the first step is a new video; image to video, which tells
+        no step, begins with :meth:`AcceleratedVAE.encode`."""
         if step_index == 0 and name == "cond":
             self.acceleration.begin()
         yield
@@ -413,30 +431,29 @@ class AcceleratedTransformer(_Accelerated):
         Raises:
             EngineError: as the engine's ``run``.
         """
+        states = {"hidden_states": hidden_states, "encoder_hidden_states": encoder_hidden_states}
+        if encoder_hidden_states_image is not None:
+            states["encoder_hidden_states_image"] = encoder_hidden_states_image
+        acceleration = self.acceleration
         try:
-            require_supported(hidden_states, timestep, encoder_hidden_states_image, attention_kwargs)
-            part = self.acceleration.part(
-                self.part, self.acceleration.video_of(hidden_states, encoder_hidden_states.shape[1])
+            require_supported(
+                acceleration.takes(self.part), {**states, "timestep": timestep}, attention_kwargs
             )
+            video = video_of(hidden_states, encoder_hidden_states.shape[1], acceleration.spatial)
+            part = acceleration.part(self.part, video)
         except UnsupportedCall as why:
-            stock = self.acceleration.in_pytorch(self.part, why)
+            stock = acceleration.in_pytorch(self.part, why)
+            rounded = {name: tensor.to(stock.dtype) for name, tensor in states.items()}
             sample = stock(
-                hidden_states.to(stock.dtype),
-                timestep,
-                encoder_hidden_states.to(stock.dtype),
-                encoder_hidden_states_image,
-                return_dict=False,
-                attention_kwargs=attention_kwargs,
+                **rounded, timestep=timestep, return_dict=False, attention_kwargs=attention_kwargs
             )[0].to(hidden_states.dtype)
         else:
-            sample = part(hidden_states, timestep, encoder_hidden_states, return_dict=False)[0]
+            sample = part(**states, timestep=timestep, return_dict=False)[0]
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
 class AcceleratedVAE(_Accelerated):
     """In the place of ``AutoencoderKLWan``."""
-
-    part = "vae"
 
     @torch.no_grad()
     def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor] | DecoderOutput:
@@ -447,7 +464,7 @@ class AcceleratedVAE(_Accelerated):
         """
         try:
             require_batch_1("z", z)
-            part = self.acceleration.part(self.part, self.acceleration.video_of(z, NO_TEXT))
+            part = self.acceleration.part(self.part, video_of(z, NO_TEXT, self.acceleration.spatial))
         except UnsupportedCall as why:
             stock = self.acceleration.in_pytorch(self.part, why)
             sample = stock.decode(z.to(stock.dtype), return_dict=False)[0].to(self.dtype)
@@ -462,11 +479,13 @@ class AcceleratedVAE(_Accelerated):
         Raises:
             EngineError: as the engines' ``run``.
         """
+        acceleration = self.acceleration
+        if acceleration.encodes:  # which it does once a video, before all else
+            acceleration.begin()
         try:
             require_batch_1("x", x)
-            _, _, frames, height, width = x.shape
-            video = _sizes(height, width, frames, NO_TEXT, self.acceleration.spatial)
-            (found,) = self.acceleration.part(self.part, video).encode(x, return_dict=False)
+            part = acceleration.part(self.part, _video_of_pixels(x, acceleration.spatial))
+            (found,) = part.encode(x, return_dict=False)
         except UnsupportedCall as why:
             found = self._distribution(x, why)
         else:
@@ -488,14 +507,24 @@ def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
     return all(least[axis] <= size <= most[axis] for axis, size in sizes(video).items())
 
 
-def _sizes(height: int, width: int, frames: int, text_length: int, spatial: int) -> Sizes:
-    """The size of a video.
+def video_of(latents: Tensor, text_length: int, spatial: int) -> Sizes:
+    """The size of the video that latents (batch, channels, frames, height/spatial, width/spatial) are of.
 
     Raises:
         UnsupportedCall: when it is none that an engine can have.
     """
+    _, _, frames, height, width = latents.shape
+    return _sizes(spatial * height, spatial * width, TEMPORAL * (frames - 1) + 1, text_length, spatial)
+
+
+def _video_of_pixels(video: Tensor, spatial: int) -> Sizes:
+    _, _, frames, height, width = video.shape
+    return _sizes(height, width, frames, NO_TEXT, spatial)
+
+
+def _sizes(*given: int) -> Sizes:
     try:
-        return Sizes(height, width, frames, text_length, spatial)
+        return Sizes(*given)
     except ValueError as error:
         raise UnsupportedCall(str(error)) from error
 
@@ -509,11 +538,13 @@ def _precisions(pipe: WanPipeline, precision: Precision | None) -> dict[str, str
     """
     chosen: dict[str, str] = {}
     for name, components in ENGINES_OF.items():
+        if getattr(pipe, name, None) is None:
+            continue
         own = getattr(pipe, name).dtype
         if precision is not None:
             chosen[name] = precision_of(precision, components[0])
         else:
-            chosen[name] = PRECISIONS[name, own]
+            chosen[name] = PRECISIONS["vae" if name == "vae" else "dit", own]
             if torch_dtype(chosen[name]) != own:
                 logger.warning("%s: there are no engines in %s; they compute in %s", name, own, chosen[name])
         for component in components:

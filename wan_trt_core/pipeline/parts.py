@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.component import Tensors
+from wan_trt_core.models.graphs.dit import equal_within_frames
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 
 Prepare = Callable[[Tensors], Tensors]
@@ -62,7 +63,7 @@ class _EnginePart(Part):
 
 
 class EngineTransformer(_EnginePart):
-    """In the place of ``WanTransformer3DModel``, with the engine of ``dit``: text to video, batch 1."""
+    """In the place of ``WanTransformer3DModel``, with the engine of ``dit`` or ``dit_2``: batch 1."""
 
     @contextmanager
     def cache_context(self, name: str, **_: object) -> Iterator[None]:
@@ -78,18 +79,21 @@ class EngineTransformer(_EnginePart):
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor] | Transformer2DModelOutput:
-        """The predicted flow (1, 16, frames, height/8, width/8), from what diffusers' own forward receives.
+        """The predicted flow (1, channels, frames, height/8, width/8), from what diffusers' own forward receives.
 
         Raises:
-            UnsupportedCall: for an image, attention arguments, another batch size, or a timestep a token.
+            UnsupportedCall: for what :func:`require_supported` names.
             EngineError: as the engine's ``run``.
         """
-        require_supported(hidden_states, timestep, encoder_hidden_states_image, attention_kwargs)
         call = {
             "hidden_states": hidden_states,
             "timestep": timestep,
             "encoder_hidden_states": encoder_hidden_states,
         }
+        if encoder_hidden_states_image is not None:
+            call["encoder_hidden_states_image"] = encoder_hidden_states_image
+        takes = {name: tensor.shape for name, tensor in self._engine.inputs.items()}
+        require_supported(takes, call, attention_kwargs)
         sample = self._engine.run(self._prepare(call))["sample"]
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
@@ -127,7 +131,7 @@ class EngineVAE(Part):
 
     Args:
         decoder: the two engines of the VAE decoder.
-        prepare: the ``prepare`` of their components.
+        prepare: the ``prepare`` of their components, and of the encoder's.
         config: the original's configuration.
         encoder: gives the two engines of the VAE encoder; it is called when something is encoded.
     """
@@ -142,13 +146,12 @@ class EngineVAE(Part):
         encoder: Callable[[], StreamingEncoder] | None = None,
     ) -> None:
         super().__init__(config, dtype, device)
-        self._decoder = decoder
+        self._decoder, self._encoder = decoder, encoder
         self._prepare = prepare
-        self._encoder = encoder
 
     @property
     def decoder(self) -> StreamingDecoder:
-        """What does the work."""
+        """What does the work of decoding."""
         return self._decoder
 
     def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor] | DecoderOutput:
@@ -193,26 +196,43 @@ class EngineTextEncoder(_EnginePart):
 
 
 def require_supported(
-    hidden_states: Tensor,
-    timestep: Tensor,
-    encoder_hidden_states_image: Tensor | None = None,
+    takes: Mapping[str, tuple[int | str, ...]],
+    call: Tensors,
     attention_kwargs: dict[str, Any] | None = None,
 ) -> None:
     """Raise unless an engine of ``dit`` can take this call of the transformer, whatever the video's size.
 
+    Args:
+        takes: the engine's inputs by name, each with its axes.
+        call: the tensors that diffusers' own forward receives. With a timestep a token the device is waited for.
+
     Raises:
-        UnsupportedCall: as :meth:`EngineTransformer.forward`.
+        UnsupportedCall: for attention arguments, another batch size, states of an image or of a prompt in a number that
+            the engine is not of, or timesteps that differ between the tokens of a frame.
     """
-    if encoder_hidden_states_image is not None:
-        raise UnsupportedCall("the engine is text-to-video's: it takes no encoder_hidden_states_image")
     if attention_kwargs:
         raise UnsupportedCall(
             f"attention_kwargs ({', '.join(attention_kwargs)}) cannot change an engine that is built"
         )
-    require_batch_1("hidden_states", hidden_states)
-    if timestep.dim() != 1:
+    require_batch_1("hidden_states", call["hidden_states"])
+    for name, of in (("encoder_hidden_states_image", "image"), ("encoder_hidden_states", "prompt")):
+        fixed = [axis if isinstance(axis, int) else None for axis in takes.get(name, ())]
+        given = list(call[name].shape) if name in call else []
+        if len(fixed) != len(given) or any(
+            axis not in (None, size) for axis, size in zip(fixed, given, strict=True)
+        ):
+            raise UnsupportedCall(
+                f"{name} has shape {tuple(given) or 'none'}: the engine is of {of} states"
+                f" {tuple(takes.get(name, ())) or 'none'}"
+            )
+    timestep, frames = call["timestep"], call["hidden_states"].shape[2]
+    if timestep.dim() != 1 and len(takes["modulation"]) != 4:
         raise UnsupportedCall(
-            f"timestep has shape {tuple(timestep.shape)}: a timestep a token is Wan 2.2's; expected (1,)"
+            f"timestep has shape {tuple(timestep.shape)}: a timestep a token is Wan 2.2 TI2V-5B's; expected (1,)"
+        )
+    if timestep.dim() != 1 and not equal_within_frames(timestep, frames):
+        raise UnsupportedCall(
+            "the tokens of one frame have different timesteps: the engine takes one a latent frame"
         )
 
 

@@ -3,11 +3,11 @@
     python benchmarks/memory_events.py
     python benchmarks/memory_events.py --model wan2.1-t2v-1.3b --profile 480p-17f --precision fp16 --steps 10
 
-Each time is that of all denoising steps of stock diffusers but the first: on a GPU by the clock on the wall, on a CPU
-the processor time of all threads, which does not mind who else uses the machine. The run without is also timed against
-itself, which shows what the method finds where there is nothing. Beside the ratios stands what one look at the books
-costs by itself, one a step. Weights are random where no checkpoint is given. The table goes to the terminal as
-Markdown; ``docs/memory.md`` holds it.
+Each time is that of all denoising steps of stock diffusers but the first and the last: on a GPU by the clock on the
+wall, on a CPU the processor time of all threads, which does not mind who else uses the machine. The run without is
+also timed against itself, which shows what the method finds where there is nothing. Beside the ratios stands what one
+look at the books costs by itself, one a step. Weights are random where no checkpoint is given. The table goes to the
+terminal as Markdown; ``docs/memory.md`` holds it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -82,11 +83,12 @@ class Denoising:
         times = []
         with recorded_run(self._path, self._settings, {}) as recording:
             self._know_owner(recording)
-            with recording.stages(self._pipe, lambda *_: None) as on_step:
-                on_step(0, LOOKS + 1)
-                for step in range(1, LOOKS + 1):
+            idle = _IdlePipe(LOOKS + 1)
+            with recording.stages(idle):
+                idle.encode_prompt()
+                for _ in range(LOOKS):
                     started = time.perf_counter()
-                    on_step(step, LOOKS + 1)
+                    idle.scheduler.step()
                     times.append(time.perf_counter() - started)
         return median(times)
 
@@ -95,20 +97,32 @@ class Denoising:
             self._checkpoint.load(*self._loaded)
 
     def _run(self, recording: RunRecording) -> tuple[float, torch.Tensor]:
-        """Seconds of every step but the first; a step ends with what the recorder does at its end."""
+        """Seconds of every step but the first and the last; a step ends with what the recorder does at its end, which
+        it does not after the last."""
+        first, last = 0, self._steps - 2
         times = []
-        with recording.stages(self._pipe, lambda *_: None) as on_step:
 
-            def stepped(_: Any, step: int, *__: Any) -> dict[str, Any]:
-                if step in (0, self._steps - 1):
-                    synchronize()
-                    times.append(self._clock())
-                on_step(step + 1, self._steps)
-                return {}
+        def stepped(_: Any, step: int, *__: Any) -> dict[str, Any]:
+            if step in (first, last):
+                synchronize()
+                times.append(self._clock())
+            return {}
 
+        with recording.stages(self._pipe):
             generator = torch.Generator().manual_seed(0)
             latents = self._pipe(**self._call, generator=generator, callback_on_step_end=stepped).frames
-        return (times[1] - times[0]) / (self._steps - 1), latents
+        return (times[1] - times[0]) / (last - first), latents
+
+
+class _IdlePipe:
+    """A pipeline whose denoising steps do nothing, to time what is done at their ends."""
+
+    def __init__(self, steps: int) -> None:
+        self.scheduler = SimpleNamespace(timesteps=range(steps), step=lambda: None)
+        self.vae = SimpleNamespace(decode=lambda: None, decoder=None)
+
+    def encode_prompt(self) -> None:
+        """Nothing either."""
 
 
 def measure(denoising: Denoising, rounds: int) -> dict[str, Any]:
@@ -147,6 +161,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
+    if given.steps < 3:
+        parser.error("--steps: the first and the last are not timed, so there must be three")
     settings = load_settings(overrides={"backend": "torch"}).settings
     model = resolve(given.model, settings.checkpoint)
     sizes = model.profile(given.profile).opt

@@ -37,6 +37,10 @@ BESIDE: Mapping[str, str] = {"torch-compile": "compile_speedup", "no-cuda-graphs
 """What a performance case may time beside its gate, each against the candidate, and the metric that comes of it: how
 many times faster the candidate is than ``torch.compile`` of the reference, and than itself without CUDA graphs."""
 
+ERROR_OVER_STOCK = "error_over_stock"
+"""How many times further from the reference the candidate is than stock diffusers in the candidate's precision (by
+relative L2): what the engine adds to what that precision costs anyway. Measured where a parity gate asks for it."""
+
 HIGHER_IS_BETTER = frozenset(
     {"psnr_db", "psnr_db_mean", "cosine", "ssim", "ssim_mean", "cvvdp_jod", "speedup", *BESIDE.values()}
 )
@@ -108,6 +112,8 @@ class PerfGate(_Model):
         also: what is timed beside it, by the names of :data:`BESIDE`.
         limits: floors of what ``also`` measures; the lower end of its interval must reach them, and only where the
             upper end does not either it is a ``fail``.
+        time_budget: seconds of measuring, where the calls are too long for the setting of that name; the larger one
+            holds.
     """
 
     speedup: Number = Field(default=DEFAULT_SPEEDUP, gt=0)
@@ -116,6 +122,7 @@ class PerfGate(_Model):
     also: tuple[Literal["torch-compile", "no-cuda-graphs"], ...] = ()
     limits: dict[str, Limit] = Field(default_factory=dict)
     bands: dict[str, Band] = Field(default_factory=dict)
+    time_budget: Number | None = Field(default=None, gt=0)
 
     @property
     def below_gate(self) -> bool:
@@ -604,6 +611,8 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
                     )
         if suite == "memory":
             yield from _memory_problems(gate)
+        if suite == "parity":
+            yield from _stock_problems(gate, values)
         if suite == "perf":
             yield from _speedup_problems(gate, values.get("component"))
             yield from _beside_problems(gate)
@@ -623,6 +632,21 @@ def _memory_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
                     f"key 'memory.{name}.{metric}' needs 'reference: true' beside it, or it is never measured"
                 )
                 yield _Problem(("memory", name, metric), message)
+
+
+def _stock_problems(gate: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[_Problem]:
+    """A limit on the error over stock diffusers' is only for tensors, and where the reference is not that already."""
+    for name in ("limits", "bands"):
+        entries = gate.get(name)
+        if not isinstance(entries, dict) or ERROR_OVER_STOCK not in entries:
+            continue
+        key = f"key 'parity.{name}.{ERROR_OVER_STOCK}'"
+        if values.get("reference_precision") in (None, values.get("precision")):
+            message = f"{key} needs a reference_precision other than the case's precision"
+            yield _Problem(("parity", name, ERROR_OVER_STOCK), message)
+        elif values.get("component") == "pipeline":
+            message = f"{key} is measured of components, not of pipeline"
+            yield _Problem(("parity", name, ERROR_OVER_STOCK), message)
 
 
 def _metric_problems(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,17 @@ def tiny_wan_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def engine_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One engine cache for every test that puts nothing wrong into its engines, in all files and all workers: each
+    engine is made once in a run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "engine-cache"
+
+
+@pytest.fixture(scope="session")
 def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with random weights, a third of tiny-wan's layers and half its channels: quick to export."""
+    """A checkpoint with random weights, a third of tiny-wan's layers, half its channels and half the residual blocks of
+    its VAE: quick to export."""
     import torch
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
     from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
@@ -43,7 +53,7 @@ def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFac
                 parameter.normal_(std=0.1)
             elif "norm" in name:
                 parameter.normal_(mean=1.0, std=0.2)
-    vae = AutoencoderKLWan(base_dim=8, latents_mean=[0.1] * 16, latents_std=[1.5] * 16)
+    vae = AutoencoderKLWan(base_dim=8, num_res_blocks=1, latents_mean=[0.1] * 16, latents_std=[1.5] * 16)
     encoder = UMT5EncoderModel(
         UMT5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.0)
     )
@@ -64,3 +74,16 @@ def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFac
     }  # fmt: skip
     (folder / "generation.json").write_text(json.dumps(generation))
     return folder
+
+
+@pytest.fixture
+def on_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines run a component's graph in PyTorch: for tests of what is around an engine, not of what it computes."""
+    from module_engine import component_engine
+
+    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **given: Any) -> Any:
+        if given["built"] is not None:
+            given["built"]()
+        return component_engine(component, model.checkpoint, precision, block_outputs=given["block_outputs"])
+
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)

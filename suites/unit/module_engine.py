@@ -42,7 +42,9 @@ class ModuleEngine(Engine):
         self.closed = True
 
 
-def component_engine(name: str, checkpoint: Checkpoint, precision: str = "fp32") -> ModuleEngine:
+def component_engine(
+    name: str, checkpoint: Checkpoint, precision: str = "fp32", *, block_outputs: bool = False
+) -> ModuleEngine:
     """A component's own graph as an engine."""
     component = get_component(name)
 
@@ -52,10 +54,11 @@ def component_engine(name: str, checkpoint: Checkpoint, precision: str = "fp32")
             for spec in specs
         }
 
+    blocks = component.blocks(checkpoint) if block_outputs else ()
     return ModuleEngine(
-        component.graph(checkpoint, precision),
+        component.graph(checkpoint, precision, block_outputs=block_outputs),
         infos(component.inputs(checkpoint)),
-        infos(component.outputs(checkpoint)),
+        infos(component.outputs(checkpoint)) | {name: TensorInfo(DTYPES[precision], ()) for name in blocks},
     )
 
 

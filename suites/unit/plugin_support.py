@@ -77,6 +77,8 @@ def pytest_wan_measure(case, suite, session):
 def pytest_wan_explain(case, suite, session):
     if case.id.startswith("bad-mute"):
         raise MemoryError("no room for every block's output")
+    if case.id.startswith("bad-stopped"):
+        raise KeyboardInterrupt
     return ("first diverging block: blocks.3",) if suite == "parity" else None
 
 def metric(value, unit="dB", better="higher", **more):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from module_engine import component_engine
+from scripts import load_script
 
 from wan_trt_core.config import Settings
-from wan_trt_core.pipeline import engines as engines_module
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "accelerated.py"
 GENERATION = {
     "height": 128,
     "width": 128,
@@ -25,24 +20,12 @@ GENERATION = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("on_modules")
+
+
 @pytest.fixture(scope="module")
 def benchmark_file() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("accelerated", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch runs the graphs: nothing is exported."""
-
-    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **__: Any) -> Any:
-        return component_engine(component, model.checkpoint, precision)
-
-    monkeypatch.setattr(engines_module, "load_engine", load)
+    return load_script("benchmarks/accelerated.py")
 
 
 def test_both_arms_and_their_stages_are_timed(

@@ -15,7 +15,7 @@ ALLOWED = Allowed(
     components=("dit", "text_encoder"),
     backends=("onnxruntime", "tensorrt", "torch"),
     models={"tiny-wan": ("128p-17f",)},
-    metrics={"parity": ("psnr_db", "relative_l2", "cosine", "video.cvvdp_jod")},
+    metrics={"parity": ("psnr_db", "relative_l2", "cosine", "video.cvvdp_jod", "error_over_stock")},
 )
 
 HEAD = """\
@@ -175,6 +175,8 @@ MISTAKES = {
     "a word": (gate("psnr_db: {min: ninety, reason: r}"), r"cases.yaml:6: .*psnr_db.min' must be a number, not 'ninety'"),
     "min over max": (gate("psnr_db: {min: 90, max: 60, reason: r}"), r"cases.yaml:6: .*has a min \(90\) above its max \(60\)"),
     "bounded on the wrong side": (gate("psnr_db: {max: 90, reason: r}"), r"cases.yaml:6: .*psnr_db' needs a min: psnr_db is better when higher"),
+    "over stock without a reference of another precision": (gate("error_over_stock: {max: 2, reason: r}"), r"cases.yaml:6: .*error_over_stock' needs a reference_precision"),
+    "over stock of a video": (gate("error_over_stock: {max: 2, reason: r}").replace("dit", "pipeline") + "    reference_precision: fp16\n", r"cases.yaml:6: .*error_over_stock' is measured of components"),
     "the other wrong side": (gate("relative_l2: {min: 1, reason: r}"), r"cases.yaml:6: .*relative_l2' needs a max"),
     "out of reach": (gate("video.cvvdp_jod: {min: 11, reason: r}"), r"cases.yaml:6: .*min' is 11, cvvdp_jod ends at 10"),
     "parity without limits": (HEAD + DIT + "    parity: {limits: {}}\n", r"cases.yaml:6: .*'parity.limits' is {}"),

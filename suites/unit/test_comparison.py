@@ -17,7 +17,6 @@ import pytest
 import torch
 from fake_device import MIB, FakeDevice, FakeNvml
 from faults import drop_block, negate_angles, permute_caches, poison, scale_block, swap_heads
-from module_engine import component_engine
 from test_measure_clocks import HARDWARE, POWER_CAP, Gpu
 from torch import nn
 
@@ -25,13 +24,13 @@ import wan_trt_core
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.torch_compile import TorchCompileBackend
 from wan_trt_core.cases import Case, Limit
-from wan_trt_core.comparison import explain_case, measure_case, memory
+from wan_trt_core.comparison import explain_case, measure_case, memory, parity, perf
 from wan_trt_core.comparison.blocks import NOISE, find_divergence
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_growth, measure_peak
 from wan_trt_core.comparison.perf import sample_time, time_target
 from wan_trt_core.comparison.profiling import profile
-from wan_trt_core.comparison.targets import Arm, Outputs, target_of
+from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
 from wan_trt_core.config import MemorySettings, PerfSettings, Settings, load_settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
@@ -57,9 +56,19 @@ def settings(small_checkpoint: Path, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def healthy(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def healthy(small_checkpoint: Path, engine_cache_folder: Path) -> Settings:
     """Settings of the tests that inject nothing, and may share their engines."""
-    return settings_with(tmp_path_factory.mktemp("healthy") / "cache", small_checkpoint)
+    return settings_with(engine_cache_folder, small_checkpoint)
+
+
+@pytest.fixture(params=["modules", pytest.param("onnxruntime", marks=pytest.mark.slow)])
+def faulty(request: pytest.FixtureRequest, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of the tests that put a fault into a component's graph: PyTorch runs that very graph, or ONNX Runtime
+    does, for which it is exported twice. Operations are looked for in ONNX alone, see ``test_explain_parity.py``."""
+    if request.param == "modules":
+        request.getfixturevalue("on_modules")
+        monkeypatch.setattr(Target, "operation", lambda *_: None)
+    return settings
 
 
 def case_of(component: str, settings: Settings, **fields: Any) -> Case:
@@ -110,76 +119,64 @@ def test_a_pipeline_is_compared_along_its_whole_trajectory(healthy: Settings, tm
     assert all((tmp_path / path).is_file() for path in (*shown["videos"].values(), *shown["stills"].values()))
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [drop_block, poison, *(pytest.param(each, marks=pytest.mark.slow) for each in (swap_heads, scale_block))],
-)
+@pytest.mark.parametrize("fault", [drop_block, poison, swap_heads, scale_block])
 def test_a_fault_in_one_block_fails_and_names_the_block(
-    fault: Callable[[Any], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[Any], None], faulty: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     component = get_component("dit")
     stock = component.graph
 
-    def faulty(*args: Any, **kwargs: Any) -> nn.Module:
+    def broken(*args: Any, **kwargs: Any) -> nn.Module:
         graph = stock(*args, **kwargs)
         fault(graph)
         return graph
 
-    monkeypatch.setattr(component, "graph", faulty)
-    case = case_of("dit", settings)
-    measurement = measure_case(case, "parity", Context(settings))
+    monkeypatch.setattr(component, "graph", broken)
+    case = case_of("dit", faulty)
+    measurement = measure_case(case, "parity", Context(faulty))
     check = verdict_of(case, "parity", measurement)
     assert check.verdict is Verdict.FAIL
     assert check.reason is (Reason.NON_FINITE if fault is poison else Reason.BEYOND_LIMIT)
-    assert (
-        "first diverging block: blocks.1 " in explain_case(case, "parity", Context(settings), measurement)[0]
-    )
+    assert "first diverging block: blocks.1 " in explain_case(case, "parity", Context(faulty), measurement)[0]
 
 
 def test_negated_rope_angles_fail_from_the_first_block_on(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    faulty: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wan_trt_core.models.graphs import dit
 
     tables = dit.rope_tables
 
     monkeypatch.setattr(dit, "rope_tables", lambda *args: negate_angles(tables(*args)))
-    case = case_of("dit", settings)
-    measurement = measure_case(case, "parity", Context(settings))
+    case = case_of("dit", faulty)
+    measurement = measure_case(case, "parity", Context(faulty))
     assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
-    assert (
-        "first diverging block: blocks.0 " in explain_case(case, "parity", Context(settings), measurement)[0]
-    )
+    assert "first diverging block: blocks.0 " in explain_case(case, "parity", Context(faulty), measurement)[0]
 
 
 @pytest.mark.parametrize(
-    ("component", "diverges"),
-    [
-        ("vae_decoder_next", "mid_block"),
-        ("vae_decoder", "mid_block"),
-        ("vae_encoder_next", "down_blocks.0"),
-        ("vae_encoder", "down_blocks.0"),
-    ],
+    ("half", "diverges"), [("vae_decoder", "mid_block"), ("vae_encoder", "down_blocks.0")]
 )
 def test_permuted_caches_fail(
-    component: str, diverges: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    half: str, diverges: str, faulty: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a step alone and in a whole video, which runs the same engine."""
     from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
     from wan_trt_core.models.graphs.vae_encoder import VaeEncoderGraph
 
-    graph: Any = VaeDecoderGraph if "decoder" in component else VaeEncoderGraph
+    graph: Any = VaeDecoderGraph if "decoder" in half else VaeEncoderGraph
     stock = graph.forward
 
     def permuted(self: Any, given: torch.Tensor, *taken: torch.Tensor) -> Any:
         return stock(self, given, *(taken and permute_caches(taken)))
 
     monkeypatch.setattr(graph, "forward", permuted)
-    case = case_of(component, settings)
-    measurement = measure_case(case, "parity", Context(settings))
-    assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
-    notes = explain_case(case, "parity", Context(settings), measurement)
-    half = component.removesuffix("_next")
-    assert any(f"{half}_next: first diverging block: {diverges}" in note for note in notes)
+    for component in (f"{half}_next", half):
+        case = case_of(component, faulty)
+        measurement = measure_case(case, "parity", Context(faulty))
+        assert verdict_of(case, "parity", measurement).verdict is Verdict.FAIL
+        notes = explain_case(case, "parity", Context(faulty), measurement)
+        assert any(f"{half}_next: first diverging block: {diverges}" in note for note in notes)
 
 
 def test_without_a_compiler_torch_compile_is_not_measured(
@@ -340,6 +337,55 @@ def test_the_end_of_the_budget_is_inconclusive(perf_case: Case) -> None:
     assert measurement.facts["stopped_by"] == "time_budget"
 
 
+@pytest.mark.parametrize(("of_case", "expected"), [(None, 20.0), (5.0, 20.0), (60.0, 60.0)])
+def test_a_case_of_long_calls_may_have_a_larger_budget(
+    of_case: float | None, expected: float, perf_case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert perf_case.perf is not None
+    gate = perf_case.perf.model_copy(update={"time_budget": of_case})
+    settings = load_settings(overrides={"perf.time_budget": 20.0, "perf.kernels": False}, environ={}).settings
+    given: list[float] = []
+    monkeypatch.setattr(perf, "target_of", lambda *_: FakeTarget(2.0, 1.0))
+    monkeypatch.setattr(
+        perf, "time_target", lambda target, gate, perf, *_, **__: given.append(perf.time_budget)
+    )
+    perf.measure(perf_case.model_copy(update={"perf": gate}), Context(settings))
+    assert given == [expected]
+
+
+def test_the_error_over_that_of_stock_diffusers_in_the_same_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine is 0.3 from the reference, stock diffusers in half precision 0.1."""
+    limit = {"max": 2.0, "reason": "x"}
+    case = Case.model_validate(
+        {
+            "id": "fake", "model": "fake", "component": "dit", "profile": "p", "precision": "fp16",
+            "reference_precision": "fp32", "backend": "onnxruntime", "parity": {"limits": {"error_over_stock": limit}},
+        }
+    )  # fmt: skip
+
+    def outputs(offset: float) -> Arm:
+        return Arm(lambda _: Outputs({"sample": torch.full((2, 2), 1.0 + offset)}))
+
+    def target_of(given: Case, _: Context) -> Any:
+        return SimpleNamespace(
+            reference=outputs(0.0 if given.reference_precision == "fp32" else 0.1),
+            candidate=outputs(0.3),
+            parity_inputs=lambda: [("opt", {})],
+            fps=16.0,
+            facts=dict,
+            problems=dict,
+        )
+
+    monkeypatch.setattr(parity, "target_of", target_of)
+    measurement = parity.measure(case, Context(load_settings(environ={}).settings))
+    metric = measurement.metrics["error_over_stock"]
+    assert metric.value == pytest.approx(3.0, rel=1e-5) and "1.0e-01" in metric.detail
+    check = verdict_of(case, "parity", measurement)
+    assert (check.verdict, check.metric) == (Verdict.FAIL, "error_over_stock")
+
+
 def test_work_done_once_a_prompt_counts_by_its_share_of_a_step(perf_case: Case) -> None:
     target = FakeTarget(2.0, 1.0)
     target.candidate = replace(target.candidate, once=lambda: target._take(4.0))
@@ -364,14 +410,9 @@ def test_a_fallback_to_pytorch_is_invalid(perf_case: Case) -> None:
 
 @pytest.mark.parametrize("looks", ["originals of the pipeline", "modules of the target"])
 def test_an_accelerated_pipeline_that_falls_back_is_invalid(
-    looks: str, perf_case: Case, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+    looks: str, perf_case: Case, healthy: Settings, on_modules: None
 ) -> None:
     """A suite of one's own, whose candidate is what ``wan_trt_core.accelerate`` made."""
-
-    def load(component: str, model: Any, profile: Any, precision: str, *_: Any, **__: Any) -> Any:
-        return component_engine(component, model.checkpoint, precision)
-
-    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
     whole: Any = target_of(case_of("pipeline", healthy), Context(healthy))
     pipe = whole.model.checkpoint.pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -434,8 +475,11 @@ def test_an_engine_that_is_not_as_planned_voids_every_suite(
     problems = property(lambda self: ("an attention was not fused: node_softmax",))
     monkeypatch.setattr(OnnxRuntimeEngine, "problems", problems)
     case = case_of("dit", healthy)
-    quick = healthy.perf.model_copy(update={"kernels": False})
-    healthy = healthy.model_copy(update={"perf": quick})
+    quick = {
+        "perf": PerfSettings(kernels=False, min_sample_time=0),
+        "memory": FEW,
+    }
+    healthy = healthy.model_copy(update=quick)
     if suite == "memory":  # in this process, where the engine is the one with the problem
         measurement = memory.measure_here(case, healthy)
     else:
@@ -549,7 +593,7 @@ def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
     ],
 )
 def test_a_candidate_s_fallback_is_looked_for_in_the_modules_that_the_reference_runs(
-    component: str, precision: Any, parts: list[str], healthy: Settings
+    component: str, precision: Any, parts: list[str], healthy: Settings, on_modules: None
 ) -> None:
     target = target_of(
         case_of(component, healthy, precision="fp32", reference_precision=precision), Context(healthy)
@@ -652,6 +696,10 @@ def on(device: FakeDevice, nvml: FakeNvml | None = None) -> DeviceMemory:
     return DeviceMemory(device, nvml or FakeNvml(device), object())
 
 
+FEW = MemorySettings(runs=5, warmup=1)
+"""Enough where memory is a made-up device's, which does not waver."""
+
+
 def test_a_leak_of_tensors_on_the_device_is_caught_to_the_byte(perf_case: Case, healthy: Settings) -> None:
     device = FakeDevice()
 
@@ -664,7 +712,7 @@ def test_a_leak_of_tensors_on_the_device_is_caught_to_the_byte(perf_case: Case, 
         device.take(512)  # the allocator's smallest piece, and far less than the case allows a CPU
 
     for call, verdict in ((hold, Verdict.PASS), (leak, Verdict.FAIL)):
-        metrics = measure_growth(call, healthy, on(device))
+        metrics = measure_growth(call, healthy.model_copy(update={"memory": FEW}), on(device))
         assert "resident_set_growth" in metrics
         check = verdict_of(perf_case, "memory", Measurement(metrics=metrics))
         assert (check.verdict, check.metric) == (verdict, "growth")
@@ -711,13 +759,18 @@ def test_peaks_on_a_device_are_after_warm_up(healthy: Settings) -> None:
     [("vae_decoder", "latents", "sample"), ("vae_encoder", "sample", "latents")],
 )
 def test_a_case_on_a_device_says_who_holds_what(
-    component: str, takes: str, gives: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+    component: str,
+    takes: str,
+    gives: str,
+    healthy: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    on_modules: None,
 ) -> None:
     device = FakeDevice()
     monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
     monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
-    case, few = case_of(component, healthy), MemorySettings(runs=5, warmup=1)
-    measurement = memory.measure_here(case, healthy.model_copy(update={"memory": few}))
+    case = case_of(component, healthy)
+    measurement = memory.measure_here(case, healthy.model_copy(update={"memory": FEW}))
     values = {name: metric.value for name, metric in measurement.metrics.items()}
     both = [values[f"{component}_{name}.engine_weights"] for name in ("first", "next")]
     assert values["engine_weights"] == sum(filter(None, both))

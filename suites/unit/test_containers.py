@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from scripts import load_script
 
 from wan_trt_core.config import KEYS
 
@@ -59,10 +59,7 @@ def test_the_settings_in_it_are_settings() -> None:
 
 
 def test_the_tool_without_docker_reads_every_step() -> None:
-    spec = importlib.util.spec_from_file_location("in_chroot", ROOT / "tools" / "dockerfile_in_chroot.py")
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/dockerfile_in_chroot.py")
     steps = tool.instructions(DOCKERFILE)
     words = [word for word, _ in steps]
     assert set(words) == {"ARG", "FROM", "RUN", "USER", "ENV", "COPY", "VOLUME", "WORKDIR", "CMD"}

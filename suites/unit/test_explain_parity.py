@@ -20,7 +20,7 @@ from wan_trt_core.comparison import explain_case
 from wan_trt_core.comparison.blocks import find_divergence, limits
 from wan_trt_core.comparison.conditions import equal_conditions, snapshot, without_tf32
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.operations import Operation, first_operation, modules_of
+from wan_trt_core.comparison.operations import Operation, first_operation, modules_of, nodes_of
 from wan_trt_core.comparison.parity import explanations_of
 from wan_trt_core.comparison.targets import Target, target_of
 from wan_trt_core.config import Settings
@@ -32,8 +32,8 @@ BLOCK = "blocks.1"
 
 
 @pytest.fixture(scope="module")
-def settings(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return settings_with(tmp_path_factory.mktemp("healthy") / "cache", small_checkpoint)
+def settings(small_checkpoint: Path, engine_cache_folder: Path) -> Settings:
+    return settings_with(engine_cache_folder, small_checkpoint)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Exported:
                 component.prepare(checkpoint, "fp32")(call) | reference(call),
                 lambda: reference(call),
                 limits("fp32"),
-                modules_of(self.path),
+                modules_of(nodes_of(self.path)),
             )
 
 

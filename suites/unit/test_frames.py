@@ -117,6 +117,7 @@ class TestMeasuring:
             inputs=lambda *_: None, facts=dict, problems=dict,
         )  # fmt: skip
         quick = {"perf.max_pairs": 5, "perf.min_pairs": 5, "perf.min_sample_time": 0, "perf.warmup_time": 0}
+        quick["perf.kernels"] = False  # in a process of its own, which knows of no made-up pipeline
         settings = load_settings(overrides=quick, environ={}).settings
 
         def measure(module: Any, report: Path | None) -> Measurement:

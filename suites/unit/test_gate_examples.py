@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
 import shutil
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from plugin_support import PLUGIN_ARGS
+from scripts import load_script
 
 from wan_trt_core.gates.verdict import Reason, Verdict
 
@@ -19,16 +18,7 @@ ROOT = Path(__file__).parents[2]
 BY_HAND = "examples/gates"
 
 
-def load_tool() -> ModuleType:
-    path = ROOT / "tools" / "record_examples.py"
-    spec = importlib.util.spec_from_file_location("record_examples", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL = load_tool()
+TOOL = load_script("tools/record_examples.py")
 PAGE = (ROOT / "docs" / "gate_examples.md").read_text()
 EXAMPLES: list[re.Match[str]] = list(TOOL.EXAMPLE.finditer(PAGE))
 HANDMADE = [example for example in EXAMPLES if example["folder"] == BY_HAND]

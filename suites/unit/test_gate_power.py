@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from scripts import load_script
 
 from wan_trt_core.gates.statistics import paired_ratio
 
@@ -24,12 +23,7 @@ QUESTIONS = (
 
 @pytest.fixture(scope="module")
 def power() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gate_power", ROOT / "benchmarks" / "gate_power.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/gate_power.py")
 
 
 @pytest.fixture(scope="module")

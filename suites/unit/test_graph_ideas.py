@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from scripts import load_script
 
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import Sizes
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "graph_ideas.py"
 VIDEO = Sizes(height=32, width=48, frames=5, text_length=8)
 
 
 @pytest.fixture(scope="module")
 def ideas() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("graph_ideas", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/graph_ideas.py")
 
 
 def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -184,18 +184,19 @@ def test_baselines(
     assert explained == (verdict[0] == "fail")  # a band alone may fail a case; that is explained as well
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
 @pytest.mark.parametrize(
-    ("selection", "complete"),
-    [((), True), (("-k", "good"), False), (("-x",), False), (("-m", "memory"), False)],
-)
+    ("arguments", "complete"),
+    [
+        ("-m parity", True), ("-m parity -n2", True), ("-m parity -k good", False), ("-m parity -k good -n2", False),
+        ("-m parity -x", False), ("-m memory", False),
+    ],
+)  # fmt: skip
 def test_orphaned_baselines_are_told_by_complete_runs(
-    project: Project, selection: tuple[str, ...], workers: tuple[str, ...], complete: bool
+    project: Project, arguments: str, complete: bool
 ) -> None:
     project.cases("bad-one", "good-one", suites=("parity", "memory"), bands=True)
     store_baselines(project, "parity", dict.fromkeys(("bad-one", "good-one", "renamed"), 1e-5))
-    arguments = (*selection, *(workers if "-x" not in selection else ()))
-    result = project.run(*(() if "-m" in selection else ("-m", "parity")), *arguments)
+    result = project.run(*arguments.split())
     orphans = ["parity renamed (tiny-wan)"] if complete else []
     assert project.results()["environment"]["orphaned_baselines"] == orphans
     text = " ".join(result.stdout.str().split())
@@ -317,6 +318,15 @@ def test_a_failure_that_cannot_be_explained_is_still_a_failure(project: Project)
     result.stdout.fnmatch_lines(
         ["*why could not be found out: MemoryError: no room for every block's output"]
     )
+
+
+def test_a_verdict_outlives_an_interrupt_while_its_reason_is_looked_for(project: Project) -> None:
+    """Where a block's outputs need an engine of their own, that takes minutes, and a job's time may end in it."""
+    project.cases("bad-stopped", "good-one")
+    result = project.run("-m", "parity")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert project.verdicts() == {("parity", "bad-stopped"): ("fail", "beyond_limit")}
+    result.stdout.fnmatch_lines(["*why was not found out: interrupted"])
 
 
 def test_stop_at_first_failure(project: Project) -> None:

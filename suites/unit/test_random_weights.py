@@ -34,7 +34,7 @@ TINY: Configs = {
         "num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 3, "ffn_dim": 128, "text_dim": 32,
         "freq_dim": 32,
     },
-    "vae": {"base_dim": 8},
+    "vae": {"base_dim": 8, "num_res_blocks": 1},
 }  # fmt: skip
 FLOOR = {"min": 90.0, "reason": "float32"}
 
@@ -259,10 +259,14 @@ def test_layers_are_for_random_weights_only(small_checkpoint: Path) -> None:
             resolve(name, folder, layers=2)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("engines", ["modules", pytest.param("onnxruntime", marks=pytest.mark.slow), "none"])
 def test_a_video_of_stock_diffusers_and_one_of_engines_agree(
-    backend: str, tiny: str, settings: Settings
+    engines: str, tiny: str, settings: Settings, request: pytest.FixtureRequest
 ) -> None:
+    """Engines that run the components' graphs in PyTorch, those that an export comes to, and none."""
+    backend = "torch" if engines == "none" else "onnxruntime"
+    if engines == "modules":
+        request.getfixturevalue("on_modules")
     case = case_of("pipeline", tiny, steps=2, layers=2, backend=backend)
     context = Context(settings)
     measurement = measure_case(case, "parity", context)
@@ -273,7 +277,7 @@ def test_a_video_of_stock_diffusers_and_one_of_engines_agree(
     context.close()
 
 
-def test_cases_with_other_layers_are_other_models(tiny: str, settings: Settings) -> None:
+def test_cases_with_other_layers_are_other_models(tiny: str, settings: Settings, on_modules: None) -> None:
     context = Context(settings)
     found = [
         measure_case(case_of("dit", tiny, layers=layers), "parity", context).facts["random_weights"]
@@ -285,7 +289,7 @@ def test_cases_with_other_layers_are_other_models(tiny: str, settings: Settings)
     context.close()
 
 
-def test_memory_is_marked_too(tiny: str, settings: Settings) -> None:
+def test_memory_is_marked_too(tiny: str, settings: Settings, on_modules: None) -> None:
     growth = {"memory": {"growth": {"max": 1e9, "reason": "a test of the label"}}}
     case = case_of("vae_decoder_first", tiny, **growth)
     settings = settings.model_copy(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from module_engine import component_engine
+from scripts import load_script
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.config import Settings
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
-from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline import recording as recording_module
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
@@ -32,8 +30,8 @@ STAGES = ("text encode", "denoise 1", "denoise 2", "decode 1", "decode 2", "deco
 
 
 @pytest.fixture
-def model(tiny_wan_folder: Path) -> ResolvedModel:
-    return resolve("tiny-wan", tiny_wan_folder)
+def model(small_checkpoint: Path) -> ResolvedModel:
+    return resolve(str(small_checkpoint))
 
 
 @pytest.fixture
@@ -42,16 +40,7 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def store(model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> EngineStore:
-    """Its engines run PyTorch's modules."""
-
-    def load(
-        component: str, model: ResolvedModel, profile: object, precision: str, *_: Any, **__: Any
-    ) -> Engine:
-        return component_engine(component, model.checkpoint, precision)
-
-    monkeypatch.setattr(engines_module, "load_engine", load)
-    monkeypatch.setattr(engines_module, "built_engine", lambda *_, **__: None)
+def store(settings: Settings, on_modules: None) -> EngineStore:
     return EngineStore(settings)
 
 
@@ -63,17 +52,16 @@ def labels(record: MemoryRecord) -> list[str]:
 def test_engines_in_a_pipeline(
     model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
 ) -> None:
-    steps: list[tuple[int, int]] = []
     path = tmp_path / FILE_NAME
     with recorded_run(path, settings, {"model": "tiny-wan"}) as recording, store:
         with recording.loads(model.checkpoint, store):
             stock = model.checkpoint.pipeline(on_host=REPLACED)
             pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
-        with recording.stages(pipe, lambda *step: steps.append(step)) as on_step:
-            video = generate(pipe, "red", SMALL, on_step=on_step).frames
+        with recording.stages(pipe):
+            video = generate(pipe, "red", SMALL).frames
         unwatched = generate(pipe, "red", SMALL).frames
         assert "load" not in vars(model.checkpoint) and "load" not in vars(store)
-        assert "decode" not in vars(pipe.vae) and "encode_prompt" not in vars(pipe)
+        assert not {"decode", "encode_prompt", "step"} & {*vars(pipe.vae), *vars(pipe), *vars(pipe.scheduler)}
         assert "decode_steps" not in vars(pipe.vae.decoder)
     record = MemoryRecord.read(path)
     loads = (
@@ -90,7 +78,6 @@ def test_engines_in_a_pipeline(
         *STAGES,
         *(f"unload {name}" for name in loads[3:]),
     ]
-    assert steps == [(1, 2), (2, 2)]
     assert record.precisions["dit engine weights"] == "fp32"
     held = [set(event.held.get("host", {})) for event in record.events]
     engines = {f"{name} weights" for name in loads[3:]}
@@ -99,14 +86,11 @@ def test_engines_in_a_pipeline(
 
 
 def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: EngineStore) -> None:
-    def told(*_: int) -> None: ...
-
     recording = RunRecording(None)
     pipe = model.checkpoint.pipeline()
     with recording.loads(model.checkpoint, store):
         assert "load" not in vars(model.checkpoint)
-    with recording.stages(pipe, told) as on_step:
-        assert on_step is told
+    with recording.stages(pipe):
         assert "encode_prompt" not in vars(pipe) and not pipe.vae.decoder._forward_pre_hooks
 
 
@@ -115,8 +99,8 @@ def test_stock_modules(model: ResolvedModel, settings: Settings, store: EngineSt
     with recorded_run(path, settings, {}) as recording:
         with recording.loads(model.checkpoint, store):
             pipe = model.checkpoint.pipeline()
-        with recording.stages(pipe, lambda *_: None) as on_step:
-            generate(pipe, "red", SMALL, on_step=on_step)
+        with recording.stages(pipe):
+            generate(pipe, "red", SMALL)
         assert not pipe.vae.decoder._forward_pre_hooks
     assert labels(MemoryRecord.read(path))[3:] == list(STAGES)
 
@@ -128,8 +112,8 @@ def test_a_decode_in_tiles_is_one_stage(
     pipe = model.checkpoint.pipeline()
     pipe.vae.enable_tiling(16, 16, 8, 8)
     with recorded_run(path, settings, {}) as recording:  # noqa: SIM117
-        with recording.stages(pipe, lambda *_: None) as on_step:
-            generate(pipe, "red", SMALL, on_step=on_step)
+        with recording.stages(pipe):
+            generate(pipe, "red", SMALL)
     assert labels(MemoryRecord.read(path))[-2:] == ["decode", "postprocess"]
 
 
@@ -183,8 +167,8 @@ def test_the_frames_of_a_compiled_decoder_are_told_apart(
     pipe = model.checkpoint.pipeline()
     pipe.vae._modules["decoder"] = torch.compile(pipe.vae.decoder, backend="eager")
     short = dataclasses.replace(SMALL, num_frames=5, num_inference_steps=1, guidance_scale=1.0)
-    with recorded_run(path, settings, {}) as recording, recording.stages(pipe, lambda *_: None) as on_step:
-        generate(pipe, "red", short, on_step=on_step)
+    with recorded_run(path, settings, {}) as recording, recording.stages(pipe):
+        generate(pipe, "red", short)
     stages = ["text encode", "denoise 1", "decode 1", "decode 2", "postprocess"]
     assert labels(MemoryRecord.read(path)) == stages
 
@@ -195,11 +179,7 @@ def test_the_benchmark_times_both_arms(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file = Path(__file__).parents[2] / "benchmarks" / "memory_events.py"
-    spec = importlib.util.spec_from_file_location("memory_events_benchmark", file)
-    assert spec is not None and spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script("benchmarks/memory_events.py")
     monkeypatch.setattr(benchmark, "LOOKS", 5)
     monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
     written = tmp_path / "found.json"

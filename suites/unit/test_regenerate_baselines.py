@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
@@ -26,6 +25,7 @@ from fabricated import (
     run_record,
 )
 from rich.console import Console
+from scripts import load_script
 
 from wan_trt_core import baseline_update as update
 from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
@@ -380,12 +380,7 @@ class TestMeasuring:
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "tools" / "regenerate_baselines.py"
-    spec = importlib.util.spec_from_file_location("regenerate_baselines", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/regenerate_baselines.py")
 
 
 CASE_FILE = """

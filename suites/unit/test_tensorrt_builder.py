@@ -77,7 +77,9 @@ class TestVerification:
     def test_products_in_the_precision_of_the_graph_pass(self) -> None:
         """A cast may be fused to a product, on either side."""
         widened = {**GEMM, "Outputs": [{"Name": "b", "Format/Datatype": "Float"}]}
-        for entry in (GEMM, widened):
+        gate = {"Name": "gate", "Format/Datatype": "Float"}
+        gated = {**widened, "Inputs": [gate, *GEMM["Inputs"]]}  # as H200's __myl_FcCasMulAdd
+        for entry in (GEMM, widened, gated):
             assert unplanned_precisions(layers_of(report(entry)), {"node_linear": "float16"}) == ()
 
     def test_a_product_in_another_precision_is_named_with_its_layer(self) -> None:
@@ -86,6 +88,11 @@ class TestVerification:
         assert unplanned_precisions(layers_of(report(wide)), planned) == (
             "node_linear is float16 in the graph, and float32 to float32 in layer node_linear_myl3_1",
         )
+
+    @pytest.mark.parametrize("told", ["BFloat16", "Row major linear BF16 format"])
+    def test_bf16_is_not_taken_for_float32(self, told: str) -> None:
+        entry = {**GEMM, "Inputs": [{"Format/Datatype": told}], "Outputs": [{"Format/Datatype": told}]}
+        assert unplanned_precisions(layers_of(report(entry)), {"node_linear": "bfloat16"}) == ()
 
     def test_casts_to_float32_around_a_product_ask_for_its_sums_alone(self, tmp_path: Path) -> None:
         import onnx
@@ -96,12 +103,17 @@ class TestVerification:
             helper.make_node("Cast", ["x"], ["wide"], "cast", to=float32),
             helper.make_node("MatMul", ["wide", "wide"], ["sums"], "widened"),
             helper.make_node("MatMul", ["sums", "sums"], ["y"], "plain"),
+            helper.make_node("Conv", ["wide", "wide"], ["z"], "convolved"),
         ]
-        values = [helper.make_tensor_value_info(name, float32, [2, 2]) for name in ("wide", "sums", "y")]
+        values = [helper.make_tensor_value_info(name, float32, [2, 2]) for name in ("wide", "sums", "y", "z")]
         taken = helper.make_tensor_value_info("x", float16, [2, 2])
         graph = helper.make_graph(nodes, "g", [taken], values[2:], value_info=values[:2])
         onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
-        assert _Graph(tmp_path / "m.onnx").products == {"widened": "float16", "plain": "float32"}
+        assert _Graph(tmp_path / "m.onnx").products == {
+            "widened": "float16",
+            "plain": "float32",
+            "convolved": "float32",
+        }
 
     def test_a_report_that_tells_of_no_product_proves_nothing(self) -> None:
         found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})

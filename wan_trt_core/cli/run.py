@@ -141,12 +141,14 @@ def _generate(
         steps = generation.num_inference_steps
         report("generate", 0.0)
         started = time.perf_counter()
-        with recording.stages(
-            pipe,
-            lambda done, _: report("generate", done / (steps + 1)),  # the last part is decoding
-        ) as on_step:
+        with recording.stages(pipe):
             generated = generate(
-                pipe, prompt, generation, seed, negative_prompt=negative_prompt, on_step=on_step
+                pipe,
+                prompt,
+                generation,
+                seed,
+                negative_prompt=negative_prompt,
+                on_step=lambda done, _: report("generate", done / (steps + 1)),  # the last part is decoding
             )
         seconds = time.perf_counter() - started
         report("generate", 1.0)

@@ -22,6 +22,7 @@ from wan_trt_core.gates import judge
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.device_memory import SAMPLE_SECONDS, current_device_memory
 from wan_trt_core.measure.memory import resident_set
+from wan_trt_core.measure.memory_events import label
 from wan_trt_core.pipeline.stages import StageTimes, median_call, peaks_by_stage, time_stages
 from wan_trt_core.progress import Report
 from wan_trt_core.records import CaseRecord, Measurement
@@ -186,10 +187,6 @@ def memory_here(
         call()
         if device is not None:
             device.release()  # what loading and the first video's choice of kernels took for a while
-        return peaks_by_stage(
-            side.pipe,
-            call,
-            resident_set if device is None else device.used,
-            synchronize=synchronize,
-            seconds=SAMPLE_SECONDS,
-        )
+        read = resident_set if device is None else device.used
+        peaks = peaks_by_stage(side.pipe, call, read, synchronize=synchronize, seconds=SAMPLE_SECONDS)
+        return tuple((label(stage, index=index), size) for stage, index, size in peaks)

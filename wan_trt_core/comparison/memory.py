@@ -141,8 +141,9 @@ def measure_stages(arm: Arm, inputs: Any, device: DeviceMemory | None = None) ->
     read, name = (resident_set, TOTALS[1]) if device is None else (device.used, TOTALS[0])
     call = partial(arm.call, inputs)
     peaks: dict[str, int] = {}
-    for label, size in peaks_by_stage(arm.pipe, call, read, synchronize=synchronize, seconds=SAMPLE_SECONDS):
-        stage = label.rstrip(" 0123456789").replace(" ", "_")
+    for stage, _, size in peaks_by_stage(
+        arm.pipe, call, read, synchronize=synchronize, seconds=SAMPLE_SECONDS
+    ):
         peaks[stage] = max(peaks.get(stage, 0), size)
     return {
         f"{stage}.{name}": Metric(value=float(size), unit="B", better="lower")

@@ -181,11 +181,16 @@ def _lost(values: Mapping[str, NodeProto], agree: Collection[str]) -> list[str]:
     return [name for name in values if name not in healthy]
 
 
-def modules_of(graph: Path) -> dict[str, str]:
-    """The PyTorch module of every value in an exported model, by name."""
+def nodes_of(graph: Path) -> Sequence[NodeProto]:
+    """The nodes of a model, in their order; its weights are not read."""
     import onnx
 
-    nodes = onnx.load(str(graph), load_external_data=False).graph.node
+    nodes: Sequence[NodeProto] = onnx.load(str(graph), load_external_data=False).graph.node
+    return nodes
+
+
+def modules_of(nodes: Sequence[NodeProto]) -> dict[str, str]:
+    """The PyTorch module of every value that the nodes of an exported model give out, by name."""
     return {name: module for node in nodes for module in (module_of(node),) for name in node.output}
 
 

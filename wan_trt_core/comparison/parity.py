@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from wan_trt_core.cases import MEAN, Case
+from wan_trt_core.cases import ERROR_OVER_STOCK, MEAN, Case
 from wan_trt_core.comparison.blocks import Divergence
 from wan_trt_core.comparison.conditions import equal_conditions, snapshot
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.frames import keep_frames
 from wan_trt_core.comparison.operations import Operation
-from wan_trt_core.comparison.targets import Outputs, Target, target_of
+from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
 from wan_trt_core.measure.quality import VIDEO_METRICS, tensor_metrics, video_metrics
 from wan_trt_core.records import Measurement, Metric
 
@@ -47,11 +47,14 @@ def measure(case: Case, context: Context) -> Measurement:
     with equal_conditions(context.settings):
         target = target_of(case, context)
         required = frozenset(case.parity.limits)
+        over_stock = ERROR_OVER_STOCK in {*required, *case.parity.bands}
         by_source: dict[str, dict[str, Metric]] = {}
         frames: dict[str, Any] = {}
         for source, inputs in target.parity_inputs():
             expected, found = target.reference.call(inputs), target.candidate.call(inputs)
             by_source[source] = compare(expected, found, required, target.fps)
+            if over_stock:
+                by_source[source] |= _over_stock(by_source[source], expected, stock_of(case, context), inputs)
             if source == _worst_source(by_source, "video.psnr_db"):
                 frames |= keep_frames(context.report, f"{case.id}-parity", expected, found, target.fps)
         return Measurement(
@@ -59,6 +62,23 @@ def measure(case: Case, context: Context) -> Measurement:
             facts={"conditions": snapshot(), **target.facts(), **frames},
             problems=target.problems(),
         )
+
+
+def stock_of(case: Case, context: Context) -> Arm:
+    """Stock diffusers in the candidate's own precision."""
+    return target_of(case.model_copy(update={"reference_precision": None}), context).reference
+
+
+def _over_stock(found: dict[str, Metric], expected: Outputs, stock: Arm, inputs: Any) -> dict[str, Metric]:
+    theirs, ours = compare(expected, stock.call(inputs))["relative_l2"].value, found["relative_l2"].value
+    if ours is None or not theirs:
+        return {
+            ERROR_OVER_STOCK: Metric(
+                value=None, unit="x", better="lower", detail="stock diffusers has no error"
+            )
+        }
+    detail = f"stock diffusers in that precision has a relative L2 of {theirs:.1e}"
+    return {ERROR_OVER_STOCK: Metric(value=ours / theirs, unit="x", better="lower", detail=detail)}
 
 
 def _worst_source(by_source: dict[str, dict[str, Metric]], name: str) -> str | None:

@@ -58,7 +58,7 @@ def measure(case: Case, context: Context) -> Measurement:
         measurement = time_target(
             target,
             case.perf.speedup,
-            settings.perf,
+            _budgeted(settings.perf, case.perf.time_budget),
             required_of(case),
             also=case.perf.also,
             precision=precision_of(case.perf),
@@ -69,6 +69,11 @@ def measure(case: Case, context: Context) -> Measurement:
         return measurement
     release()
     return measurement.model_copy(update={"facts": {**measurement.facts, "kernels": profile(case, settings)}})
+
+
+def _budgeted(settings: PerfSettings, of_case: float | None) -> PerfSettings:
+    """The settings with the larger time budget: a case knows its calls, and a user may want more pairs of them."""
+    return settings.model_copy(update={"time_budget": max(settings.time_budget, of_case or 0.0)})
 
 
 def required_of(case: Case) -> frozenset[str]:

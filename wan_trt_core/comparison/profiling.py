@@ -129,7 +129,7 @@ def layer_names(found: Iterable[Layer], modules: Mapping[str, str]) -> dict[str,
     return {
         layer.name: layer_name(
             (layer.tactic, layer.kind, layer.name),
-            layer.dtype or layer.taken,
+            layer.dtype or next(iter(layer.taken), ""),
             filter(None, (modules.get(node, "") for node in layer.sources)),
         )
         for layer in found

@@ -27,7 +27,7 @@ from wan_trt_core.cases import Case, Prompt
 from wan_trt_core.comparison.blocks import Divergence, limits, trace
 from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.operations import Operation, first_operation, modules_of
+from wan_trt_core.comparison.operations import Operation, first_operation, modules_of, nodes_of
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
@@ -69,11 +69,10 @@ class Graph:
 
     def modules(self) -> dict[str, str]:
         """The PyTorch module of every node of the engine, by the node's name; a fused one is where its result is."""
-        import onnx
-
-        modules = modules_of(self.onnx)
-        graph = onnx.load(str(self.runs), load_external_data=False).graph
-        return {node.name: modules.get(node.output[0], "") for node in graph.node}
+        exported = nodes_of(self.onnx)
+        modules = modules_of(exported)
+        nodes = nodes_of(self.engine) if self.engine else exported
+        return {node.name: modules.get(node.output[0], "") for node in nodes}
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ class Target(ABC):
                 component.prepare(checkpoint, precision)(call) | reference(call),
                 lambda: reference(call),
                 limits(precision),
-                modules_of(graph.onnx),
+                modules_of(nodes_of(graph.onnx)),
             )
 
     def graph(self, name: str, *, block_outputs: bool = False) -> Graph:

@@ -238,6 +238,12 @@ class MemoryRecorder:
             yield
             return
         self.begin(stage, name)
+        with self.ending():
+            yield
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """What is open at the end of a block ends with it, or fails with what ended the block."""
         try:
             yield
         except BaseException as error:

@@ -96,6 +96,7 @@ class EngineStore:
         backend: str,
         *,
         block_outputs: bool = False,
+        built: Callable[[], object] | None = None,
     ) -> Engine:
         """The engine of a component; see :func:`load_engine`, which is called the first time only."""
         key = (component, model.name, model.checkpoint.source, profile, precision, backend, block_outputs)
@@ -109,30 +110,9 @@ class EngineStore:
                 self._settings,
                 block_outputs=block_outputs,
                 progress=self._progress,
+                built=built,
             )
         return self._engines[key]
-
-    def build(
-        self,
-        component: str,
-        model: ResolvedModel,
-        profile: ShapeProfile,
-        precision: str,
-        backend: str,
-        *,
-        block_outputs: bool = False,
-    ) -> None:
-        """Export and build what :meth:`load` would, without loading it; see :func:`built_engine`."""
-        built_engine(
-            component,
-            model,
-            profile,
-            precision,
-            backend,
-            self._settings,
-            block_outputs=block_outputs,
-            progress=self._progress,
-        )
 
     def vae_decoder(
         self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
@@ -226,6 +206,7 @@ def load_engine(
     *,
     block_outputs: bool = False,
     progress: Progress | None = None,
+    built: Callable[[], object] | None = None,
 ) -> Engine:
     """Export, build and load the engine of a component; what the cache holds is not made again.
 
@@ -234,6 +215,7 @@ def load_engine(
         backend: the name of an engine backend.
         block_outputs: with every block's output, to find where one diverges; another engine than without.
         progress: told of the phases of export and build, with the component's name and precision before them.
+        built: called when the engine is on disk, before it is loaded.
 
     Raises:
         UnknownBackend, BackendUnavailable: when this backend cannot run here.
@@ -251,6 +233,8 @@ def load_engine(
         block_outputs=block_outputs,
         progress=progress,
     ).folder
+    if built is not None:
+        built()
     return runs.load(folder, settings)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.measure.memory_events import Held, Place
 from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter
-from wan_trt_core.pipeline.stages import through
+from wan_trt_core.pipeline.stages import Stage, stages, through
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from wan_trt_core.models.checkpoint import Checkpoint
     from wan_trt_core.models.profiles import ShapeProfile
     from wan_trt_core.pipeline.engines import EngineStore
-    from wan_trt_core.pipeline.generate import OnStep
 
 logger = logging.getLogger(__name__)
 
@@ -81,47 +80,24 @@ class RunRecording:
             return
         with (
             through(checkpoint, "load", partial(self._load_module, self._recorder)),
-            through(store, "load", partial(self._load_engine, self._recorder, store)),
+            through(store, "load", partial(self._load_engine, self._recorder)),
         ):
             yield
 
     @contextmanager
-    def stages(self, pipe: WanPipeline, on_step: OnStep) -> Iterator[OnStep]:
+    def stages(self, pipe: WanPipeline) -> Iterator[None]:
         """Meanwhile one call of ``pipe`` is recorded: text encoder, denoising steps, latent frames decoded (the whole
-        decode as one where a VAE decodes in tiles), and what makes frames of that.
-
-        Yields:
-            What to call after each denoising step, in the place of ``on_step``.
-        """
+        decode as one where a VAE decodes in tiles), and what makes frames of that."""
         recorder = self._recorder
         if recorder is None:
-            yield on_step
+            yield
             return
 
-        def encode(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            states = original(*args, **kwargs)
-            recorder.begin("denoise", index=1)
-            return states
+        def begin(stage: Stage, index: int | None) -> None:
+            recorder.begin(stage, index=1 if stage == "decode" and _by_frame(pipe.vae) else index)
 
-        def stepped(done: int, steps: int) -> None:
-            if done < steps:
-                recorder.begin("denoise", index=done + 1)
-            else:
-                recorder.begin("decode", index=1 if _by_frame(pipe.vae) else None)
-            on_step(done, steps)
-
-        def decode(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            video = original(*args, **kwargs)
-            recorder.begin("postprocess")
-            return video
-
-        with (
-            through(pipe, "encode_prompt", encode),
-            through(pipe.vae, "decode", decode),
-            _frames_recorded(recorder, pipe.vae),
-            recorder.stage("text_encode"),
-        ):
-            yield stepped
+        with _frames_recorded(recorder, pipe.vae), recorder.ending(), stages(pipe, begin):
+            yield
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -148,7 +124,6 @@ class RunRecording:
     def _load_engine(
         self,
         recorder: MemoryRecorder,
-        store: EngineStore,
         original: Callable[..., Engine],
         component: str,
         model: ResolvedModel,
@@ -159,9 +134,8 @@ class RunRecording:
     ) -> Engine:
         name = f"{component} engine"
         with recorder.stage("build", name):
-            store.build(component, model, profile, precision, *args, **kwargs)
-        with recorder.stage("load", name):
-            engine = original(component, model, profile, precision, *args, **kwargs)
+            begin_load = partial(recorder.begin, "load", name)
+            engine = original(component, model, profile, precision, *args, **kwargs, built=begin_load)
             recorder.precise(self._owners.add_engine(name, engine, precision))
 
         def close(original: Callable[[], None]) -> None:

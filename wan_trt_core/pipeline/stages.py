@@ -11,6 +11,7 @@ from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from wan_trt_core.measure.memory import sampled
+from wan_trt_core.measure.memory_events import label
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -92,8 +93,8 @@ def time_stages(
         synchronize()
         return clock()
 
-    def begin(stage: str, index: int | None = None) -> None:
-        began.append((_label(stage, index), now()))
+    def begin(stage: Stage, index: int | None) -> None:
+        began.append((label(stage, index=index), now()))
 
     def forward(original: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         nonlocal transformer
@@ -108,7 +109,7 @@ def time_stages(
                 watched.enter_context(through(module, "forward", forward))
         watched.enter_context(stages(pipe, begin))
         call()
-    begin("end")
+    began.append(("end", now()))
     return StageTimes(
         tuple((name, until - since) for (name, since), (_, until) in pairwise(began)), transformer
     )
@@ -121,25 +122,33 @@ def peaks_by_stage(
     *,
     synchronize: Callable[[], object],
     seconds: float,
-) -> tuple[tuple[str, int], ...]:
-    """The most that ``read`` says during each stage of one call of ``pipe``.
+) -> tuple[tuple[Stage, int | None, int], ...]:
+    """The most that ``read`` says during each stage of one call of ``pipe``, with the stage's index.
 
     Args:
         call: generates a video with ``pipe``.
         read: bytes held now; read every ``seconds``, and where a stage begins and ends.
     """
-    began: list[tuple[str, int]] = []
+    began: list[tuple[Stage, int | None]] = []
+    bounds: list[int] = []  # where among the samples a stage begins, and the last one ends
 
-    def begin(stage: str, index: int | None = None) -> None:
+    def bound() -> None:
         synchronize()
-        began.append((_label(stage, index), len(samples)))
+        bounds.append(len(samples))
         samples.append(read())
+
+    def begin(stage: Stage, index: int | None) -> None:
+        bound()
+        began.append((stage, index))
 
     with sampled(read, seconds) as samples:
         with stages(pipe, begin):
             call()
-        begin("end")
-    return tuple((name, max(samples[start : end + 1])) for (name, start), (_, end) in pairwise(began))
+        bound()
+    return tuple(
+        (*stage, max(samples[start : end + 1]))
+        for stage, (start, end) in zip(began, pairwise(bounds), strict=True)
+    )
 
 
 def median_call(times: Sequence[StageTimes]) -> StageTimes:
@@ -147,10 +156,6 @@ def median_call(times: Sequence[StageTimes]) -> StageTimes:
     each stage, its stages come to its length."""
     by_length = sorted(times, key=lambda each: sum(seconds for _, seconds in each.stages))
     return by_length[len(times) // 2]
-
-
-def _label(stage: str, index: int | None) -> str:
-    return f"{stage} {index or ''}".strip().replace("_", " ")
 
 
 @contextmanager

@@ -38,7 +38,11 @@ def judge_item(
     seconds = time.perf_counter() - item.stash.get(STARTED, time.perf_counter())
     record = judge_case(session, case, suite, measurement, seconds)
     if record.verdict is Verdict.FAIL and record.reason is not Reason.BETTER_THAN_BAND:
-        record = _explained(session, case, suite, record)
+        try:
+            record = _explained(session, case, suite, record)
+        except KeyboardInterrupt:  # finding out why may take engines of its own; the verdict stands without
+            record = _noted(record, "why was not found out: interrupted")
+            item.session.shouldstop = "interrupted"
     item.stash[RECORD] = record
     if record.verdict is Verdict.PASS:
         return record
@@ -85,6 +89,10 @@ def _explained(session: WanSession, case: Case, suite: Suite, record: CaseRecord
         )
     except Exception as error:  # of whatever kind: the case has failed, and that is what must be told
         notes = (f"why could not be found out: {type(error).__name__}: {error}",)
+    return _noted(record, *notes)
+
+
+def _noted(record: CaseRecord, *notes: str) -> CaseRecord:
     measurement = record.measurement.model_copy(update={"notes": (*record.measurement.notes, *notes)})
     return record.model_copy(update={"measurement": measurement})
 

@@ -224,7 +224,7 @@ class WanSession:
 def allowed_names() -> Allowed:
     """The names that a case file may use. Imports no backend, no component and not torch."""
     from wan_trt_core.backends.registry import backend_names
-    from wan_trt_core.cases import BESIDE, Allowed
+    from wan_trt_core.cases import BESIDE, ERROR_OVER_STOCK, Allowed
     from wan_trt_core.measure.quality import TENSOR_METRICS, VIDEO_METRICS
     from wan_trt_core.measure.timing import TIMING_METRICS
     from wan_trt_core.models.catalogue import model_names, profile_names
@@ -239,5 +239,5 @@ def allowed_names() -> Allowed:
         components=component_names(),
         backends=backend_names(),
         models={model: profile_names(model) for model in model_names()},
-        metrics={"parity": parity, "perf": (*TIMING_METRICS, *BESIDE.values(), *parity)},
+        metrics={"parity": (*parity, ERROR_OVER_STOCK), "perf": (*TIMING_METRICS, *BESIDE.values(), *parity)},
     )

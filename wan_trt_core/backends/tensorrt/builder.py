@@ -125,8 +125,14 @@ class _Graph:
         return module_of(found) if found is not None else ""
 
     def _multiplied(self, product: Any, maker: Any | None) -> str:
-        """The dtype of the factors of a product: that before a cast to float32, which asks for float32 sums only."""
+        """The dtype of a product's factors.
+
+        Of a matrix product that before a cast to float32, which asks for float32 sums only; a convolution of casts is
+        one in float32, as ONNX has none in BF16.
+        """
         made = self.tensors[product.output[0]].dtype
+        if product.op_type == "Conv":
+            return made
         given = self.tensors.get(maker.input[0]) if maker is not None and maker.op_type == "Cast" else None
         return given.dtype if given is not None and given.dtype in FUSABLE else made
 

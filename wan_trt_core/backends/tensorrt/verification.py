@@ -15,7 +15,14 @@ FUSED = "mha"
 _SOURCE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 """A source in a layer's metadata; what stands between two of them differs (0x1f within a fused kernel, else 0x1e)."""
 
-_FORMATS = {"Half": "float16", "FP16": "float16", "Float": "float32", "FP32": "float32", "BF16": "bfloat16"}
+_FORMATS = {
+    "BFloat16": "bfloat16",  # before "Float", which is part of it
+    "BF16": "bfloat16",
+    "Half": "float16",
+    "FP16": "float16",
+    "Float": "float32",
+    "FP32": "float32",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Layer:
     Attributes:
         sources: names of the ONNX nodes that it computes.
         dtype: of its first output, by PyTorch's name; empty where the inspector does not say.
-        taken: dtype of its first input.
+        taken: dtypes of its inputs.
         tactic: the kernel that was chosen, where the inspector says.
     """
 
@@ -33,7 +40,7 @@ class Layer:
     kind: str
     sources: tuple[str, ...]
     dtype: str
-    taken: str = ""
+    taken: tuple[str, ...] = ()
     tactic: str = ""
 
 
@@ -58,7 +65,8 @@ def unfused_attentions(layers: Iterable[Layer], softmaxes: Iterable[str]) -> tup
 def unplanned_precisions(layers: Iterable[Layer], planned: Mapping[str, str]) -> tuple[str, ...]:
     """The graph's products that are computed in another dtype than the graph's, each with the layer that does.
 
-    A layer may take or give another dtype where a cast is fused to it, so one of the two must be the planned one.
+    A layer may take or give another dtype where a cast or a sum in float32 is fused to it, so it is enough that its
+    output or one of its inputs has the planned one.
 
     Args:
         planned: dtype of each matrix product and convolution, by the name of its node.
@@ -72,9 +80,10 @@ def unplanned_precisions(layers: Iterable[Layer], planned: Mapping[str, str]) ->
     if planned and not known:
         return ("no layer of the inspector's report tells of any product",)
     return tuple(
-        f"{node} is {planned[node]} in the graph, and {layer.taken} to {layer.dtype} in layer {layer.name}"
+        f"{node} is {planned[node]} in the graph, and {' and '.join(dict.fromkeys(layer.taken))} to {layer.dtype} "
+        f"in layer {layer.name}"
         for node, layer in known
-        if planned[node] not in (layer.dtype, layer.taken)
+        if planned[node] not in (layer.dtype, *layer.taken)
     )
 
 
@@ -85,9 +94,10 @@ def computed_in(layers: Iterable[Layer]) -> dict[str, int]:
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
     sources = tuple(_SOURCE.findall(str(entry.get("Metadata", ""))))
-    made, taken = ((entry.get(key) or [{}])[0] for key in ("Outputs", "Inputs"))
+    made = (entry.get("Outputs") or [{}])[0]
+    taken = tuple(filter(None, map(_dtype, entry.get("Inputs") or ())))
     name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", ""))
-    return Layer(name, kind, sources, _dtype(made), _dtype(taken), str(entry.get("TacticName", "")))
+    return Layer(name, kind, sources, _dtype(made), taken, str(entry.get("TacticName", "")))
 
 
 def _dtype(tensor: Mapping[str, Any]) -> str:

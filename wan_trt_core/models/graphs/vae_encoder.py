@@ -23,19 +23,22 @@ class _Downsample(nn.Module):
     """Half the height and width by a convolution; where diffusers has a ``time_conv``, also half the frames.
 
     The first frame is not halved, and is itself what the next step finds before its own.
+
+    Diffusers pads one row below and one column to the right. Here the kernel has a row and a column of zeros before
+    its own and the padding is the convolution's, on all sides: TensorRT 10.6 fails where it fuses an image padded by
+    itself with the convolution behind it ("Cannot add shapes of unequal rank"), and no larger image is written.
     """
 
     def __init__(self, resample: Any, *, first: bool) -> None:
         super().__init__()
         conv = resample.resample[1]
-        self.weight = copying.parameter(conv.weight[:, :, None])
+        self.weight = copying.parameter(functional.pad(conv.weight[:, :, None], (1, 0, 1, 0)))
         self.bias = copying.parameter(conv.bias)
         self.temporal = resample.mode == "downsample3d"
         self.time_conv = CausalConv(resample.time_conv, first=False) if self.temporal and not first else None
 
     def forward(self, frames: Tensor, caches: Caches) -> Tensor:
-        padded = functional.pad(frames, (0, 1, 0, 1))
-        halved = functional.conv3d(padded, self.weight, self.bias, stride=(1, 2, 2))
+        halved = functional.conv3d(frames, self.weight, self.bias, stride=(1, 2, 2), padding=(0, 1, 1))
         if self.time_conv is not None:
             halved = self.time_conv(halved, caches)
         elif self.temporal:

@@ -226,10 +226,10 @@ def test_the_model_is_described(exported: Callable[..., OnnxModel], checkpoint: 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("vae_decoder_first", {"Reshape": 5, "Transpose": 5, "Expand": 2, "Add": 17}),
-        ("vae_decoder_next", {"Reshape": 11, "Transpose": 7, "Add": 17}),
-        ("vae_encoder_first", {"Reshape": 5, "Transpose": 5, "Add": 13}),
-        ("vae_encoder_next", {"Reshape": 5, "Transpose": 5, "Add": 13}),
+        ("vae_decoder_first", {"Reshape": 5, "Transpose": 5, "Expand": 2}),
+        ("vae_decoder_next", {"Reshape": 11, "Transpose": 7}),
+        ("vae_encoder_first", {"Reshape": 5, "Transpose": 5}),
+        ("vae_encoder_next", {"Reshape": 5, "Transpose": 5}),
     ],
 )
 def test_nothing_of_wan22_s_vae_is_in_wan21_s(
@@ -237,7 +237,7 @@ def test_nothing_of_wan22_s_vae_is_in_wan21_s(
 ) -> None:
     """Its shortcuts and patches are made of these: to move values about is what costs time and memory."""
     counts = operator_counts(exported(name).path)
-    moving = ("Reshape", "Transpose", "Expand", "ReduceMean", "Add")
+    moving = ("Reshape", "Transpose", "Expand", "ReduceMean")
     assert {operator: counts[operator] for operator in moving if operator in counts} == expected
 
 

@@ -1,17 +1,21 @@
-"""An engine that runs a PyTorch module: the core does not notice, and nothing has to be exported."""
+"""Engines that run PyTorch modules: the core does not notice, and nothing has to be exported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wan_trt_core.backends._tensors import check_inputs
 from wan_trt_core.backends.base import Engine, TensorInfo
+from wan_trt_core.config import Settings
+from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import DTYPES, Checkpoint
 from wan_trt_core.models.component import TensorSpec
 from wan_trt_core.models.components import get_component
+from wan_trt_core.models.profiles import ShapeProfile
 
 
 class ModuleEngine(Engine):
@@ -56,3 +60,33 @@ def component_engine(
         infos(component.inputs(checkpoint)),
         infos(component.outputs(checkpoint)) | {name: TensorInfo(DTYPES[precision], ()) for name in blocks},
     )
+
+
+class Loads:
+    """In the place of ``load_engine``: PyTorch runs the very graphs that would be exported."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str]] = []
+        self.engines: list[ModuleEngine] = []
+        self.error: Exception | None = None
+        self.settings: Settings | None = None
+
+    def __call__(
+        self,
+        component: str,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str,
+        backend: str,
+        settings: Settings,
+        **_: Any,
+    ) -> ModuleEngine:
+        self.settings = settings
+        if self.error is not None:
+            raise self.error
+        self.asked.append((component, profile.name, precision))
+        self.engines.append(component_engine(component, model.checkpoint, precision))
+        return self.engines[-1]
+
+    def runs(self) -> int:
+        return sum(engine.runs for engine in self.engines)

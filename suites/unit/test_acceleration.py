@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wan22
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from diffusers import DDIMScheduler, WanImageToVideoPipeline, WanPipeline
+from diffusers import DDIMScheduler, WanPipeline, WanVideoToVideoPipeline
 from diffusers.hooks import apply_layerwise_casting
-from module_engine import ModuleEngine, component_engine
+from module_engine import Loads, ModuleEngine
 
 import wan_trt_core
 from wan_trt_core.backends.base import EngineError
@@ -62,36 +63,6 @@ def pipe(small_checkpoint: Path) -> Any:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
-
-
-class Loads:
-    """In the place of ``load_engine``: PyTorch runs the very graphs that would be exported."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, str]] = []
-        self.engines: list[ModuleEngine] = []
-        self.error: Exception | None = None
-        self.settings: Settings | None = None
-
-    def __call__(
-        self,
-        component: str,
-        model: ResolvedModel,
-        profile: ShapeProfile,
-        precision: str,
-        backend: str,
-        settings: Settings,
-        **_: Any,
-    ) -> ModuleEngine:
-        self.settings = settings
-        if self.error is not None:
-            raise self.error
-        self.asked.append((component, profile.name, precision))
-        self.engines.append(component_engine(component, model.checkpoint, precision))
-        return self.engines[-1]
-
-    def runs(self) -> int:
-        return sum(engine.runs for engine in self.engines)
 
 
 @pytest.fixture
@@ -375,15 +346,69 @@ def test_what_no_engine_can_do_runs_in_pytorch(
     assert len(loads.asked) == 3
 
 
-def test_the_vae_encodes_in_pytorch(
-    pipe: Any, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
+ENCODED = [f"vae_encoder_{step}" for step in ("first", "next")]
+
+
+@pytest.mark.parametrize("kind", ["wan21", "wan22"])
+def test_the_vae_decodes_and_encodes_on_engines(
+    kind: str, pipe: Any, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
 ) -> None:
-    frames = torch.rand(1, 3, 5, 32, 32)
+    profile, sizes = PROFILE, SMALL
+    if kind == "wan22":
+        pipe.vae, profile, sizes = wan22.checkpoint().load("vae"), wan22.PROFILE, wan22.SIZES
+    frames = noise(3, sizes.frames, sizes.height, sizes.width)
+    latents = noise(pipe.vae.config.z_dim, sizes.latent_frames, sizes.latent_height, sizes.latent_width)
     with torch.no_grad():
-        expected = pipe.vae.encode(frames).latent_dist.mode()
-        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
-        assert torch.equal(pipe.vae.encode(frames).latent_dist.mode(), expected)
-    assert "vae runs instead of an engine: the engines decode" in caplog.text
+        decoded, encoded = pipe.vae.decode(latents), pipe.vae.encode(frames)
+    wan_trt_core.accelerate(pipe, profile=profile, settings=settings)
+    assert not set(ENCODED) & {name for name, *_ in loads.asked}  # text to video needs none
+    with never_run(originals(pipe)):
+        torch.testing.assert_close(pipe.vae.decode(latents).sample, decoded.sample, rtol=1e-4, atol=1e-4)
+        for count in (frames.shape[2], 1):
+            found = pipe.vae.encode(frames[:, :, :count]).latent_dist
+            expected = encoded.latent_dist.mode()[:, :, : 1 + count // 4]
+            torch.testing.assert_close(found.mode(), expected, rtol=1e-4, atol=1e-4)
+    assert [name for name, *_ in loads.asked[3:]] == ENCODED
+    assert {name for _, name, _ in loads.asked} == {profile.name}
+    assert not caplog.records
+    whole = pipe.vae.encode(frames).latent_dist
+    assert torch.equal(whole.sample(generator=seed(1)), encoded.latent_dist.sample(generator=seed(1)))
+    assert "own vae runs instead of an engine: more of the VAE's distribution is asked for" in caplog.text
+
+
+def seed(value: int) -> torch.Generator:
+    return torch.Generator().manual_seed(value)
+
+
+def noise(channels: int, *shape: int) -> torch.Tensor:
+    return torch.randn((1, channels, *shape), generator=seed(4))
+
+
+@pytest.mark.parametrize(
+    ("frames", "line"),
+    [
+        (noise(3, 5, 32, 32).repeat(2, 1, 1, 1, 1), "x has batch size 2"),
+        (noise(3, 6, 32, 32), r"frames must be 4k+1 (1, 5, 9, …), not 6"),
+        (noise(3, 5, 32, 40), "width must be a positive multiple of 16 pixels, not 40"),
+        (noise(3, 5, 32, 32), "the encoder's engine for tiny could not be made (RuntimeError: out of luck)"),
+    ],
+    ids=["batch", "frames", "width", "build"],
+)
+def test_what_no_engine_can_encode_runs_in_pytorch(
+    frames: torch.Tensor,
+    line: str,
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with torch.no_grad():
+        expected = pipe.vae.encode(frames).latent_dist.sample(generator=seed(2))
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    loads.error = RuntimeError("out of luck")
+    for _ in range(2):
+        assert torch.equal(pipe.vae.encode(frames).latent_dist.sample(generator=seed(2)), expected)
+    assert caplog.text.count(f"diffusers' own vae runs instead of an engine: {line}") == 1
 
 
 # precision
@@ -613,20 +638,16 @@ def with_two_transformers(pipe: Any) -> None:
     pipe.transformer_2 = pipe.transformer
 
 
-def per_token(pipe: Any) -> None:
-    pipe.register_to_config(expand_timesteps=True)
+def with_a_compiled_expert(pipe: Any) -> None:
+    pipe.transformer_2 = torch.compile(pipe.transformer)
 
 
 def without_transformer(pipe: Any) -> None:
     pipe.transformer = None
 
 
-def of_images(pipe: Any) -> None:
-    pipe.transformer.register_to_config(image_dim=1280)
-
-
-def of_wan22(pipe: Any) -> None:
-    pipe.vae.register_to_config(is_residual=True)
+def of_two_frames(pipe: Any) -> None:
+    pipe.transformer.register_to_config(pos_embed_seq_len=514)
 
 
 @pytest.mark.parametrize(
@@ -643,11 +664,10 @@ def of_wan22(pipe: Any) -> None:
         (with_adapter, r"transformer: adapters are attached \(style\); pipe\.fuse_lora\(\)"),
         (with_lora_layer, r"transformer: an adapter is attached \(blocks\.0\.attn1\.to_q: Linear\)"),
         (tiled, r"vae: tiling is on"),
-        (with_two_transformers, r"transformer_2: the two transformers of Wan 2\.2 are not supported yet"),
-        (per_token, r"transformer: a timestep a token \(expand_timesteps, Wan 2\.2"),
+        (with_two_transformers, r"transformer_2: without a boundary_ratio nothing runs it"),
+        (with_a_compiled_expert, r"transformer_2: a OptimizedModule in the place of"),
         (without_transformer, r"transformer: the pipeline has none"),
-        (of_images, r"transformer: an image-to-video transformer; image to video is not supported yet"),
-        (of_wan22, r"vae: the VAE of Wan 2\.2"),
+        (of_two_frames, r"transformer: a transformer from first and last frame, which is not supported yet"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -669,8 +689,10 @@ def test_everything_that_is_in_the_way_is_told_at_once(pipe: Any, settings: Sett
 
 def test_another_pipeline_is_told_by_its_class(pipe: Any, settings: Settings) -> None:
     parts = {name: part for name, part in pipe.components.items() if name != "transformer_2"}
-    other = WanImageToVideoPipeline(**parts)
-    with pytest.raises(IncompatiblePipeline, match=r"it is a WanImageToVideoPipeline.*image to video"):
+    other = WanVideoToVideoPipeline(**parts)
+    with pytest.raises(
+        IncompatiblePipeline, match=r"it is a WanVideoToVideoPipeline.*WanImageToVideoPipeline"
+    ):
         wan_trt_core.accelerate(other, settings=settings)
 
 

@@ -7,15 +7,30 @@ import shutil
 from pathlib import Path
 
 import pytest
+import wan22
 
 from wan_trt_core.models import catalogue
-from wan_trt_core.models.catalogue import CatalogueError, GenerationDefaults, model_names, resolve
+from wan_trt_core.models.catalogue import (
+    CatalogueError,
+    GenerationDefaults,
+    model_names,
+    resolve,
+)
 from wan_trt_core.models.checkpoint import CheckpointError
 from wan_trt_core.models.profiles import POINTS
 
 
 def test_the_catalogue() -> None:
-    assert model_names() == ("tiny-wan", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b")
+    assert model_names() == (
+        "tiny-wan", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.1-i2v-14b", "wan2.2-t2v-a14b", "wan2.2-ti2v-5b",
+        "tiny-wan2.1-i2v", "tiny-wan2.2-t2v-a14b", "tiny-wan2.2-ti2v-5b",
+    )  # fmt: skip
+
+
+def test_models_of_one_width_are_told_apart_by_their_channels() -> None:
+    for name in ("wan2.1-t2v-14b", "wan2.1-i2v-14b", "wan2.2-ti2v-5b", "tiny-wan"):
+        assert catalogue._entry_of(resolve(name).checkpoint) is catalogue._ENTRIES[name]
+    assert resolve("wan2.2-ti2v-5b").profile().opt.latent_width == 80
 
 
 def test_tiny_wan_is_embedded(tiny_wan_folder: Path) -> None:
@@ -41,6 +56,14 @@ def test_a_named_model_takes_its_weights_from_a_folder(small_checkpoint: Path) -
     model = resolve("wan2.1-t2v-1.3b", small_checkpoint)
     assert set(model.profiles) == {"480p-17f", "480p-81f"}
     assert model.checkpoint.folder == small_checkpoint and not model.checkpoint.random
+
+
+def test_profiles_are_in_the_latents_of_the_model_s_own_vae() -> None:
+    entry = catalogue._ENTRIES["tiny-wan"]
+    for checkpoint, spatial in ((resolve("tiny-wan").checkpoint, 8), (wan22.checkpoint(), 16)):
+        model = catalogue._resolved("it", checkpoint, entry)
+        assert model.spatial == model.profile().opt.spatial == spatial
+        assert model.profile().opt.latent_height == 128 // spatial
 
 
 def test_an_unknown_model_lists_what_there_is() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError, torch_dtype
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -45,17 +46,50 @@ def test_a_folder_without_an_index_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_another_pipeline_is_refused(folder: Path) -> None:
     edit(folder / "model_index.json", lambda index: index.update(_class_name="FluxPipeline"))
-    with pytest.raises(CheckpointError, match="a FluxPipeline, not a WanPipeline"):
+    with pytest.raises(
+        CheckpointError, match="a FluxPipeline, not a WanPipeline or a WanImageToVideoPipeline"
+    ):
         Checkpoint.open(folder)
+
+
+SECOND = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
 
 
 @pytest.mark.parametrize(
-    "change", [{"transformer_2": ["diffusers", "WanTransformer3DModel"]}, {"expand_timesteps": True}]
+    ("change", "message"),
+    [
+        (SECOND, "there is a transformer_2 and no boundary_ratio, which says where it begins"),
+        ({**SECOND, "boundary_ratio": 0.875}, r"transformer_2: missing"),
+        (
+            {"image_encoder": ["transformers", "CLIPModel"]},
+            "image_encoder is CLIPModel, expected CLIPVisionModel",
+        ),
+    ],
 )
-def test_wan_2_2_is_refused(folder: Path, change: dict[str, Any]) -> None:
+def test_a_part_that_only_some_models_have_must_be_whole(
+    change: dict[str, Any], message: str, folder: Path
+) -> None:
     edit(folder / "model_index.json", lambda index: index.update(change))
-    with pytest.raises(CheckpointError, match=r"Wan 2\.2"):
+    with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("model", ["tiny-wan2.1-i2v", "tiny-wan2.2-t2v-a14b", "tiny-wan2.2-ti2v-5b"])
+def test_the_variants_are_opened_as_they_were_saved(model: str, folder: Path, tmp_path: Path) -> None:
+    """Of a pipeline that diffusers saved, with the text encoder of another."""
+    made = resolve(model).checkpoint
+    saved, stored = made.pipeline(), Checkpoint.open(folder)
+    saved.register_modules(text_encoder=stored.load("text_encoder"), tokenizer=stored.tokenizer())
+    saved.save_pretrained(tmp_path / "saved")
+    opened = Checkpoint.open(tmp_path / "saved")
+    assert set(opened.parts) == {*made.parts, "text_encoder"}
+    pipe = opened.pipeline()
+    assert type(pipe) is type(saved)
+    for name in ("boundary_ratio", "expand_timesteps"):
+        assert pipe.config[name] == saved.config[name]
+    for part in made.parts:
+        expected, found = (getattr(each, part).state_dict() for each in (saved, pipe))
+        assert all(value.equal(found[name]) for name, value in expected.items())
 
 
 def test_another_class_of_a_part_is_refused(folder: Path) -> None:
@@ -219,7 +253,7 @@ def test_unknown_parts_and_dtypes_are_named(checkpoint: Checkpoint) -> None:
 
 def test_the_hash_follows_weights_and_configuration(checkpoint: Checkpoint, folder: Path) -> None:
     same = Checkpoint.open(folder)
-    assert all(same.weights_sha256(part) == checkpoint.weights_sha256(part) for part in PARTS)
+    assert all(same.weights_sha256(part) == checkpoint.weights_sha256(part) for part in same.parts)
 
     file = folder / WEIGHTS
     data = bytearray(file.read_bytes())

@@ -10,17 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+import wan22
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import AvgDown3D, DupUp3D
 from faults import drop_block, negate_angles, permute_caches, relative, scale_block, swap_heads
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from wan_trt_core.cases import COMPOSITES
+from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.component import Component
 from wan_trt_core.models.components import ComponentError, component_names, get_component
 from wan_trt_core.models.graphs import dit
 from wan_trt_core.models.graphs.text_encoder import TextEncoderGraph
 from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
 from wan_trt_core.models.graphs.vae_encoder import VaeEncoderGraph
+from wan_trt_core.models.graphs.vae_shortcuts import DownShortcut, UpShortcut
 from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.prompts import PROMPT, encode_prompt
 from wan_trt_core.models.vae_caches import decoder_caches, encoder_caches
@@ -33,6 +39,7 @@ FAULT = 1e-3
 
 NAMES = (
     "dit",
+    "dit_2",
     "text_encoder",
     "vae_decoder_first",
     "vae_decoder_next",
@@ -40,6 +47,17 @@ NAMES = (
     "vae_encoder_next",
 )
 VIDEO = Sizes(height=32, width=48, frames=9, text_length=12)
+
+OF_SMALL = tuple(("small", name) for name in NAMES if name != "dit_2")
+VARIANTS = (
+    ("tiny-wan2.1-i2v", "dit"),
+    ("tiny-wan2.2-t2v-a14b", "dit_2"),
+    *(
+        ("tiny-wan2.2-ti2v-5b", name)
+        for name in ("dit", *COMPOSITES["vae_decoder"], *COMPOSITES["vae_encoder"])
+    ),
+)
+"""Models that differ from text to video in Wan 2.1, and the components that do."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +69,19 @@ def _no_gradients() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def checkpoint(small_checkpoint: Path) -> Checkpoint:
     return Checkpoint.open(small_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def of_model(checkpoint: Checkpoint) -> Callable[[str], tuple[Checkpoint, Sizes]]:
+    """The checkpoint of a model, and a video of it."""
+
+    def of(model: str) -> tuple[Checkpoint, Sizes]:
+        if model == "small":
+            return checkpoint, VIDEO
+        found = resolve(model)
+        return found.checkpoint, found.profile().opt
+
+    return of
 
 
 def randomised(module: nn.Module, seed: int = 0) -> Any:
@@ -132,6 +163,80 @@ def test_unpermuted_rows_are_far_beyond_the_tolerance(monkeypatch: pytest.Monkey
     assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) > FAULT
 
 
+def without_image(graph: Any) -> None:
+    for value in graph.blocks[1].attn2.add_v.parameters():
+        value.zero_()
+
+
+def with_norm_of_text(graph: Any) -> None:
+    attention = graph.blocks[1].attn2
+    attention.norm_added_k.copy_(attention.norm_k)
+
+
+def without_second_norm(graph: Any) -> None:
+    graph.image_embedder.norm2_weight.fill_(1.0)
+
+
+@pytest.mark.parametrize("fault", [without_image, with_norm_of_text, without_second_norm])
+def test_a_fault_in_what_attends_to_the_image_is_far_beyond_the_tolerance(
+    fault: Callable[[Any], None], of_model: Callable[[str], tuple[Checkpoint, Sizes]]
+) -> None:
+    (checkpoint, video), component = of_model("tiny-wan2.1-i2v"), get_component("dit")
+    call = component.call_tensors(checkpoint, video)
+    graph = component.graph(checkpoint, "fp32")
+    fault(graph)
+    assert differs(component, checkpoint, graph, call) > FAULT
+
+
+@pytest.mark.parametrize("of_frame", [0, 1])
+def test_one_frame_s_timestep_for_all_is_far_beyond_the_tolerance(
+    of_frame: int,
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (checkpoint, video), component = of_model("tiny-wan2.2-ti2v-5b"), get_component("dit")
+    by_frame = dit.frame_timesteps
+    monkeypatch.setattr(
+        dit, "frame_timesteps", lambda *given: by_frame(*given)[of_frame].expand(video.latent_frames)
+    )
+    call = component.call_tensors(checkpoint, video)
+    assert differs(component, checkpoint, component.graph(checkpoint, "fp32"), call) > FAULT
+
+
+def test_a_timestep_for_all_frames_is_one_for_each(
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+) -> None:
+    (checkpoint, video), component = of_model("tiny-wan2.2-ti2v-5b"), get_component("dit")
+    call = {**component.call_tensors(checkpoint, video), "timestep": torch.tensor([637])}
+    assert differs(component, checkpoint, component.graph(checkpoint, "fp32"), call) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("timestep", "frames", "expected"),
+    [
+        ([0, 0, 7, 7, 7, 7], 3, True), ([0, 0, 7, 7], 2, True), ([0, 7, 7, 7], 2, False),
+        ([7, 7, 7, 7, 7], 2, False),
+    ],
+)  # fmt: skip
+def test_timesteps_are_compared_within_each_frame(timestep: list[int], frames: int, expected: bool) -> None:
+    assert dit.equal_within_frames(torch.tensor([timestep]), frames) is expected
+
+
+def test_the_second_expert_is_compared_below_the_boundary(
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+) -> None:
+    checkpoint, video = of_model("tiny-wan2.2-t2v-a14b")
+    first, second = (
+        float(get_component(name).call_tensors(checkpoint, video)["timestep"]) for name in ("dit", "dit_2")
+    )
+    assert second < 875 <= first
+
+
+def differs(component: Component, checkpoint: Checkpoint, graph: Any, call: dict[str, Tensor]) -> float:
+    expected = component.reference(checkpoint, "fp32")(call)["sample"]
+    return relative(graph(*component.prepare(checkpoint, "fp32")(call).values())[0], expected)
+
+
 def test_rope_tables_are_computed_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
     original = dit.rope_tables
@@ -197,6 +302,7 @@ CONFIGURATIONS = (
     {},
     {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "num_res_blocks": 1},
     {"temperal_downsample": [True, True, False]},
+    wan22.VAE,
 )
 
 
@@ -215,6 +321,27 @@ def test_a_video_decoded_in_steps_equals_decode(changes: dict[str, Any], shape: 
 def test_a_video_encoded_in_steps_equals_encode(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
     vae, video = autoencoder(**changes), noise(3, *shape)
     assert relative(encode(vae, video), vae.encode(video).latent_dist.mode()) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "frames", "size"),
+    [(8, 8, 2, 2), (8, 4, 2, 2), (8, 2, 2, 2), (8, 1, 2, 2), (8, 4, 1, 2), (8, 8, 1, 1), (6, 2, 3, 1)],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_the_shortcuts_of_wan22_equal_diffusers(
+    inside: int, outside: int, frames: int, size: int, first: bool
+) -> None:
+    up, down = DupUp3D(inside, outside, frames, size), AvgDown3D(outside, inside, frames, size)
+    small, large = noise(inside, 1 if first else 2, 4, 6), noise(outside, 1 if first else 2 * frames, 4, 6)
+    assert torch.equal(UpShortcut(up, first=first)(small), up(small, first_chunk=first))
+    torch.testing.assert_close(DownShortcut(down, first=first)(large), down(large))
+
+
+def test_a_shortcut_of_another_kind_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"by \(2, 2, 2\) with channels shared by 16 values is that of no Wan VAE"
+    ):
+        UpShortcut(DupUp3D(4, 8, 2, 2), first=False)
 
 
 def zeros(caches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -259,7 +386,10 @@ def test_the_cache_specs_are_those_of_the_stock_modules(changes: dict[str, Any])
         half(following, feat_cache=slots, feat_idx=[0])
         return [tuple(slot.shape) for slot in slots if slot is not None]
 
-    latents, video = torch.zeros(1, vae.config.z_dim, 1, 4, 6), torch.zeros(1, 3, 4, 32, 48)
+    latents, video = (
+        torch.zeros(1, vae.config.z_dim, 1, 4, 6),
+        torch.zeros(1, vae.config.in_channels, 4, 32, 48),
+    )
     for specs, found in (
         (decoder_caches(vae.config), used(vae.decoder, latents, latents, first_chunk=True)),
         (encoder_caches(vae.config), used(vae.encoder, video[:, :, :1], video)),
@@ -302,7 +432,7 @@ def test_components_are_found_by_file() -> None:
     assert component_names() == NAMES
     assert all(get_component(name).name == name for name in NAMES)
     with pytest.raises(
-        ComponentError, match="no component 'unet'; there are dit, text_encoder, vae_decoder_first"
+        ComponentError, match="no component 'unet'; there are dit, dit_2, text_encoder, vae_decoder_first"
     ):
         get_component("unet")
 
@@ -310,18 +440,21 @@ def test_components_are_found_by_file() -> None:
 def test_describing_components_needs_no_torch(small_checkpoint: Path) -> None:
     script = (
         "import sys; from wan_trt_core.models.checkpoint import Checkpoint;"
-        "from wan_trt_core.models.components import component_names, get_component;"
+        "from wan_trt_core.models.components import components_of, get_component;"
         f"checkpoint = Checkpoint.open({str(small_checkpoint)!r});"
-        "[get_component(name).describe(checkpoint) for name in component_names()]; checkpoint.inspect();"
+        "[get_component(name).describe(checkpoint) for name in components_of(checkpoint)]; checkpoint.inspect();"
         "assert not {'torch', 'diffusers', 'transformers', 'onnx'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_component_keeps_what_it_declares(name: str, checkpoint: Checkpoint) -> None:
-    component, sizes = get_component(name), get_component(name).sizes(VIDEO)
-    call = component.call_tensors(checkpoint, VIDEO)
+@pytest.mark.parametrize(("model", "name"), OF_SMALL + VARIANTS)
+def test_a_component_keeps_what_it_declares(
+    model: str, name: str, of_model: Callable[[str], tuple[Checkpoint, Sizes]]
+) -> None:
+    checkpoint, video = of_model(model)
+    component, sizes = get_component(name), get_component(name).sizes(video)
+    call = component.call_tensors(checkpoint, video)
     tensors = component.prepare(checkpoint, "fp32")(call)
     assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
         spec.name: spec.shape(sizes) for spec in component.inputs(checkpoint)
@@ -346,14 +479,22 @@ def test_a_component_keeps_what_it_declares(name: str, checkpoint: Checkpoint) -
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "dtype", "tolerance"),
-    [(name, "fp16", torch.float16, 1e-2) for name in NAMES] + [("dit", "bf16", torch.bfloat16, 5e-2)],
+    ("model", "name", "precision", "dtype", "tolerance"),
+    [
+        *((*of, "fp16", torch.float16, 1e-2) for of in OF_SMALL + VARIANTS),
+        ("small", "dit", "bf16", torch.bfloat16, 5e-2),
+    ],
 )
 def test_half_precision_stays_near_float32(
-    name: str, precision: str, dtype: torch.dtype, tolerance: float, checkpoint: Checkpoint
+    model: str,
+    name: str,
+    precision: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
 ) -> None:
-    component = get_component(name)
-    call = component.call_tensors(checkpoint, VIDEO)
+    component, (checkpoint, video) = get_component(name), of_model(model)
+    call = component.call_tensors(checkpoint, video)
     tensors = component.prepare(checkpoint, precision)(call)
     found = component.graph(checkpoint, precision)(*tensors.values())[0]
     expected = next(iter(component.reference(checkpoint, "fp32")(call).values()))
@@ -391,10 +532,8 @@ def test_an_unknown_precision_is_named(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("name", "part", "change", "message"),
     [
-        ("dit", "transformer", {"image_dim": 1280}, "image-to-video"),
+        ("dit", "transformer", {"pos_embed_seq_len": 514}, "first and last frame"),
         ("dit", "transformer", {"patch_size": [1, 1, 1]}, r"patch_size is \[1, 1, 1\]"),
-        ("vae_decoder_next", "vae", {"is_residual": True}, r"Wan 2\.2 VAE"),
-        ("vae_encoder_first", "vae", {"patch_size": 2}, r"Wan 2\.2 VAE"),
         ("vae_encoder_next", "vae", {"attn_scales": [1.0]}, r"attn_scales is \[1\.0\]"),
     ],
 )
@@ -406,3 +545,10 @@ def test_a_checkpoint_of_another_kind_is_refused(
     monkeypatch.setattr(checkpoint, "config", lambda part: config)
     with pytest.raises(ComponentError, match=message):
         get_component(name).inputs(checkpoint)
+
+
+def test_sizes_of_another_vae_are_refused() -> None:
+    with pytest.raises(
+        ComponentError, match=r"covers 16 pixels, and the sizes given are for 8: Sizes\(…, spatial=16\)"
+    ):
+        get_component("vae_decoder_next").call_tensors(wan22.checkpoint(), VIDEO)

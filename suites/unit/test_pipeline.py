@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
 from module_engine import ModuleEngine, component_engine
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
@@ -30,6 +32,7 @@ from wan_trt_core.pipeline.engines import (
     precision_of,
 )
 from wan_trt_core.pipeline.generate import GenerationError, check_request, generate
+from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
 
 PROMPT = "a small red square moves left"
@@ -118,7 +121,9 @@ def test_what_engines_replace_takes_no_memory_on_the_device(
 ) -> None:
     pipe = model.checkpoint.pipeline(device="meta", on_host=REPLACED)
     on_device = {
-        name: next(pipe.components[name].parameters()).is_meta for name in (*REPLACED, "text_encoder")
+        name: next(pipe.components[name].parameters()).is_meta
+        for name in (*REPLACED, "text_encoder")
+        if pipe.components[name] is not None
     }
     assert on_device == {"transformer": False, "vae": False, "text_encoder": True}
     swapped = swap(pipe, dataclasses.replace(engines, text_encoder=None), "meta")
@@ -154,16 +159,31 @@ def test_the_swapped_modules_return_what_diffusers_does(pipe: Any, engines: Pipe
     }
     with torch.no_grad():
         expected = pipe.transformer(**call)
-    found = swapped.transformer(**call)
-    assert type(found) is type(expected)
-    torch.testing.assert_close(found.sample, expected.sample, rtol=1e-4, atol=1e-4)
-    assert torch.equal(swapped.transformer(**call, return_dict=False)[0], found.sample)
+    predicted = swapped.transformer(**call)
+    assert type(predicted) is type(expected)
+    torch.testing.assert_close(predicted.sample, expected.sample, rtol=1e-4, atol=1e-4)
+    assert torch.equal(swapped.transformer(**call, return_dict=False)[0], predicted.sample)
     latents = torch.randn(1, 16, 2, 4, 4)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents)
     assert type(swapped.vae.decode(latents)) is type(decoded)
     torch.testing.assert_close(swapped.vae.decode(latents).sample, decoded.sample, rtol=1e-4, atol=1e-4)
     assert isinstance(swapped.vae.decode(latents, return_dict=False), tuple)
+    video = torch.rand(1, 3, 5, 32, 32)
+    with torch.no_grad():
+        encoded = pipe.vae.encode(video)
+    pair = (component_engine(f"vae_encoder_{step}", engines.checkpoint) for step in ("first", "next"))
+    encoder = StreamingEncoder(*pair)
+    swapped = swap(pipe, dataclasses.replace(engines, vae_encoder=lambda: encoder))
+    found = swapped.vae.encode(video)
+    assert type(found) is type(encoded)
+    for wanted in (encoded.latent_dist.mode(), encoded.latent_dist.mean):
+        torch.testing.assert_close(
+            retrieve_latents(found, sample_mode="argmax"), wanted, rtol=1e-4, atol=1e-4
+        )
+    assert torch.equal(swapped.vae.encode(video, return_dict=False)[0].mean, found.latent_dist.mode())
+    with pytest.raises(AttributeError, match="'sample': of the VAE's distribution engines compute the mode"):
+        retrieve_latents(found)
     assert swapped.vae.config.z_dim == 16
 
 
@@ -249,12 +269,17 @@ def test_a_prompt_that_is_too_long_is_told(pipe: Any, caplog: pytest.LogCaptureF
     ],
 )
 def test_what_cannot_be_generated_is_told_before_any_work(
-    prompt: str, changes: dict[str, Any], seed: int, message: str
+    prompt: str, changes: dict[str, Any], seed: int, message: str, pipe: Any
 ) -> None:
     with pytest.raises(GenerationError, match=message):
         check_request(prompt, dataclasses.replace(SMALL, **changes), seed)
     with pytest.raises(GenerationError, match=message):
-        generate(None, prompt, dataclasses.replace(SMALL, **changes), seed)  # type: ignore[arg-type]
+        generate(SimpleNamespace(vae=pipe.vae), prompt, dataclasses.replace(SMALL, **changes), seed)  # type: ignore[arg-type]
+
+
+def test_a_size_must_suit_the_model_s_latents() -> None:
+    with pytest.raises(GenerationError, match="width must be a positive multiple of 32 pixels, not 48"):
+        check_request(PROMPT, dataclasses.replace(SMALL, width=48), spatial=16)
 
 
 # from a name to an engine

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from wan_trt_core.cases import Case
@@ -42,10 +43,9 @@ FLOOR = {"min": 90.0, "reason": "float32"}
 def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a model of the catalogue that has become tiny."""
     entry = replace(
-        catalogue._ENTRIES[NAME], layers=3, profiles={"64p-9f": ((32, 32, 5), (64, 64, 9), (64, 64, 9))}
+        catalogue._ENTRIES[NAME], configs=TINY, profiles={"64p-9f": ((32, 32, 5), (64, 64, 9), (64, 64, 9))}
     )
     monkeypatch.setitem(catalogue._ENTRIES, NAME, entry)
-    monkeypatch.setattr(catalogue, "wan21_configs", lambda *_: TINY)
     return NAME
 
 
@@ -87,6 +87,40 @@ def test_the_models_of_the_catalogue_have_the_published_size(name: str, paramete
     scheduler = model.scheduler()
     assert type(scheduler).__name__ == "UniPCMultistepScheduler"
     assert (scheduler.config.flow_shift, scheduler.config.use_flow_sigmas) == (3.0, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("wan2.1-i2v-14b", {"transformer": 16_394_878_784, "vae": 126_892_531, "image_encoder": 630_766_080}),
+        ("wan2.2-t2v-a14b", {
+            "transformer": 14_288_491_584, "transformer_2": 14_288_491_584, "vae": 126_892_531,
+        }),
+        ("wan2.2-ti2v-5b", {"transformer": 4_999_787_712, "vae": 704_688_668}),
+    ],
+)  # fmt: skip
+def test_the_variants_have_the_published_size(name: str, parameters: dict[str, int]) -> None:
+    model = resolve(name)
+    assert {part: facts["parameters"] for part, facts in model.checkpoint.inspect().items()} == parameters
+    fewer = resolve(name, layers=1).checkpoint
+    assert {fewer.config(part)["num_layers"] for part in fewer.parts if part.startswith("transformer")} == {1}
+
+
+def test_the_experts_have_weights_of_their_own() -> None:
+    model = resolve("tiny-wan2.2-t2v-a14b").checkpoint
+    one, other = (model.load(part).state_dict() for part in ("transformer", "transformer_2"))
+    assert one.keys() == other.keys() and not any(value.equal(other[name]) for name, value in one.items())
+
+
+def test_the_image_encoder_gives_the_states_that_the_transformer_takes() -> None:
+    model = resolve("tiny-wan2.1-i2v").checkpoint
+    image = Image.new("RGB", (96, 64), "red")
+    states = model.pipeline().encode_image(image)
+    image_states = get_component("dit").inputs(model)[-1]
+    assert tuple(states.shape) == image_states.axes
+    assert states.isfinite().all() and not states.equal(
+        model.pipeline().encode_image(Image.new("RGB", (96, 64)))
+    )
 
 
 def test_values_are_a_hash_of_name_and_index() -> None:

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+import wan22
 from module_engine import component_engine
 from torch import Tensor
 
 from wan_trt_core.backends.base import Engine, EngineError, TensorInfo
+from wan_trt_core.config import ExportSettings, Settings
+from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.graphs import vae_reference
 from wan_trt_core.models.vae_caches import CacheSpec
+from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 
 HEIGHT, WIDTH = 4, 6
@@ -94,6 +98,27 @@ def test_decoding_in_steps_equals_decoding_the_whole_video(checkpoint: Checkpoin
     steps = list(decoder.decode_steps(given))
     assert [step.shape[2] for step in steps] == [1] + [4] * (frames - 1)
     assert torch.equal(torch.cat(steps, dim=2), found)
+
+
+@pytest.mark.slow  # four graphs are exported
+def test_onnx_runtime_decodes_and_encodes_as_the_vae_of_wan22(tmp_path: Path) -> None:
+    """All of the published model's caches and shortcuts, with one residual block less in each block."""
+    checkpoint = wan22.checkpoint(num_res_blocks=1)
+    model = ResolvedModel("wan22", checkpoint, {}, GenerationDefaults())
+    settings = Settings(cache=tmp_path, threads=1, export=ExportSettings(check=False))
+    made = (model, wan22.PROFILE, "fp32", "onnxruntime")
+    vae, sizes = checkpoint.load("vae"), wan22.SIZES
+    given = vae_reference.random_latents(vae.config, 3, sizes.latent_height, sizes.latent_width, seed=1)
+    video = vae_reference.random_video(vae.config, sizes.frames, sizes.height, sizes.width, seed=1)
+    with torch.no_grad():
+        decoded, encoded = vae.decode(given).sample, vae.encode(video).latent_dist.mode()
+    with EngineStore(settings) as engines:
+        found = engines.vae_decoder(*made).decode(given), engines.vae_encoder(*made).encode(video)
+    assert decoded.shape == (1, 3, 9, sizes.height, sizes.width)
+    assert encoded.shape == (1, 6, 3, sizes.latent_height, sizes.latent_width)
+    for ours, theirs in zip(found, (decoded, encoded), strict=True):
+        peak, error = theirs.max() - theirs.min(), (ours - theirs).pow(2).mean().sqrt()
+        assert 20 * torch.log10(peak / error) > 110
 
 
 @pytest.mark.parametrize("frames", [1, 9])

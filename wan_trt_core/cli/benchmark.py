@@ -113,7 +113,7 @@ def benchmark(
         generation = with_options(
             replace(resolved.generation, **size), steps, guidance, height, width, frames
         )
-        check_request(prompt, generation, seed)
+        check_request(prompt, generation, seed, resolved.spatial)
         by_part = parse_precision(precision)
         stock = parse_precision(reference_precision, "--reference-precision") if reference_precision else None
         cases = [

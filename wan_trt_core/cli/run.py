@@ -82,7 +82,7 @@ def run(
         resolved = resolve(settings.model, settings.checkpoint)
         check_weights(resolved)
         generation = with_options(resolved.generation, steps, guidance, height, width, frames)
-        check_request(prompt, generation, seed)
+        check_request(prompt, generation, seed, resolved.spatial)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
         result = _generate(
             settings,
@@ -191,8 +191,11 @@ def _pipeline(
         return swap(pipe, store.pipeline(model, profile, precision, settings.backend), device)
     dtypes = {
         "transformer": precision_of(precision, "dit"),
+        "transformer_2": precision_of(precision, "dit_2"),
         "vae": precision_of(precision, "vae_decoder_first"),
     }
     pipe = model.checkpoint.pipeline(dtypes, device_of(settings))
-    parts = {name: backend.wrap(getattr(pipe, name), settings) for name in dtypes}
+    parts = {
+        name: backend.wrap(module, settings) for name in dtypes if (module := getattr(pipe, name)) is not None
+    }
     return with_parts(pipe, **parts)

@@ -23,7 +23,7 @@ from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
-from wan_trt_core.cases import COMPOSITES, Case, Prompt
+from wan_trt_core.cases import Case, Prompt
 from wan_trt_core.comparison.blocks import Divergence, limits, trace
 from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
@@ -35,7 +35,14 @@ from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
-from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER, built_engine, exported_model, precision_of
+from wan_trt_core.pipeline.engines import (
+    VAE_DECODER,
+    VAE_ENCODER,
+    built_engine,
+    components_run,
+    exported_model,
+    precision_of,
+)
 from wan_trt_core.pipeline.generate import OnStep, generate
 from wan_trt_core.pipeline.swap import REPLACED, swap
 
@@ -131,7 +138,7 @@ class Target(ABC):
         self.device = device_of(context.settings, case.backend)
         self.steps = case.steps or self.model.generation.num_inference_steps
         self.profile = self.model.profile(case.profile)
-        self.components = COMPOSITES.get(case.component, (case.component,))
+        self.components = components_run(case.component, self.model.checkpoint)
 
     @property
     @abstractmethod
@@ -560,6 +567,7 @@ class PipelineTarget(Target):
         return checkpoint.pipeline(
             {
                 "transformer": self.reference_precision("dit"),
+                "transformer_2": self.reference_precision("dit_2"),
                 "vae": self.reference_precision(VAE_DECODER[0]),
                 "text_encoder": "fp32",
             },

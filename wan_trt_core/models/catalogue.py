@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from wan_trt_core.config import HUB_ID
 from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError
 from wan_trt_core.models.hub import open_checkpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
-from wan_trt_core.models.random_weights import RandomCheckpoint, wan21_configs
+from wan_trt_core.models.random_weights import (
+    CLIP_VIT_H,
+    HEAD_DIM,
+    VAE_22,
+    Configs,
+    RandomCheckpoint,
+    wan21_configs,
+    with_image,
+    with_timestep_a_token,
+    with_two_experts,
+)
+from wan_trt_core.models.vae_caches import spatial_scale
 
 
 class CatalogueError(ValueError):
@@ -43,6 +55,11 @@ class ResolvedModel:
     profiles: Mapping[str, ShapeProfile]
     generation: GenerationDefaults
 
+    @property
+    def spatial(self) -> int:
+        """Pixels that a latent covers in height and in width."""
+        return spatial_scale(self.checkpoint.config("vae"))
+
     def profile(self, name: str | None = None) -> ShapeProfile:
         """The profile of that name; the model's first without a name.
 
@@ -59,44 +76,96 @@ class ResolvedModel:
         return self.profiles[name]
 
 
+EMBEDDED = Path(__file__).parent / "tiny_wan"
+"""The checkpoint that is installed with the package."""
+
+
 @dataclass(frozen=True)
 class _Entry:
     """``profiles`` hold height, width and frames at min, opt and max. ``hub`` is the id of the weights on the hub.
 
-    ``layers``, ``dim`` and ``ffn_dim`` are the transformer's.
+    ``configs`` are those of the model with random weights; one without has its own.
     """
 
     profiles: Mapping[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]]
-    layers: int
-    dim: int
-    ffn_dim: int = 0
+    configs: Configs | None = None
     hub: str | None = None
+    generation: GenerationDefaults = GenerationDefaults()
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """See :func:`_size`."""
+        of_random = self.configs or {"transformer": Checkpoint(EMBEDDED).config("transformer")}
+        return _size(of_random["transformer"])
+
+
+def _size(transformer: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Layers, width and channels in of a transformer: a model of the catalogue is known again by them."""
+    dim = transformer["num_attention_heads"] * transformer.get("attention_head_dim", HEAD_DIM)
+    return transformer["num_layers"], dim, transformer.get("in_channels", 16)
 
 
 _480P_17F = ((256, 256, 5), (480, 832, 17), (832, 832, 21))
 _480P_81F = ((256, 256, 33), (480, 832, 81), (832, 832, 81))
 _720P_81F = ((480, 832, 33), (720, 1280, 81), (1280, 1280, 81))
+_704P_121F = ((256, 256, 33), (704, 1280, 121), (1280, 1280, 121))
+_14B = wan21_configs(5120, 40, 13824)
+_5B = wan21_configs(3072, 30, 14336)
+
+# the variants, small enough for every test: two layers of two heads
+_OF_TINY: Configs = {
+    **wan21_configs(64, 2, 128),
+    "transformer": {
+        "num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 2, "ffn_dim": 128, "text_dim": 32,
+        "freq_dim": 32,
+    },
+    "vae": {"base_dim": 8},
+}  # fmt: skip
+_TINY_CLIP = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+_TINY_VAE_22 = {**VAE_22, "base_dim": 8, "decoder_base_dim": 8}
+
+
+def _tiny(configs: Configs) -> _Entry:
+    video = GenerationDefaults(64, 96, 9, num_inference_steps=4)
+    return _Entry({"64p-9f": ((64, 64, 5), (64, 96, 9), (96, 96, 9))}, configs, generation=video)
+
 
 _ENTRIES: Mapping[str, _Entry] = {
-    "tiny-wan": _Entry({"128p-17f": ((64, 64, 5), (128, 128, 17), (160, 160, 21))}, layers=8, dim=128),
+    "tiny-wan": _Entry({"128p-17f": ((64, 64, 5), (128, 128, 17), (160, 160, 21))}),
     "wan2.1-t2v-1.3b": _Entry(
         {"480p-17f": _480P_17F, "480p-81f": _480P_81F},
-        layers=30,
-        dim=1536,
-        ffn_dim=8960,
-        hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        wan21_configs(1536, 30, 8960),
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     ),
     "wan2.1-t2v-14b": _Entry(
         {"480p-17f": _480P_17F, "480p-81f": _480P_81F, "720p-81f": _720P_81F},
-        layers=40,
-        dim=5120,
-        ffn_dim=13824,
-        hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        _14B,
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers",
     ),
+    "wan2.1-i2v-14b": _Entry(
+        {"480p-17f": _480P_17F, "480p-81f": _480P_81F},
+        with_image(_14B, CLIP_VIT_H),
+        "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+    ),
+    "wan2.2-t2v-a14b": _Entry(
+        {"480p-17f": _480P_17F, "480p-81f": _480P_81F, "720p-81f": _720P_81F},
+        with_two_experts(_14B, 0.875),
+        "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        GenerationDefaults(num_inference_steps=40, guidance_scale=4.0),
+    ),
+    "wan2.2-ti2v-5b": _Entry(
+        {"704p-121f": _704P_121F},
+        with_timestep_a_token(_5B, VAE_22),
+        "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        GenerationDefaults(height=704, width=1280, num_frames=121, fps=24),
+    ),
+    "tiny-wan2.1-i2v": _tiny(with_image(_OF_TINY, _TINY_CLIP)),
+    "tiny-wan2.2-t2v-a14b": _tiny(with_two_experts(_OF_TINY, 0.875)),
+    "tiny-wan2.2-ti2v-5b": _tiny(with_timestep_a_token(_OF_TINY, _TINY_VAE_22)),
 }
-
-EMBEDDED = Path(__file__).parent / "tiny_wan"
-"""The checkpoint that is installed with the package."""
 
 
 def model_names() -> tuple[str, ...]:
@@ -129,13 +198,10 @@ def resolve(
         CheckpointError: when there is no usable checkpoint, or the model has fewer layers.
     """
     entry = _ENTRIES.get(model)
-    if entry is not None and entry.hub is not None and checkpoint is None:
-        remedy = (
-            f"For real weights give --wan-checkpoint {entry.hub} (downloaded into the hub's cache), or"
-            " --wan-checkpoint FOLDER"
-        )
-        configs = wan21_configs(entry.dim, entry.layers, entry.ffn_dim)
-        return _resolved(model, RandomCheckpoint(configs, remedy, layers=layers), entry)
+    if entry is not None and entry.configs is not None and checkpoint is None:
+        on_hub = f"{entry.hub} (downloaded into the hub's cache), or --wan-checkpoint " if entry.hub else ""
+        remedy = f"For real weights give --wan-checkpoint {on_hub}FOLDER"
+        return _resolved(model, RandomCheckpoint(entry.configs, remedy, layers=layers), entry)
     if layers is not None:
         raise CatalogueError(
             f"layers is {layers}, and {model} is stored whole: only a model of the catalogue with random weights"
@@ -156,13 +222,14 @@ def resolve(
 def resolve_loaded(checkpoint: Checkpoint) -> ResolvedModel:
     """The model of a checkpoint that is open already. It has profiles only where its transformer has the size of a
     model of the catalogue, whose profiles they are."""
-    return _resolved(checkpoint.folder.name, checkpoint, _entry_of(checkpoint) or _Entry({}, 0, 0))
+    return _resolved(checkpoint.folder.name, checkpoint, _entry_of(checkpoint) or _Entry({}))
 
 
 def _resolved(name: str, checkpoint: Checkpoint, entry: _Entry) -> ResolvedModel:
-    generation = _generation(checkpoint)
+    generation = _generation(checkpoint, entry.generation)
+    of_model = generation.max_sequence_length, spatial_scale(checkpoint.config("vae"))
     profiles = {
-        profile: ShapeProfile(profile, *(Sizes(*point, generation.max_sequence_length) for point in points))
+        profile: ShapeProfile(profile, *(Sizes(*point, *of_model) for point in points))
         for profile, points in entry.profiles.items()
     }
     return ResolvedModel(name, checkpoint, profiles, generation)
@@ -170,20 +237,18 @@ def _resolved(name: str, checkpoint: Checkpoint, entry: _Entry) -> ResolvedModel
 
 def _entry_of(checkpoint: Checkpoint) -> _Entry | None:
     """The entry whose transformer has the size of this checkpoint's."""
-    config = checkpoint.config("transformer")
-    size = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"]
-    return next((entry for entry in _ENTRIES.values() if (entry.layers, entry.dim) == size), None)
+    size = _size(checkpoint.config("transformer"))
+    return next((entry for entry in _ENTRIES.values() if entry.size == size), None)
 
 
 def _entry_like(checkpoint: Checkpoint) -> _Entry:
     """The entry of a checkpoint, else one around its own video size."""
-    video = _generation(checkpoint)
+    video = _generation(checkpoint, GenerationDefaults())
     opt = (video.height, video.width, video.num_frames)
-    around = {f"{video.height}p-{video.num_frames}f": (opt, opt, opt)}
-    return _entry_of(checkpoint) or _Entry(around, layers=0, dim=0)
+    return _entry_of(checkpoint) or _Entry({f"{video.height}p-{video.num_frames}f": (opt, opt, opt)})
 
 
-def _generation(checkpoint: Checkpoint) -> GenerationDefaults:
+def _generation(checkpoint: Checkpoint, defaults: GenerationDefaults) -> GenerationDefaults:
     stored = checkpoint.generation()
     names = {field.name: field.type for field in fields(GenerationDefaults)}
     values: dict[str, float | int] = {}
@@ -197,4 +262,4 @@ def _generation(checkpoint: Checkpoint) -> GenerationDefaults:
                 f" {'integer' if whole else 'number'}"
             )
         values[key] = value
-    return replace(GenerationDefaults(), **values)  # type: ignore[arg-type]
+    return replace(defaults, **values)  # type: ignore[arg-type]

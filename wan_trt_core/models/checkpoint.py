@@ -17,28 +17,43 @@ if TYPE_CHECKING:
 
 PARTS: Mapping[str, str] = {
     "transformer": "WanTransformer3DModel",
+    "transformer_2": "WanTransformer3DModel",
     "vae": "AutoencoderKLWan",
     "text_encoder": "UMT5EncoderModel",
+    "image_encoder": "CLIPVisionModel",
 }
 """The parts with weights, and the only class each may have."""
 
+OPTIONAL = ("transformer_2", "image_encoder")
+"""Parts that only some of the models have."""
+
+OF_TRANSFORMERS = ("text_encoder", "image_encoder")
+"""Parts whose class is of transformers; the others' are of diffusers."""
+
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+"""The pipelines that a checkpoint may be of."""
+
 WEIGHTS: Mapping[str, str] = {
-    "transformer": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
+    part: "model.safetensors" if part in OF_TRANSFORMERS else "diffusion_pytorch_model.safetensors"
+    for part in PARTS
 }
 
+_OF_A_TRANSFORMER = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "text_dim")
 SIZES: Mapping[str, tuple[str, ...]] = {
-    "transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "text_dim"),
+    "transformer": _OF_A_TRANSFORMER,
+    "transformer_2": _OF_A_TRANSFORMER,
     "vae": ("z_dim", "base_dim", "num_res_blocks"),
     "text_encoder": ("num_layers", "d_model"),
+    "image_encoder": ("image_size", "patch_size"),
 }
 """Keys of each part's ``config.json`` that the components are laid out by: positive integers."""
 
 LISTS: Mapping[str, tuple[str, ...]] = {
     "transformer": ("patch_size",),
+    "transformer_2": ("patch_size",),
     "vae": ("dim_mult", "temperal_downsample", "latents_mean", "latents_std"),
     "text_encoder": (),
+    "image_encoder": (),
 }
 """The same for lists."""
 
@@ -92,11 +107,11 @@ class Checkpoint:
 
     Attributes:
         folder: the folder in diffusers format, absolute.
-        parts: those with weights.
+        parts: those with weights, by the order of :data:`PARTS`.
         random: the weights were never trained, so that outputs say nothing about quality.
     """
 
-    parts: tuple[str, ...] = tuple(PARTS)
+    parts: tuple[str, ...] = tuple(part for part in PARTS if part not in OPTIONAL)
     random: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
@@ -112,16 +127,17 @@ class Checkpoint:
         """Validate a folder and return its checkpoint. Reads JSON and safetensors headers, no weights.
 
         Raises:
-            CheckpointError: when the folder is missing, no Wan 2.1 text-to-video pipeline, lacks a file, or
-                holds weights that are truncated, corrupt or pickled.
+            CheckpointError: when the folder is missing, no Wan text-to-video or image-to-video pipeline, lacks a
+                file, or holds weights that are truncated, corrupt or pickled.
         """
         path = Path(folder).expanduser().absolute()
         if not path.is_dir():
             raise CheckpointError(
-                f"no checkpoint at {path}: there is no such folder. Give the folder of a Wan 2.1 model in"
+                f"no checkpoint at {path}: there is no such folder. Give the folder of a Wan model in"
                 " diffusers format with --wan-checkpoint, or its id on the hub (owner/name)"
             )
         checkpoint = cls(path)
+        checkpoint.parts = check_index(path)
         checkpoint._validate()
         return checkpoint
 
@@ -131,13 +147,18 @@ class Checkpoint:
         return str(self.folder)
 
     def config(self, part: str) -> dict[str, Any]:
-        """The configuration of ``transformer``, ``vae``, ``text_encoder`` or ``scheduler``.
+        """The configuration of one of :data:`PARTS`, or of ``scheduler``.
 
         Raises:
             CheckpointError: when the file is missing or no JSON object.
         """
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return _read_json(self.folder / part / name)
+
+    def pipeline_config(self) -> dict[str, Any]:
+        """``model_index.json``: the pipeline's class, and what it is configured with beside its parts
+        (``boundary_ratio``, ``expand_timesteps``)."""
+        return _read_json(self.folder / INDEX)
 
     def generation(self) -> dict[str, Any]:
         """``generation.json``: the settings the checkpoint was made for. Empty where there is none."""
@@ -184,8 +205,9 @@ class Checkpoint:
         Raises:
             CheckpointError: for an unknown part or dtype, or when the weights do not fit the configuration.
         """
-        if part not in PARTS:
-            raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(PARTS)}")
+        known = PARTS if self.random else self.parts  # of random weights its own error says more
+        if part not in known:
+            raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(known)}")
         key = (part, str(torch_dtype(dtype)), str(located(device)))
         if key not in self._modules:
             self._modules[key] = self._load(part, torch_dtype(dtype), device)
@@ -203,6 +225,18 @@ class Checkpoint:
         with _explained(folder):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
+    def image_processor(self) -> Any:
+        """What makes the image encoder's input of an image.
+
+        Raises:
+            CheckpointError: when its files are missing or damaged.
+        """
+        from transformers import CLIPImageProcessor
+
+        folder = self.folder / "image_processor"
+        with _explained(folder):
+            return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+
     def scheduler(self) -> Any:
         """A new scheduler of the class that ``model_index.json`` names.
 
@@ -212,7 +246,7 @@ class Checkpoint:
         import diffusers
 
         index = self.folder / INDEX
-        name = _class_name(_read_json(index), "scheduler")
+        name = _class_name(self.pipeline_config(), "scheduler")
         kind = getattr(diffusers, str(name), None)
         if kind is None:
             raise CheckpointError(
@@ -229,7 +263,8 @@ class Checkpoint:
         device: torch.device | str = "cpu",
         on_host: Collection[str] = (),
     ) -> WanPipeline:
-        """A new stock ``WanPipeline`` over the cached modules; without a text encoder where there is none.
+        """A new stock pipeline (one of :data:`PIPELINES`) over the cached modules; without a text encoder where there
+        is none.
 
         Args:
             dtypes: precision by part; a part that is not named is loaded in ``fp32``.
@@ -239,9 +274,9 @@ class Checkpoint:
         Raises:
             CheckpointError: for an unknown part or dtype.
         """
-        from diffusers import WanPipeline
+        import diffusers
 
-        dtypes = dtypes or {}
+        dtypes, config = dtypes or {}, self.pipeline_config()
         unknown = set(dtypes) - set(PARTS)
         if unknown:
             raise CheckpointError(
@@ -254,7 +289,12 @@ class Checkpoint:
         }
         if "text_encoder" in self.parts:
             modules["tokenizer"] = self.tokenizer()
-        pipeline: WanPipeline = WanPipeline(scheduler=self.scheduler(), **modules)
+        if "image_encoder" in self.parts:
+            modules["image_processor"] = self.image_processor()
+        given = {name: config[name] for name in ("boundary_ratio", "expand_timesteps") if name in config}
+        pipeline: WanPipeline = getattr(diffusers, config["_class_name"])(
+            scheduler=self.scheduler(), **modules, **given
+        )
         return pipeline
 
     def inspect(self) -> dict[str, Any]:
@@ -286,11 +326,11 @@ class Checkpoint:
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         folder = self.folder / part
         # diffusers still calls it torch_dtype, transformers renamed it
-        if part == "text_encoder":
-            from transformers import UMT5EncoderModel
+        if part in OF_TRANSFORMERS:
+            import transformers
 
             with _explained(folder), _no_progress_bars():
-                module, info = UMT5EncoderModel.from_pretrained(
+                module, info = getattr(transformers, PARTS[part]).from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
                 )
         else:
@@ -315,12 +355,12 @@ class Checkpoint:
         return stock
 
     def _validate(self) -> None:
-        check_index(self.folder)
-        for part in (*PARTS, "scheduler", "tokenizer"):
+        processor = ("image_processor",) if "image_encoder" in self.parts else ()
+        for part in (*self.parts, "scheduler", "tokenizer", *processor):
             if not (self.folder / part).is_dir():
                 raise CheckpointError(f"{self.folder / part}: missing, and a Wan pipeline needs it; {_AGAIN}")
         self.config("scheduler")
-        for part in PARTS:
+        for part in self.parts:
             self._validate_config(part)
             for file in self.weight_files(part):
                 _header(file)
@@ -336,33 +376,40 @@ class Checkpoint:
                 raise CheckpointError(f"{path}: {key} is {config.get(key)!r}, expected a list; {_AGAIN}")
 
 
-def check_index(folder: Path) -> None:
-    """Refuse a folder whose ``model_index.json`` is not that of a Wan 2.1 text-to-video model.
+def check_index(folder: Path) -> tuple[str, ...]:
+    """Refuse a folder whose ``model_index.json`` is not that of a Wan text-to-video or image-to-video model.
+
+    Returns:
+        the parts with weights that it names.
 
     Raises:
         CheckpointError: as :meth:`Checkpoint.open`; nothing else in the folder is looked at.
     """
     index_path = folder / INDEX
+    needed = [part for part in PARTS if part not in OPTIONAL]
     if not index_path.exists():
         raise CheckpointError(
             f"{folder} is no checkpoint in diffusers format: it has no {INDEX}. Give the folder"
-            f" that holds it beside {', '.join((*PARTS, 'tokenizer'))} and scheduler; of the hub's Wan models"
+            f" that holds it beside {', '.join((*needed, 'tokenizer'))} and scheduler; of the hub's Wan models"
             " those whose names end in -Diffusers have this form"
         )
     index = _read_json(index_path)
     pipeline = index.get("_class_name")
-    if pipeline != "WanPipeline":
+    if pipeline not in PIPELINES:
         raise CheckpointError(
-            f"{index_path}: a {pipeline}, not a WanPipeline; only Wan 2.1 text-to-video is supported"
+            f"{index_path}: a {pipeline}, not a {' or a '.join(PIPELINES)}: no other is supported"
         )
-    if (index.get("transformer_2") or [None])[0] is not None or index.get("expand_timesteps"):
-        raise CheckpointError(f"{index_path}: a Wan 2.2 pipeline; only Wan 2.1 text-to-video is supported")
-    for part, expected in PARTS.items():
-        found = _class_name(index, part)
-        if found != expected:
+    parts = tuple(part for part in PARTS if part in needed or _class_name(index, part) is not None)
+    for part in parts:
+        if (found := _class_name(index, part)) != PARTS[part]:
             raise CheckpointError(
-                f"{index_path}: {part} is {found}, expected {expected}; only Wan 2.1 text-to-video is supported"
+                f"{index_path}: {part} is {found}, expected {PARTS[part]}; no other is supported"
             )
+    if "transformer_2" in parts and not index.get("boundary_ratio"):
+        raise CheckpointError(
+            f"{index_path}: there is a transformer_2 and no boundary_ratio, which says where it begins; {_AGAIN}"
+        )
+    return parts
 
 
 @contextmanager
@@ -402,9 +449,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _class_name(index: Mapping[str, Any], part: str) -> str | None:
-    """The class that ``model_index.json`` names for a part, as ``["diffusers", class]``."""
+    """The class that ``model_index.json`` names for a part, as ``["diffusers", class]``; of one that the model does not
+    have it says ``[null, null]`` or nothing."""
     entry = index.get(part)
-    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else None
+    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[1] else None
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from wan_trt_core.config import HUB_ID
 from wan_trt_core.models.checkpoint import INDEX, PARTS, Checkpoint, CheckpointError, check_index
 
-FILES: tuple[str, ...] = (
-    INDEX,
-    "generation.json",
-    "scheduler/*.json",
-    *(f"tokenizer/*.{suffix}" for suffix in ("json", "txt", "model")),
-    *(f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "safetensors")),
-)
-"""What is downloaded of a model: all that a checkpoint reads, and nothing that runs code when it is loaded."""
-
 logger = logging.getLogger(__name__)
+
+
+def files_of(parts: Iterable[str]) -> list[str]:
+    """What is downloaded of a model: all that a checkpoint with these parts reads, and nothing that runs code when it
+    is loaded."""
+    return [
+        INDEX,
+        "generation.json",
+        "scheduler/*.json",
+        "image_processor/*.json",
+        *(f"tokenizer/*.{suffix}" for suffix in ("json", "txt", "model")),
+        *(f"{part}/*.{suffix}" for part in parts for suffix in ("json", "safetensors")),
+    ]
 
 
 def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
@@ -51,7 +56,7 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
         " (--wan-checkpoint FOLDER)"
     )
     try:
-        return Checkpoint.open(snapshot(allow_patterns=list(FILES), local_files_only=True))
+        return Checkpoint.open(snapshot(allow_patterns=files_of(PARTS), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, CheckpointError) as error:
         if is_offline_mode() or not download:
             cause = "" if isinstance(error, LocalEntryNotFoundError) else f" ({error})"
@@ -64,8 +69,8 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
             ) from error
     logger.info("downloading %s from %s into %s", place, constants.ENDPOINT, constants.HF_HUB_CACHE)
     try:
-        check_index(Path(snapshot(allow_patterns=INDEX)))  # before the gigabytes
-        return Checkpoint.open(snapshot(allow_patterns=list(FILES)))
+        parts = check_index(Path(snapshot(allow_patterns=INDEX)))  # before the gigabytes
+        return Checkpoint.open(snapshot(allow_patterns=files_of(parts)))
     except CheckpointError:
         raise
     except Exception as error:  # of the client, or of whichever HTTP library it uses

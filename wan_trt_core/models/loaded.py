@@ -21,7 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError, located, torch_dtype
+from wan_trt_core.models.checkpoint import (
+    OF_TRANSFORMERS,
+    PARTS,
+    Checkpoint,
+    CheckpointError,
+    located,
+    torch_dtype,
+)
 from wan_trt_core.models.hub import open_checkpoint
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ class LoadedCheckpoint(Checkpoint):
         self.parts = tuple(part for part in names if part != "text_encoder" or pipe.tokenizer is not None)
         self._pipe = {part: getattr(pipe, part) for part in self.parts}
         self._tokenizer, self._scheduler = pipe.tokenizer, pipe.scheduler
+        self._config = dict(pipe.config)
         self._named = pipe.config.get("_name_or_path")
         self._notes = notes
         self._origins: dict[str, Checkpoint | None] = {}
@@ -57,8 +65,8 @@ class LoadedCheckpoint(Checkpoint):
         return f"LoadedCheckpoint({str(self.folder)!r})"
 
     def origin(self, part: str) -> Checkpoint | None:
-        """The folder whose weights and configuration are those of ``transformer`` or ``vae`` in memory; None where
-        there is no such folder."""
+        """The folder whose weights and configuration are those of a transformer or of the ``vae`` in memory; None
+        where there is no such folder."""
         if part not in self._origins:
             same = (found for found in self._folders(part) if self._is_of(found, part))
             self._origins[part] = next(same, None)
@@ -70,7 +78,11 @@ class LoadedCheckpoint(Checkpoint):
 
     def config(self, part: str) -> dict[str, Any]:
         holder = self._scheduler if part == "scheduler" else self._pipe[part]
-        return dict(holder.config)
+        config: dict[str, Any] = holder.config.to_dict() if part in OF_TRANSFORMERS else dict(holder.config)
+        return config
+
+    def pipeline_config(self) -> dict[str, Any]:
+        return self._config
 
     def generation(self) -> dict[str, Any]:
         return self._generation
@@ -96,7 +108,7 @@ class LoadedCheckpoint(Checkpoint):
     def load(self, part: str, dtype: str = "fp32", device: torch.device | str = "cpu") -> nn.Module:
         """As :meth:`Checkpoint.load`: the module in memory itself where it is what is asked for, and lies there."""
         module: Any = self._pipe.get(part)
-        as_asked = part in ("transformer", "vae") and _is_as_loaded(module, torch_dtype(dtype))
+        as_asked = part not in OF_TRANSFORMERS and _is_as_loaded(module, torch_dtype(dtype))
         if as_asked and located(module.device) == located(device):
             in_memory: nn.Module = module
             return in_memory

@@ -9,7 +9,7 @@ Point = Literal["min", "opt", "max"]
 POINTS: tuple[Point, ...] = ("min", "opt", "max")
 
 SPATIAL = 8
-"""Pixels a latent of the Wan 2.1 VAE covers in height and in width."""
+"""Pixels a latent of the Wan 2.1 VAE covers in height and in width; of Wan 2.2's with patches of pixels, twice that."""
 TEMPORAL = 4
 """Frames a latent frame covers, after the first, which covers one."""
 
@@ -18,20 +18,23 @@ TEMPORAL = 4
 class Sizes:
     """A video's sizes: pixels, frames, and the padded length of its prompt in tokens.
 
+    ``spatial`` is the model's: the pixels that a latent covers in height and in width.
+
     Raises:
-        ValueError: when a size does not fit the model (pixels in multiples of 16, frames 4k+1).
+        ValueError: when a size does not fit the model (pixels in multiples of two latents, frames 4k+1).
     """
 
     height: int
     width: int
     frames: int
     text_length: int
+    spatial: int = SPATIAL
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
-            if getattr(self, name) <= 0 or getattr(self, name) % (2 * SPATIAL):
+            if getattr(self, name) <= 0 or getattr(self, name) % (2 * self.spatial):
                 raise ValueError(
-                    f"{name} must be a positive multiple of {2 * SPATIAL} pixels, not {getattr(self, name)}"
+                    f"{name} must be a positive multiple of {2 * self.spatial} pixels, not {getattr(self, name)}"
                 )
         if self.frames < 1 or (self.frames - 1) % TEMPORAL:
             raise ValueError(f"frames must be 4k+1 (1, 5, 9, …), not {self.frames}")
@@ -45,13 +48,13 @@ class Sizes:
 
     @property
     def latent_height(self) -> int:
-        """Rows of a latent frame: eight pixel rows each."""
-        return self.height // SPATIAL
+        """Rows of a latent frame: ``spatial`` pixel rows each."""
+        return self.height // self.spatial
 
     @property
     def latent_width(self) -> int:
-        """Columns of a latent frame: eight pixel columns each."""
-        return self.width // SPATIAL
+        """Columns of a latent frame: ``spatial`` pixel columns each."""
+        return self.width // self.spatial
 
 
 @dataclass(frozen=True)

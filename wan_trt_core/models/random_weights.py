@@ -14,17 +14,18 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError
+from wan_trt_core.models.checkpoint import OF_TRANSFORMERS, PARTS, PIPELINES, Checkpoint, CheckpointError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 Configs = Mapping[str, Mapping[str, Any]]
-"""Configurations of ``transformer``, ``vae`` and ``scheduler``; what is left out is as diffusers has it."""
+"""Configurations of each part that there is, of ``scheduler``, and of ``pipeline`` where it is no plain text-to-video;
+what is left out is as diffusers and transformers have it."""
 
 HEAD_DIM = 128
-"""Channels of an attention head in every Wan 2.1 transformer."""
+"""Channels of an attention head in every published Wan transformer."""
 
 NORM_SPREAD = 0.1
 """Norm weights are within this of one."""
@@ -44,6 +45,66 @@ def wan21_configs(dim: int, layers: int, ffn_dim: int) -> Configs:
     }
 
 
+def with_image(configs: Configs, image_encoder: Mapping[str, Any]) -> Configs:
+    """The same for image-to-video as in Wan 2.1: an image encoder whose states the transformer attends to, and beside
+    the latents the image's own and a mask of four channels."""
+    transformer = configs["transformer"]
+    dim = transformer["num_attention_heads"] * transformer.get("attention_head_dim", HEAD_DIM)
+    of_image = {"in_channels": 36, "image_dim": image_encoder["hidden_size"], "added_kv_proj_dim": dim}
+    return {
+        **configs,
+        "transformer": {**transformer, **of_image},
+        "image_encoder": image_encoder,
+        "pipeline": {"_class_name": "WanImageToVideoPipeline"},
+    }
+
+
+def with_two_experts(configs: Configs, boundary_ratio: float) -> Configs:
+    """The same with a second transformer of the same shape, which takes over at the boundary, as in Wan 2.2 A14B."""
+    return {
+        **configs,
+        "transformer_2": configs["transformer"],
+        "pipeline": {"_class_name": "WanPipeline", "boundary_ratio": boundary_ratio},
+    }
+
+
+def with_timestep_a_token(configs: Configs, vae: Mapping[str, Any]) -> Configs:
+    """The same as in Wan 2.2 TI2V-5B: a timestep a token, and the VAE with patches of pixels."""
+    channels = {"in_channels": vae["z_dim"], "out_channels": vae["z_dim"]}
+    return {
+        **configs,
+        "transformer": {**configs["transformer"], **channels},
+        "vae": vae,
+        "scheduler": {**configs["scheduler"], "flow_shift": 5.0},
+        "pipeline": {"_class_name": "WanPipeline", "expand_timesteps": True},
+    }
+
+
+CLIP_VIT_H: Mapping[str, Any] = {
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+    "image_size": 224, "patch_size": 14, "hidden_act": "gelu",
+}  # fmt: skip
+"""The image encoder of Wan 2.1."""
+
+VAE_22: Mapping[str, Any] = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
+    "patch_size": 2, "scale_factor_spatial": 16,
+    "latents_mean": [
+        -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+        0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+        -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+        -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+    ],
+    "latents_std": [
+        0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+        0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+        0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+        0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+    ],
+}  # fmt: skip
+"""The VAE of Wan 2.2 TI2V-5B."""
+
+
 class RandomCheckpoint(Checkpoint):
     """In the place of a checkpoint: modules of the given configurations with seeded random weights.
 
@@ -51,27 +112,28 @@ class RandomCheckpoint(Checkpoint):
     :func:`~wan_trt_core.models.prompts.random_states`.
 
     Args:
-        configs: of each part and the scheduler.
+        configs: of each part, the scheduler and the pipeline.
         remedy: how to get real weights, for errors.
-        layers: the transformer has only its first so many.
+        layers: each transformer has only its first so many.
 
     Raises:
         CheckpointError: when the model has fewer layers.
     """
 
     random = True
-    parts = ("transformer", "vae")
 
     def __init__(self, configs: Configs, remedy: str, *, layers: int | None = None, seed: int = 0) -> None:
         self._modules = {}
         self._configs = configs
+        self.parts = tuple(part for part in PARTS if part in configs)
         self._seed = seed
         self.remedy = remedy
         total = self.config("transformer")["num_layers"]
         if layers is not None:
             if not 1 <= layers <= total:
                 raise CheckpointError(f"layers is {layers}; the model has {total}")
-            self._configs = {**configs, "transformer": {**configs["transformer"], "num_layers": layers}}
+            cut = {part: {**configs[part], "num_layers": layers} for part in _transformers(configs)}
+            self._configs = {**configs, **cut}
         self._source = "seeded random" + (f", {layers} of {total} layers" if layers else "")
 
     def __repr__(self) -> str:
@@ -84,9 +146,16 @@ class RandomCheckpoint(Checkpoint):
     def config(self, part: str) -> dict[str, Any]:
         if part == "scheduler":
             return dict(self._configs[part])
-        parameters = inspect.signature(self._kind(part).__init__).parameters.values()
+        kind = self._kind(part)
+        if part in OF_TRANSFORMERS:
+            whole: dict[str, Any] = kind.config_class(**self._configs[part]).to_dict()
+            return whole
+        parameters = inspect.signature(kind.__init__).parameters.values()
         defaults = {each.name: each.default for each in parameters if each.name != "self"}
         return {**defaults, **self._configs[part]}
+
+    def pipeline_config(self) -> dict[str, Any]:
+        return dict(self._configs.get("pipeline", {"_class_name": PIPELINES[0]}))
 
     def generation(self) -> dict[str, Any]:
         return {}
@@ -107,6 +176,12 @@ class RandomCheckpoint(Checkpoint):
 
     def tokenizer(self) -> Any:
         raise self._no("tokenizer")
+
+    def image_processor(self) -> Any:
+        from transformers import CLIPImageProcessor
+
+        size = self.config("image_encoder")["image_size"]
+        return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
     def scheduler(self) -> Any:
         import diffusers
@@ -139,10 +214,14 @@ class RandomCheckpoint(Checkpoint):
                 kept = torch.float32 if in_fp32 & set(full.split(".")) else dtype
                 value = (noise * spread + centre).to(kept).to(device)
                 layer.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
-        if part == "transformer":  # the one module with buffers: RoPE's frequencies, computed and not stored
-            config = module.config
+        config = module.config  # buffers are computed and not stored
+        if part in _transformers(self._configs):
             sizes = (config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
             module.rope = type(module.rope)(*sizes).to(device)
+        elif part == "image_encoder":
+            (embeddings,) = (layer for layer in module.modules() if "position_ids" in layer._buffers)
+            positions = embeddings.position_ids.shape[-1]
+            embeddings.position_ids = torch.arange(positions, device=device).expand((1, -1))
         stock: nn.Module = module.eval()
         return stock
 
@@ -150,21 +229,29 @@ class RandomCheckpoint(Checkpoint):
         """The module without memory for its weights."""
         import torch
 
+        kind, config = self._kind(part), self.config(part)
         with torch.device("meta"):
-            module: nn.Module = self._kind(part)(**self.config(part))
+            module: nn.Module = (
+                kind(kind.config_class(**config)) if part in OF_TRANSFORMERS else kind(**config)
+            )
         return module
 
     def _kind(self, part: str) -> Any:
         if part not in self.parts:
             raise self._no(part)
         import diffusers
+        import transformers
 
-        return getattr(diffusers, PARTS[part])
+        return getattr(transformers if part in OF_TRANSFORMERS else diffusers, PARTS[part])
 
     def _no(self, what: str) -> CheckpointError:
         return CheckpointError(
             f"a model with random weights has no {what}: its prompts become random states. {self.remedy}"
         )
+
+
+def _transformers(configs: Configs) -> tuple[str, ...]:
+    return tuple(part for part in configs if part.startswith("transformer"))
 
 
 def uniform(name: str, shape: torch.Size, device: torch.device | str) -> Tensor:

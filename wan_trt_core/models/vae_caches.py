@@ -44,6 +44,16 @@ class CacheSpec:
         return TensorSpec(self.output, self.axes)
 
 
+def patch_size(config: Mapping[str, Any]) -> int:
+    """Pixels in height and in width that the VAE of this configuration takes for one, in as many more channels."""
+    return int(config.get("patch_size") or 1)
+
+
+def spatial_scale(config: Mapping[str, Any]) -> int:
+    """Pixels in height and in width that a latent covers: 8 in Wan 2.1, 16 in Wan 2.2."""
+    return int(2 ** (len(config["dim_mult"]) - 1)) * patch_size(config)
+
+
 def decoder_caches(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
     """The caches of the decoder that an ``AutoencoderKLWan`` configuration describes, in order of use.
 
@@ -57,7 +67,7 @@ def decoder_caches(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
     found = [(config["z_dim"], 1)] + 4 * [(dims[0], 1)]
     scale = 1
     for index, (inner, outer) in enumerate(itertools.pairwise(dims)):
-        entering = inner if index == 0 else inner // 2
+        entering = inner if index == 0 or config.get("is_residual") else inner // 2
         found += [(entering, scale)] + (2 * config["num_res_blocks"] + 1) * [(outer, scale)]
         if index < len(mult) - 1:
             if temporal[index]:

@@ -60,7 +60,9 @@ class VaeEncoder(VaeStep):
 
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         config = self._config(checkpoint)
-        count = len(config["dim_mult"]) * (config["num_res_blocks"] + 1) - 1  # the last has no downsampling
+        count = len(config["dim_mult"])
+        if not config.get("is_residual"):  # one by one: the last has no downsampling
+            count = count * (config["num_res_blocks"] + 1) - 1
         return ("conv_in", *(f"down_blocks.{index}" for index in range(count)), "mid_block", "conv_out")
 
     def _config(self, checkpoint: Checkpoint) -> dict[str, Any]:

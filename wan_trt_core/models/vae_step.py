@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from wan_trt_core.models.component import Component, Tensors, TensorSpec
 from wan_trt_core.models.components import ComponentError
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
-from wan_trt_core.models.vae_caches import CacheSpec
+from wan_trt_core.models.vae_caches import CacheSpec, patch_size, spatial_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +64,13 @@ class VaeStep(Component):
 
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """Of the first step, or of the third: with the caches that two of diffusers' own steps left."""
-        steps = 1 if self.first else 3
-        *before, last = self.random_steps(self._config(checkpoint), video, steps, seed)
+        steps, config = 1 if self.first else 3, self._config(checkpoint)
+        if video.spatial != (scale := spatial_scale(config)):
+            raise ComponentError(
+                f"{self.name}: a latent of {checkpoint.source} covers {scale} pixels, and the sizes given are for"
+                f" {video.spatial}: Sizes(…, spatial={scale})"
+            )
+        *before, last = self.random_steps(config, video, steps, seed)
         caches, vae, name = self.caches(checkpoint), checkpoint.load(self.part), self.takes(checkpoint).name
         carried: Tensors = {}
         for index, taken in enumerate(before):
@@ -108,12 +113,9 @@ class VaeStep(Component):
 
     def _sample(self, checkpoint: Checkpoint, channels: str) -> TensorSpec:
         config = self._config(checkpoint)
-        scale = 2 ** (len(config["dim_mult"]) - 1)
+        scale, colours = spatial_scale(config), config[channels] // patch_size(config) ** 2
         frames = 1 if self.first else TEMPORAL
-        return TensorSpec("sample", (1, config[channels], frames, f"{scale}*height", f"{scale}*width"))
+        return TensorSpec("sample", (1, colours, frames, f"{scale}*height", f"{scale}*width"))
 
     def _config(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        config = checkpoint.config(self.part)
-        if config.get("is_residual") or config.get("patch_size"):
-            raise ComponentError(f"{checkpoint.source}, {self.part}: a Wan 2.2 VAE; {self.name} is Wan 2.1's")
-        return config
+        return checkpoint.config(self.part)

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import WanImageToVideoPipeline
 from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError
@@ -20,30 +22,38 @@ from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import located, torch_dtype
 from wan_trt_core.models.components import get_component, require_precision
 from wan_trt_core.models.loaded import LoadedCheckpoint
-from wan_trt_core.models.profiles import SPATIAL, TEMPORAL, ShapeProfile, Sizes
+from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
+from wan_trt_core.models.vae_caches import spatial_scale
 from wan_trt_core.pipeline.compatibility import require_compatible
-from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
+from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER, EngineStore, Precision, precision_of
 from wan_trt_core.pipeline.parts import (
     EngineTransformer,
     EngineVAE,
+    LatentMode,
     Part,
     UnsupportedCall,
     require_batch_1,
     require_supported,
 )
+from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import REPLACED
 from wan_trt_core.progress import Report, progress
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-ENGINES_OF: Mapping[str, tuple[str, ...]] = {"transformer": ("dit",), "vae": VAE_DECODER}
-"""The components whose engines take the place of each module."""
+ENGINES_OF: Mapping[str, tuple[str, ...]] = {
+    "transformer": ("dit",),
+    "transformer_2": ("dit_2",),
+    "vae": VAE_DECODER,
+}
+"""The components whose engines take the place of each module. Where a video begins with an image, the VAE's encoder is
+one of them too."""
 
 PRECISIONS: Mapping[tuple[str, torch.dtype], str] = {
-    ("transformer", torch.float32): "fp32",
-    ("transformer", torch.float16): "fp16",
-    ("transformer", torch.bfloat16): "fp16",
+    ("dit", torch.float32): "fp32",
+    ("dit", torch.float16): "fp16",
+    ("dit", torch.bfloat16): "fp16",
     ("vae", torch.float32): "fp32",
     ("vae", torch.float16): "fp16",
     ("vae", torch.bfloat16): "fp32",
@@ -56,7 +66,7 @@ NOTES = "weights"
 """Folder of the cache that notes which weights in memory are those of which files."""
 
 NO_TEXT = 1
-"""Tokens of a prompt where none matters: the size of a video that is only decoded."""
+"""Tokens of a prompt where none matters: the size of a video that is only decoded or encoded."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +78,17 @@ def accelerate(
     precision: Precision | None = None,
     settings: Settings | None = None,
 ) -> WanPipeline:
-    """Put engines in the place of a pipeline's transformer and VAE decoder; all else of it stays as it is.
+    """Put engines in the place of a pipeline's transformers and VAE; all else of it stays as it is.
 
     Engines are loaded from the cache (the setting ``cache``, ``WAN_TRT_CACHE``), and exported and built first where it
-    has none. They are made of the weights in memory. What no engine serves later (another size, see the setting
-    ``on_missing_shape``; several videos at once; attention_kwargs) is told in one line of the log a video.
+    has none; those of the VAE's encoder only for image to video, else when something is first encoded. They are made of
+    the weights in memory. What no engine serves later (another size, see the setting ``on_missing_shape``; several
+    videos at once; attention_kwargs) is told in one line of the log a video.
 
     Args:
-        pipe: a ``WanPipeline``, text to video. One that is accelerated already is restored first. Diffusers' modules
-            go to host memory, what stays in PyTorch to the backend's device.
+        pipe: a ``WanPipeline`` or ``WanImageToVideoPipeline``, with one transformer or two. One that is accelerated
+            already is restored first. Diffusers' modules go to host memory, what stays in PyTorch (the encoders of
+            prompts and images) to the backend's device.
         profile: a shape profile, or the name of one of the model's. By default that of the settings, else the first
             of the catalogue's model whose size the transformer has; else the first call builds for its own sizes.
         backend: one with engines; that of the settings by default.
@@ -112,7 +124,7 @@ def accelerate(
         profile = model.profile(name) if name or model.profiles else None
     with acceleration.undone_on_error():
         if profile is not None:
-            for part in REPLACED:
+            for part in acceleration.stock:
                 acceleration.load(part, profile)
         acceleration.put_in()
     return pipe
@@ -133,7 +145,8 @@ def restore(pipe: WanPipeline) -> WanPipeline:
 
 
 def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
-    """What runs of diffusers' own modules when an accelerated pipeline falls back to PyTorch, by part.
+    """What runs of diffusers' own modules when an accelerated pipeline falls back to PyTorch: of each part a module,
+    and the VAE's encoder.
 
     For a comparison, which is void where one of them runs: the ``forbidden`` of its candidate
     (:class:`~wan_trt_core.comparison.targets.Arm`).
@@ -141,11 +154,18 @@ def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
     Raises:
         ValueError: for a pipeline that is not accelerated.
     """
-    found = {name: getattr(pipe, name) for name in REPLACED}
-    if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found.values()):
+    found = [getattr(pipe, name) for name in REPLACED if getattr(pipe, name, None) is not None]
+    if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found):
         raise ValueError("the pipeline is not accelerated: every module that runs is diffusers' own")
-    insides = {name: get_component(ENGINES_OF[name][0]).inside for name in found}
-    return {name: part.acceleration.stock[name].get_submodule(insides[name]) for name, part in found.items()}
+    acceleration: Acceleration = found[0].acceleration
+    inside = {
+        name: (name, components[0]) for name, components in ENGINES_OF.items() if name in acceleration.stock
+    }
+    inside["vae (encoder)"] = ("vae", VAE_ENCODER[0])
+    return {
+        key: acceleration.stock[name].get_submodule(get_component(component).inside)
+        for key, (name, component) in inside.items()
+    }
 
 
 class Acceleration:
@@ -155,6 +175,8 @@ class Acceleration:
         stock: diffusers' own modules by part; in host memory until one has to run.
         model: what engines are made of, and the profiles that it has.
         device: where engines run.
+        spatial: pixels that a latent covers in height and in width.
+        encodes: the pipeline encodes an image to begin its video with.
     """
 
     _report: Report
@@ -168,8 +190,12 @@ class Acceleration:
         precision: Mapping[str, str],
         device: torch.device,
     ) -> None:
-        self.stock: dict[str, Any] = {name: getattr(pipe, name) for name in REPLACED}
+        self.stock: dict[str, Any] = {
+            name: module for name in REPLACED if (module := getattr(pipe, name, None)) is not None
+        }
         self.device = device
+        self.spatial = spatial_scale(pipe.vae.config)
+        self.encodes = isinstance(pipe, WanImageToVideoPipeline)
         self._checkpoint = LoadedCheckpoint(pipe, notes=settings.cache / NOTES)
         self.model = resolve_loaded(self._checkpoint)
         self._pipe, self._settings = pipe, settings
@@ -182,11 +208,12 @@ class Acceleration:
         }
         self._store = EngineStore(settings, lambda job, fraction: self._report(job, fraction))
         self._prepare = {
-            name: get_component(components[0]).prepare(self._checkpoint, precision[name])
-            for name, components in ENGINES_OF.items()
+            name: get_component(ENGINES_OF[name][0]).prepare(self._checkpoint, precision[name])
+            for name in self.stock
         }
-        self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in REPLACED}
+        self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in self.stock}
         self._choices: dict[tuple[str, Sizes], EngineTransformer | EngineVAE | str] = {}
+        self._encoders: dict[ShapeProfile, StreamingEncoder | str] = {}
         self._told: set[tuple[str, str]] = set()
 
     @contextmanager
@@ -203,11 +230,12 @@ class Acceleration:
     def put_in(self) -> None:
         """Replace the pipeline's modules, and move what stays in PyTorch to the engines' device."""
         for name, (module, _) in self._homes.items():
-            if name not in REPLACED:
+            if name not in self.stock:
                 module.to(self.device)
-        for name, kind in (("transformer", AcceleratedTransformer), ("vae", AcceleratedVAE)):
+        for name, module in self.stock.items():
+            kind = AcceleratedVAE if name == "vae" else AcceleratedTransformer
             dtype = torch_dtype(self._precision[name])
-            setattr(self._pipe, name, kind(self, self.stock[name].config, dtype, self.device))
+            setattr(self._pipe, name, kind(self, name, module.config, dtype, self.device))
 
     def close(self) -> None:
         """Release the engines, and move every module back to where it was. May be called again."""
@@ -225,19 +253,22 @@ class Acceleration:
             "dtype": torch_dtype(precision),
             "device": self.device,
         }
-        self.stock[name].to("cpu")  # from where exports read it
-        self._checkpoint.require_unchanged(name)
         part: EngineTransformer | EngineVAE
-        engines: tuple[Engine, ...]
-        with torch.no_grad(), progress() as self._report:
-            if name == "transformer":
-                engines = (self._store.load("dit", *made, precision, self._backend),)
-                part = EngineTransformer(*engines, **common)
-            else:
+        with self._making(name) as engines:
+            if name == "vae":
                 decoder = self._store.vae_decoder(*made, precision, self._backend)
-                engines, part = decoder.engines, EngineVAE(decoder, **common)
-        for problem in (problem for engine in engines for problem in engine.problems):
-            logger.warning("the %s's engine is not as planned: %s", name, problem)
+                engines += decoder.engines
+                if self.encodes:
+                    self._encoders[profile] = encoder = self._store.vae_encoder(
+                        *made, precision, self._backend
+                    )
+                    engines += encoder.engines
+                part = EngineVAE(decoder, **common, encoder=partial(self._encoder, profile))
+            else:
+                (component,) = ENGINES_OF[name]
+                engine = self._store.load(component, *made, precision, self._backend)
+                engines.append(engine)
+                part = EngineTransformer(engine, **common)
         self._served[name].append((self._range(profile), part))
         return part
 
@@ -249,13 +280,19 @@ class Acceleration:
         """
         if (name, video) not in self._choices:
             self._choices[name, video] = self._choose(name, video)
-            decoded = replace(video, text_length=NO_TEXT)
-            if ("vae", decoded) not in self._choices:  # a build of minutes is not for the end of a video
-                self._choices["vae", decoded] = self._choose("vae", decoded)
+            if name != "vae":  # a build of minutes is not for the middle or the end of a video
+                for other in self.stock:
+                    size = replace(video, text_length=NO_TEXT) if other == "vae" else video
+                    if (other, size) not in self._choices:
+                        self._choices[other, size] = self._choose(other, size)
         choice = self._choices[name, video]
         if isinstance(choice, str):
             raise UnsupportedCall(choice)
         return choice
+
+    def takes(self, name: str) -> Mapping[str, tuple[int | str, ...]]:
+        """The inputs of a transformer's engine, each with its axes."""
+        return {spec.name: spec.axes for spec in get_component(ENGINES_OF[name][0]).inputs(self._checkpoint)}
 
     def in_pytorch(self, name: str, why: UnsupportedCall) -> Any:
         """Diffusers' own module, on the device. One line of the log a video says that it runs, and why."""
@@ -267,6 +304,43 @@ class Acceleration:
     def begin(self) -> None:
         """A new video: what was told of the last one is told again."""
         self._told.clear()
+
+    @contextmanager
+    def _making(self, name: str) -> Iterator[list[Engine]]:
+        """The engines of a part are made in the block, which notes them in the list: their problems are then told."""
+        self.stock[name].to("cpu")  # from where exports read it
+        self._checkpoint.require_unchanged(name)
+        engines: list[Engine] = []
+        with torch.no_grad(), progress() as self._report:
+            yield engines
+        for problem in (problem for engine in engines for problem in engine.problems):
+            logger.warning("the %s's engine is not as planned: %s", name, problem)
+
+    def _encoder(self, profile: ShapeProfile) -> StreamingEncoder:
+        """The engines that encode for a profile. The first time decides for all.
+
+        Raises:
+            UnsupportedCall: when they could not be made.
+        """
+        if profile not in self._encoders:
+            self._encoders[profile] = self._made_encoder(profile)
+        encoder = self._encoders[profile]
+        if isinstance(encoder, str):
+            raise UnsupportedCall(encoder)
+        return encoder
+
+    def _made_encoder(self, profile: ShapeProfile) -> StreamingEncoder | str:
+        try:
+            with self._making("vae") as engines:
+                made = (self.model, profile, self._precision["vae"], self._backend)
+                encoder = self._store.vae_encoder(*made)
+                engines += encoder.engines
+        except Exception as error:  # as in _choose
+            logger.debug("no engine that encodes", exc_info=True)
+            return (
+                f"the encoder's engine for {profile.name} could not be made ({type(error).__name__}: {error})"
+            )
+        return encoder
 
     def _choose(self, name: str, video: Sizes) -> EngineTransformer | EngineVAE | str:
         for profile, part in self._served[name]:
@@ -312,13 +386,14 @@ class Acceleration:
 class _Accelerated(Part):
     """In the place of a module of diffusers: an engine of :class:`Acceleration`, or the module itself."""
 
-    part: str
+    part = ""
+    """Its name in the pipeline."""
 
     def __init__(
-        self, acceleration: Acceleration, config: Any, dtype: torch.dtype, device: torch.device
+        self, acceleration: Acceleration, part: str, config: Any, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(config, dtype, device)
-        self.acceleration = acceleration
+        self.acceleration, self.part = acceleration, part
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -333,11 +408,10 @@ class _Accelerated(Part):
 class AcceleratedTransformer(_Accelerated):
     """In the place of ``WanTransformer3DModel``."""
 
-    part = "transformer"
-
     @contextmanager
     def cache_context(self, name: str, step_index: int | None = None, **_: object) -> Iterator[None]:
-        """Nothing is cached between calls; the first call of the first step is a new video."""
+        """Nothing is cached between calls. The first call of the first step is a new video; image to video, which tells
+        no step, begins with :meth:`AcceleratedVAE.encode`."""
         if step_index == 0 and name == "cond":
             self.acceleration.begin()
         yield
@@ -357,28 +431,29 @@ class AcceleratedTransformer(_Accelerated):
         Raises:
             EngineError: as the engine's ``run``.
         """
+        states = {"hidden_states": hidden_states, "encoder_hidden_states": encoder_hidden_states}
+        if encoder_hidden_states_image is not None:
+            states["encoder_hidden_states_image"] = encoder_hidden_states_image
+        acceleration = self.acceleration
         try:
-            require_supported(hidden_states, timestep, encoder_hidden_states_image, attention_kwargs)
-            part = self.acceleration.part(self.part, video_of(hidden_states, encoder_hidden_states.shape[1]))
+            require_supported(
+                acceleration.takes(self.part), {**states, "timestep": timestep}, attention_kwargs
+            )
+            video = video_of(hidden_states, encoder_hidden_states.shape[1], acceleration.spatial)
+            part = acceleration.part(self.part, video)
         except UnsupportedCall as why:
-            stock = self.acceleration.in_pytorch(self.part, why)
+            stock = acceleration.in_pytorch(self.part, why)
+            rounded = {name: tensor.to(stock.dtype) for name, tensor in states.items()}
             sample = stock(
-                hidden_states.to(stock.dtype),
-                timestep,
-                encoder_hidden_states.to(stock.dtype),
-                encoder_hidden_states_image,
-                return_dict=False,
-                attention_kwargs=attention_kwargs,
+                **rounded, timestep=timestep, return_dict=False, attention_kwargs=attention_kwargs
             )[0].to(hidden_states.dtype)
         else:
-            sample = part(hidden_states, timestep, encoder_hidden_states, return_dict=False)[0]
+            sample = part(**states, timestep=timestep, return_dict=False)[0]
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
 class AcceleratedVAE(_Accelerated):
-    """In the place of ``AutoencoderKLWan``. It encodes in PyTorch."""
-
-    part = "vae"
+    """In the place of ``AutoencoderKLWan``."""
 
     @torch.no_grad()
     def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor] | DecoderOutput:
@@ -389,7 +464,7 @@ class AcceleratedVAE(_Accelerated):
         """
         try:
             require_batch_1("z", z)
-            part = self.acceleration.part(self.part, video_of(z, NO_TEXT))
+            part = self.acceleration.part(self.part, video_of(z, NO_TEXT, self.acceleration.spatial))
         except UnsupportedCall as why:
             stock = self.acceleration.in_pytorch(self.part, why)
             sample = stock.decode(z.to(stock.dtype), return_dict=False)[0].to(self.dtype)
@@ -397,10 +472,32 @@ class AcceleratedVAE(_Accelerated):
             sample = part.decode(z, return_dict=False)[0]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Diffusers' own encode."""
-        stock = self.acceleration.in_pytorch(self.part, UnsupportedCall("the engines decode"))
-        return stock.encode(x.to(stock.dtype), return_dict=return_dict)
+    @torch.no_grad()
+    def encode(self, x: Tensor, return_dict: bool = True) -> tuple[Any] | AutoencoderKLOutput:
+        """The latents of a video, as diffusers' own encode; see :class:`LatentMode`.
+
+        Raises:
+            EngineError: as the engines' ``run``.
+        """
+        acceleration = self.acceleration
+        if acceleration.encodes:  # which it does once a video, before all else
+            acceleration.begin()
+        try:
+            require_batch_1("x", x)
+            part = acceleration.part(self.part, _video_of_pixels(x, acceleration.spatial))
+            (found,) = part.encode(x, return_dict=False)
+        except UnsupportedCall as why:
+            found = self._distribution(x, why)
+        else:
+            asked_for = UnsupportedCall("more of the VAE's distribution is asked for than its mode")
+            found = LatentMode(found.mean, whole=partial(self._distribution, x, asked_for))
+        return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)
+
+    @torch.no_grad()
+    def _distribution(self, x: Tensor, why: UnsupportedCall) -> Any:
+        """Diffusers' own."""
+        stock = self.acceleration.in_pytorch(self.part, why)
+        return stock.encode(x.to(stock.dtype), return_dict=False)[0]
 
 
 def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
@@ -410,15 +507,24 @@ def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
     return all(least[axis] <= size <= most[axis] for axis, size in sizes(video).items())
 
 
-def video_of(latents: Tensor, text_length: int) -> Sizes:
-    """The size of the video that latents (batch, 16, frames, height/8, width/8) are of.
+def video_of(latents: Tensor, text_length: int, spatial: int) -> Sizes:
+    """The size of the video that latents (batch, channels, frames, height/spatial, width/spatial) are of.
 
     Raises:
-        UnsupportedCall: when it is no size that an engine can have.
+        UnsupportedCall: when it is none that an engine can have.
     """
     _, _, frames, height, width = latents.shape
+    return _sizes(spatial * height, spatial * width, TEMPORAL * (frames - 1) + 1, text_length, spatial)
+
+
+def _video_of_pixels(video: Tensor, spatial: int) -> Sizes:
+    _, _, frames, height, width = video.shape
+    return _sizes(height, width, frames, NO_TEXT, spatial)
+
+
+def _sizes(*given: int) -> Sizes:
     try:
-        return Sizes(SPATIAL * height, SPATIAL * width, TEMPORAL * (frames - 1) + 1, text_length)
+        return Sizes(*given)
     except ValueError as error:
         raise UnsupportedCall(str(error)) from error
 
@@ -432,11 +538,13 @@ def _precisions(pipe: WanPipeline, precision: Precision | None) -> dict[str, str
     """
     chosen: dict[str, str] = {}
     for name, components in ENGINES_OF.items():
+        if getattr(pipe, name, None) is None:
+            continue
         own = getattr(pipe, name).dtype
         if precision is not None:
             chosen[name] = precision_of(precision, components[0])
         else:
-            chosen[name] = PRECISIONS[name, own]
+            chosen[name] = PRECISIONS["vae" if name == "vae" else "dit", own]
             if torch_dtype(chosen[name]) != own:
                 logger.warning("%s: there are no engines in %s; they compute in %s", name, own, chosen[name])
         for component in components:

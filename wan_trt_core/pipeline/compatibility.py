@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import nn
 
-PARTS: dict[str, type] = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}
-"""The modules that engines replace, and the only class each may have."""
+PARTS: dict[str, type] = {
+    "transformer": WanTransformer3DModel,
+    "transformer_2": WanTransformer3DModel,
+    "vae": AutoencoderKLWan,
+}
+"""The modules that engines replace, and the only class each may have. ``transformer_2`` may be missing."""
 
 _SHARDED = frozenset({"FullyShardedDataParallel", "FSDPModule"})
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,18 +37,19 @@ def require_compatible(pipe: Any) -> None:
 
 
 def _problems(pipe: Any) -> Iterator[str]:
-    if not isinstance(pipe, WanPipeline):
+    if not isinstance(pipe, WanPipeline | WanImageToVideoPipeline):
         yield (
-            f"it is a {type(pipe).__name__}, and engines are for WanPipeline: image to video and the other"
-            " pipelines are not supported yet"
+            f"it is a {type(pipe).__name__}, and engines are for WanPipeline and WanImageToVideoPipeline: the other"
+            " pipelines are not supported"
         )
         return
-    if pipe.transformer_2 is not None or pipe.config.boundary_ratio is not None:
-        yield "transformer_2: the two transformers of Wan 2.2 are not supported yet"
-    if pipe.config.expand_timesteps:
-        yield "transformer: a timestep a token (expand_timesteps, Wan 2.2 TI2V-5B) is not supported yet"
     for name, kind in PARTS.items():
-        yield from (f"{name}: {problem}" for problem in _problems_of(getattr(pipe, name), kind))
+        module = getattr(pipe, name)
+        if module is None and name == "transformer_2":
+            continue
+        yield from (f"{name}: {problem}" for problem in _problems_of(module, kind))
+    if pipe.transformer_2 is not None and pipe.config.boundary_ratio is None:
+        yield "transformer_2: without a boundary_ratio nothing runs it; set that, or leave this transformer out"
 
 
 def _problems_of(module: Any, kind: type) -> Iterator[str]:
@@ -114,10 +119,8 @@ def _adapter(module: Any) -> str | None:
 def _variant(module: Any) -> str | None:
     """What the configuration or the state of a module asks for and engines do not do."""
     config = module.config
-    if config.get("image_dim") or config.get("added_kv_proj_dim"):
-        return "an image-to-video transformer; image to video is not supported yet"
-    if config.get("is_residual"):
-        return "the VAE of Wan 2.2, which is not supported yet"
+    if config.get("pos_embed_seq_len"):
+        return "a transformer from first and last frame, which is not supported yet"
     if getattr(module, "use_tiling", False):
         return "tiling is on, and engines decode whole frames; pipe.vae.disable_tiling() first"
     return None

@@ -38,7 +38,7 @@ VAE_DECODER = COMPOSITES["vae_decoder"]
 VAE_ENCODER = COMPOSITES["vae_encoder"]
 """The components that encode a video together."""
 
-_GROUPS = dict.fromkeys((*VAE_DECODER, *VAE_ENCODER), "vae")
+_GROUPS = {**dict.fromkeys((*VAE_DECODER, *VAE_ENCODER), "vae"), "dit_2": "dit"}
 """Names by which a precision mapping means several components at once."""
 
 Precision = str | Mapping[str, str]
@@ -51,7 +51,9 @@ class PipelineEngines:
 
     Attributes:
         precision: of each component, by name.
+        dit_2: of the second transformer; None where there is one only.
         text_encoder: None where PyTorch encodes the prompt.
+        vae_encoder: gives the streaming encoder, which is loaded (exported and built) when it is called for.
     """
 
     checkpoint: Checkpoint
@@ -59,7 +61,9 @@ class PipelineEngines:
     dit: Engine
     vae_first: Engine
     vae_next: Engine
+    dit_2: Engine | None = None
     text_encoder: Engine | None = None
+    vae_encoder: Callable[[], StreamingEncoder] | None = None
 
 
 class EngineStore:
@@ -131,8 +135,12 @@ class EngineStore:
         *,
         text_encoder: bool = False,
     ) -> PipelineEngines:
-        """The engines from prompt to video: DiT and VAE decoder, and the text encoder if asked for."""
-        names = ("dit", *VAE_DECODER, *(("text_encoder",) if text_encoder else ()))
+        """The engines from prompt to video: DiT (each of two) and VAE decoder, the text encoder if asked for, and the
+        VAE's encoder when a pipeline calls it."""
+        names = (
+            *components_run("pipeline", model.checkpoint),
+            *(("text_encoder",) if text_encoder else ()),
+        )
         precisions = {name: precision_of(precision, name) for name in names}
         loaded = {name: self.load(name, model, profile, precisions[name], backend) for name in names}
         return PipelineEngines(
@@ -141,7 +149,9 @@ class EngineStore:
             dit=loaded["dit"],
             vae_first=loaded["vae_decoder_first"],
             vae_next=loaded["vae_decoder_next"],
+            dit_2=loaded.get("dit_2"),
             text_encoder=loaded.get("text_encoder"),
+            vae_encoder=partial(self.vae_encoder, model, profile, precision, backend),
         )
 
     def close(self) -> None:
@@ -159,6 +169,13 @@ class EngineStore:
         backend: str,
     ) -> Iterator[Engine]:
         return (self.load(name, model, profile, precision_of(precision, name), backend) for name in names)
+
+
+def components_run(component: str, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The components that a case's ``component`` runs together: itself, or those of a composite that the model has."""
+    if component not in COMPOSITES:
+        return (component,)
+    return tuple(name for name in COMPOSITES[component] if get_component(name).part in checkpoint.parts)
 
 
 def precision_of(precision: Precision, component: str) -> str:
@@ -309,6 +326,7 @@ def onnx_identity(
         "profile": part.profile_name(profile),
         "sizes": {point: part.sizes(profile.at(point)) for point in POINTS},
         "block_outputs": block_outputs,
+        "inputs": {spec.name: spec.axes for spec in part.inputs(model.checkpoint)},
         "weights": model.checkpoint.weights_sha256(part.part),
         "export": settings.export.model_dump(mode="json"),
         "versions": distribution_versions(*EXPORTERS),

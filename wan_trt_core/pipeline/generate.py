@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.models.profiles import SPATIAL, Sizes
 from wan_trt_core.models.prompts import random_states
 from wan_trt_core.models.random_weights import RandomCheckpoint
+from wan_trt_core.models.vae_caches import spatial_scale
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,7 @@ def generate(
         GenerationError: before any work, for an empty prompt or settings that do not fit the model.
         UnsupportedCall, EngineError: from engines inside the pipeline.
     """
-    check_request(prompt, generation, seed)
+    check_request(prompt, generation, seed, spatial_scale(pipe.vae.config))
     import torch
 
     latents: list[Tensor] = []
@@ -94,8 +95,11 @@ def generate(
     return Generated(output.frames[0], tuple(latents))
 
 
-def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0) -> None:
+def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0, spatial: int = SPATIAL) -> None:
     """Check what can be checked before anything is loaded.
+
+    Args:
+        spatial: pixels that a latent of the model covers in height and in width.
 
     Raises:
         GenerationError: for an empty prompt or settings that do not fit the model.
@@ -107,7 +111,8 @@ def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0) ->
     if seed < 0:
         raise GenerationError(f"the seed must not be negative, not {seed}")
     try:
-        Sizes(generation.height, generation.width, generation.num_frames, generation.max_sequence_length)
+        size = generation.height, generation.width, generation.num_frames
+        Sizes(*size, generation.max_sequence_length, spatial)
     except ValueError as error:
         raise GenerationError(f"this video cannot be generated: {error}") from error
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.component import Tensors
-from wan_trt_core.pipeline.streaming import StreamingDecoder
+from wan_trt_core.models.graphs.dit import equal_within_frames
+from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 
 Prepare = Callable[[Tensors], Tensors]
 """What :meth:`~wan_trt_core.models.component.Component.prepare` returns."""
@@ -62,7 +63,7 @@ class _EnginePart(Part):
 
 
 class EngineTransformer(_EnginePart):
-    """In the place of ``WanTransformer3DModel``, with the engine of ``dit``: text to video, batch 1."""
+    """In the place of ``WanTransformer3DModel``, with the engine of ``dit`` or ``dit_2``: batch 1."""
 
     @contextmanager
     def cache_context(self, name: str, **_: object) -> Iterator[None]:
@@ -78,29 +79,61 @@ class EngineTransformer(_EnginePart):
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor] | Transformer2DModelOutput:
-        """The predicted flow (1, 16, frames, height/8, width/8), from what diffusers' own forward receives.
+        """The predicted flow (1, channels, frames, height/8, width/8), from what diffusers' own forward receives.
 
         Raises:
-            UnsupportedCall: for an image, attention arguments, another batch size, or a timestep a token.
+            UnsupportedCall: for what :func:`require_supported` names.
             EngineError: as the engine's ``run``.
         """
-        require_supported(hidden_states, timestep, encoder_hidden_states_image, attention_kwargs)
         call = {
             "hidden_states": hidden_states,
             "timestep": timestep,
             "encoder_hidden_states": encoder_hidden_states,
         }
+        if encoder_hidden_states_image is not None:
+            call["encoder_hidden_states_image"] = encoder_hidden_states_image
+        takes = {name: tensor.shape for name, tensor in self._engine.inputs.items()}
+        require_supported(takes, call, attention_kwargs)
         sample = self._engine.run(self._prepare(call))["sample"]
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
+class LatentMode:
+    """In the place of the distribution that ``AutoencoderKLWan.encode`` returns: its mode, which is its mean.
+
+    No pipeline of Wan asks for more. Whatever else is asked for is that of ``whole``.
+
+    Args:
+        latents: (1, 16, latent frames, height/8, width/8), not normalised.
+        whole: makes the distribution itself; without it there is nothing else.
+    """
+
+    def __init__(
+        self, latents: Tensor, whole: Callable[[], DiagonalGaussianDistribution] | None = None
+    ) -> None:
+        self.mean = latents
+        self.whole = whole
+
+    def mode(self) -> Tensor:
+        """The latents."""
+        return self.mean
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "whole" or self.whole is None:
+            raise AttributeError(
+                f"{name!r}: of the VAE's distribution engines compute the mode; encode with diffusers' own VAE"
+            )
+        return getattr(self.whole(), name)
+
+
 class EngineVAE(Part):
-    """In the place of ``AutoencoderKLWan``, for decoding.
+    """In the place of ``AutoencoderKLWan``.
 
     Args:
         decoder: the two engines of the VAE decoder.
-        prepare: the ``prepare`` of their components.
+        prepare: the ``prepare`` of their components, and of the encoder's.
         config: the original's configuration.
+        encoder: gives the two engines of the VAE encoder; it is called when something is encoded.
     """
 
     def __init__(
@@ -110,14 +143,15 @@ class EngineVAE(Part):
         config: Any,
         dtype: torch.dtype,
         device: torch.device,
+        encoder: Callable[[], StreamingEncoder] | None = None,
     ) -> None:
         super().__init__(config, dtype, device)
-        self._decoder = decoder
+        self._decoder, self._encoder = decoder, encoder
         self._prepare = prepare
 
     @property
     def decoder(self) -> StreamingDecoder:
-        """What does the work."""
+        """What does the work of decoding."""
         return self._decoder
 
     def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor] | DecoderOutput:
@@ -131,13 +165,19 @@ class EngineVAE(Part):
         sample = self._decoder.decode(self._prepare({"latents": z})["latents"])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Not available.
+    def encode(self, x: Tensor, return_dict: bool = True) -> tuple[LatentMode] | AutoencoderKLOutput:
+        """The latents of a video (1, 3, frames, height, width) in [-1, 1], the frames 4k+1.
 
         Raises:
-            UnsupportedCall: always.
+            UnsupportedCall: for another batch size than 1, and where there are no engines that encode.
+            ValueError: as :meth:`StreamingEncoder.encode`.
+            EngineError: as the engines' ``run``.
         """
-        raise UnsupportedCall("the engines decode; encode with the checkpoint's own VAE")
+        require_batch_1("x", x)
+        if self._encoder is None:
+            raise UnsupportedCall("the engines decode; encode with the checkpoint's own VAE")
+        mode = LatentMode(self._encoder().encode(self._prepare({"sample": x})["sample"]))
+        return AutoencoderKLOutput(latent_dist=mode) if return_dict else (mode,)
 
 
 class EngineTextEncoder(_EnginePart):
@@ -156,26 +196,43 @@ class EngineTextEncoder(_EnginePart):
 
 
 def require_supported(
-    hidden_states: Tensor,
-    timestep: Tensor,
-    encoder_hidden_states_image: Tensor | None = None,
+    takes: Mapping[str, tuple[int | str, ...]],
+    call: Tensors,
     attention_kwargs: dict[str, Any] | None = None,
 ) -> None:
     """Raise unless an engine of ``dit`` can take this call of the transformer, whatever the video's size.
 
+    Args:
+        takes: the engine's inputs by name, each with its axes.
+        call: the tensors that diffusers' own forward receives. With a timestep a token the device is waited for.
+
     Raises:
-        UnsupportedCall: as :meth:`EngineTransformer.forward`.
+        UnsupportedCall: for attention arguments, another batch size, states of an image or of a prompt in a number that
+            the engine is not of, or timesteps that differ between the tokens of a frame.
     """
-    if encoder_hidden_states_image is not None:
-        raise UnsupportedCall("the engine is text-to-video's: it takes no encoder_hidden_states_image")
     if attention_kwargs:
         raise UnsupportedCall(
             f"attention_kwargs ({', '.join(attention_kwargs)}) cannot change an engine that is built"
         )
-    require_batch_1("hidden_states", hidden_states)
-    if timestep.dim() != 1:
+    require_batch_1("hidden_states", call["hidden_states"])
+    for name, of in (("encoder_hidden_states_image", "image"), ("encoder_hidden_states", "prompt")):
+        fixed = [axis if isinstance(axis, int) else None for axis in takes.get(name, ())]
+        given = list(call[name].shape) if name in call else []
+        if len(fixed) != len(given) or any(
+            axis not in (None, size) for axis, size in zip(fixed, given, strict=True)
+        ):
+            raise UnsupportedCall(
+                f"{name} has shape {tuple(given) or 'none'}: the engine is of {of} states"
+                f" {tuple(takes.get(name, ())) or 'none'}"
+            )
+    timestep, frames = call["timestep"], call["hidden_states"].shape[2]
+    if timestep.dim() != 1 and len(takes["modulation"]) != 4:
         raise UnsupportedCall(
-            f"timestep has shape {tuple(timestep.shape)}: a timestep a token is Wan 2.2's; expected (1,)"
+            f"timestep has shape {tuple(timestep.shape)}: a timestep a token is Wan 2.2 TI2V-5B's; expected (1,)"
+        )
+    if timestep.dim() != 1 and not equal_within_frames(timestep, frames):
+        raise UnsupportedCall(
+            "the tokens of one frame have different timesteps: the engine takes one a latent frame"
         )
 
 

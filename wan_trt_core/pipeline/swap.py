@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
 
 
-REPLACED = ("transformer", "vae")
-"""Parts of a pipeline that :func:`swap` always replaces: of the originals only the configuration is used."""
+REPLACED = ("transformer", "transformer_2", "vae")
+"""Parts of a pipeline that :func:`swap` replaces where it has them: of the originals only the configuration is used."""
 
 
 def swap(
@@ -46,8 +46,10 @@ def swap(
     decoder = StreamingDecoder(engines.vae_first, engines.vae_next)
     parts: dict[str, Any] = {
         "transformer": EngineTransformer(engines.dit, **common("dit", "transformer")),
-        "vae": EngineVAE(decoder, **common("vae_decoder_first", "vae")),
+        "vae": EngineVAE(decoder, encoder=engines.vae_encoder, **common("vae_decoder_first", "vae")),
     }
+    if engines.dit_2 is not None:
+        parts["transformer_2"] = EngineTransformer(engines.dit_2, **common("dit_2", "transformer_2"))
     if isinstance(engines.text_encoder, Engine):
         parts["text_encoder"] = EngineTextEncoder(
             engines.text_encoder, **common("text_encoder", "text_encoder")

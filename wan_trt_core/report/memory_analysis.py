@@ -25,7 +25,9 @@ WORTH = 0.01
 USED_IN: Mapping[str, Stage] = {
     "text_encoder": "text_encode",
     "transformer": "denoise",
+    "transformer_2": "denoise",
     "dit": "denoise",
+    "dit_2": "denoise",
     "vae": "decode",
     "vae_decoder_first": "decode",
     "vae_decoder_next": "decode",
@@ -34,6 +36,7 @@ USED_IN: Mapping[str, Stage] = {
 
 REPLACED = {
     "transformer": "dit engine",
+    "transformer_2": "dit_2 engine",
     "vae": "vae_decoder_next engine",
     "text_encoder": "text_encoder engine",
 }

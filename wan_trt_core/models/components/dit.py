@@ -10,17 +10,24 @@ from wan_trt_core.models.components import ComponentError, require_precision
 from wan_trt_core.models.profiles import Sizes
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from wan_trt_core.models.checkpoint import Checkpoint
+
+TEXT_LENGTH_WITH_IMAGE = 512
+"""Diffusers' ``WanAttnProcessor`` takes the last 512 of the states for the prompt's, those before for the image's."""
+
+IMAGE_TOKENS = 257
+"""Of the image encoder of every published Wan 2.1: 16 by 16 patches and the class."""
 
 
 class Dit(Component):
     """``WanTransformer3DModel.forward``, batch 1.
 
-    Call tensors: ``hidden_states`` (1, 16, frames, height, width), ``timestep`` (1,),
-    ``encoder_hidden_states`` (1, text_length, text_dim). Output: ``sample``, the predicted flow, of the
-    latents' shape.
+    Call tensors: ``hidden_states`` (1, in_channels, frames, height, width), ``timestep`` (1,) or, where the pipeline
+    expands timesteps, (1, tokens), ``encoder_hidden_states`` (1, text_length, text_dim), and of an image-to-video
+    transformer ``encoder_hidden_states_image`` (1, image tokens, image_dim). Output: ``sample``, the predicted flow
+    (1, out_channels, frames, height, width).
     """
 
     name = "dit"
@@ -33,16 +40,24 @@ class Dit(Component):
         config = self._config(checkpoint)
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         rope = ("frames", "half_height", "half_width", config["attention_head_dim"] // 2)
-        return (
+        rows = ("frames", dim) if _by_frame(checkpoint) else (dim,)
+        of_image = config.get("image_dim")
+        specs = (
             TensorSpec(
                 "hidden_states", (1, config["in_channels"], "frames", "2*half_height", "2*half_width")
             ),
-            TensorSpec("modulation", (config["num_layers"], 6, dim), "float32"),
-            TensorSpec("output_modulation", (2, dim), "float32"),
+            TensorSpec("modulation", (config["num_layers"], 6, *rows), "float32"),
+            TensorSpec("output_modulation", (2, *rows), "float32"),
             TensorSpec("rope_cos", rope, "float32"),
             TensorSpec("rope_sin", rope, "float32"),
-            TensorSpec("encoder_hidden_states", (1, "text_length", config["text_dim"])),
+            TensorSpec(
+                "encoder_hidden_states",
+                (1, TEXT_LENGTH_WITH_IMAGE if of_image else "text_length", config["text_dim"]),
+            ),
         )
+        if not of_image:
+            return specs
+        return (*specs, TensorSpec("encoder_hidden_states_image", (1, _image_tokens(checkpoint), of_image)))
 
     def outputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
         config = self._config(checkpoint)
@@ -71,15 +86,22 @@ class Dit(Component):
 
         from wan_trt_core.models.prompts import PROMPT, encode_prompt
 
-        channels = self._config(checkpoint)["in_channels"]
-        shape = (1, channels, video.latent_frames, video.latent_height, video.latent_width)
-        scheduler = checkpoint.scheduler()
-        scheduler.set_timesteps(20)
-        return {
-            "hidden_states": torch.randn(shape, generator=torch.Generator().manual_seed(seed)),
-            "timestep": scheduler.timesteps[:1],
-            "encoder_hidden_states": encode_prompt(checkpoint, PROMPT, video.text_length),
+        sizes, noise = self.sizes(video), torch.Generator().manual_seed(seed)
+        specs = {spec.name: spec for spec in self.inputs(checkpoint)}
+        shapes = {name: spec.shape(sizes) for name, spec in specs.items()}
+        call = {
+            "hidden_states": torch.randn(shapes["hidden_states"], generator=noise),
+            "timestep": self._timesteps(checkpoint)[:1],
+            "encoder_hidden_states": encode_prompt(checkpoint, PROMPT, shapes["encoder_hidden_states"][1]),
         }
+        if (name := "encoder_hidden_states_image") in specs:
+            call[name] = torch.randn(shapes[name], generator=noise)
+        if _by_frame(checkpoint):  # as the pipeline has it for a video that begins with an image
+            timestep = call["timestep"].float().repeat(sizes["frames"])
+            timestep[0] = 0
+            tokens = sizes["half_height"] * sizes["half_width"]
+            call["timestep"] = timestep.repeat_interleave(tokens).unsqueeze(0)
+        return call
 
     def reference(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         from wan_trt_core.models.checkpoint import torch_dtype
@@ -88,12 +110,8 @@ class Dit(Component):
 
         def run(call: Tensors) -> Tensors:
             model = checkpoint.load(self.part, precision, call["hidden_states"].device)
-            (sample,) = model(
-                hidden_states=call["hidden_states"].to(dtype),
-                timestep=call["timestep"],
-                encoder_hidden_states=call["encoder_hidden_states"].to(dtype),
-                return_dict=False,
-            )
+            rounded = {name: tensor.to(dtype) for name, tensor in call.items() if name != "timestep"}
+            (sample,) = model(**rounded, timestep=call["timestep"], return_dict=False)
             return {"sample": sample}
 
         return run
@@ -102,7 +120,7 @@ class Dit(Component):
         """A :class:`~wan_trt_core.models.graphs.dit.DitInputs`."""
         from wan_trt_core.models.graphs.dit import DitInputs
 
-        return DitInputs(checkpoint, precision)
+        return DitInputs(checkpoint, precision, self.part)
 
     def once(self, prepare: Callable[[Tensors], Tensors], call: Tensors) -> Callable[[], object] | None:
         """The RoPE tables, which depend on the video's size alone."""
@@ -119,6 +137,7 @@ class Dit(Component):
         return (
             "patch_embedding",
             "text_embedder",
+            *(["image_embedder"] if self._config(checkpoint).get("image_dim") else []),
             *(f"blocks.{index}" for index in range(layers)),
             "proj_out",
         )
@@ -127,7 +146,8 @@ class Dit(Component):
         from wan_trt_core.models.graphs.taps import tapped
 
         paths = {name: name for name in self.blocks(checkpoint)}
-        paths["text_embedder"] = "condition_embedder.text_embedder"
+        for name in paths.keys() & {"text_embedder", "image_embedder"}:
+            paths[name] = f"condition_embedder.{name}"
         reference = self.reference(checkpoint, precision)
 
         def run(call: Tensors) -> Tensors:
@@ -138,14 +158,34 @@ class Dit(Component):
 
         return run
 
+    def _timesteps(self, checkpoint: Checkpoint) -> Tensor:
+        """Those of the scheduler at which this transformer predicts."""
+        scheduler = checkpoint.scheduler()
+        scheduler.set_timesteps(20)
+        timesteps: Tensor = scheduler.timesteps
+        return timesteps
+
     def _config(self, checkpoint: Checkpoint) -> dict[str, Any]:
         config = checkpoint.config(self.part)
         where = f"{checkpoint.source}, {self.part}"
-        if config.get("image_dim") or config.get("added_kv_proj_dim"):
-            raise ComponentError(f"{where}: an image-to-video transformer; {self.name} is text-to-video's")
+        if config.get("pos_embed_seq_len"):
+            raise ComponentError(
+                f"{where}: a transformer from first and last frame; {self.name} has no graph of it"
+            )
         if list(config["patch_size"]) != [1, 2, 2]:
             raise ComponentError(f"{where}: patch_size is {config['patch_size']}, expected [1, 2, 2]")
         return config
+
+
+def _by_frame(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.pipeline_config().get("expand_timesteps"))
+
+
+def _image_tokens(checkpoint: Checkpoint) -> int:
+    if "image_encoder" not in checkpoint.parts:
+        return IMAGE_TOKENS
+    config = checkpoint.config("image_encoder")
+    return int((config["image_size"] // config["patch_size"]) ** 2 + 1)
 
 
 COMPONENT = Dit()

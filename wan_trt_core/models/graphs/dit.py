@@ -13,6 +13,13 @@ What differs from diffusers' own graph, and why:
 5. The batch is one, so tokens are the rows of matrices (tokens, dim): a linear layer is then one Gemm with
    its bias, where ONNX Runtime runs a product and an addition for a batch of matrices.
 
+What the variants add, each only where the checkpoint has it, so that the others' graphs stay as they are:
+
+- image to video (``image_dim``): the image encoder's states are one more input, and a cross-attention of its own
+  to them is added to that to the text.
+- a timestep a token (Wan 2.2 TI2V-5B): within a latent frame all are equal, so the modulation has one row a frame
+  where diffusers has one a token: 31 instead of 27,280 for 121 frames of 1280x704.
+
 In half precision the float32 islands are diffusers' own: layer norms, modulation, gates and the rotation; the
 residual stream is rounded to half where diffusers rounds it.
 """
@@ -82,19 +89,25 @@ class Modulation:
                 table.to(device) for table in (tables, model.scale_shift_table[0].float())
             )
 
-    def __call__(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, timestep: Tensor, dtype: torch.dtype, *, by_frame: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Modulation (layers, 6, dim) and output modulation (2, dim), float32.
 
         Args:
-            timestep: (1,), as the scheduler gives it.
+            timestep: (1,), as the scheduler gives it; ``by_frame`` (frames,).
             dtype: of ``encoder_hidden_states``, to which diffusers rounds the time embedding.
+            by_frame: return (layers, 6, frames, dim) and (2, frames, dim).
         """
         embedder = self._embedder
         projected = embedder.timesteps_proj(timestep)
         weights_dtype = next(embedder.time_embedder.parameters()).dtype
         temb = embedder.time_embedder(projected.to(weights_dtype)).to(dtype)
         timestep_proj = embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))
-        return self._tables + timestep_proj.float(), self._output_table + temb.float()
+        if not by_frame:
+            return self._tables + timestep_proj.float(), self._output_table + temb.float()
+        per_block = self._tables.unsqueeze(2) + timestep_proj.float().transpose(0, 1)
+        return per_block, self._output_table.unsqueeze(1) + temb.float()
 
 
 class RopeTables:
@@ -124,33 +137,51 @@ class DitInputs:
     computed once for each; the modulation is computed in every call.
     """
 
-    def __init__(self, checkpoint: Checkpoint, precision: str) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, precision: str, part: str = "transformer") -> None:
+        self._checkpoint, self._part = checkpoint, part
         self._precision = precision
         self._dtype = torch_dtype(precision)
+        self._by_frame = bool(checkpoint.pipeline_config().get("expand_timesteps"))
         self._sources: dict[torch.device, tuple[Modulation, RopeTables]] = {}
 
     def sources(self, device: torch.device) -> tuple[Modulation, RopeTables]:
         """The two makers of inputs on a device, so that each can be timed apart."""
         if device not in self._sources:
             # from host memory: of the whole model on the device only the time path would be used
-            model: Any = self._checkpoint.load("transformer", self._precision)
+            model: Any = self._checkpoint.load(self._part, self._precision)
             self._sources[device] = Modulation(model, device), RopeTables(model, device)
         return self._sources[device]
 
     def __call__(self, call: Tensors) -> Tensors:
         hidden_states = call["hidden_states"].to(self._dtype)
         modulation, rope = self.sources(hidden_states.device)
-        per_block, output = modulation(call["timestep"], self._dtype)
+        timestep = call["timestep"]
+        if self._by_frame:
+            timestep = frame_timesteps(timestep, hidden_states.shape[2])
+        per_block, output = modulation(timestep, self._dtype, by_frame=self._by_frame)
         cos, sin = rope(hidden_states)
+        given = ("encoder_hidden_states", "encoder_hidden_states_image")
         return {
             "hidden_states": hidden_states,
             "modulation": per_block,
             "output_modulation": output,
             "rope_cos": cos,
             "rope_sin": sin,
-            "encoder_hidden_states": call["encoder_hidden_states"].to(self._dtype),
+            **{name: call[name].to(self._dtype) for name in given if name in call},
         }
+
+
+def frame_timesteps(timestep: Tensor, frames: int) -> Tensor:
+    """The timestep of each latent frame, from one (1,) for all or one a token (1, frames * tokens of a frame)."""
+    return timestep.expand(frames) if timestep.dim() == 1 else timestep.unflatten(1, (frames, -1))[0, :, 0]
+
+
+def equal_within_frames(timestep: Tensor, frames: int) -> bool:
+    """Whether the tokens of each latent frame have the same timestep (1, tokens). Waits for the device."""
+    if timestep.shape[1] % frames:
+        return False
+    by_frame = timestep.unflatten(1, (frames, -1))
+    return bool((by_frame == by_frame[..., :1]).all())
 
 
 class _Attention(nn.Module):
@@ -166,16 +197,29 @@ class _Attention(nn.Module):
         self.to_out = copying.linear(attention.to_out[0])
         self.norm_q = copying.parameter(attention.norm_q.weight[rows] * (1 / math.sqrt(self.head_dim)))
         self.norm_k = copying.parameter(attention.norm_k.weight[rows])
+        if attention.add_k_proj is not None:
+            self.add_k = copying.linear(attention.add_k_proj)
+            self.add_v = copying.linear(attention.add_v_proj)
+            self.norm_added_k = copying.parameter(attention.norm_added_k.weight)
 
-    def forward(self, tokens: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Attention of ``tokens`` to ``source``, each (tokens, dim)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        source: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        image: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of ``tokens`` to ``source``, each (tokens, dim), and to ``image`` where there is one."""
         query = self._heads(_rms_norm(self.to_q(tokens), self.norm_q, self.eps))
         key = self._heads(_rms_norm(self.to_k(source), self.norm_k, self.eps))
         value = self._heads(self.to_v(source))
         if rope is not None:
             query, key = _rotate(query, *rope).to(value.dtype), _rotate(key, *rope).to(value.dtype)
-        query, value = query.transpose(1, 2), value.transpose(1, 2)
-        attended = torch.softmax(query @ key.permute(0, 2, 3, 1), dim=-1) @ value
+        query = query.transpose(1, 2)
+        attended = _attend(query, key, value)
+        if image is not None:
+            key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps))
+            attended = attended + _attend(query, key, self._heads(self.add_v(image)))
         mixed: Tensor = self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
         return mixed
 
@@ -198,23 +242,50 @@ class _Block(nn.Module):
         self.ffn_out = copying.linear(block.ffn.net[2])
 
     def forward(
-        self, hidden: Tensor, text: Tensor, modulation: tuple[Tensor, ...], rope: tuple[Tensor, Tensor]
+        self,
+        hidden: Tensor,
+        text: Tensor,
+        modulation: tuple[Tensor, ...],
+        rope: tuple[Tensor, Tensor],
+        image: Tensor | None,
     ) -> Tensor:
-        """One block on (tokens, dim); ``modulation`` holds six rows (1, dim)."""
+        """One block on (tokens, dim); ``modulation`` holds six rows (1, dim), or six times (frames, 1, dim)."""
         dtype = hidden.dtype
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        normed = (_layer_norm(hidden, self.eps) * (1 + scale) + shift).to(dtype)
-        hidden = (hidden.float() + self.attn1(normed, normed, rope) * gate).to(dtype)
+        normed = _modulated(_layer_norm(hidden, self.eps), shift, scale).to(dtype)
+        hidden = (hidden.float() + _gated(self.attn1(normed, normed, rope), gate)).to(dtype)
 
         normed = hidden
         if self.cross_norm:
             normed = _layer_norm(hidden, self.eps, self.norm2_weight, self.norm2_bias).to(dtype)
-        hidden = hidden + self.attn2(normed, text, None)
+        hidden = hidden + self.attn2(normed, text, None, image)
 
-        normed = (_layer_norm(hidden, self.eps) * (1 + ffn_scale) + ffn_shift).to(dtype)
+        normed = _modulated(_layer_norm(hidden, self.eps), ffn_shift, ffn_scale).to(dtype)
         fed = self.ffn_out(functional.gelu(self.ffn_in(normed), approximate="tanh"))
-        left: Tensor = (hidden.float() + fed.float() * ffn_gate).to(dtype)
+        left: Tensor = (hidden.float() + _gated(fed.float(), ffn_gate)).to(dtype)
         return left
+
+
+class _ImageEmbedder(nn.Module):
+    """Diffusers' ``WanImageEmbedding``: the image encoder's states to rows of the model's width."""
+
+    def __init__(self, embedder: Any) -> None:
+        super().__init__()
+        self.eps = embedder.norm1.eps
+        self.norm1_weight, self.norm1_bias, self.norm2_weight, self.norm2_bias = (
+            copying.parameter(value.float())
+            for norm in (embedder.norm1, embedder.norm2)
+            for value in (norm.weight, norm.bias)
+        )
+        self.ff_in = copying.linear(embedder.ff.net[0].proj)
+        self.ff_out = copying.linear(embedder.ff.net[2])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(image tokens, image_dim) to (image tokens, dim)."""
+        dtype = image.dtype
+        normed = _layer_norm(image, self.eps, self.norm1_weight, self.norm1_bias).to(dtype)
+        fed = self.ff_out(functional.gelu(self.ff_in(normed)))
+        return _layer_norm(fed, self.eps, self.norm2_weight, self.norm2_bias).to(dtype)
 
 
 class DitGraph(nn.Module):
@@ -238,6 +309,8 @@ class DitGraph(nn.Module):
         text_embedder = model.condition_embedder.text_embedder
         self.text_in = copying.linear(text_embedder.linear_1)
         self.text_out = copying.linear(text_embedder.linear_2)
+        embedder = model.condition_embedder.image_embedder
+        self.image_embedder = None if embedder is None else _ImageEmbedder(embedder)
         self.blocks = nn.ModuleList(_Block(block) for block in model.blocks)
         self.proj_out = copying.linear(model.proj_out)
         self.requires_grad_(False).eval()
@@ -250,33 +323,39 @@ class DitGraph(nn.Module):
         rope_cos: Tensor,
         rope_sin: Tensor,
         encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Predicted flow (1, 16, frames, height, width), then the block outputs if asked for.
+        """Predicted flow (1, channels, frames, height, width), then the block outputs if asked for.
 
         Args:
-            hidden_states: latents (1, 16, frames, height, width).
-            modulation: (layers, 6, dim) float32, from :class:`Modulation`.
-            output_modulation: (2, dim) float32.
+            hidden_states: latents (1, in_channels, frames, height, width).
+            modulation: (layers, 6, dim) or (layers, 6, frames, dim) float32, from :class:`Modulation`.
+            output_modulation: (2, dim) or (2, frames, dim) float32.
             rope_cos: (frames, height / 2, width / 2, head_dim / 2) float32, from :class:`RopeTables`.
             rope_sin: as ``rope_cos``.
             encoder_hidden_states: (1, text_length, text_dim).
+            encoder_hidden_states_image: (1, image tokens, image_dim), of an image-to-video transformer.
         """
         # the grid of patches is read off the tables: their axes are the graph's own symbols, so that no size
         # has to be divided and every output axis stays a plain multiple of an input axis
         grid = rope_cos.shape[:3]
         rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
-        rows = modulation.flatten(0, 1).chunk(6 * len(self.blocks))
+        rows = _rows(modulation.flatten(0, 1), 6 * len(self.blocks))
         patches = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
         patches = patches.to(hidden_states.dtype)
         hidden = patches.flatten(2).squeeze(0).transpose(0, 1)
         text = self.text_in(encoder_hidden_states.squeeze(0))
         text = self.text_out(functional.gelu(text, approximate="tanh"))
-        taken = [text]
+        taken, image = [text], None
+        if self.image_embedder is not None:
+            assert encoder_hidden_states_image is not None
+            image = self.image_embedder(encoder_hidden_states_image.squeeze(0))
+            taken.append(image)
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden, text, rows[6 * index : 6 * index + 6], rope)
+            hidden = block(hidden, text, rows[6 * index : 6 * index + 6], rope, image)
             taken.append(hidden)
-        shift, scale = output_modulation.chunk(2)
-        hidden = (_layer_norm(hidden, self.eps) * (1 + scale) + shift).to(hidden.dtype)
+        shift, scale = _rows(output_modulation, 2)
+        hidden = _modulated(_layer_norm(hidden, self.eps), shift, scale).to(hidden.dtype)
         hidden = self.proj_out(hidden)
         sample = self._unpatchify(hidden, grid)
         if not self.block_outputs:
@@ -292,6 +371,34 @@ class DitGraph(nn.Module):
         pixels = tokens.reshape(*grid, *self.patch_size[1:], self.channels)
         rows = pixels.permute(5, 2, 4, 0, 1, 3).flatten(4, 5)
         return rows.permute(0, 3, 4, 1, 2).flatten(3, 4).unsqueeze(0)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Of ``query`` (1, heads, tokens, head_dim), already scaled, to keys and values (1, tokens, heads, head_dim)."""
+    value = value.transpose(1, 2)
+    return torch.softmax(query @ key.permute(0, 2, 3, 1), dim=-1) @ value
+
+
+def _rows(modulation: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Each row as it is broadcast: (count, dim) to (1, dim), (count, frames, dim) to (frames, 1, dim)."""
+    rows = modulation.chunk(count)
+    return rows if modulation.dim() == 2 else tuple(row.transpose(0, 1) for row in rows)
+
+
+def _modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(tokens, dim) scaled and shifted by one row, or by that of each token's frame."""
+    if scale.dim() == 2:
+        return tokens * (1 + scale) + shift
+    framed: Tensor = tokens.unflatten(0, (scale.shape[0], -1)) * (1 + scale) + shift
+    return framed.flatten(0, 1)
+
+
+def _gated(tokens: Tensor, gate: Tensor) -> Tensor:
+    """(tokens, dim) times one row, or times that of each token's frame."""
+    if gate.dim() == 2:
+        return tokens * gate
+    framed: Tensor = tokens.unflatten(0, (gate.shape[0], -1)) * gate
+    return framed.flatten(0, 1)
 
 
 def _rms_norm(tensor: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Wan 2.1 VAE decoder as two streaming graphs, equal to diffusers' ``AutoencoderKLWan.decode``.
+"""The Wan VAE decoder as two streaming graphs, equal to diffusers' ``AutoencoderKLWan.decode``.
 
 ``decode`` must not be exported whole: its loop over the latent frames unrolls.
 """
@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from wan_trt_core.models.graphs import copying
 from wan_trt_core.models.graphs.vae_layers import Caches, CausalConv, MidBlock, Resnet, RmsNorm
-from wan_trt_core.models.vae_caches import CACHE_FRAMES
+from wan_trt_core.models.graphs.vae_shortcuts import UpShortcut, unpatchified
+from wan_trt_core.models.vae_caches import CACHE_FRAMES, patch_size
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -67,15 +68,22 @@ def _transposed(weight: Tensor) -> Tensor:
 
 
 class _UpBlock(nn.Module):
+    """Residual blocks and an upsampling; in Wan 2.2 a shortcut around both."""
+
     def __init__(self, block: Any, *, first: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(net, first=first) for net in block.resnets)
-        self.upsample = None if block.upsamplers is None else _Upsample(block.upsamplers[0], first=first)
+        shortcut = getattr(block, "avg_shortcut", None)
+        self.shortcut = None if shortcut is None else UpShortcut(shortcut, first=first)
+        upsampler = block.upsampler if hasattr(block, "upsampler") else (block.upsamplers or [None])[0]
+        self.upsample = None if upsampler is None else _Upsample(upsampler, first=first)
 
     def forward(self, frames: Tensor, caches: Caches) -> Tensor:
+        given = frames
         for resnet in self.resnets:
             frames = resnet(frames, caches)
-        return frames if self.upsample is None else self.upsample(frames, caches)
+        frames = frames if self.upsample is None else self.upsample(frames, caches)
+        return frames if self.shortcut is None else frames + self.shortcut(given)
 
 
 class VaeDecoderGraph(nn.Module):
@@ -98,13 +106,15 @@ class VaeDecoderGraph(nn.Module):
         self.up_blocks = nn.ModuleList(_UpBlock(block, first=first) for block in decoder.up_blocks)
         self.norm_out = RmsNorm(decoder.norm_out)
         self.conv_out = CausalConv(decoder.conv_out, first=first)
+        self.patch_size = patch_size(vae.config)
         self.requires_grad_(False).eval()
 
     def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
         """The frames (1, 3, 1 or 4, 8 height, 8 width) in [-1, 1], the caches, any block outputs.
 
         Args:
-            latents: (1, 16, 1, height, width), de-normalised as ``AutoencoderKLWan.decode`` takes them.
+            latents: (1, 16, 1, height, width), de-normalised as ``AutoencoderKLWan.decode`` takes them; of Wan 2.2,
+                with 48 channels, each covers 16 x 16 pixels of a frame.
             taken: the caches, each (1, channels, 2, scale * height, scale * width).
         """
         caches = Caches(None if self.first else iter(taken))
@@ -118,5 +128,5 @@ class VaeDecoderGraph(nn.Module):
             outputs.append(frames)
         frames = self.conv_out(functional.silu(self.norm_out(frames)), caches)
         outputs.append(frames)
-        sample = frames.clamp(-1.0, 1.0)
+        sample = (frames if self.patch_size == 1 else unpatchified(frames, self.patch_size)).clamp(-1.0, 1.0)
         return (sample, *caches.left, *outputs) if self.block_outputs else (sample, *caches.left)

@@ -1,4 +1,4 @@
-"""The Wan 2.1 VAE encoder as two streaming graphs, equal to the mode of diffusers' ``AutoencoderKLWan.encode``.
+"""The Wan VAE encoder as two streaming graphs, equal to the mode of diffusers' ``AutoencoderKLWan.encode``.
 
 As ``decode``, ``encode`` must not be exported whole: its loop over the chunks of frames unrolls.
 """
@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from wan_trt_core.models.graphs import copying
 from wan_trt_core.models.graphs.vae_layers import Caches, CausalConv, MidBlock, Resnet, RmsNorm
-from wan_trt_core.models.vae_caches import HALVING_FRAMES
+from wan_trt_core.models.graphs.vae_shortcuts import DownShortcut, patchified
+from wan_trt_core.models.vae_caches import HALVING_FRAMES, patch_size
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -45,6 +46,28 @@ class _Downsample(nn.Module):
         return halved
 
 
+class _DownBlock(nn.Module):
+    """Of Wan 2.2: residual blocks and a downsampling, and a shortcut around both."""
+
+    def __init__(self, block: Any, *, first: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(Resnet(net, first=first) for net in block.resnets)
+        self.downsample = None if block.downsampler is None else _Downsample(block.downsampler, first=first)
+        self.shortcut = DownShortcut(block.avg_shortcut, first=first)
+
+    def forward(self, frames: Tensor, caches: Caches) -> Tensor:
+        shortcut: Tensor = self.shortcut(frames)
+        for resnet in self.resnets:
+            frames = resnet(frames, caches)
+        return shortcut + (frames if self.downsample is None else self.downsample(frames, caches))
+
+
+def _block(block: Any, *, first: bool) -> nn.Module:
+    if hasattr(block, "avg_shortcut"):
+        return _DownBlock(block, first=first)
+    return (_Downsample if hasattr(block, "resample") else Resnet)(block, first=first)
+
+
 class VaeEncoderGraph(nn.Module):
     """One step of encoding: the first frame, or four with the caches of the steps before.
 
@@ -62,10 +85,8 @@ class VaeEncoderGraph(nn.Module):
         self.first = first
         self.block_outputs = block_outputs
         self.conv_in = CausalConv(encoder.conv_in, first=first)
-        self.down_blocks = nn.ModuleList(
-            (_Downsample if hasattr(block, "resample") else Resnet)(block, first=first)
-            for block in encoder.down_blocks
-        )
+        self.patch_size = patch_size(vae.config)
+        self.down_blocks = nn.ModuleList(_block(block, first=first) for block in encoder.down_blocks)
         self.mid_block = MidBlock(encoder.mid_block, first=first)
         self.norm_out = RmsNorm(encoder.norm_out)
         self.conv_out = CausalConv(encoder.conv_out, first=first)
@@ -76,12 +97,12 @@ class VaeEncoderGraph(nn.Module):
         """The latents (1, 16, 1, height, width), not normalised, the caches, any block outputs.
 
         Args:
-            sample: (1, 3, 1 or 4, 8 height, 8 width) in [-1, 1].
+            sample: (1, 3, 1 or 4, 8 height, 8 width) in [-1, 1]; 16 height and width of Wan 2.2.
             taken: the caches, each (1, channels, 1 or 2, scale * height, scale * width).
         """
         caches = Caches(None if self.first else iter(taken))
         outputs = []
-        frames = sample
+        frames = sample if self.patch_size == 1 else patchified(sample, self.patch_size)
         for block in (self.conv_in, *self.down_blocks, self.mid_block):
             frames = block(frames, caches)
             outputs.append(frames)

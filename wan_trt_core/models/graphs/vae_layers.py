@@ -1,4 +1,4 @@
-"""What the streaming graphs of the Wan 2.1 VAE are made of: causal convolutions with explicit caches, and the rest.
+"""What the streaming graphs of the Wan VAEs are made of: causal convolutions with explicit caches, and the rest.
 
 Diffusers keeps, for each causal convolution, the last frames of its input; here these caches are inputs and outputs of
 a graph that does one step. Every cache has the same number of frames always: where diffusers keeps fewer, or the word

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wan_trt_core.models.profiles import SPATIAL
-from wan_trt_core.models.vae_caches import CacheSpec
+from wan_trt_core.models.vae_caches import CacheSpec, patch_size, spatial_scale
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -24,9 +23,12 @@ def decode_step(vae: AutoencoderKLWan, call: Tensors, caches: Sequence[CacheSpec
     Args:
         call: ``latents`` (1, 16, 1, height, width) and, unless ``first``, every cache by its input name.
     """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
     latents = call["latents"]
     slots = _slots(vae, "decoder", call, caches, first)
     frames = vae.decoder(vae.post_quant_conv(latents), feat_cache=slots, feat_idx=[0], first_chunk=first)
+    frames = unpatchify(frames, patch_size(vae.config))
     return {"sample": torch.clamp(frames, min=-1.0, max=1.0), **_left(slots, caches, latents)}
 
 
@@ -36,10 +38,12 @@ def encode_step(vae: AutoencoderKLWan, call: Tensors, caches: Sequence[CacheSpec
     Args:
         call: ``sample`` (1, 3, 1 or 4, 8 height, 8 width) and, unless ``first``, every cache by its input name.
     """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     slots = _slots(vae, "encoder", call, caches, first)
-    frames = vae.encoder(call["sample"], feat_cache=slots, feat_idx=[0])
+    video = patchify(call["sample"], patch_size(vae.config))
+    frames = vae.encoder(video, feat_cache=slots, feat_idx=[0])
     latents = DiagonalGaussianDistribution(vae.quant_conv(frames)).mode()
     return {"latents": latents, **_left(slots, caches, latents)}
 
@@ -76,6 +80,7 @@ def random_latents(config: Mapping[str, Any], frames: int, height: int, width: i
 
 def random_video(config: Mapping[str, Any], frames: int, height: int, width: int, *, seed: int) -> Tensor:
     """A video (1, 3, frames, height, width) in (-1, 1), in pixels, that is smooth in space and time."""
-    shape = (1, config["in_channels"], 1 + frames // 4, height // SPATIAL, width // SPATIAL)
+    scale, colours = spatial_scale(config), config["in_channels"] // patch_size(config) ** 2
+    shape = (1, colours, 1 + frames // 4, height // scale, width // scale)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return functional.interpolate(noise, (frames, height, width), mode="trilinear").tanh()

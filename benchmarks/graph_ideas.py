@@ -39,7 +39,7 @@ from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.component import Component, Tensors, TensorSpec
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.graphs import dit, vae_decoder
-from wan_trt_core.models.graphs.vae_layers import CausalConv
+from wan_trt_core.models.graphs.vae_layers import Caches, CausalConv
 from wan_trt_core.models.profiles import ShapeProfile
 from wan_trt_core.models.vae_caches import CACHE_FRAMES
 
@@ -55,12 +55,14 @@ class Idea:
         change: from the graph as it is to the changed one.
         text: one line for the table.
         channels_last: its caches have the channels last.
+        half_caches: its caches are in half precision.
         latents: latent frames that one step of the VAE decodes.
     """
 
     change: Callable[[nn.Module], nn.Module]
     text: str
     channels_last: bool = False
+    half_caches: bool = False
     latents: int = 1
 
 
@@ -71,14 +73,14 @@ def _half_layer_norm(graph: nn.Module) -> nn.Module:
     """Layer norms take and give half precision; ONNX's LayerNormalization still computes in float32."""
 
     class Block(dit._Block):
-        def forward(self, hidden: Tensor, text: Tensor, modulation: Any, rope: Any) -> Tensor:
+        def forward(self, hidden: Tensor, text: Tensor, modulation: Any, rope: Any, image: Any) -> Tensor:
             shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
             dtype, width = hidden.dtype, hidden.shape[-1:]
             normed = functional.layer_norm(hidden, width, eps=self.eps).float() * (1 + scale) + shift
             hidden = (hidden.float() + self.attn1(normed.to(dtype), normed.to(dtype), rope) * gate).to(dtype)
             weight, bias = self.norm2_weight.to(dtype), self.norm2_bias.to(dtype)
             hidden = hidden + self.attn2(
-                functional.layer_norm(hidden, width, weight, bias, self.eps), text, None
+                functional.layer_norm(hidden, width, weight, bias, self.eps), text, None, image
             )
             normed = functional.layer_norm(hidden, width, eps=self.eps).float() * (1 + ffn_scale) + ffn_shift
             fed = self.ffn_out(functional.gelu(self.ffn_in(normed.to(dtype)), approximate="tanh"))
@@ -91,13 +93,13 @@ def _half_modulation(graph: nn.Module) -> nn.Module:
     """Modulation, gates and residual sums in half precision."""
 
     class Block(dit._Block):
-        def forward(self, hidden: Tensor, text: Tensor, modulation: Any, rope: Any) -> Tensor:
+        def forward(self, hidden: Tensor, text: Tensor, modulation: Any, rope: Any, image: Any) -> Tensor:
             dtype = hidden.dtype
             shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (row.to(dtype) for row in modulation)
             normed = dit._layer_norm(hidden, self.eps).to(dtype) * (1 + scale) + shift
             hidden = hidden + self.attn1(normed, normed, rope) * gate
             normed = dit._layer_norm(hidden, self.eps, self.norm2_weight, self.norm2_bias).to(dtype)
-            hidden = hidden + self.attn2(normed, text, None)
+            hidden = hidden + self.attn2(normed, text, None, image)
             normed = dit._layer_norm(hidden, self.eps).to(dtype) * (1 + ffn_scale) + ffn_shift
             fed = self.ffn_out(functional.gelu(self.ffn_in(normed), approximate="tanh"))
             return hidden + fed * ffn_gate
@@ -109,9 +111,9 @@ def _half_rotation(graph: nn.Module) -> nn.Module:
     """RoPE in half precision."""
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any) -> Tensor:
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
             halves = None if rope is None else tuple(table.to(tokens.dtype) for table in rope)
-            return super().forward(tokens, source, halves)
+            return super().forward(tokens, source, halves, image)
 
     return _attentions_as(graph, Attention)
 
@@ -120,9 +122,9 @@ def _one_product(graph: nn.Module) -> nn.Module:
     """Query, key and value of self-attention in one product."""
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any) -> Tensor:
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
             if rope is None:
-                return super().forward(tokens, source, rope)
+                return super().forward(tokens, source, rope, image)
             query, key, value = functional.linear(tokens, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
             query = self._heads(dit._rms_norm(query, self.norm_q, self.eps))
             key = self._heads(dit._rms_norm(key, self.norm_k, self.eps))
@@ -158,7 +160,8 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
     """The scores of attention summed in float32, up to the softmax."""
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any) -> Tensor:
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+            assert image is None, "an idea of text to video"
             query = self._heads(dit._rms_norm(self.to_q(tokens), self.norm_q, self.eps))
             key = self._heads(dit._rms_norm(self.to_k(source), self.norm_k, self.eps))
             value = self._heads(self.to_v(source)).transpose(1, 2)
@@ -263,6 +266,43 @@ def _half_convolutions(graph: nn.Module) -> nn.Module:
         if isinstance(part, CausalConv):
             part.__class__ = HalfConv
     return graph
+
+
+# ---- the VAE decoder: less memory --------------------------------------------------------------------------
+
+
+class _HalfCaches(nn.Module):
+    """The next step with caches in half precision, which has the 11 bits that a TF32 product takes of them."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.decoder = graph
+
+    def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
+        sample, *left = self.decoder(latents, *(cache.to(latents.dtype) for cache in taken))
+        return (sample, *(cache.half() for cache in left))
+
+
+class _TopInHalves(nn.Module):
+    """The next step with the last block, where the frames are largest, on two of its four frames at a time."""
+
+    def __init__(self, graph: vae_decoder.VaeDecoderGraph) -> None:
+        super().__init__()
+        self.decoder = graph
+
+    def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
+        graph, given = self.decoder, iter(taken)
+        below = Caches(given)
+        frames = graph.mid_block(graph.conv_in(graph.post_quant_conv(latents), below), below)
+        for block in graph.up_blocks[:-1]:
+            frames = block(frames, below)
+        caches, made = list(given), []
+        for half in frames.chunk(2, dim=2):
+            past = Caches(iter(caches))
+            image = graph.norm_out(graph.up_blocks[-1](half, past))
+            made.append(graph.conv_out(functional.silu(image), past))
+            caches = past.left
+        return (torch.cat(made, dim=2).clamp(-1.0, 1.0), *below.left, *caches)
 
 
 # ---- the VAE decoder: other forms of twice the size and the convolution after it --------------------------
@@ -374,6 +414,13 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             "two latent frames a step: half the passes over the caches, twice the memory",
             latents=2,
         ),
+        "half-caches": Idea(
+            _HalfCaches, "caches in half precision: half their memory and copies", half_caches=True
+        ),
+        "top-in-halves": Idea(
+            _TopInHalves,  # type: ignore[arg-type]
+            "the last block on two frames at a time: less scratch",
+        ),
         "half-convolutions": Idea(
             _half_convolutions,
             "products of the convolutions in half precision between float32 norms and sums",
@@ -396,7 +443,10 @@ def changed(component: Component, idea: Idea) -> Component:
             return self._laid_out(super().outputs(checkpoint))
 
         def _laid_out(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-            return tuple(TensorSpec(spec.name, self._axes(spec), spec.dtype) for spec in specs)
+            return tuple(TensorSpec(spec.name, self._axes(spec), self._dtype(spec)) for spec in specs)
+
+        def _dtype(self, spec: TensorSpec) -> str:
+            return "float16" if idea.half_caches and spec.name.startswith("cache") else spec.dtype
 
         def _axes(self, spec: TensorSpec) -> tuple[int | str, ...]:
             axes = spec.axes
@@ -415,6 +465,7 @@ class Row:
 
     Attributes:
         relative_l2: the error against the same graph in float32 in PyTorch.
+        scratch_mib: what the engine needs beside weights, inputs and outputs; 0 where its backend does not say.
         run: its engine once more, to look at its kernels when all timing is over: a process that has profiled launches
             more slowly afterwards.
     """
@@ -425,6 +476,7 @@ class Row:
     gain: float
     relative_l2: float
     build_seconds: float
+    scratch_mib: float
     run: Callable[[], object]
 
 
@@ -487,12 +539,15 @@ def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iter
         expected = _exact(subject, calls, device)
         if idea.channels_last:
             calls = {key: _last(value) if key.startswith("cache") else value for key, value in calls.items()}
+        if idea.half_caches:
+            calls = {key: value.half() if key.startswith("cache") else value for key, value in calls.items()}
         found = engine.run(calls)["sample"].double()
         error = float((found - expected).norm() / expected.norm())
         candidate = _into(engine, calls)
         run = run or candidate
         before, after, gain = _time(run, candidate, device)
-        yield Row(name, after / idea.latents, before, gain * idea.latents, error, seconds, candidate)
+        scratch = engine.memory().get("scratch", 0) / 2**20
+        yield Row(name, after / idea.latents, before, gain * idea.latents, error, seconds, scratch, candidate)
 
 
 def _exact(subject: Subject, calls: Tensors, device: str) -> Tensor:
@@ -573,7 +628,7 @@ def main(arguments: list[str] | None = None) -> None:
             measured.append(row)
             print(
                 f"{row.name:18} {row.milliseconds:8.2f} ms  gain {row.gain:5.3f}x  relative L2"
-                f" {row.relative_l2:.1e}  build {row.build_seconds:4.0f} s",
+                f" {row.relative_l2:.1e}  build {row.build_seconds:4.0f} s  scratch {row.scratch_mib:,.0f} MiB",
                 flush=True,
             )
         for row in measured:

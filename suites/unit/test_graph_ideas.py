@@ -48,6 +48,8 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("vae_decoder_next", "transposed-images", "fp32", 1e-5),
         ("vae_decoder_next", "phased", "fp32", 1e-5),
         ("vae_decoder_next", "half-convolutions", "fp32", 1e-2),
+        ("vae_decoder_next", "half-caches", "fp32", 1e-3),
+        ("vae_decoder_next", "top-in-halves", "fp32", 1e-5),
     ],
 )
 def test_an_idea_computes_what_the_graph_computes(
@@ -60,13 +62,15 @@ def test_an_idea_computes_what_the_graph_computes(
     theirs = [
         ideas._last(value) if chosen.channels_last and index else value for index, value in enumerate(call)
     ]
+    if chosen.half_caches:
+        theirs[1:] = [cache.half() for cache in theirs[1:]]
     with torch.no_grad():
         expected = component.graph(checkpoint, precision)(*call)
         found = variant.graph(checkpoint, precision)(*theirs)
     assert float((found[0].double() - expected[0].double()).norm() / expected[0].double().norm()) < tolerance
     for cache, reference in zip(found[1:], expected[1:], strict=True):
         cache = cache.permute(0, 4, 1, 2, 3) if chosen.channels_last else cache
-        assert torch.allclose(cache, reference, atol=1e-4 if tolerance < 1e-4 else 1e-2)
+        assert torch.allclose(cache.to(reference.dtype), reference, atol=1e-4 if tolerance < 1e-4 else 1e-2)
     for spec, value in zip(variant.outputs(checkpoint), found, strict=True):
         assert tuple(value.shape) == spec.shape(component.sizes(VIDEO)), spec
 

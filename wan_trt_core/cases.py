@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from wan_trt_core.config import KEYS, ConfigError, Settings, with_values
+
 SUITES = ("parity", "perf", "memory")
 Suite = Literal["parity", "perf", "memory"]
 
@@ -41,6 +43,9 @@ HIGHER_IS_BETTER = frozenset(
     {"psnr_db", "psnr_db_mean", "cosine", "ssim", "ssim_mean", "cvvdp_jod", "speedup", *BESIDE.values()}
 )
 """Metrics (by the last part of their name) that a limit must bound from below; all others from above."""
+
+CASE_SETTINGS = ("pipeline.", "tensorrt.")
+"""Sections of the settings that a case may set for itself: what its candidate does, not how it is measured."""
 
 CEILINGS = {
     "psnr_db": 200.0,
@@ -179,6 +184,8 @@ class Case(_Model):
             worst of these videos (and, as ``mean.video.psnr_db``, for their mean), bands for each. One unless given.
         layers: of the transformer of a model with random weights, its first so many; all of them unless given.
         tf32: products and convolutions of float32 may use TF32, in both arms, whatever ``perf.allow_tf32`` says.
+        settings: of ``config.yaml`` that are others for this case, by dotted key (``pipeline.vae_tile: 256``): of
+            :data:`CASE_SETTINGS`.
         only_backends: the backends that the case is for. It then runs only where the run names one of them
             (``--wan-backend``), so that a GPU's cases may stand beside those for every machine.
     """
@@ -194,6 +201,7 @@ class Case(_Model):
     prompts: tuple[Prompt, ...] = ()
     layers: int | None = Field(default=None, ge=1)
     tf32: bool = False
+    settings: dict[str, Any] = Field(default_factory=dict)
     only_backends: tuple[str, ...] = ()
     parity: ParityGate | None = None
     perf: PerfGate | None = None
@@ -451,7 +459,12 @@ def _read_case(
         return None
     values = _with_defaults(row, defaults)
     who = f"case '{values.get('id', f'number {int(keys[-1]) + 1}')}'"
-    found = [*_name_problems(values, allowed), *_gate_problems(values, allowed), *_prompt_problems(values)]
+    found = [
+        *_name_problems(values, allowed),
+        *_gate_problems(values, allowed),
+        *_prompt_problems(values),
+        *_setting_problems(values.get("settings")),
+    ]
     if isinstance(values.get("prompts"), str):
         values["prompts"] = _read_prompts(folder / values["prompts"])
     case = None
@@ -466,6 +479,18 @@ def _read_case(
         )
     problems += [_Problem((*keys, *problem.keys), f"{who}: {problem.message}") for problem in found]
     return case
+
+
+def _setting_problems(settings: Any) -> Iterator[_Problem]:
+    for key in settings if isinstance(settings, dict) else ():
+        allowed = [known for known in KEYS if known.startswith(CASE_SETTINGS)]
+        if key not in allowed:
+            yield _Problem(("settings", key), _unknown("key", f"settings.{key}", allowed))
+            continue
+        try:
+            with_values(Settings(), {key: settings[key]})
+        except ConfigError as error:
+            yield _Problem(("settings", key), f"key 'settings.{key}': {error}")
 
 
 def _prompt_problems(values: Mapping[str, Any]) -> Iterator[_Problem]:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -76,6 +77,26 @@ class OnnxRuntimeSettings(_Model):
     )
     cuda_graph: bool = Field(
         default=False, description="replay what onnxruntime-cuda runs repeatedly as CUDA graphs"
+    )
+
+
+class PipelineSettings(_Model):
+    """What a pipeline does to need less memory, each at a price (``docs/memory.md``). In a comparison they are the
+    candidate's, but for ``vae_tile``: tiles change the video, so stock diffusers decodes in the same."""
+
+    text_encoder_device: Literal["auto", "cpu"] = Field(
+        default="auto", description="where the text encoder runs; auto is where all else does"
+    )
+    offload: bool = Field(
+        default=False,
+        description="hold a component on the GPU only during its own stage; modules wait in pinned host memory,"
+        " engines are loaded again",
+    )
+    vae_tile: int | None = Field(
+        default=None,
+        ge=64,
+        multiple_of=64,
+        description="decode in overlapping tiles of so many pixels a side, as diffusers does; by default whole frames",
     )
 
 
@@ -228,6 +249,7 @@ class Settings(_Model):
     export: ExportSettings = Field(default_factory=ExportSettings)
     onnxruntime: OnnxRuntimeSettings = Field(default_factory=OnnxRuntimeSettings)
     tensorrt: TensorRtSettings = Field(default_factory=TensorRtSettings)
+    pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
     torch_compile: TorchCompileSettings = Field(default_factory=TorchCompileSettings)
     perf: PerfSettings = Field(default_factory=PerfSettings)
     memory: MemorySettings = Field(default_factory=MemorySettings)
@@ -332,6 +354,19 @@ def load_settings(
     settings = _validate(given)
     sources = {key: given[key].source if key in given else DEFAULT for key in KEYS}
     return Loaded(settings, sources, file)
+
+
+def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with some replaced, by dotted key.
+
+    Raises:
+        ConfigError: for a key or a value that there is not.
+    """
+    unknown = next((key for key in values if key not in KEYS), None)
+    if unknown is not None:
+        raise ConfigError(f"unknown setting {unknown!r}; {_allowed(unknown)}")
+    given = {key: _Given(attrgetter(key)(settings), DEFAULT) for key in KEYS}
+    return _validate(given | {key: _Given(value, "given") for key, value in values.items()})
 
 
 def _find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:

@@ -40,6 +40,10 @@ class TorchCompileBackend(ModuleBackend):
             BackendUnavailable: with what is missing and how to get it.
         """
         EAGER.require(settings)
+        if settings.pipeline.offload:
+            raise BackendUnavailable(
+                "pipeline.offload moves PyTorch's modules, and torch-compile runs compiled ones; use torch or engines"
+            )
         find_compiler()
         if settings.device != "cpu":
             _require_triton(required=settings.device == "cuda")

@@ -176,21 +176,12 @@ def _pipeline(
     """The checkpoint's pipeline with the backend's engines, or its modules, in it."""
     from wan_trt_core.backends.base import ModuleBackend
     from wan_trt_core.backends.registry import device_of, get_backend
-    from wan_trt_core.pipeline.engines import precision_of
-    from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
+    from wan_trt_core.pipeline.assembly import on_engines, on_modules
 
-    backend = get_backend(settings.backend)
+    backend, device = get_backend(settings.backend), device_of(settings)
     backend.require(settings)
-    if not isinstance(backend, ModuleBackend):
-        profile = model.profile(settings.profile)
-        check_size(profile, generation)
-        device = device_of(settings)
-        pipe = model.checkpoint.pipeline(device=device, on_host=REPLACED)
-        return swap(pipe, store.pipeline(model, profile, precision, settings.backend), device)
-    dtypes = {
-        "transformer": precision_of(precision, "dit"),
-        "vae": precision_of(precision, "vae_decoder_first"),
-    }
-    pipe = model.checkpoint.pipeline(dtypes, device_of(settings))
-    parts = {name: backend.wrap(getattr(pipe, name), settings) for name in dtypes}
-    return with_parts(pipe, **parts)
+    if isinstance(backend, ModuleBackend):
+        return on_modules(model, precision, backend, settings, device)
+    profile = model.profile(settings.profile)
+    check_size(profile, generation)
+    return on_engines(model, profile, precision, backend.name, store, settings, device)

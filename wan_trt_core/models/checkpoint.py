@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import torch
@@ -190,6 +191,12 @@ class Checkpoint:
         if key not in self._modules:
             self._modules[key] = self._load(part, torch_dtype(dtype), device)
         return self._modules[key]
+
+    def apart(self) -> Self:
+        """The same checkpoint with modules of its own, which its owner may change."""
+        twin = copy.copy(self)
+        twin._modules = {}
+        return twin
 
     def tokenizer(self) -> Any:
         """The tokenizer, by the class that ``model_index.json`` and its own files name.

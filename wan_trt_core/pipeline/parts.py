@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.component import Tensors
 from wan_trt_core.pipeline.streaming import StreamingDecoder
+from wan_trt_core.pipeline.tiling import TiledDecoder
 
 Prepare = Callable[[Tensors], Tensors]
 """What :meth:`~wan_trt_core.models.component.Component.prepare` returns."""
@@ -98,14 +99,14 @@ class EngineVAE(Part):
     """In the place of ``AutoencoderKLWan``, for decoding.
 
     Args:
-        decoder: the two engines of the VAE decoder.
+        decoder: the two engines of the VAE decoder, over whole frames or in tiles.
         prepare: the ``prepare`` of their components.
         config: the original's configuration.
     """
 
     def __init__(
         self,
-        decoder: StreamingDecoder,
+        decoder: StreamingDecoder | TiledDecoder,
         prepare: Prepare,
         config: Any,
         dtype: torch.dtype,
@@ -116,7 +117,7 @@ class EngineVAE(Part):
         self._prepare = prepare
 
     @property
-    def decoder(self) -> StreamingDecoder:
+    def decoder(self) -> StreamingDecoder | TiledDecoder:
         """What does the work."""
         return self._decoder
 

@@ -111,3 +111,13 @@ def in_tiles(pipe: WanPipeline, settings: Settings) -> WanPipeline:
     """A pipeline whose VAE decodes in tiles, where the settings say so; ``pipe`` is left as it was."""
     tile = settings.pipeline.vae_tile
     return pipe if tile is None else with_parts(pipe, vae=tiled(pipe.vae, tile))
+
+
+def staying(settings: Settings) -> tuple[str, ...]:
+    """The parts that run on the CPU, wherever the others do."""
+    return (TEXT_ENCODER,) if settings.pipeline.text_encoder_device == "cpu" else ()
+
+
+def offloading(settings: Settings, device: torch.device | str) -> bool:
+    """Whether modules take turns on a device: on a CPU they are where they would go to."""
+    return settings.pipeline.offload and torch.device(device).type != "cpu"

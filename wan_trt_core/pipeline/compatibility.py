@@ -119,7 +119,9 @@ def _variant(module: Any) -> str | None:
     if config.get("is_residual"):
         return "the VAE of Wan 2.2, which is not supported yet"
     if getattr(module, "use_tiling", False):
-        return "tiling is on, and engines decode whole frames; pipe.vae.disable_tiling() first"
+        return (
+            "tiling is on, and engines tile by the setting pipeline.vae_tile; pipe.vae.disable_tiling() first"
+        )
     return None
 
 

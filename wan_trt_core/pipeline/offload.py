@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineError
@@ -169,14 +169,20 @@ def offload(
 ) -> None:
     """Let the modules of a pipeline take turns on ``device``; they wait in host memory.
 
-    The modules are changed: they must be this pipeline's alone. ``pipe.remove_all_hooks()`` undoes it, and leaves them
-    in host memory.
+    The modules are changed: they must be this pipeline's alone. Those with a hook of accelerate's are left to it.
+    :func:`take_off` undoes it.
 
     Args:
         stay: parts that run where they are.
         leave: parts that engines will take the place of.
     """
     for name, module in pipe.components.items():
-        if isinstance(module, nn.Module) and name not in leave:
+        if isinstance(module, nn.Module) and name not in leave and not hasattr(module, "_hf_hook"):
             hook = _Staying() if name in stay else _Offloaded(turns, name, torch.device(device))
             add_hook_to_module(module, hook)
+
+
+def take_off(module: nn.Module) -> None:
+    """Undo :func:`offload` for one module, which is in host memory then; others are left alone."""
+    if isinstance(getattr(module, "_hf_hook", None), _Offloaded | _Staying):
+        remove_hook_from_module(module)

@@ -135,11 +135,17 @@ DEVICE_GROWTH_LIMIT = 1 << 20
 """Bytes a run by which the use of a GPU may seem to grow unless a case says otherwise."""
 
 
+RELEASE_LIMIT = 32 << 20
+"""Bytes by which a process may seem larger after unloading than after it had unloaded before."""
+
+
 class MemoryGate(_Model):
     """Bounds and bands on memory; growth over repeated runs must be nil within ``growth`` (bytes a run).
 
     Attributes:
         device_growth: the same for all that the process uses on a GPU; judged where there is one.
+        release, device_release: bytes that loading, one run and unloading may leave, of what ``growth`` and
+            ``device_growth`` are of.
         reference: measure the reference's peaks as well, and ``peak_over_reference``, which ``limits`` may bound.
     """
 
@@ -149,6 +155,14 @@ class MemoryGate(_Model):
     device_growth: Limit = Limit(
         max=DEVICE_GROWTH_LIMIT,
         reason="the driver gives memory in pieces of 2 MiB; a leak of half a piece a run takes one every second run",
+    )
+    release: Limit = Limit(
+        max=RELEASE_LIMIT,
+        reason="arenas that the allocator keeps; weights that stay are more, in any real model",
+    )
+    device_release: Limit = Limit(
+        max=RELEASE_LIMIT,
+        reason="pieces of 2 MiB that the driver keeps; what CUDA loads once was there before",
     )
     reference: bool = False
 
@@ -635,9 +649,9 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
 
 
 def _memory_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
-    for name in ("growth", "device_growth"):
+    for name in ("growth", "device_growth", "release", "device_release"):
         if isinstance(gate.get(name), dict) and "max" not in gate[name]:
-            yield _Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes a run)")
+            yield _Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes)")
     if gate.get("reference") is True:
         return
     for name in ("limits", "bands"):

@@ -197,6 +197,22 @@ class MemorySettings(_Model):
     warmup: int = Field(
         default=2, ge=0, description="runs before the one whose peak counts, and before those"
     )
+    budget: int | None = Field(
+        default=None,
+        gt=0,
+        description="all that the candidate can have of a GPU meanwhile, as 12GB or 11.5GiB; by default no limit",
+    )
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _bytes(cls, budget: Any) -> Any:
+        if not isinstance(budget, str):
+            return budget
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", budget.strip())
+        if found is None:
+            raise ValueError("needs a number and a unit, as 12GB or 11.5GiB")
+        base = 1024 if found[3] else 1000
+        return round(float(found[1]) * base ** {"M": 2, "G": 3}[found[2]])
 
 
 class LogSettings(_Model):

@@ -1,4 +1,7 @@
-"""The VAE decoder in tiles, as ``AutoencoderKLWan.tiled_decode``: caches and scratch memory are those of one tile."""
+"""The VAE decoder in tiles, as ``AutoencoderKLWan.tiled_decode``: caches and scratch memory are those of one tile.
+
+The engines clamp each tile to [-1, 1] where diffusers clamps what is blended: pixels beyond that differ at the seams.
+"""
 
 from __future__ import annotations
 

@@ -98,6 +98,11 @@ class PipelineSettings(_Model):
         multiple_of=64,
         description="decode in overlapping tiles of so many pixels a side, as diffusers does; by default whole frames",
     )
+    attention_slicing: int | None = Field(
+        default=None,
+        ge=1,
+        description="queries that attention in PyTorch looks at a time, where no fused kernel does; by default all",
+    )
 
 
 class TorchCompileSettings(_Model):
@@ -132,6 +137,9 @@ class TensorRtSettings(_Model):
     )
     weight_streaming_budget_gib: float | None = Field(
         default=None, ge=0, description="weights kept on the GPU, GiB; by default all of them"
+    )
+    share_scratch: bool = Field(
+        default=True, description="lend scratch memory to one engine at a time; else each has its own"
     )
     cuda_graphs: bool = Field(default=True, description="replay each shape's work as a CUDA graph")
     max_graphs: int = Field(default=8, ge=1, description="CUDA graphs that an engine keeps at most")
@@ -473,7 +481,9 @@ def _variable(key: str) -> str:
 def _from_options(overrides: Mapping[str, Any], prefix: str) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
     for key, value in overrides.items():
-        option = prefix + key.replace(".", "-").replace("_", "-")
+        option = prefix + key.removeprefix("pipeline.").removeprefix("tensorrt.").replace(".", "-").replace(
+            "_", "-"
+        )
         if key not in KEYS:
             raise ConfigError(f"{option}: unknown setting {key!r}; {_allowed(key)}")
         if value is None:

@@ -88,8 +88,9 @@ def test_the_engines_are_built_for_tiles() -> None:
     assert served("vae_decoder_next", profile, TILES) == tile_profile(profile, TILE)
 
 
-def test_an_engine_of_tiles_holds_less(tiny_wan_folder: Path, tmp_path: Path) -> None:
-    """ONNX Runtime's engines: they serve every tile of a video, of the size at the edges too."""
+@pytest.mark.slow  # two exports of the VAE, for tiles
+def test_an_engine_serves_every_tile(tiny_wan_folder: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's own, of the sizes at the edges too."""
     model: ResolvedModel = resolve("tiny-wan", tiny_wan_folder)
     settings = TILES.model_copy(
         update={"cache": tmp_path, "export": TILES.export.model_copy(update={"check": False})}

@@ -40,9 +40,10 @@ class TorchCompileBackend(ModuleBackend):
             BackendUnavailable: with what is missing and how to get it.
         """
         EAGER.require(settings)
-        if settings.pipeline.offload:
+        if settings.pipeline.offload or settings.pipeline.attention_slicing:
             raise BackendUnavailable(
-                "pipeline.offload moves PyTorch's modules, and torch-compile runs compiled ones; use torch or engines"
+                "pipeline.offload and pipeline.attention_slicing change what PyTorch's own modules do, and"
+                " torch-compile runs compiled ones; use torch or engines"
             )
         find_compiler()
         if settings.device != "cpu":

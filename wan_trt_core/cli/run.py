@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wan_trt_core.cli.options import (
+    AttentionSlicingOption,
     BackendOption,
     CacheOption,
     CheckpointOption,
     JsonOption,
+    MaxGraphsOption,
     ModelOption,
+    OffloadOption,
     ProfileOption,
+    ShareScratchOption,
+    TextEncoderDeviceOption,
     ThreadsOption,
+    VaeTileOption,
+    WeightStreamingOption,
     settings_of,
 )
 from wan_trt_core.cli.output import print_json, print_line
@@ -44,6 +51,9 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+SNAPSHOT = "memory_snapshot.pickle"
+"""Beside the memory events."""
+
 
 @commands.command(epilog='Example: wan-trt run --prompt "a small red square moves left" --out video.mp4')
 def run(
@@ -64,14 +74,37 @@ def run(
     profile: ProfileOption = None,
     cache: CacheOption = None,
     threads: ThreadsOption = None,
+    text_encoder_device: TextEncoderDeviceOption = None,
+    offload: OffloadOption = None,
+    vae_tile: VaeTileOption = None,
+    attention_slicing: AttentionSlicingOption = None,
+    weight_streaming_budget_gib: WeightStreamingOption = None,
+    share_scratch: ShareScratchOption = None,
+    max_graphs: MaxGraphsOption = None,
     profile_memory: Annotated[
         bool, typer.Option("--profile-memory", help="Write memory_events.json, for wan-trt memory analyze.")
+    ] = False,
+    memory_snapshot: Annotated[
+        bool,
+        typer.Option("--memory-snapshot", help="With it, PyTorch's own history of the GPU's allocations."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Generate a video from a prompt; exports and builds first what is not in the cache yet."""
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
-    with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+    savings = {
+        "pipeline.text_encoder_device": text_encoder_device,
+        "pipeline.offload": offload,
+        "pipeline.vae_tile": vae_tile,
+        "pipeline.attention_slicing": attention_slicing,
+        "tensorrt.weight_streaming": None if weight_streaming_budget_gib is None else True,
+        "tensorrt.weight_streaming_budget_gib": weight_streaming_budget_gib,
+        "tensorrt.share_scratch": share_scratch,
+        "tensorrt.max_graphs": max_graphs,
+    }
+    with settings_of(context, **options, **savings, cache=cache, threads=threads) as loaded:
+        from wan_trt_core.backends.registry import device_of
+        from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME
         from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import check_request, check_weights
@@ -84,17 +117,22 @@ def run(
         generation = with_options(resolved.generation, steps, guidance, height, width, frames)
         check_request(prompt, generation, seed)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
-        result = _generate(
-            settings,
-            resolved,
-            generation,
-            parse_precision(precision),
-            prompt,
-            negative_prompt,
-            seed,
-            out,
-            events,
-        )
+        snapshot = None
+        if memory_snapshot:
+            _check_snapshot(profile_memory, device_of(settings))
+            snapshot = settings.report / out.stem / SNAPSHOT
+        with allocator_snapshot(snapshot):
+            result = _generate(
+                settings,
+                resolved,
+                generation,
+                parse_precision(precision),
+                prompt,
+                negative_prompt,
+                seed,
+                out,
+                events,
+            )
     if as_json:
         print_json(result)
         return
@@ -104,6 +142,25 @@ def run(
     )
     if events:
         print_line(f"{events}: read it with wan-trt memory analyze")
+    if snapshot:
+        print_line(f"{snapshot}: drop it on https://pytorch.org/memory_viz")
+
+
+def _check_snapshot(profile_memory: bool, device: str) -> None:
+    """Raise unless PyTorch's allocator has a history to keep.
+
+    Raises:
+        typer.BadParameter: naming what is missing.
+    """
+    option = "--memory-snapshot"
+    if not profile_memory:
+        raise typer.BadParameter(
+            "goes with --profile-memory, whose folder it is written to", param_hint=option
+        )
+    if device != "cuda":
+        raise typer.BadParameter(
+            "needs a GPU: the history is that of PyTorch's allocator there", param_hint=option
+        )
 
 
 def _generate(

@@ -9,6 +9,7 @@ import torch
 
 from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
 from wan_trt_core.pipeline.offload import Turns, offload
+from wan_trt_core.pipeline.slicing import with_sliced_attention
 from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
 from wan_trt_core.pipeline.tiling import tiled
 
@@ -102,6 +103,11 @@ def placed(
     pipe = checkpoint.pipeline(dtypes, "cpu" if offloads else device, on_host={*replaced, *stay})
     if "vae" not in replaced:
         pipe = in_tiles(pipe, settings)
+    if (queries := settings.pipeline.attention_slicing) is not None:
+        own = {name: getattr(pipe, name) for name in REPLACED if name not in replaced}
+        pipe = with_parts(
+            pipe, **{name: with_sliced_attention(module, queries) for name, module in own.items()}
+        )
     if offloads:
         offload(pipe, turns or Turns(), device, stay=stay, leave=replaced)
     return pipe

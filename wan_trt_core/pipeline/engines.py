@@ -18,6 +18,7 @@ from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, tile_profile
+from wan_trt_core.models.vae_decoder import VaeDecoder
 from wan_trt_core.pipeline.offload import OffloadedEngine, Turns
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 from wan_trt_core.pipeline.tiling import TiledDecoder
@@ -275,7 +276,7 @@ def built_engine(
 ) -> Entry:
     """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest."""
     runs = _engine_backend(backend)
-    profile = served(component, profile, settings)
+    asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     source = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
     identity = {
@@ -289,7 +290,7 @@ def built_engine(
 
     def build(folder: Path) -> dict[str, Any]:
         onnx = exported_model(
-            component, model, profile, precision, settings, block_outputs=block_outputs, progress=progress
+            component, model, asked, precision, settings, block_outputs=block_outputs, progress=progress
         )
         facts = runs.build(onnx, folder, settings, _titled(progress, f"build {component} {precision}"))
         return {**facts, "onnx_sha256": onnx.sha256}
@@ -312,7 +313,10 @@ def exported_model(
     Raises:
         ComponentError, CheckpointError, ExportError, CacheError: from the stage that failed.
     """
-    profile = served(component, profile, settings)
+    part, tiles = get_component(component), served(component, profile, settings)
+    if isinstance(part, VaeDecoder) and tiles != profile and not block_outputs:
+        part = part.of_tiles()
+    profile = tiles
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     identity = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
 
@@ -320,7 +324,7 @@ def exported_model(
         from wan_trt_core.export.exporter import export_component
 
         onnx = export_component(
-            get_component(component),
+            part,
             model.checkpoint,
             profile,
             precision,

@@ -1,7 +1,4 @@
-"""The VAE decoder in tiles, as ``AutoencoderKLWan.tiled_decode``: caches and scratch memory are those of one tile.
-
-The engines clamp each tile to [-1, 1] where diffusers clamps what is blended: pixels beyond that differ at the seams.
-"""
+"""The VAE decoder in tiles, as ``AutoencoderKLWan.tiled_decode``: caches and scratch memory are those of one tile."""
 
 from __future__ import annotations
 
@@ -20,7 +17,8 @@ class TiledDecoder:
     """A streaming decoder that sees one tile at a time, each through all frames; the tiles overlap and are blended.
 
     Args:
-        decoder: whose engines serve a tile, and the smaller ones at the right and at the bottom.
+        decoder: whose engines serve a tile, and the smaller ones at the right and at the bottom. They do not clamp
+            what they give, or the blended pixels would differ from diffusers'.
         tile: pixels a side.
     """
 
@@ -48,7 +46,7 @@ class TiledDecoder:
         """
         height, width = (SPATIAL * size for size in latents.shape[-2:])
         if max(height, width) <= self._tile:
-            return self._decoder.decode(latents)
+            return self._decoder.decode(latents).clamp_(-1.0, 1.0)
         tile, stride = self._tile, tile_stride(self._tile)
         video: Tensor | None = None
         above: list[Tensor] = []
@@ -71,7 +69,7 @@ class TiledDecoder:
                 video[..., top : top + kept.shape[-2], left : left + kept.shape[-1]] = kept
             above = row
         assert video is not None  # a tile is smaller than the video
-        return video
+        return video.clamp_(-1.0, 1.0)
 
 
 def tiled(vae: Any, tile: int) -> Any:

@@ -150,7 +150,7 @@ def _within_budget(case: Case, settings: Settings) -> Measurement:
     with current_ballast(budget) as fact["free"]:
         try:
             measurement = in_fresh_process(measure_here, "candidate", case, settings)
-        except EngineError as error:
+        except Exception as error:  # PyTorch's, TensorRT's, CUDA's: each has its own class for it
             if not out_of_memory(error):
                 raise
             measurement, fact["error"] = Measurement(metrics={}), str(error)

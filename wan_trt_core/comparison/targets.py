@@ -28,6 +28,7 @@ from wan_trt_core.comparison.blocks import Divergence, limits, trace
 from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.operations import Operation, first_operation, modules_of
+from wan_trt_core.config import PipelineSettings
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
@@ -171,7 +172,11 @@ class Target(ABC):
             return
         precision = self.case.reference_precision or self.case.precision
         case = self.case.model_copy(update={"backend": name, "precision": precision})
-        context = self.context.beside(self.context.settings.model_copy(update={"device": self.device}))
+        settings = self.context.settings
+        stock = PipelineSettings(
+            vae_tile=settings.pipeline.vae_tile
+        )  # as in the reference: all else is the candidate's
+        context = self.context.beside(settings.model_copy(update={"device": self.device, "pipeline": stock}))
         try:
             yield type(self)(case, context).candidate
         finally:

@@ -98,6 +98,11 @@ class PipelineSettings(_Model):
         multiple_of=64,
         description="decode in overlapping tiles of so many pixels a side, as diffusers does; by default whole frames",
     )
+    vae_frames_per_step: Literal[1, 2] = Field(
+        default=1,
+        description="latent frames that the VAE decoder's engine does a step; two halve the passes over its caches and"
+        " need twice the scratch memory",
+    )
     attention_slicing: int | None = Field(
         default=None,
         ge=1,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from module_engine import ModuleEngine, component_engine
 
+from wan_trt_core.backends.base import TensorInfo
 from wan_trt_core.config import PipelineSettings, Settings
 from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.checkpoint import Checkpoint
@@ -16,7 +17,7 @@ from wan_trt_core.models.components import get_component
 from wan_trt_core.models.graphs.vae_reference import random_latents
 from wan_trt_core.models.profiles import ShapeProfile, Sizes, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
-from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, served
+from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, onnx_identity, served
 from wan_trt_core.pipeline.streaming import StreamingDecoder
 from wan_trt_core.pipeline.tiling import TiledDecoder, tiled
 
@@ -73,6 +74,52 @@ def test_as_diffusers_decodes_in_tiles(
         with torch.no_grad():
             whole = vae.decode(latents, return_dict=False)[0]
         assert float((found - whole).norm() / whole.norm()) > 1e-2  # tiles do change the video
+
+
+def test_two_latent_frames_a_step(checkpoint: Checkpoint) -> None:
+    component = get_component("vae_decoder_next")
+    assert isinstance(component, VaeDecoder)
+    longer = component.of_steps(2)
+    call = longer.call_tensors(checkpoint, Sizes(32, 32, 17, 16))
+    graph = longer.graph(checkpoint, "fp32")
+    assert call["latents"].shape == (1, 16, 2, 4, 4) and component.latents == 1
+    expected = longer.reference(checkpoint, "fp32")(call)
+    with torch.no_grad():
+        frames, *caches = graph(*(call[spec.name] for spec in longer.inputs(checkpoint)))
+    names = [spec.name for spec in longer.outputs(checkpoint)]
+    assert frames.shape == longer.outputs(checkpoint)[0].shape({"height": 4, "width": 4}) == (1, 3, 8, 32, 32)
+    for name, found in zip(names, (frames, *caches), strict=True):
+        assert float((found - expected[name]).norm() / expected[name].norm()) < 1e-5
+
+    latents = random_latents(checkpoint.config("vae"), 5, 4, 4, seed=0)
+    sizes = {spec.name: spec for spec in longer.inputs(checkpoint)}
+    single = component_engine("vae_decoder_next", checkpoint)
+    infos = {name: TensorInfo(info.dtype, sizes[name].axes) for name, info in single.inputs.items()}
+    decoder = StreamingDecoder(
+        component_engine("vae_decoder_first", checkpoint), ModuleEngine(graph, infos, single.outputs)
+    )
+    vae: Any = checkpoint.load("vae")
+    with torch.no_grad():
+        whole = vae.decode(latents, return_dict=False)[0]
+    assert [frames.shape[2] for frames in decoder.decode_steps(latents)] == [1, 8, 8]
+    assert float((decoder.decode(latents) - whole).norm() / whole.norm()) < 1e-5
+    with pytest.raises(
+        ValueError, match=r"4 latent frames are the first and 3 more.*vae_frames_per_step to 1"
+    ):
+        decoder.decode(latents[:, :, :4])
+
+
+def test_another_engine_for_longer_steps(tiny_wan_folder: Path) -> None:
+    model = resolve("tiny-wan", tiny_wan_folder)
+    longer = Settings(device="cpu", pipeline=PipelineSettings(vae_frames_per_step=2))
+
+    def identity(component: str, settings: Settings) -> dict[str, Any]:
+        return onnx_identity(component, model, model.profile(), "fp32", settings)
+
+    for component in ("dit", "vae_decoder_first"):
+        assert identity(component, longer) == identity(component, Settings(device="cpu"))
+    assert identity("vae_decoder_next", longer)["latents"] == 2
+    assert "latents" not in identity("vae_decoder_next", Settings(device="cpu"))
 
 
 def test_the_engines_are_built_for_tiles() -> None:

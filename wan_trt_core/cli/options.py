@@ -65,6 +65,14 @@ VaeTileOption = Annotated[
         "--vae-tile", help="Decode in tiles of so many pixels a side, as 256.", rich_help_panel=_MEMORY
     ),
 ]
+VaeFramesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--vae-frames-per-step",
+        help="Latent frames that the VAE decoder's engine does a step: 1 or 2.",
+        rich_help_panel=_MEMORY,
+    ),
+]
 AttentionSlicingOption = Annotated[
     int | None,
     typer.Option(

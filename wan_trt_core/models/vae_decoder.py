@@ -35,6 +35,12 @@ class VaeDecoder(VaeStep):
         tiles.clamps = False
         return tiles
 
+    def of_steps(self, latents: int) -> VaeDecoder:
+        """The component that decodes so many latent frames a step; the first of a video is always decoded alone."""
+        longer = copy.copy(self)
+        longer.latents = 1 if self.first else latents
+        return longer
+
     def takes(self, checkpoint: Checkpoint) -> TensorSpec:
         return self._latents(checkpoint)
 

@@ -27,6 +27,8 @@ class VaeStep(Component):
     part = "vae"
     fp32_islands = ("RMS norms",)
     first: ClassVar[bool]
+    latents = 1
+    """Latent frames of a step."""
 
     @abstractmethod
     def takes(self, checkpoint: Checkpoint) -> TensorSpec:
@@ -64,8 +66,11 @@ class VaeStep(Component):
 
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """Of the first step, or of the third: with the caches that two of diffusers' own steps left."""
-        steps = 1 if self.first else 3
-        *before, last = self.random_steps(self._config(checkpoint), video, steps, seed)
+        import torch
+
+        count = 0 if self.first else 2
+        steps = self.random_steps(self._config(checkpoint), video, count + self.latents, seed)
+        before, last = steps[:count], torch.cat(tuple(steps[count:]), dim=2)
         caches, vae, name = self.caches(checkpoint), checkpoint.load(self.part), self.takes(checkpoint).name
         carried: Tensors = {}
         for index, taken in enumerate(before):
@@ -104,12 +109,12 @@ class VaeStep(Component):
         return run
 
     def _latents(self, checkpoint: Checkpoint) -> TensorSpec:
-        return TensorSpec("latents", (1, self._config(checkpoint)["z_dim"], 1, "height", "width"))
+        return TensorSpec("latents", (1, self._config(checkpoint)["z_dim"], self.latents, "height", "width"))
 
     def _sample(self, checkpoint: Checkpoint, channels: str) -> TensorSpec:
         config = self._config(checkpoint)
         scale = 2 ** (len(config["dim_mult"]) - 1)
-        frames = 1 if self.first else TEMPORAL
+        frames = 1 if self.first else TEMPORAL * self.latents
         return TensorSpec("sample", (1, config[channels], frames, f"{scale}*height", f"{scale}*width"))
 
     def _config(self, checkpoint: Checkpoint) -> dict[str, Any]:

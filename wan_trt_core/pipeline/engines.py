@@ -314,8 +314,10 @@ def exported_model(
         ComponentError, CheckpointError, ExportError, CacheError: from the stage that failed.
     """
     part, tiles = get_component(component), served(component, profile, settings)
-    if isinstance(part, VaeDecoder) and tiles != profile and not block_outputs:
-        part = part.of_tiles()
+    if isinstance(part, VaeDecoder):
+        part = part.of_steps(settings.pipeline.vae_frames_per_step)
+        if tiles != profile and not block_outputs:
+            part = part.of_tiles()
     profile = tiles
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     identity = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
@@ -355,8 +357,10 @@ def onnx_identity(
     block_outputs: bool = False,
 ) -> dict[str, Any]:
     """Everything that an exported ONNX file depends on."""
-    part = get_component(component)
+    part, latents = get_component(component), settings.pipeline.vae_frames_per_step
+    steps = {"latents": latents} if component == VAE_DECODER[1] and latents > 1 else {}
     return {
+        **steps,
         "component": component,
         "precision": precision,
         "profile": part.profile_name(profile),

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from wan_trt_core.config import KEYS, ConfigError, Settings, with_values
+
 SUITES = ("parity", "perf", "memory")
 Suite = Literal["parity", "perf", "memory"]
 
@@ -45,6 +47,9 @@ HIGHER_IS_BETTER = frozenset(
     {"psnr_db", "psnr_db_mean", "cosine", "ssim", "ssim_mean", "cvvdp_jod", "speedup", *BESIDE.values()}
 )
 """Metrics (by the last part of their name) that a limit must bound from below; all others from above."""
+
+CASE_SETTINGS = ("pipeline.", "tensorrt.")
+"""Sections of the settings that a case may set for itself: what its candidate does, not how it is measured."""
 
 CEILINGS = {
     "psnr_db": 200.0,
@@ -137,11 +142,21 @@ DEVICE_GROWTH_LIMIT = 1 << 20
 """Bytes a run by which the use of a GPU may seem to grow unless a case says otherwise."""
 
 
+RELEASE_LIMIT = 4 << 20
+"""Bytes by which a process may seem larger after unloading than after it had unloaded before, unless a case says
+otherwise; under 1 MiB was measured."""
+
+DEVICE_RELEASE_LIMIT = 32 << 20
+"""The same for its use of a GPU."""
+
+
 class MemoryGate(_Model):
     """Bounds and bands on memory; growth over repeated runs must be nil within ``growth`` (bytes a run).
 
     Attributes:
         device_growth: the same for all that the process uses on a GPU; judged where there is one.
+        release, device_release: bytes that loading, one run and unloading may leave, of what ``growth`` and
+            ``device_growth`` are of.
         reference: measure the reference's peaks as well, and ``peak_over_reference``, which ``limits`` may bound.
     """
 
@@ -151,6 +166,14 @@ class MemoryGate(_Model):
     device_growth: Limit = Limit(
         max=DEVICE_GROWTH_LIMIT,
         reason="the driver gives memory in pieces of 2 MiB; a leak of half a piece a run takes one every second run",
+    )
+    release: Limit = Limit(
+        max=RELEASE_LIMIT,
+        reason="arenas that the allocator keeps; weights that stay are more, in any real model",
+    )
+    device_release: Limit = Limit(
+        max=RELEASE_LIMIT,
+        reason="pieces of 2 MiB that the driver keeps; what CUDA loads once was there before",
     )
     reference: bool = False
 
@@ -186,6 +209,8 @@ class Case(_Model):
             worst of these videos (and, as ``mean.video.psnr_db``, for their mean), bands for each. One unless given.
         layers: of the transformer of a model with random weights, its first so many; all of them unless given.
         tf32: products and convolutions of float32 may use TF32, in both arms, whatever ``perf.allow_tf32`` says.
+        settings: of ``config.yaml`` that are others for this case, by dotted key (``pipeline.vae_tile: 256``): of
+            :data:`CASE_SETTINGS`.
         only_backends: the backends that the case is for. It then runs only where the run names one of them
             (``--wan-backend``), so that a GPU's cases may stand beside those for every machine.
     """
@@ -201,6 +226,7 @@ class Case(_Model):
     prompts: tuple[Prompt, ...] = ()
     layers: int | None = Field(default=None, ge=1)
     tf32: bool = False
+    settings: dict[str, Any] = Field(default_factory=dict)
     only_backends: tuple[str, ...] = ()
     parity: ParityGate | None = None
     perf: PerfGate | None = None
@@ -458,7 +484,12 @@ def _read_case(
         return None
     values = _with_defaults(row, defaults)
     who = f"case '{values.get('id', f'number {int(keys[-1]) + 1}')}'"
-    found = [*_name_problems(values, allowed), *_gate_problems(values, allowed), *_prompt_problems(values)]
+    found = [
+        *_name_problems(values, allowed),
+        *_gate_problems(values, allowed),
+        *_prompt_problems(values),
+        *_setting_problems(values.get("settings")),
+    ]
     if isinstance(values.get("prompts"), str):
         values["prompts"] = _read_prompts(folder / values["prompts"])
     case = None
@@ -473,6 +504,18 @@ def _read_case(
         )
     problems += [_Problem((*keys, *problem.keys), f"{who}: {problem.message}") for problem in found]
     return case
+
+
+def _setting_problems(settings: Any) -> Iterator[_Problem]:
+    for key in settings if isinstance(settings, dict) else ():
+        allowed = [known for known in KEYS if known.startswith(CASE_SETTINGS)]
+        if key not in allowed:
+            yield _Problem(("settings", key), _unknown("key", f"settings.{key}", allowed))
+            continue
+        try:
+            with_values(Settings(), {key: settings[key]})
+        except ConfigError as error:
+            yield _Problem(("settings", key), f"key 'settings.{key}': {error}")
 
 
 def _prompt_problems(values: Mapping[str, Any]) -> Iterator[_Problem]:
@@ -619,9 +662,9 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
 
 
 def _memory_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
-    for name in ("growth", "device_growth"):
+    for name in ("growth", "device_growth", "release", "device_release"):
         if isinstance(gate.get(name), dict) and "max" not in gate[name]:
-            yield _Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes a run)")
+            yield _Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes)")
     if gate.get("reference") is True:
         return
     for name in ("limits", "bands"):

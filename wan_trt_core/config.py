@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -79,6 +80,36 @@ class OnnxRuntimeSettings(_Model):
     )
 
 
+class PipelineSettings(_Model):
+    """What a pipeline does to need less memory, each at a price (``docs/memory.md``). In a comparison they are the
+    candidate's, but for ``vae_tile``: tiles change the video, so stock diffusers decodes in the same."""
+
+    text_encoder_device: Literal["auto", "cpu"] = Field(
+        default="auto", description="where the text encoder runs; auto is where all else does"
+    )
+    offload: bool = Field(
+        default=False,
+        description="hold a component on the GPU only during its own stage; modules wait in pinned host memory,"
+        " engines are loaded again",
+    )
+    vae_tile: int | None = Field(
+        default=None,
+        ge=64,
+        multiple_of=64,
+        description="decode in overlapping tiles of so many pixels a side, as diffusers does; by default whole frames",
+    )
+    vae_frames_per_step: Literal[1, 2] = Field(
+        default=1,
+        description="latent frames that the VAE decoder's engine does a step; two halve the passes over its caches and"
+        " need twice the scratch memory",
+    )
+    attention_slicing: int | None = Field(
+        default=None,
+        ge=1,
+        description="queries that attention in PyTorch looks at a time, where no fused kernel does; by default all",
+    )
+
+
 class TorchCompileSettings(_Model):
     """The ``torch-compile`` backend."""
 
@@ -111,6 +142,9 @@ class TensorRtSettings(_Model):
     )
     weight_streaming_budget_gib: float | None = Field(
         default=None, ge=0, description="weights kept on the GPU, GiB; by default all of them"
+    )
+    share_scratch: bool = Field(
+        default=True, description="lend scratch memory to one engine at a time; else each has its own"
     )
     cuda_graphs: bool = Field(default=True, description="replay each shape's work as a CUDA graph")
     max_graphs: int = Field(default=8, ge=1, description="CUDA graphs that an engine keeps at most")
@@ -176,6 +210,22 @@ class MemorySettings(_Model):
     warmup: int = Field(
         default=2, ge=0, description="runs before the one whose peak counts, and before those"
     )
+    budget: int | None = Field(
+        default=None,
+        gt=0,
+        description="all that the candidate can have of a GPU meanwhile, as 12GB or 11.5GiB; by default no limit",
+    )
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _bytes(cls, budget: Any) -> Any:
+        if not isinstance(budget, str):
+            return budget
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", budget.strip())
+        if found is None:
+            raise ValueError("needs a number and a unit, as 12GB or 11.5GiB")
+        base = 1024 if found[3] else 1000
+        return round(float(found[1]) * base ** {"M": 2, "G": 3}[found[2]])
 
 
 class LogSettings(_Model):
@@ -228,6 +278,7 @@ class Settings(_Model):
     export: ExportSettings = Field(default_factory=ExportSettings)
     onnxruntime: OnnxRuntimeSettings = Field(default_factory=OnnxRuntimeSettings)
     tensorrt: TensorRtSettings = Field(default_factory=TensorRtSettings)
+    pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
     torch_compile: TorchCompileSettings = Field(default_factory=TorchCompileSettings)
     perf: PerfSettings = Field(default_factory=PerfSettings)
     memory: MemorySettings = Field(default_factory=MemorySettings)
@@ -334,6 +385,19 @@ def load_settings(
     return Loaded(settings, sources, file)
 
 
+def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with some replaced, by dotted key.
+
+    Raises:
+        ConfigError: for a key or a value that there is not.
+    """
+    unknown = next((key for key in values if key not in KEYS), None)
+    if unknown is not None:
+        raise ConfigError(f"unknown setting {unknown!r}; {_allowed(unknown)}")
+    given = {key: _Given(attrgetter(key)(settings), DEFAULT) for key in KEYS}
+    return _validate(given | {key: _Given(value, "given") for key, value in values.items()})
+
+
 def _find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
     if config_file is None and CONFIG_VARIABLE in environ:
         named = environ[CONFIG_VARIABLE]
@@ -422,7 +486,9 @@ def _variable(key: str) -> str:
 def _from_options(overrides: Mapping[str, Any], prefix: str) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
     for key, value in overrides.items():
-        option = prefix + key.replace(".", "-").replace("_", "-")
+        option = prefix + key.removeprefix("pipeline.").removeprefix("tensorrt.").replace(".", "-").replace(
+            "_", "-"
+        )
         if key not in KEYS:
             raise ConfigError(f"{option}: unknown setting {key!r}; {_allowed(key)}")
         if value is None:

@@ -26,7 +26,7 @@ from module_engine import Loads, ModuleEngine
 import wan_trt_core
 from wan_trt_core.backends.base import EngineError
 from wan_trt_core.comparison.targets import Arm, Outputs
-from wan_trt_core.config import Settings, load_settings
+from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models import loaded as loaded_module
 from wan_trt_core.models.catalogue import CatalogueError, ResolvedModel, resolve
 from wan_trt_core.models.checkpoint import Checkpoint
@@ -743,3 +743,19 @@ def test_an_engine_that_is_not_as_planned_is_told(
 def test_originals_are_those_of_an_accelerated_pipeline(pipe: Any) -> None:
     with pytest.raises(ValueError, match="not accelerated"):
         originals(pipe)
+
+
+def test_components_take_turns_in_an_accelerated_pipeline(
+    pipe: Any, loads: Loads, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU modules stay where they are, so here they are told that it is another device."""
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.offloading", lambda *_: True)
+    expected, encoder = video(pipe), pipe.text_encoder
+    settings = settings.model_copy(update={"pipeline": PipelineSettings(offload=True)})
+    wan_trt_core.accelerate(pipe, backend="onnxruntime", settings=settings)
+    assert close(video(pipe), expected)
+    assert encoder._hf_hook.execution_device == torch.device("cpu")
+    assert sum(not engine.closed for engine in loads.engines) == 2  # the decoder's, whose turn was last
+    wan_trt_core.restore(pipe)
+    assert not hasattr(encoder, "_hf_hook") and all(engine.closed for engine in loads.engines)
+    assert close(video(pipe), expected)

@@ -321,6 +321,20 @@ def test_model_may_be_a_folder(load: Load, tmp_path: Path) -> None:
     assert case.model == str(tmp_path)
 
 
+def test_settings_of_a_case(load: Load) -> None:
+    row = "version: 1\ncases:\n  - {id: a, model: tiny-wan, component: dit, profile: 128p-17f, precision: fp32, backend: torch,"
+    row += "\n     memory: {growth: {max: 0, reason: r}},\n     settings: {%s}}\n"
+    case = load(row % "pipeline.vae_tile: 256, tensorrt.max_graphs: 1").cases[0]
+    assert case.settings == {"pipeline.vae_tile": 256, "tensorrt.max_graphs": 1}
+    for wrong, message in {
+        "pipeline.vae_tiles: 256": "'settings.pipeline.vae_tiles' is unknown; did you mean 'pipeline.vae_tile'",
+        "perf.confidence: 0.9": "'settings.perf.confidence' is unknown.*allowed: tensorrt.profiles",  # how it is measured
+        "pipeline.vae_tile: 100": r"'settings.pipeline.vae_tile': given: pipeline.vae_tile: 100 is not allowed",
+    }.items():
+        with pytest.raises(CaseFileError, match=rf"cases.yaml:5: case 'a': key {message}"):
+            load(row % wrong)
+
+
 def test_overrides(load: Load) -> None:
     file = load(GOOD)
     assert file.overridden(backend="torch", model=None).cases[0].backend == "torch"

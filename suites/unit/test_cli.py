@@ -638,6 +638,42 @@ class TestMemory:
         assert (code, "out of memory in decode 1, which asked for 3 GiB" in out) == (0, True)
         assert "## Held when it ended" in out
 
+    def test_a_run_that_needs_less(self, wan: Wan, small_checkpoint: Path) -> None:
+        run = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", small_checkpoint)
+        size = ("--steps", 1, "--frames", 5, "--height", 128, "--width", 64, "--profile-memory")
+        less = ("--vae-tile", 64, "--attention-slicing", 32, "--text-encoder-device", "cpu", "--offload")
+        int8 = ("--precision", "dit=fp32,vae=fp32,text_encoder=int8")
+        held = {}
+        for options in ((), (*less, *int8)):
+            code, _, err = wan(*run, *size, *options)
+            assert code == 0, err
+            record = MemoryRecord.read(Path("outputs/report/v/memory_events.json"))
+            held[len(record.of("decode"))] = record.events[-1].held["host"]["text_encoder weights"]
+        assert held[1] < 0.3 * held[2]  # in tiles, whose frames no stage can be told by; and with eight bits
+
+    @pytest.mark.parametrize(
+        ("options", "code", "told"),
+        [
+            (("--memory-snapshot",), 2, "--memory-snapshot: goes with --profile-memory"),
+            (("--memory-snapshot", "--profile-memory"), 2, "--memory-snapshot: needs a GPU"),
+            (
+                ("--vae-tile", 100),
+                3,
+                "--vae-tile: pipeline.vae_tile: 100 is not allowed: Input should be a multiple",
+            ),
+            (("--max-graphs", 0), 3, "--max-graphs: tensorrt.max_graphs: 0 is not allowed"),
+            (
+                ("--text-encoder-device", "gpu"),
+                3,
+                "--text-encoder-device: pipeline.text_encoder_device: 'gpu'",
+            ),
+        ],
+    )
+    def test_what_cannot_be_saved(self, wan: Wan, options: tuple[object, ...], code: int, told: str) -> None:
+        found, out, err = wan("run", "--prompt", "red", "--out", "v.mp4", *options)
+        assert (found, out) == (code, "") and told in " ".join(err.split()), err
+        assert not Path("v.mp4").exists()
+
     @pytest.mark.parametrize(
         ("text", "told"),
         [

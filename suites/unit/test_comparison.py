@@ -621,8 +621,13 @@ def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Sett
     assert twin is not on_gpu and closed == ["first"]
     assert list(twin._models) == [(first.model, None)]  # its modules serve both
     loads(twin, "tf32")
+    own = on_gpu.under(tf32.model_copy(update={"settings": {"pipeline.vae_tile": 64}}))
+    assert own is not twin and closed == ["first", "tf32"]
+    assert (own.settings.pipeline.vae_tile, own.settings.perf.allow_tf32) == (64, True)
+    assert not (twin.settings.pipeline.vae_tile or on_gpu.settings.pipeline.vae_tile)
+    loads(own, "tiles")
     on_gpu.under(other)
-    assert closed == ["first", "tf32"] and not on_gpu._models
+    assert closed == ["first", "tf32", "tiles"] and not on_gpu._models
     on_cpu = Context(healthy)
     loads(on_cpu.under(first), "kept")
     on_cpu.under(other)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +14,9 @@ from fake_device import MIB, FakeDevice, FakeNvml
 
 from wan_trt_core.measure import device_memory
 from wan_trt_core.measure.device_memory import (
+    HISTORY,
     DeviceMemory,
+    allocator_snapshot,
     current_device_in_use,
     current_device_memory,
     device_in_use,
@@ -106,3 +112,20 @@ def test_without_a_gpu() -> None:
         assert current_device_in_use() is None
         with pytest.raises(RuntimeError, match="no CUDA device"):
             current_device_memory()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_snapshot_is_written_whatever_it_comes_to(fails: bool, tmp_path: Path) -> None:
+    calls: list[Any] = []
+    memory = SimpleNamespace(
+        _record_memory_history=lambda *_, **given: calls.append(given),
+        _dump_snapshot=lambda path: calls.append(path),
+    )
+    path = tmp_path / "new" / "snapshot.pickle"
+    with suppress(MemoryError), allocator_snapshot(path, memory):
+        assert calls == [{"max_entries": HISTORY}] and path.parent.is_dir()
+        if fails:
+            raise MemoryError
+    assert calls[1:] == [str(path), {"enabled": None}]
+    with allocator_snapshot(None, memory):
+        assert len(calls) == 3

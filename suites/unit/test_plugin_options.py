@@ -125,6 +125,17 @@ def test_header(project: Project) -> None:
     )
 
 
+def test_a_memory_budget_is_of_a_gpu(project: Project) -> None:
+    """On a CPU nothing would hold it, and what passed would mean nothing."""
+    project.cases("good-one", suites=("memory", "parity"))
+    result = project.run("-m", "memory", "--wan-memory-budget", "12GB")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--wan-memory-budget: a memory budget is of a GPU*good-one*onnxruntime*"])
+    project.run("-m", "parity", "--wan-memory-budget", "12GB").assert_outcomes(passed=1, deselected=2)
+    result = project.run("-m", "memory", "--wan-memory-budget", "12")
+    result.stderr.fnmatch_lines(["*--wan-memory-budget: memory.budget: '12' is not allowed: needs a number*"])
+
+
 def test_help_and_fixtures_read_well(project: Project) -> None:
     project.cases("good-one")
     text = project.run("--help").stdout.str()
@@ -132,6 +143,7 @@ def test_help_and_fixtures_read_well(project: Project) -> None:
         *(name.replace("_", "-") for name in SETTINGS),
         "cases",
         "config",
+        "memory-budget",
         "require-bands",
         "no-gate",
     ):

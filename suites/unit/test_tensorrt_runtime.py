@@ -415,6 +415,15 @@ def test_a_closed_engine_holds_nothing(rig: Callable[..., Rig]) -> None:
         it.engine.run(inputs())
 
 
+def test_scratch_that_is_not_shared_has_another_name(rig: Callable[..., Rig]) -> None:
+    """What is shared counts once over all engines, what is not counts each time."""
+    it = rig(share_scratch=False)
+    it.engine.run(inputs(2))
+    assert it.engine.memory()["own_scratch"] == 1024 and "scratch" not in it.engine.memory()
+    it.engine.close()
+    assert it.engine.memory() == {"weights": 0, "own_scratch": 0, "buffers": 0}
+
+
 def test_shared_scratch_stays_while_another_engine_uses_it(rig: Callable[..., Rig]) -> None:
     shared = runtime.Scratch(CPU)
     first, second = rig(scratch=shared), rig(scratch=shared)

@@ -40,6 +40,11 @@ class TorchCompileBackend(ModuleBackend):
             BackendUnavailable: with what is missing and how to get it.
         """
         EAGER.require(settings)
+        if settings.pipeline.offload or settings.pipeline.attention_slicing:
+            raise BackendUnavailable(
+                "pipeline.offload and pipeline.attention_slicing change what PyTorch's own modules do, and"
+                " torch-compile runs compiled ones; use torch or engines"
+            )
         find_compiler()
         if settings.device != "cpu":
             _require_triton(required=settings.device == "cuda")

@@ -44,6 +44,63 @@ CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Folder of ONNX files and engines.", rich_help_panel=_PANEL)
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads.", rich_help_panel=_PANEL)]
+_MEMORY = "Less memory, at a price (docs/memory.md; defaults: config.yaml, WAN_TRT_*)"
+TextEncoderDeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-encoder-device", help="auto or cpu; for INT8 see --precision.", rich_help_panel=_MEMORY
+    ),
+]
+OffloadOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--offload/--no-offload",
+        help="Hold a component on the GPU only during its own stage.",
+        rich_help_panel=_MEMORY,
+    ),
+]
+VaeTileOption = Annotated[
+    int | None,
+    typer.Option(
+        "--vae-tile", help="Decode in tiles of so many pixels a side, as 256.", rich_help_panel=_MEMORY
+    ),
+]
+VaeFramesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--vae-frames-per-step",
+        help="Latent frames that the VAE decoder's engine does a step: 1 or 2.",
+        rich_help_panel=_MEMORY,
+    ),
+]
+AttentionSlicingOption = Annotated[
+    int | None,
+    typer.Option(
+        "--attention-slicing",
+        help="Queries that attention in PyTorch looks at a time.",
+        rich_help_panel=_MEMORY,
+    ),
+]
+WeightStreamingOption = Annotated[
+    float | None,
+    typer.Option(
+        "--weight-streaming-budget-gib",
+        help="GiB of weights that a TensorRT engine keeps on the GPU; it is built to stream the rest.",
+        rich_help_panel=_MEMORY,
+    ),
+]
+ShareScratchOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--share-scratch/--no-share-scratch",
+        help="Lend scratch memory to one TensorRT engine at a time.",
+        rich_help_panel=_MEMORY,
+    ),
+]
+MaxGraphsOption = Annotated[
+    int | None,
+    typer.Option("--max-graphs", help="CUDA graphs that an engine keeps at most.", rich_help_panel=_MEMORY),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wan_trt_core.cli.options import (
+    AttentionSlicingOption,
     BackendOption,
     CacheOption,
     CheckpointOption,
     JsonOption,
+    MaxGraphsOption,
     ModelOption,
+    OffloadOption,
     ProfileOption,
+    ShareScratchOption,
+    TextEncoderDeviceOption,
     ThreadsOption,
+    VaeFramesOption,
+    VaeTileOption,
+    WeightStreamingOption,
     settings_of,
 )
 from wan_trt_core.cli.output import print_json, print_line
@@ -44,6 +52,9 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+SNAPSHOT = "memory_snapshot.pickle"
+"""Beside the memory events."""
+
 
 @commands.command(epilog='Example: wan-trt run --prompt "a small red square moves left" --out video.mp4')
 def run(
@@ -64,14 +75,39 @@ def run(
     profile: ProfileOption = None,
     cache: CacheOption = None,
     threads: ThreadsOption = None,
+    text_encoder_device: TextEncoderDeviceOption = None,
+    offload: OffloadOption = None,
+    vae_tile: VaeTileOption = None,
+    vae_frames_per_step: VaeFramesOption = None,
+    attention_slicing: AttentionSlicingOption = None,
+    weight_streaming_budget_gib: WeightStreamingOption = None,
+    share_scratch: ShareScratchOption = None,
+    max_graphs: MaxGraphsOption = None,
     profile_memory: Annotated[
         bool, typer.Option("--profile-memory", help="Write memory_events.json, for wan-trt memory analyze.")
+    ] = False,
+    memory_snapshot: Annotated[
+        bool,
+        typer.Option("--memory-snapshot", help="With it, PyTorch's own history of the GPU's allocations."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Generate a video from a prompt; exports and builds first what is not in the cache yet."""
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
-    with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+    savings = {
+        "pipeline.text_encoder_device": text_encoder_device,
+        "pipeline.offload": offload,
+        "pipeline.vae_tile": vae_tile,
+        "pipeline.vae_frames_per_step": vae_frames_per_step,
+        "pipeline.attention_slicing": attention_slicing,
+        "tensorrt.weight_streaming": None if weight_streaming_budget_gib is None else True,
+        "tensorrt.weight_streaming_budget_gib": weight_streaming_budget_gib,
+        "tensorrt.share_scratch": share_scratch,
+        "tensorrt.max_graphs": max_graphs,
+    }
+    with settings_of(context, **options, **savings, cache=cache, threads=threads) as loaded:
+        from wan_trt_core.backends.registry import device_of
+        from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME
         from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import check_request, check_weights
@@ -84,17 +120,22 @@ def run(
         generation = with_options(resolved.generation, steps, guidance, height, width, frames)
         check_request(prompt, generation, seed, resolved.spatial)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
-        result = _generate(
-            settings,
-            resolved,
-            generation,
-            parse_precision(precision),
-            prompt,
-            negative_prompt,
-            seed,
-            out,
-            events,
-        )
+        snapshot = None
+        if memory_snapshot:
+            _check_snapshot(profile_memory, device_of(settings))
+            snapshot = settings.report / out.stem / SNAPSHOT
+        with allocator_snapshot(snapshot):
+            result = _generate(
+                settings,
+                resolved,
+                generation,
+                parse_precision(precision),
+                prompt,
+                negative_prompt,
+                seed,
+                out,
+                events,
+            )
     if as_json:
         print_json(result)
         return
@@ -104,6 +145,25 @@ def run(
     )
     if events:
         print_line(f"{events}: read it with wan-trt memory analyze")
+    if snapshot:
+        print_line(f"{snapshot}: drop it on https://pytorch.org/memory_viz")
+
+
+def _check_snapshot(profile_memory: bool, device: str) -> None:
+    """Raise unless PyTorch's allocator has a history to keep.
+
+    Raises:
+        typer.BadParameter: naming what is missing.
+    """
+    option = "--memory-snapshot"
+    if not profile_memory:
+        raise typer.BadParameter(
+            "goes with --profile-memory, whose folder it is written to", param_hint=option
+        )
+    if device != "cuda":
+        raise typer.BadParameter(
+            "needs a GPU: the history is that of PyTorch's allocator there", param_hint=option
+        )
 
 
 def _generate(
@@ -178,24 +238,12 @@ def _pipeline(
     """The checkpoint's pipeline with the backend's engines, or its modules, in it."""
     from wan_trt_core.backends.base import ModuleBackend
     from wan_trt_core.backends.registry import device_of, get_backend
-    from wan_trt_core.pipeline.engines import precision_of
-    from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
+    from wan_trt_core.pipeline.assembly import on_engines, on_modules
 
-    backend = get_backend(settings.backend)
+    backend, device = get_backend(settings.backend), device_of(settings)
     backend.require(settings)
-    if not isinstance(backend, ModuleBackend):
-        profile = model.profile(settings.profile)
-        check_size(profile, generation)
-        device = device_of(settings)
-        pipe = model.checkpoint.pipeline(device=device, on_host=REPLACED)
-        return swap(pipe, store.pipeline(model, profile, precision, settings.backend), device)
-    dtypes = {
-        "transformer": precision_of(precision, "dit"),
-        "transformer_2": precision_of(precision, "dit_2"),
-        "vae": precision_of(precision, "vae_decoder_first"),
-    }
-    pipe = model.checkpoint.pipeline(dtypes, device_of(settings))
-    parts = {
-        name: backend.wrap(module, settings) for name in dtypes if (module := getattr(pipe, name)) is not None
-    }
-    return with_parts(pipe, **parts)
+    if isinstance(backend, ModuleBackend):
+        return on_modules(model, precision, backend, settings, device)
+    profile = model.profile(settings.profile)
+    check_size(profile, generation)
+    return on_engines(model, profile, precision, backend.name, store, settings, device)

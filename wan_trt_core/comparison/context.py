@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.backends.registry import device_of
+from wan_trt_core.config import with_values
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case
@@ -28,7 +30,7 @@ class Context:
     report: Path | None = None
     _models: dict[tuple[str, int | None], ResolvedModel] = field(default_factory=dict, init=False)
     _engines: EngineStore | None = field(default=None, init=False)
-    _tf32: Context | None = field(default=None, init=False)
+    _twins: dict[str, Context] = field(default_factory=dict, init=False)
     _serves: tuple[Any, ...] | None = field(default=None, init=False)
 
     def model(self, case: Case) -> ResolvedModel:
@@ -60,11 +62,13 @@ class Context:
         return self._engines
 
     def under(self, case: Case) -> Context:
-        """This context, or its twin that allows TF32, where the case does: other settings, so other engines.
+        """This context, or its twin where the case has settings of its own or allows TF32: other engines.
 
         On a GPU what only earlier cases needed is given back before: their engines, and the modules of other models.
         """
-        serves = (case.model, case.layers, case.profile, case.precision_label, case.backend, case.tf32)
+        own = dict(case.settings) | ({"perf.allow_tf32": True} if case.tf32 else {})
+        of_engines = (case.model, case.layers, case.profile, case.precision_label, case.backend)
+        serves = (*of_engines, json.dumps(own, sort_keys=True))
         if serves != self._serves and device_of(self.settings, case.backend) == "cuda":
             from wan_trt_core.comparison.conditions import release
 
@@ -73,17 +77,15 @@ class Context:
                 del self._models[other]
             release()
         self._serves = serves
-        if not case.tf32 or self.settings.perf.allow_tf32:
+        settings = with_values(self.settings, own)
+        if settings == self.settings:
             return self
-        if self._tf32 is None:
-            perf = self.settings.perf.model_copy(update={"allow_tf32": True})
-            self._tf32 = self.beside(self.settings.model_copy(update={"perf": perf}))
-        return self._tf32
+        return self._twins.setdefault(serves[-1], self.beside(settings))
 
     def close(self) -> None:
         """Release the engines."""
-        if self._tf32 is not None:
-            self._tf32.close()
+        for twin in self._twins.values():
+            twin.close()
         if self._engines is not None:
             self._engines.close()
             self._engines = None

@@ -33,7 +33,8 @@ from wan_trt_core.comparison.conditions import equal_conditions, release, synchr
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.gates.memory import DEVICE_GROWTH, GROWTH
+from wan_trt_core.gates.memory import BUDGET, DEVICE_GROWTH, DEVICE_RELEASE, GROWTH, RELEASE
+from wan_trt_core.measure.ballast import current_ballast
 from wan_trt_core.measure.device_memory import (
     SAMPLE_SECONDS,
     DeviceMemory,
@@ -48,7 +49,9 @@ from wan_trt_core.measure.memory import (
     peak_metrics,
     peak_resident_set,
     resident_set,
+    settle,
 )
+from wan_trt_core.measure.memory_recorder import out_of_memory
 from wan_trt_core.pipeline.stages import peaks_by_stage
 from wan_trt_core.records import Measurement, Metric
 
@@ -73,8 +76,12 @@ def measure(case: Case, context: Context) -> Measurement:
     Where the case asks for it the reference's peak is measured in another one, and ``peak_over_reference`` is the
     ratio of what both use at most: of the device, or on a CPU of the host.
 
+    Where the settings have a budget, no more of the device can be had while the candidate is measured; that it does not
+    fit is then what was found out (the fact :data:`~wan_trt_core.gates.memory.BUDGET`). The reference has no budget.
+
     Raises:
         EngineError: when a process runs out of memory, or dies, which is what running out of it looks like.
+        BudgetError: when the budget cannot be held here.
     """
     if case.memory is None:
         raise ValueError(f"case {case.id} has no memory gate")
@@ -82,8 +89,8 @@ def measure(case: Case, context: Context) -> Measurement:
     target.build()
     if target.device == "cuda":
         context.close()  # engines that earlier measurements loaded take room that the other process may need
-    candidate = in_fresh_process(measure_here, "candidate", case, context.settings)
-    if not case.memory.reference:
+    candidate = _within_budget(case, context.settings)
+    if not case.memory.reference or not candidate.metrics:
         return candidate
     reference = in_fresh_process(measure_here, "reference", case, context.settings)
     return beside_reference(candidate, reference)
@@ -100,18 +107,54 @@ def measure_here(
     """
     device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
     with equal_conditions(settings):
-        target = target_of(case, Context(settings))
-        side = target.candidate if arm == "candidate" else target.reference
-        call, inputs = side.call, target.inputs("opt")
-        metrics = measure_peak(partial(call, inputs), settings, device)
-        metrics |= measure_stages(side, inputs, device)
+        measurement = _measure_loaded(case, settings, arm, device)
         if arm == "reference":
-            return Measurement(metrics=metrics)
-        held, facts = target.engine_bytes(), target.facts()  # at the size that the peak was measured at
-        metrics |= _engine_metrics(held, metrics)
-        inputs = target.inputs("min")
-        metrics |= measure_growth(partial(call, inputs), settings, device)
-        return Measurement(metrics=metrics, facts=facts, problems=target.problems())
+            return measurement
+        released = measure_release(partial(_load_and_run, case, settings), device)
+    return measurement.model_copy(update={"metrics": measurement.metrics | released})
+
+
+def _measure_loaded(case: Case, settings: Settings, arm: ArmName, device: DeviceMemory | None) -> Measurement:
+    """All that is measured of what is loaded; it is unloaded afterwards."""
+    context = Context(settings)
+    target = target_of(case, context)
+    side = target.candidate if arm == "candidate" else target.reference
+    call, inputs = side.call, target.inputs("opt")
+    metrics = measure_peak(partial(call, inputs), settings, device)
+    metrics |= measure_stages(side, inputs, device)
+    if arm == "reference":
+        return Measurement(metrics=metrics)
+    held, facts = target.engine_bytes(), target.facts()  # at the size that the peak was measured at
+    metrics |= _engine_metrics(held, metrics)
+    inputs = target.inputs("min")
+    metrics |= measure_growth(partial(call, inputs), settings, device)
+    problems = target.problems()
+    context.close()
+    return Measurement(metrics=metrics, facts=facts, problems=problems)
+
+
+def _load_and_run(case: Case, settings: Settings) -> None:
+    """Load the candidate, run it once at the smallest size, unload it."""
+    context = Context(settings)
+    target = target_of(case, context)
+    target.candidate.call(target.inputs("min"))
+    context.close()
+
+
+def _within_budget(case: Case, settings: Settings) -> Measurement:
+    """The candidate's measurement while it can have the budget, if there is one, and no more."""
+    budget = settings.memory.budget
+    if budget is None:
+        return in_fresh_process(measure_here, "candidate", case, settings)
+    fact: dict[str, Any] = {"bytes": budget}
+    with current_ballast(budget) as fact["free"]:
+        try:
+            measurement = in_fresh_process(measure_here, "candidate", case, settings)
+        except Exception as error:  # PyTorch's, TensorRT's, CUDA's: each has its own class for it
+            if not out_of_memory(error):
+                raise
+            measurement, fact["error"] = Measurement(metrics={}), str(error)
+    return measurement.model_copy(update={"facts": measurement.facts | {BUDGET: fact}})
 
 
 def measure_peak(
@@ -169,6 +212,37 @@ def measure_growth(
     held = memory_by_run(call, settings.memory.runs, warmup=settings.memory.warmup, read=read)
     exact = {GROWTH} if device is not None else set()
     return {name: growth_metric(values, deterministic=name in exact) for name, values in held.items()}
+
+
+def measure_release(cycle: Callable[[], object], device: DeviceMemory | None = None) -> Metrics:
+    """What loading, running and unloading leave behind where that was done before: ``unreleased`` of the resident set,
+    on a GPU of PyTorch's tensors, which is exact, and there ``device_unreleased`` of everything.
+
+    Args:
+        cycle: loads, runs and unloads; what was loaded before is no longer held.
+    """
+    read: dict[str, Callable[[], int]] = {RELEASE: resident_set}
+    if device is not None:
+        read = {RELEASE: device.allocated, DEVICE_RELEASE: device.used}
+
+    def held() -> dict[str, int]:
+        settle()
+        if device is not None:
+            device.release()
+        return {name: value() for name, value in read.items()}
+
+    before = held()
+    cycle()
+    after = held()
+    return {
+        name: Metric(
+            value=float(max(0, after[name] - before[name])),
+            unit="B",
+            better="lower",
+            deterministic=device is not None and name == RELEASE,
+        )
+        for name in read
+    }
 
 
 def beside_reference(candidate: Measurement, reference: Measurement) -> Measurement:

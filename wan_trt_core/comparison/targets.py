@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +28,7 @@ from wan_trt_core.comparison.blocks import Divergence, limits, trace
 from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.operations import Operation, first_operation, modules_of, nodes_of
+from wan_trt_core.config import PipelineSettings
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
@@ -35,6 +36,7 @@ from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
+from wan_trt_core.pipeline.assembly import TEXT_ENCODER, in_tiles, on_engines, placed, text_precision
 from wan_trt_core.pipeline.engines import (
     VAE_DECODER,
     VAE_ENCODER,
@@ -42,9 +44,10 @@ from wan_trt_core.pipeline.engines import (
     components_run,
     exported_model,
     precision_of,
+    served,
 )
 from wan_trt_core.pipeline.generate import OnStep, generate
-from wan_trt_core.pipeline.swap import REPLACED, swap
+from wan_trt_core.pipeline.tiling import tiled
 
 _RUNS_ON_CPU = ("onnxruntime",)
 """Backends whose engine is an ONNX file that any CPU runs node by node."""
@@ -169,7 +172,11 @@ class Target(ABC):
             return
         precision = self.case.reference_precision or self.case.precision
         case = self.case.model_copy(update={"backend": name, "precision": precision})
-        context = self.context.beside(self.context.settings.model_copy(update={"device": self.device}))
+        settings = self.context.settings
+        stock = PipelineSettings(
+            vae_tile=settings.pipeline.vae_tile
+        )  # as in the reference: all else is the candidate's
+        context = self.context.beside(settings.model_copy(update={"device": self.device, "pipeline": stock}))
         try:
             yield type(self)(case, context).candidate
         finally:
@@ -196,6 +203,7 @@ class Target(ABC):
         checkpoint = self.model.checkpoint
         return {
             **({"random_weights": checkpoint.source} if checkpoint.random else {}),
+            **({"settings": dict(self.case.settings)} if self.case.settings else {}),
             "reference": f"diffusers eager, {self._reference_precisions()}",
             "backend_versions": get_backend(self.case.backend).versions(),
             "engines": engines,
@@ -329,7 +337,10 @@ class Target(ABC):
         backend.require(self.context.settings)
         if not isinstance(backend, ModuleBackend):
             return None
-        return _wrapped(self.model.checkpoint, lambda module: backend.wrap(module, self.context.settings))
+        checkpoint = self.model.checkpoint
+        if self.context.settings.pipeline.offload:
+            checkpoint = checkpoint.apart()  # the reference's stay where they are
+        return _wrapped(checkpoint, lambda module: backend.wrap(module, self.context.settings))
 
     def _without_graphs(self) -> Arm:
         """The candidate, CUDA graphs switched off for each call: it takes turns with the one that has them."""
@@ -353,7 +364,7 @@ class Target(ABC):
         if not self._loaded() or streamed is None:
             return {}
         following = get_component(streamed[1])
-        sizes = following.sizes(self.profile.opt)
+        sizes = following.sizes(served(following.name, self.profile, self.context.settings).opt)
         _, *caches = following.inputs(self.model.checkpoint)  # what it takes beside them comes first
         elements = sum(math.prod(cache.shape(sizes)) for cache in caches)
         return {"engine_caches": 2 * elements * torch_dtype(self.precision(following.name)).itemsize}
@@ -434,6 +445,9 @@ class VaeTarget(Target):
 
     def _stock(self, checkpoint: Checkpoint, precision: str) -> Arm:
         vae: Any = checkpoint.load("vae", precision, self.device)
+        tile = self.context.settings.pipeline.vae_tile
+        if tile is not None:
+            vae = tiled(vae, tile)
         return Arm(lambda given: Outputs(self.stock(vae, given.to(vae.dtype))))
 
 
@@ -502,21 +516,18 @@ class PipelineTarget(Target):
 
     @cached_property
     def reference(self) -> Arm:
-        return self._arm(self._stock(self.model.checkpoint))
+        pipe = self.model.checkpoint.pipeline(self._dtypes(), self.device)
+        return self._arm(in_tiles(pipe, self.context.settings))
 
     @cached_property
     def candidate(self) -> Arm:
+        settings = self.context.settings
+        dtypes = {**self._dtypes(), TEXT_ENCODER: text_precision(self.case.precision)}
         wrapped = self.wrapped_checkpoint()
         if wrapped is not None:
-            return self._arm(self._stock(wrapped))
-        engines = self.context.engines.pipeline(
-            self.model, self.profile, self.case.precision, self.case.backend
-        )
-        stock = self._stock(self.model.checkpoint, on_host=REPLACED)
-        return self._arm(
-            swap(stock, engines, self.device),
-            self.stock_modules,
-        )
+            return self._arm(placed(wrapped, dtypes, self.device, settings))
+        made = (self.model, self.profile, self.case.precision, self.case.backend, self.context.engines)
+        return self._arm(on_engines(*made, settings, self.device, dtypes), self.stock_modules)
 
     def inputs(self, point: Point = "opt") -> Asked:
         """The video that is asked for, else that of ``PROMPT``; the same seed gives both arms the same noise."""
@@ -563,17 +574,14 @@ class PipelineTarget(Target):
 
         return Arm(call, forbidden=forbidden, pipe=pipe)
 
-    def _stock(self, checkpoint: Checkpoint, on_host: Collection[str] = ()) -> Any:
-        return checkpoint.pipeline(
-            {
-                "transformer": self.reference_precision("dit"),
-                "transformer_2": self.reference_precision("dit_2"),
-                "vae": self.reference_precision(VAE_DECODER[0]),
-                "text_encoder": "fp32",
-            },
-            self.device,
-            on_host=on_host,
-        )
+    def _dtypes(self) -> dict[str, str]:
+        """Of the reference's modules."""
+        return {
+            "transformer": self.reference_precision("dit"),
+            "transformer_2": self.reference_precision("dit_2"),
+            "vae": self.reference_precision(VAE_DECODER[0]),
+            TEXT_ENCODER: "fp32",
+        }
 
 
 def _wrapped(checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> Checkpoint:

@@ -8,10 +8,11 @@ grow at all. What grows on a GPU outside PyTorch has a limit of its own.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.formatting import pair, quantity
-from wan_trt_core.gates.limits import judge_limits
+from wan_trt_core.gates.limits import judge_limit, judge_limits
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -25,13 +26,43 @@ DEVICE_GROWTH = "device_growth"
 """Of all that the process uses on a GPU, in bytes a run; not there on a CPU."""
 
 
+RELEASE = "unreleased"
+"""What unloading everything leaves behind, bytes: of the process on a CPU, of PyTorch's tensors on a GPU."""
+
+DEVICE_RELEASE = "device_unreleased"
+"""Of all that the process uses on a GPU; not there on a CPU."""
+
+BUDGET = "memory_budget"
+"""The fact that says what a measurement could have of the device: ``bytes``, and what failed for it (``error``)."""
+
+
 def judge_memory(gate: MemoryGate, measurement: Measurement) -> tuple[Check, ...]:
     """The checks of a memory case that need no baseline."""
     metrics = measurement.metrics
     growth = [judge_growth(GROWTH, gate.growth, metrics.get(GROWTH))]
     if DEVICE_GROWTH in metrics:
         growth.append(judge_growth(DEVICE_GROWTH, gate.device_growth, metrics[DEVICE_GROWTH]))
-    return (*growth, *judge_limits("limit", gate.limits, metrics))
+    limits = {RELEASE: gate.release, DEVICE_RELEASE: gate.device_release}
+    release = [judge_release(name, limit, metrics[name]) for name, limit in limits.items() if name in metrics]
+    budget = [judge_budget(measurement.facts[BUDGET])] if BUDGET in measurement.facts else []
+    return (*budget, *growth, *release, *judge_limits("limit", gate.limits, metrics))
+
+
+def judge_budget(budget: Mapping[str, Any]) -> Check:
+    """Whether everything ran while no more of the device could be had; ``budget`` is the fact :data:`BUDGET`."""
+    limit, error = budget["bytes"], budget.get("error")
+    if error is not None:
+        message = f"does not fit into {quantity(limit, 'B')}: {error}; wan-trt memory plan names what would"
+        return Check("budget", BUDGET, Verdict.FAIL, Reason.OVER_BUDGET, message, limit=limit)
+    message = f"fits into {quantity(limit, 'B')}: no more of the device could be had"
+    return Check("budget", BUDGET, Verdict.PASS, Reason.WITHIN_BUDGET, message, limit=limit)
+
+
+def judge_release(name: str, limit: Limit, metric: Metric) -> Check:
+    """What unloading leaves must not exceed ``limit``, and must be nil where every byte is counted."""
+    if metric.deterministic:
+        limit = limit.model_copy(update={"max": 0.0, "reason": "every byte is counted here"})
+    return judge_limit("release", name, limit, metric)
 
 
 def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:

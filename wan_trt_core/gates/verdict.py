@@ -49,6 +49,8 @@ class Reason(StrEnum):
     NOT_MEASURED = "not_measured"
     GROWTH = "growth"
     NO_GROWTH = "no_growth"
+    WITHIN_BUDGET = "within_budget"
+    OVER_BUDGET = "over_budget"
 
 
 @dataclass(frozen=True)

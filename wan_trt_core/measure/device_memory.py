@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from wan_trt_core.measure.environment import nvml_device
@@ -121,6 +123,32 @@ class DeviceMemory:
             return None
         own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
         return int(own[0]) if own and own[0] is not None else None
+
+
+HISTORY = 200_000
+"""Events of PyTorch's allocator that a snapshot keeps, the last so many; each has its stack."""
+
+
+@contextmanager
+def allocator_snapshot(path: Path | None, memory: Any = None) -> Iterator[None]:
+    """Meanwhile PyTorch notes who allocates what on the GPU; at the end, whatever it comes to, that is in ``path``, for
+    https://pytorch.org/memory_viz. It costs time at every allocation. Without a path nothing is noted.
+
+    Args:
+        memory: ``torch.cuda.memory``.
+    """
+    if path is None:
+        yield
+        return
+    if memory is None:
+        from torch.cuda import memory
+    path.parent.mkdir(parents=True, exist_ok=True)
+    memory._record_memory_history(max_entries=HISTORY)
+    try:
+        yield
+    finally:
+        memory._dump_snapshot(str(path))
+        memory._record_memory_history(enabled=None)
 
 
 def current_device_memory(before: int | None = None) -> DeviceMemory:

@@ -46,7 +46,9 @@ _ASKED = re.compile(
 )
 """As PyTorch (CUDA and CPU), NumPy, ONNX Runtime and TensorRT tell what they could not get."""
 
-_OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|failed to allocate", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"out ?of ?memory|not enough memory|failed to allocate|alloc_failed", re.IGNORECASE
+)
 
 
 class Meter:

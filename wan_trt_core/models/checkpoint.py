@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,9 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precision words of case files to PyTorch's names; either may be given to :meth:`Checkpoint.load`."""
+
+INT8 = "int8"
+"""The precision word of weights that are stored in eight bits and computed with in floating point."""
 
 _BYTES: Mapping[str, int] = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4,
@@ -199,6 +203,8 @@ class Checkpoint:
     def load(self, part: str, dtype: str = "fp32", device: torch.device | str = "cpu") -> nn.Module:
         """The stock module of a part: eval mode, no gradients, cached by part, dtype and device.
 
+        In ``int8`` the text encoder alone, its weights as :mod:`wan_trt_core.models.int8` keeps them.
+
         What diffusers and transformers keep in float32 in a half-precision model stays so. The module is
         shared by all callers: never change it.
 
@@ -208,10 +214,22 @@ class Checkpoint:
         known = PARTS if self.random else self.parts  # of random weights its own error says more
         if part not in known:
             raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(known)}")
-        key = (part, str(torch_dtype(dtype)), str(located(device)))
+        int8 = (part, dtype) == ("text_encoder", INT8)
+        key = (part, INT8 if int8 else str(torch_dtype(dtype)), str(located(device)))
         if key not in self._modules:
-            self._modules[key] = self._load(part, torch_dtype(dtype), device)
+            if int8:
+                from wan_trt_core.models.int8 import with_int8_weights
+
+                self._modules[key] = with_int8_weights(self._load(part, self._stored(part), "cpu")).to(device)
+            else:
+                self._modules[key] = self._load(part, torch_dtype(dtype), device)
         return self._modules[key]
+
+    def apart(self) -> Self:
+        """The same checkpoint with modules of its own, which its owner may change."""
+        twin = copy.copy(self)
+        twin._modules = {}
+        return twin
 
     def tokenizer(self) -> Any:
         """The tokenizer, by the class that ``model_index.json`` and its own files name.
@@ -323,6 +341,11 @@ class Checkpoint:
             "tensors": dict(sorted(tensors.items())),
         }
 
+    def _stored(self, part: str) -> torch.dtype:
+        """The dtype that most of a part's weights are stored in."""
+        stored: dict[str, int] = self._inspect(part)["dtypes"]
+        return torch_dtype({"F16": "fp16", "BF16": "bf16"}.get(max(stored, key=stored.__getitem__), "fp32"))
+
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         folder = self.folder / part
         # diffusers still calls it torch_dtype, transformers renamed it
@@ -331,7 +354,11 @@ class Checkpoint:
 
             with _explained(folder), _no_progress_bars():
                 module, info = getattr(transformers, PARTS[part]).from_pretrained(
-                    folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                    folder,
+                    dtype=dtype or "auto",
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
                 )
         else:
             import diffusers

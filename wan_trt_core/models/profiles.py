@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Point = Literal["min", "opt", "max"]
@@ -70,3 +70,42 @@ class ShapeProfile:
         """The sizes at ``min``, ``opt`` (what it is tuned for) or ``max``."""
         sizes: Sizes = getattr(self, point)
         return sizes
+
+
+def tile_stride(tile: int) -> int:
+    """Pixels from one tile to the next, where tiles have so many a side: they overlap by a quarter, as diffusers'."""
+    return 3 * tile // 4
+
+
+def tile_profile(profile: ShapeProfile, tile: int) -> ShapeProfile:
+    """The profile of the tiles that videos of a profile are decoded in; the profile itself where none is larger than a
+    tile, for such are decoded whole.
+
+    Args:
+        tile: pixels a side. The tiles at the right and at the bottom are smaller.
+    """
+    if max(profile.max.height, profile.max.width) <= tile:
+        return profile
+
+    def cut(video: Sizes, height: int, width: int) -> Sizes:
+        return replace(video, height=min(height, tile), width=min(width, tile))
+
+    def smallest(least: int, most: int) -> int:
+        return min(size - last_tile(size, tile) for size in range(least, most + 1, 2 * SPATIAL))
+
+    smallest_sides = (
+        smallest(profile.min.height, profile.max.height),
+        smallest(profile.min.width, profile.max.width),
+    )
+    size, dash, frames = profile.name.partition("-")
+    return ShapeProfile(
+        f"{size}.tile{tile}{dash}{frames}",
+        cut(profile.min, *smallest_sides),
+        cut(profile.opt, profile.opt.height, profile.opt.width),
+        cut(profile.max, profile.max.height, profile.max.width),
+    )
+
+
+def last_tile(size: int, tile: int) -> int:
+    """Where the last tile of a side of so many pixels begins."""
+    return (size - 1) // tile_stride(tile) * tile_stride(tile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,19 @@ class VaeDecoder(VaeStep):
     """
 
     inside = "decoder"
+    clamps = True
+
+    def of_tiles(self) -> VaeDecoder:
+        """The component for tiles, which are blended before anything is clamped: its ``sample`` is as it comes."""
+        tiles = copy.copy(self)
+        tiles.clamps = False
+        return tiles
+
+    def of_steps(self, latents: int) -> VaeDecoder:
+        """The component that decodes so many latent frames a step; the first of a video is always decoded alone."""
+        longer = copy.copy(self)
+        longer.latents = 1 if self.first else latents
+        return longer
 
     def takes(self, checkpoint: Checkpoint) -> TensorSpec:
         return self._latents(checkpoint)
@@ -41,7 +55,7 @@ class VaeDecoder(VaeStep):
 
         require_precision(self, precision)
         vae: Any = checkpoint.load(self.part, precision)
-        return VaeDecoderGraph(vae, first=self.first, block_outputs=block_outputs)
+        return VaeDecoderGraph(vae, first=self.first, block_outputs=block_outputs, clamp=self.clamps)
 
     def stock_step(self, vae: Any, call: Tensors, caches: Sequence[CacheSpec], *, first: bool) -> Tensors:
         from wan_trt_core.models.graphs.vae_reference import decode_step

@@ -27,6 +27,8 @@ class VaeStep(Component):
     part = "vae"
     fp32_islands = ("RMS norms",)
     first: ClassVar[bool]
+    latents = 1
+    """Latent frames of a step."""
 
     @abstractmethod
     def takes(self, checkpoint: Checkpoint) -> TensorSpec:
@@ -64,13 +66,16 @@ class VaeStep(Component):
 
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """Of the first step, or of the third: with the caches that two of diffusers' own steps left."""
-        steps, config = 1 if self.first else 3, self._config(checkpoint)
+        import torch
+
+        count, config = 0 if self.first else 2, self._config(checkpoint)
         if video.spatial != (scale := spatial_scale(config)):
             raise ComponentError(
                 f"{self.name}: a latent of {checkpoint.source} covers {scale} pixels, and the sizes given are for"
                 f" {video.spatial}: Sizes(…, spatial={scale})"
             )
-        *before, last = self.random_steps(config, video, steps, seed)
+        steps = self.random_steps(config, video, count + self.latents, seed)
+        before, last = steps[:count], torch.cat(tuple(steps[count:]), dim=2)
         caches, vae, name = self.caches(checkpoint), checkpoint.load(self.part), self.takes(checkpoint).name
         carried: Tensors = {}
         for index, taken in enumerate(before):
@@ -109,12 +114,12 @@ class VaeStep(Component):
         return run
 
     def _latents(self, checkpoint: Checkpoint) -> TensorSpec:
-        return TensorSpec("latents", (1, self._config(checkpoint)["z_dim"], 1, "height", "width"))
+        return TensorSpec("latents", (1, self._config(checkpoint)["z_dim"], self.latents, "height", "width"))
 
     def _sample(self, checkpoint: Checkpoint, channels: str) -> TensorSpec:
         config = self._config(checkpoint)
         scale, colours = spatial_scale(config), config[channels] // patch_size(config) ** 2
-        frames = 1 if self.first else TEMPORAL
+        frames = 1 if self.first else TEMPORAL * self.latents
         return TensorSpec("sample", (1, colours, frames, f"{scale}*height", f"{scale}*width"))
 
     def _config(self, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -24,8 +24,10 @@ from wan_trt_core.models.components import get_component, require_precision
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
+from wan_trt_core.pipeline.assembly import offloading, staying
 from wan_trt_core.pipeline.compatibility import require_compatible
 from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER, EngineStore, Precision, precision_of
+from wan_trt_core.pipeline.offload import offload, take_off
 from wan_trt_core.pipeline.parts import (
     EngineTransformer,
     EngineVAE,
@@ -228,10 +230,14 @@ class Acceleration:
             raise
 
     def put_in(self) -> None:
-        """Replace the pipeline's modules, and move what stays in PyTorch to the engines' device."""
+        """Replace the pipeline's modules, and move what stays in PyTorch to where the settings want it."""
+        stay = staying(self._settings)
+        offloads = offloading(self._settings, self.device)
         for name, (module, _) in self._homes.items():
             if name not in self.stock:
-                module.to(self.device)
+                module.to("cpu" if offloads or name in stay else self.device)
+        if offloads:
+            offload(self._pipe, self._store.turns, self.device, stay=stay, leave=self.stock)
         for name, module in self.stock.items():
             kind = AcceleratedVAE if name == "vae" else AcceleratedTransformer
             dtype = torch_dtype(self._precision[name])
@@ -241,6 +247,7 @@ class Acceleration:
         """Release the engines, and move every module back to where it was. May be called again."""
         self._store.close()
         for module, device in self._homes.values():
+            take_off(module)
             if not hasattr(module, "_hf_hook"):  # one that is offloaded since is moved by its hook
                 module.to(device)
 

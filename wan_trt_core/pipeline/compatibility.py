@@ -122,7 +122,9 @@ def _variant(module: Any) -> str | None:
     if config.get("pos_embed_seq_len"):
         return "a transformer from first and last frame, which is not supported yet"
     if getattr(module, "use_tiling", False):
-        return "tiling is on, and engines decode whole frames; pipe.vae.disable_tiling() first"
+        return (
+            "tiling is on, and engines tile by the setting pipeline.vae_tile; pipe.vae.disable_tiling() first"
+        )
     return None
 
 

@@ -17,8 +17,11 @@ from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models.components import get_component
-from wan_trt_core.models.profiles import POINTS
+from wan_trt_core.models.profiles import POINTS, tile_profile
+from wan_trt_core.models.vae_decoder import VaeDecoder
+from wan_trt_core.pipeline.offload import OffloadedEngine, Turns
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
+from wan_trt_core.pipeline.tiling import TiledDecoder
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -54,6 +57,7 @@ class PipelineEngines:
         dit_2: of the second transformer; None where there is one only.
         text_encoder: None where PyTorch encodes the prompt.
         vae_encoder: gives the streaming encoder, which is loaded (exported and built) when it is called for.
+        vae_tile: pixels a side of the tiles that the VAE's engines decode; None where they decode whole frames.
     """
 
     checkpoint: Checkpoint
@@ -64,6 +68,16 @@ class PipelineEngines:
     dit_2: Engine | None = None
     text_encoder: Engine | None = None
     vae_encoder: Callable[[], StreamingEncoder] | None = None
+    vae_tile: int | None = None
+
+    @property
+    def decoder(self) -> StreamingDecoder | TiledDecoder:
+        """The engines of the VAE decoder over a whole video.
+
+        Raises:
+            EngineError: when the two do not fit together.
+        """
+        return _in_tiles(StreamingDecoder(self.vae_first, self.vae_next), self.vae_tile)
 
 
 class EngineStore:
@@ -72,12 +86,16 @@ class EngineStore:
     Args:
         settings: those of the session; every engine of the store is built and loaded by them.
         progress: told of every export and build, with what it is for.
+
+    Attributes:
+        turns: by which the engines hold the device where the settings offload; the modules beside them join.
     """
 
     def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
         self._settings = settings
         self._progress = progress
         self._engines: dict[tuple[Any, ...], Engine] = {}
+        self.turns = Turns()
 
     def __enter__(self) -> EngineStore:
         return self
@@ -101,7 +119,8 @@ class EngineStore:
         """The engine of a component; see :func:`load_engine`, which is called the first time only."""
         key = (component, model.name, model.checkpoint.source, profile, precision, backend, block_outputs)
         if key not in self._engines:
-            self._engines[key] = load_engine(
+            load = partial(
+                load_engine,
                 component,
                 model,
                 profile,
@@ -112,13 +131,19 @@ class EngineStore:
                 progress=self._progress,
                 built=built,
             )
+            offloads = self._settings.pipeline.offload
+            self._engines[key] = (
+                OffloadedEngine(load, self.turns, get_component(component).part) if offloads else load()
+            )
         return self._engines[key]
 
     def vae_decoder(
         self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
-    ) -> StreamingDecoder:
-        """The streaming decoder: the engines of the first and of every next latent frame."""
-        return StreamingDecoder(*self._loaded(VAE_DECODER, model, profile, precision, backend))
+    ) -> StreamingDecoder | TiledDecoder:
+        """The streaming decoder: the engines of the first and of every next latent frame, in tiles where the settings
+        say so."""
+        decoder = StreamingDecoder(*self._loaded(VAE_DECODER, model, profile, precision, backend))
+        return _in_tiles(decoder, self._settings.pipeline.vae_tile)
 
     def vae_encoder(
         self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
@@ -152,6 +177,7 @@ class EngineStore:
             dit_2=loaded.get("dit_2"),
             text_encoder=loaded.get("text_encoder"),
             vae_encoder=partial(self.vae_encoder, model, profile, precision, backend),
+            vae_tile=self._settings.pipeline.vae_tile,
         )
 
     def close(self) -> None:
@@ -251,6 +277,7 @@ def built_engine(
 ) -> Entry:
     """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest."""
     runs = _engine_backend(backend)
+    asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     source = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
     identity = {
@@ -264,7 +291,7 @@ def built_engine(
 
     def build(folder: Path) -> dict[str, Any]:
         onnx = exported_model(
-            component, model, profile, precision, settings, block_outputs=block_outputs, progress=progress
+            component, model, asked, precision, settings, block_outputs=block_outputs, progress=progress
         )
         facts = runs.build(onnx, folder, settings, _titled(progress, f"build {component} {precision}"))
         return {**facts, "onnx_sha256": onnx.sha256}
@@ -287,6 +314,12 @@ def exported_model(
     Raises:
         ComponentError, CheckpointError, ExportError, CacheError: from the stage that failed.
     """
+    part, tiles = get_component(component), served(component, profile, settings)
+    if isinstance(part, VaeDecoder):
+        part = part.of_steps(settings.pipeline.vae_frames_per_step)
+        if tiles != profile and not block_outputs:
+            part = part.of_tiles()
+    profile = tiles
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     identity = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
 
@@ -294,7 +327,7 @@ def exported_model(
         from wan_trt_core.export.exporter import export_component
 
         onnx = export_component(
-            get_component(component),
+            part,
             model.checkpoint,
             profile,
             precision,
@@ -309,6 +342,12 @@ def exported_model(
     return _from_facts(entry)
 
 
+def served(component: str, profile: ShapeProfile, settings: Settings) -> ShapeProfile:
+    """What the engine of a component is built for: the tiles of the profile's videos where the settings tile."""
+    tile = settings.pipeline.vae_tile
+    return profile if tile is None or component not in VAE_DECODER else tile_profile(profile, tile)
+
+
 def onnx_identity(
     component: str,
     model: ResolvedModel,
@@ -319,8 +358,10 @@ def onnx_identity(
     block_outputs: bool = False,
 ) -> dict[str, Any]:
     """Everything that an exported ONNX file depends on."""
-    part = get_component(component)
+    part, latents = get_component(component), settings.pipeline.vae_frames_per_step
+    steps = {"latents": latents} if component == VAE_DECODER[1] and latents > 1 else {}
     return {
+        **steps,
         "component": component,
         "precision": precision,
         "profile": part.profile_name(profile),
@@ -342,6 +383,10 @@ def sources_sha256() -> str:
         digest.update(path.relative_to(package).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _in_tiles(decoder: StreamingDecoder, tile: int | None) -> StreamingDecoder | TiledDecoder:
+    return decoder if tile is None else TiledDecoder(decoder, tile)
 
 
 def _engine_backend(name: str) -> EngineBackend:

@@ -135,7 +135,7 @@ def _prompts(pipe: WanPipeline, prompt: str, negative_prompt: str, length: int) 
     if pipe.text_encoder is None:
         dim = pipe.transformer.config.text_dim
         return {
-            name: random_states(text, length, dim).to(pipe.device)
+            name: random_states(text, length, dim).to(pipe._execution_device)
             for name, text in (("prompt_embeds", prompt), ("negative_prompt_embeds", negative_prompt))
         }
     _warn_of_cut(pipe, prompt, length)

@@ -16,6 +16,7 @@ from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.component import Tensors
 from wan_trt_core.models.graphs.dit import equal_within_frames
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
+from wan_trt_core.pipeline.tiling import TiledDecoder
 
 Prepare = Callable[[Tensors], Tensors]
 """What :meth:`~wan_trt_core.models.component.Component.prepare` returns."""
@@ -130,7 +131,7 @@ class EngineVAE(Part):
     """In the place of ``AutoencoderKLWan``.
 
     Args:
-        decoder: the two engines of the VAE decoder.
+        decoder: the two engines of the VAE decoder, over whole frames or in tiles.
         prepare: the ``prepare`` of their components, and of the encoder's.
         config: the original's configuration.
         encoder: gives the two engines of the VAE encoder; it is called when something is encoded.
@@ -138,7 +139,7 @@ class EngineVAE(Part):
 
     def __init__(
         self,
-        decoder: StreamingDecoder,
+        decoder: StreamingDecoder | TiledDecoder,
         prepare: Prepare,
         config: Any,
         dtype: torch.dtype,
@@ -150,7 +151,7 @@ class EngineVAE(Part):
         self._prepare = prepare
 
     @property
-    def decoder(self) -> StreamingDecoder:
+    def decoder(self) -> StreamingDecoder | TiledDecoder:
         """What does the work of decoding."""
         return self._decoder
 

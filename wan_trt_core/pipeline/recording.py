@@ -87,7 +87,7 @@ class RunRecording:
     @contextmanager
     def stages(self, pipe: WanPipeline) -> Iterator[None]:
         """Meanwhile one call of ``pipe`` is recorded: text encoder, denoising steps, latent frames decoded (the whole
-        decode as one where a VAE decodes in tiles), and what makes frames of that."""
+        decode as one where a VAE decodes in tiles or several latent frames a step), and what makes frames of that."""
         recorder = self._recorder
         if recorder is None:
             yield
@@ -203,11 +203,11 @@ def _place(module: nn.Module) -> Place:
 
 
 def _by_frame(vae: Any) -> bool:
-    """Whether the latent frames that a VAE decodes can be told apart: not where it decodes in tiles."""
+    """Whether the latent frames that a VAE decodes can be told apart: not in tiles, nor where a step has several."""
     from torch import nn
 
     decoder = getattr(vae, "decoder", None)
-    return hasattr(decoder, "decode_steps") or (
+    return getattr(decoder, "latents_per_step", 0) == 1 or (
         isinstance(decoder, nn.Module) and not getattr(vae, "use_tiling", False)
     )
 

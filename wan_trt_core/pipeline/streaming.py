@@ -111,8 +111,14 @@ class StreamingDecoder(_Streaming):
     half = "decoder"
     takes, gives = LATENTS, SAMPLE
 
+    @property
+    def latents_per_step(self) -> int:
+        """Latent frames that every step but the first decodes."""
+        return int(self._next.inputs[LATENTS].shape[2])
+
     def decode_steps(self, latents: Tensor) -> Iterator[Tensor]:
-        """The video in order: first one frame, then four at each step. Every tensor is the caller's to keep.
+        """The video in order: first one frame, then four for each latent frame of a step. Every tensor is the caller's
+        to keep.
 
         Args:
             latents: (1, 16, latent frames, height/8, width/8), de-normalised as ``AutoencoderKLWan.decode``
@@ -122,10 +128,16 @@ class StreamingDecoder(_Streaming):
             (1, 3, 1 or 4, height, width) in [-1, 1], in the engines' dtype.
 
         Raises:
-            ValueError: when the latents have another rank or batch, or no frames.
+            ValueError: when the latents have another rank or batch, or no frames; or so many that no whole number of
+                steps decodes them.
         """
-        self._check(latents)
-        yield from self._steps(latents.split(1, dim=2))
+        steps, left = divmod(self._check(latents) - 1, self.latents_per_step)
+        if left:
+            raise ValueError(
+                f"{latents.shape[2]} latent frames are the first and {latents.shape[2] - 1} more, which steps of"
+                f" {self.latents_per_step} do not decode: set pipeline.vae_frames_per_step to 1"
+            )
+        yield from self._steps(latents.split([1, *steps * [self.latents_per_step]], dim=2))
 
     def decode(self, latents: Tensor) -> Tensor:
         """The whole video: (1, 3, frames, height, width) in [-1, 1].

@@ -10,7 +10,6 @@ from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.pipeline.engines import PipelineEngines
-from wan_trt_core.pipeline.streaming import StreamingDecoder
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -43,10 +42,9 @@ def swap(
             "device": pipe.device if device is None else torch.device(device),
         }
 
-    decoder = StreamingDecoder(engines.vae_first, engines.vae_next)
     parts: dict[str, Any] = {
         "transformer": EngineTransformer(engines.dit, **common("dit", "transformer")),
-        "vae": EngineVAE(decoder, encoder=engines.vae_encoder, **common("vae_decoder_first", "vae")),
+        "vae": EngineVAE(engines.decoder, encoder=engines.vae_encoder, **common("vae_decoder_first", "vae")),
     }
     if engines.dit_2 is not None:
         parts["transformer_2"] = EngineTransformer(engines.dit_2, **common("dit_2", "transformer_2"))

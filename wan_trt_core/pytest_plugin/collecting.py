@@ -103,6 +103,7 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
     perf = [(item, subject) for item, subject in subjects if subject.suite == "perf"]
     refusal = session.refusal or _judged_twice([subject for _, subject in subjects])
     refusal = refusal or xdist.perf_refusal(session, perf)
+    refusal = refusal or _no_budget(session, [subject for _, subject in subjects])
     refusal = refusal or (_unknown_hardware(session) if subjects else None)
     if refusal:
         xdist.refuse(session, items, refusal)
@@ -118,6 +119,23 @@ def _unknown_hardware(session: WanSession) -> str | None:
         return None if session.hardware_key else "this machine has no hardware key"
     except RuntimeError as error:
         return str(error)
+
+
+def _no_budget(session: WanSession, subjects: list[Subject]) -> str | None:
+    """Why the memory budget cannot hold: only a GPU's memory can be taken away from a process."""
+    cases = [s.case for s in subjects if s.suite == "memory" and not isinstance(s.case, NoCases)]
+    if not cases or session.settings.memory.budget is None:
+        return None
+    from wan_trt_core.backends.registry import device_of
+
+    for case in cases:
+        if device_of(session.settings, case.backend) == "cpu":
+            source = session.loaded.sources["memory.budget"]
+            return (
+                f"{source}: a memory budget is of a GPU, and the memory case {case.id} runs on the CPU"
+                f" ({case.backend}); name a backend for GPUs with --wan-backend, or leave the budget out"
+            )
+    return None
 
 
 def _judged_twice(subjects: list[Subject]) -> str | None:

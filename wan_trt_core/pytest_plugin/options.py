@@ -63,6 +63,11 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="FOLDER",
     )
     option(
+        "memory-budget",
+        "All that memory cases can have of the GPU, as 12GB or 11.5GiB: everything beyond is taken meanwhile.",
+        metavar="SIZE",
+    )
+    option(
         "require-bands", "Fail cases on hardware without stored baselines (for GPU CI).", action="store_true"
     )
     option(
@@ -85,6 +90,6 @@ def add_markers(config: pytest.Config) -> None:
 
 def given(config: pytest.Config) -> dict[str, Any]:
     """What was given on the command line, by option name without the prefix."""
-    names = (*SETTINGS, "cases", "config", "require_bands", "no_gate")
+    names = (*SETTINGS, "cases", "config", "memory_budget", "require_bands", "no_gate")
     values = {name: config.getoption(f"wan_{name}") for name in names}
     return {name: value for name, value in values.items() if value is not None}

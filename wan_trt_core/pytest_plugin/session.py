@@ -85,6 +85,7 @@ class WanSession:
 
         file = self.options.get("config")
         overrides = {name: self.options.get(name) for name in options.SETTINGS}
+        overrides["memory.budget"] = self.options.get("memory_budget")
         loaded = load_settings(Path(file) if file else None, overrides, option_prefix="--wan-")
         if loaded.settings.log.file is not None:  # pytest itself shows what is logged in a test that fails
             self._closing.enter_context(logging_to(loaded.settings.log, terminal=False))

@@ -116,7 +116,10 @@ class TensorRtBackend(EngineBackend):
         weights = len(plan) - (
             _stream_weights(engine, description, chosen, log) if chosen.weight_streaming else 0
         )
-        return TensorRtEngine(description, engine, *_shared(device), chosen, weights, log)
+        stream, scratch = _shared(device)
+        if not chosen.share_scratch:
+            scratch = type(scratch)(device)
+        return TensorRtEngine(description, engine, stream, scratch, chosen, weights, log)
 
     def _timing_cache(self, settings: Settings) -> Path:
         name = re.sub(r"[^a-z0-9.]+", "-", f"{tensorrt().__version__}-{self.device(settings)}".lower())

@@ -230,11 +230,13 @@ class TensorRtEngine(Engine):
     def memory(self) -> dict[str, int]:
         """What it holds now. ``weights``: bytes of the plan, which TensorRT keeps outside PyTorch's allocator;
         ``scratch``: the most it has asked of the memory that it shares with other engines, so that together they
-        hold the largest and not the sum; ``buffers``: inputs and outputs that it owns. Both are PyTorch's."""
+        hold the largest and not the sum (``own_scratch`` where the settings do not let it be shared); ``buffers``:
+        inputs and outputs that it owns. Both are PyTorch's."""
+        scratch = "scratch" if self._settings.share_scratch else "own_scratch"
         if self._engine is None:
-            return {"weights": 0, "scratch": 0, "buffers": 0}
+            return {"weights": 0, scratch: 0, "buffers": 0}
         buffers = sum(context.bytes for context in self._contexts.values())
-        return {"weights": self._weights, "scratch": self._scratch_asked, "buffers": buffers}
+        return {"weights": self._weights, scratch: self._scratch_asked, "buffers": buffers}
 
     @property
     def graphs(self) -> int:

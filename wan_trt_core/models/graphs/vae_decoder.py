@@ -93,12 +93,16 @@ class VaeDecoderGraph(nn.Module):
         vae: diffusers' VAE, in the precision of the graph.
         first: decode the first latent frame (to one frame, no caches taken); else any other (to four).
         block_outputs: return the intermediate outputs too.
+        clamp: the frames to [-1, 1]; tiles are blended before.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, *, first: bool, block_outputs: bool = False) -> None:
+    def __init__(
+        self, vae: AutoencoderKLWan, *, first: bool, block_outputs: bool = False, clamp: bool = True
+    ) -> None:
         super().__init__()
         decoder = vae.decoder
         self.first = first
+        self.clamp = clamp
         self.block_outputs = block_outputs
         self.post_quant_conv = copying.conv3d(vae.post_quant_conv)
         self.conv_in = CausalConv(decoder.conv_in, first=first)
@@ -128,5 +132,6 @@ class VaeDecoderGraph(nn.Module):
             outputs.append(frames)
         frames = self.conv_out(functional.silu(self.norm_out(frames)), caches)
         outputs.append(frames)
-        sample = (frames if self.patch_size == 1 else unpatchified(frames, self.patch_size)).clamp(-1.0, 1.0)
+        sample = frames if self.patch_size == 1 else unpatchified(frames, self.patch_size)
+        sample = sample.clamp(-1.0, 1.0) if self.clamp else sample
         return (sample, *caches.left, *outputs) if self.block_outputs else (sample, *caches.left)

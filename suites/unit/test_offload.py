@@ -1,0 +1,136 @@
+"""Components that take turns: what waits holds nothing on the device, and the video is the same to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from module_engine import ModuleEngine, component_engine
+
+from wan_trt_core.backends.base import BackendUnavailable, Engine, EngineError
+from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
+from wan_trt_core.config import PipelineSettings, Settings
+from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
+from wan_trt_core.pipeline import engines as engines_module
+from wan_trt_core.pipeline.assembly import on_engines, placed
+from wan_trt_core.pipeline.engines import EngineStore
+from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.offload import OffloadedEngine, Turns, offload
+
+SMALL = GenerationDefaults(32, 32, 5, num_inference_steps=1, guidance_scale=1, max_sequence_length=16, fps=8)
+PARTS = ("text_encoder", "transformer", "vae")
+OFFLOAD = Settings(device="cpu", pipeline=PipelineSettings(offload=True))
+
+
+@pytest.fixture
+def model(small_checkpoint: Path) -> ResolvedModel:
+    return resolve("small", small_checkpoint)
+
+
+def video(pipe: Any) -> np.ndarray[Any, Any]:
+    with torch.inference_mode():
+        return generate(pipe, "red", SMALL).frames
+
+
+def on_device(pipe: Any, hosts: Mapping[str, int]) -> list[str]:
+    """The parts whose weights are not those on the host."""
+    return [part for part in PARTS if next(getattr(pipe, part).parameters()).data_ptr() != hosts[part]]
+
+
+def test_modules_take_turns(model: ResolvedModel) -> None:
+    expected = video(model.checkpoint.pipeline())
+    pipe = model.checkpoint.apart().pipeline()
+    offload(pipe, Turns(), "cpu")
+    hosts = {part: next(getattr(pipe, part).parameters()).data_ptr() for part in PARTS}
+    seen: dict[str, list[str]] = {}
+    for part, inside in (("text_encoder", "encoder"), ("transformer", "blocks.0"), ("vae", "decoder")):
+
+        def look(*_: object, part: str = part) -> None:
+            seen[part] = on_device(pipe, hosts)
+
+        getattr(pipe, part).get_submodule(inside).register_forward_pre_hook(look)
+    for _ in range(2):  # the second video begins where the first has ended
+        assert np.array_equal(video(pipe), expected)
+        assert seen == {part: [part] for part in PARTS}
+    pipe.remove_all_hooks()
+    assert on_device(pipe, hosts) == []
+    assert not any(hasattr(getattr(pipe, part), "_hf_hook") for part in PARTS)
+    assert np.array_equal(video(pipe), expected)
+
+
+def test_a_part_that_stays_leaves_the_pipeline_where_the_others_work(model: ResolvedModel) -> None:
+    """PyTorch's ``meta`` stands for the device; it holds no values, but says where everything would be."""
+    settings = Settings(device="cpu", pipeline=PipelineSettings(offload=True, text_encoder_device="cpu"))
+    pipe = placed(model.checkpoint, {}, "meta", settings)
+    assert pipe._execution_device == torch.device("meta")
+    assert [getattr(pipe, part).device.type for part in PARTS] == 3 * ["cpu"]
+    hosts = {part: next(getattr(pipe, part).parameters()).data_ptr() for part in PARTS}
+    for part in PARTS:
+        pipe.components[part]._hf_hook.execution_device = torch.device(
+            "cpu"
+        )  # to which weights can be brought
+        getattr(pipe, part)._hf_hook.pre_forward(getattr(pipe, part))
+        assert on_device(pipe, hosts) == ([] if part == "text_encoder" else [part])
+    shared = model.checkpoint.pipeline()
+    assert shared.transformer is not pipe.transformer and not hasattr(shared.transformer, "_hf_hook")
+
+
+def test_the_text_encoder_alone_stays_on_the_cpu(model: ResolvedModel) -> None:
+    settings = Settings(device="cpu", pipeline=PipelineSettings(text_encoder_device="cpu"))
+    pipe = placed(model.checkpoint, {}, "meta", settings)
+    assert [getattr(pipe, part).device.type for part in PARTS] == ["cpu", "meta", "meta"]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ModuleEngine]]:
+    """Every engine that was loaded, in order; PyTorch runs them."""
+    engines: list[ModuleEngine] = []
+
+    def load(
+        component: str, model: ResolvedModel, profile: object, precision: str, *_: Any, **__: Any
+    ) -> Engine:
+        engines.append(component_engine(component, model.checkpoint, precision))
+        return engines[-1]
+
+    monkeypatch.setattr(engines_module, "load_engine", load)
+    yield engines
+
+
+def test_engines_take_turns(model: ResolvedModel, loaded: list[ModuleEngine]) -> None:
+    expected = video(model.checkpoint.pipeline())
+    with EngineStore(OFFLOAD) as store:
+        pipe = on_engines(model, model.profile(), "fp32", "torch", store, OFFLOAD, "cpu")
+        made = store.pipeline(model, model.profile(), "fp32", "torch")
+        names = {"dit": made.dit, "first": made.vae_first, "next": made.vae_next}
+        holding = [name for name, engine in names.items() if engine.memory()["weights"]]
+        assert holding == ["first", "next"]  # the last to be loaded
+        assert np.abs(video(pipe) - expected).max() < 1e-3
+        holding = [name for name, engine in names.items() if engine.memory()["weights"]]
+        assert holding == ["first", "next"]
+        assert len(loaded) == 6  # each once to know it, and once in its turn
+        assert sum(not engine.closed for engine in loaded) == 2
+    assert all(engine.closed for engine in loaded)
+    with pytest.raises(EngineError, match="closed"):
+        made.dit.run({})
+
+
+def test_an_engine_that_waits_is_loaded_by_whatever_asks_for_it(
+    loaded: list[ModuleEngine], model: Any
+) -> None:
+    turns = Turns()
+    engine = OffloadedEngine(lambda: engines_module.load_engine("dit", model, None, "fp32"), turns, "dit")  # type: ignore[arg-type, call-arg]
+    turns.take("vae")
+    assert loaded[0].closed and not any(engine.memory().values())
+    with engine.without_graphs():
+        assert len(loaded) == 2 and any(engine.memory().values())
+    turns.take("dit")
+    assert not loaded[1].closed
+
+
+def test_compiled_modules_are_not_moved() -> None:
+    with pytest.raises(BackendUnavailable, match=r"pipeline\.offload"):
+        TORCH_COMPILE.require(OFFLOAD)

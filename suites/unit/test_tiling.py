@@ -1,0 +1,154 @@
+"""The decoder in tiles: the tiles and the seams are those of diffusers, and the engines' caches those of a tile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from module_engine import ModuleEngine, component_engine
+
+from wan_trt_core.backends.base import TensorInfo
+from wan_trt_core.config import PipelineSettings, Settings
+from wan_trt_core.models.catalogue import ResolvedModel, resolve
+from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.components import get_component
+from wan_trt_core.models.graphs.vae_reference import random_latents
+from wan_trt_core.models.profiles import ShapeProfile, Sizes, tile_profile
+from wan_trt_core.models.vae_decoder import VaeDecoder
+from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, onnx_identity, served
+from wan_trt_core.pipeline.streaming import StreamingDecoder
+from wan_trt_core.pipeline.tiling import TiledDecoder, tiled
+
+TILE = 64
+TILES = Settings(device="cpu", pipeline=PipelineSettings(vae_tile=TILE))
+
+
+class Sized(ModuleEngine):
+    """Keeps the sizes of the latents that it was given."""
+
+    def run(self, inputs: Any) -> Any:
+        self.sizes = {*getattr(self, "sizes", ()), tuple(inputs["latents"].shape[-2:])}
+        return super().run(inputs)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_wan_folder: Path) -> Checkpoint:
+    return Checkpoint.open(tiny_wan_folder)
+
+
+@pytest.fixture(scope="module")
+def decoder(checkpoint: Checkpoint) -> StreamingDecoder:
+    def engine(name: str) -> Sized:
+        made, component = component_engine(name, checkpoint), get_component(name)
+        assert isinstance(component, VaeDecoder)
+        return Sized(component.of_tiles().graph(checkpoint, "fp32"), made.inputs, made.outputs)
+
+    return StreamingDecoder(*map(engine, VAE_DECODER))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tiles"),
+    [
+        (10, 14, {(8, 8), (8, 2), (4, 8), (4, 2)}),
+        (8, 6, {(8, 6)}),  # no larger than a tile: whole
+    ],
+)
+def test_as_diffusers_decodes_in_tiles(
+    checkpoint: Checkpoint, decoder: StreamingDecoder, height: int, width: int, tiles: set[tuple[int, int]]
+) -> None:
+    vae: Any = checkpoint.load("vae")
+    latents = 2 * random_latents(checkpoint.config("vae"), 2, height, width, seed=0)
+    for engine in decoder.engines:
+        engine.sizes = set()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        found = TiledDecoder(decoder, TILE).decode(latents)
+        expected = tiled(vae, TILE).decode(latents, return_dict=False)[0]
+    assert found.shape == expected.shape == (1, 3, 5, 8 * height, 8 * width)
+    assert decoder.engines[0].sizes == tiles  # type: ignore[attr-defined]
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    assert (expected.abs() == 1).float().mean() > 1e-3  # diffusers clamps once all is blended
+    assert not vae.use_tiling
+    if len(tiles) > 1:
+        with torch.no_grad():
+            whole = vae.decode(latents, return_dict=False)[0]
+        assert float((found - whole).norm() / whole.norm()) > 1e-2  # tiles do change the video
+
+
+def test_two_latent_frames_a_step(checkpoint: Checkpoint) -> None:
+    component = get_component("vae_decoder_next")
+    assert isinstance(component, VaeDecoder)
+    longer = component.of_steps(2)
+    call = longer.call_tensors(checkpoint, Sizes(32, 32, 17, 16))
+    graph = longer.graph(checkpoint, "fp32")
+    assert call["latents"].shape == (1, 16, 2, 4, 4) and component.latents == 1
+    expected = longer.reference(checkpoint, "fp32")(call)
+    with torch.no_grad():
+        frames, *caches = graph(*(call[spec.name] for spec in longer.inputs(checkpoint)))
+    names = [spec.name for spec in longer.outputs(checkpoint)]
+    assert frames.shape == longer.outputs(checkpoint)[0].shape({"height": 4, "width": 4}) == (1, 3, 8, 32, 32)
+    for name, found in zip(names, (frames, *caches), strict=True):
+        assert float((found - expected[name]).norm() / expected[name].norm()) < 1e-5
+
+    latents = random_latents(checkpoint.config("vae"), 5, 4, 4, seed=0)
+    sizes = {spec.name: spec for spec in longer.inputs(checkpoint)}
+    single = component_engine("vae_decoder_next", checkpoint)
+    infos = {name: TensorInfo(info.dtype, sizes[name].axes) for name, info in single.inputs.items()}
+    decoder = StreamingDecoder(
+        component_engine("vae_decoder_first", checkpoint), ModuleEngine(graph, infos, single.outputs)
+    )
+    vae: Any = checkpoint.load("vae")
+    with torch.no_grad():
+        whole = vae.decode(latents, return_dict=False)[0]
+    assert [frames.shape[2] for frames in decoder.decode_steps(latents)] == [1, 8, 8]
+    assert float((decoder.decode(latents) - whole).norm() / whole.norm()) < 1e-5
+    with pytest.raises(
+        ValueError, match=r"4 latent frames are the first and 3 more.*vae_frames_per_step to 1"
+    ):
+        decoder.decode(latents[:, :, :4])
+
+
+def test_another_engine_for_longer_steps(tiny_wan_folder: Path) -> None:
+    model = resolve("tiny-wan", tiny_wan_folder)
+    longer = Settings(device="cpu", pipeline=PipelineSettings(vae_frames_per_step=2))
+
+    def identity(component: str, settings: Settings) -> dict[str, Any]:
+        return onnx_identity(component, model, model.profile(), "fp32", settings)
+
+    for component in ("dit", "vae_decoder_first"):
+        assert identity(component, longer) == identity(component, Settings(device="cpu"))
+    assert identity("vae_decoder_next", longer)["latents"] == 2
+    assert "latents" not in identity("vae_decoder_next", Settings(device="cpu"))
+
+
+def test_the_engines_are_built_for_tiles() -> None:
+    profile = ShapeProfile(
+        "480p-81f", Sizes(256, 256, 33, 512), Sizes(480, 832, 81, 512), Sizes(832, 832, 81, 512)
+    )
+    tile = tile_profile(profile, 256)
+    sides = {point: (tile.at(point).height, tile.at(point).width) for point in ("min", "opt", "max")}  # type: ignore[arg-type]
+    assert sides == {"min": (16, 16), "opt": (256, 256), "max": (256, 256)}
+    assert tile.name == "480p.tile256-81f" and tile.opt.frames == 81
+    fixed = ShapeProfile("480p", *3 * [Sizes(480, 832, 81, 512)])
+    assert (tile_profile(fixed, 256).min.height, tile_profile(fixed, 256).min.width) == (96, 64)
+    assert tile_profile(tile, 256) == tile  # a tile is decoded whole
+    assert served("dit", profile, TILES) == profile
+    assert served("vae_decoder_next", profile, TILES) == tile_profile(profile, TILE)
+
+
+@pytest.mark.slow  # two exports of the VAE, for tiles
+def test_an_engine_serves_every_tile(tiny_wan_folder: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's own, of the sizes at the edges too."""
+    model: ResolvedModel = resolve("tiny-wan", tiny_wan_folder)
+    settings = TILES.model_copy(
+        update={"cache": tmp_path, "export": TILES.export.model_copy(update={"check": False})}
+    )
+    latents = 2 * random_latents(model.checkpoint.config("vae"), 2, 16, 16, seed=0)
+    with EngineStore(settings) as store, torch.no_grad():
+        decoder = store.vae_decoder(model, model.profile(), "fp32", "onnxruntime")
+        assert isinstance(decoder, TiledDecoder)
+        found = decoder.decode(latents)
+        vae: Any = model.checkpoint.load("vae")
+        expected = tiled(vae, TILE).decode(latents, return_dict=False)[0]
+    assert float((found - expected).norm() / expected.norm()) < 1e-4

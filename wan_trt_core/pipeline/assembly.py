@@ -1,0 +1,132 @@
+"""A checkpoint's pipeline as the settings want it: what runs where, in which form, and when it is on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
+from wan_trt_core.pipeline.offload import Turns, offload
+from wan_trt_core.pipeline.slicing import with_sliced_attention
+from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
+from wan_trt_core.pipeline.tiling import tiled
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+    from wan_trt_core.backends.base import ModuleBackend
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.profiles import ShapeProfile
+
+TEXT_ENCODER = "text_encoder"
+
+
+def on_engines(
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    precision: Precision,
+    backend: str,
+    store: EngineStore,
+    settings: Settings,
+    device: torch.device | str,
+    dtypes: Mapping[str, str] | None = None,
+) -> WanPipeline:
+    """A model's pipeline with engines in the place of its transformer and VAE decoder.
+
+    Args:
+        dtypes: of the modules, by part, where another arm has them loaded so; the text encoder's comes first from
+            ``precision``.
+
+    Raises:
+        BackendUnavailable, CheckpointError, ExportError, EngineError, CacheError: from the stage that failed.
+    """
+    dtypes = {**(dtypes or {}), TEXT_ENCODER: text_precision(precision)}
+    stock = placed(model.checkpoint, dtypes, device, settings, store.turns, replaced=REPLACED)
+    return swap(stock, store.pipeline(model, profile, precision, backend), device)
+
+
+def on_modules(
+    model: ResolvedModel,
+    precision: Precision,
+    backend: ModuleBackend,
+    settings: Settings,
+    device: torch.device | str,
+) -> WanPipeline:
+    """A model's pipeline whose transformer and VAE a backend for PyTorch's modules runs.
+
+    Raises:
+        CheckpointError: for what cannot be loaded.
+    """
+    dtypes = {
+        "transformer": precision_of(precision, "dit"),
+        "transformer_2": precision_of(precision, "dit_2"),
+        "vae": precision_of(precision, VAE_DECODER[0]),
+        TEXT_ENCODER: text_precision(precision),
+    }
+    pipe = placed(model.checkpoint, dtypes, device, settings)
+    return with_parts(pipe, **{name: backend.wrap(own, settings) for name, own in _replaced(pipe).items()})
+
+
+def text_precision(precision: Precision) -> str:
+    """That of the text encoder in PyTorch: float32 unless it is named."""
+    return "fp32" if isinstance(precision, str) else precision.get(TEXT_ENCODER, "fp32")
+
+
+def placed(
+    checkpoint: Checkpoint,
+    dtypes: Mapping[str, str],
+    device: torch.device | str,
+    settings: Settings,
+    turns: Turns | None = None,
+    replaced: Collection[str] = (),
+) -> WanPipeline:
+    """The pipeline of the checkpoint's own modules as the settings want it.
+
+    Args:
+        dtypes: precision by part.
+        turns: by which engines share the device with these modules.
+        replaced: parts that engines will take the place of; they stay in host memory.
+
+    Raises:
+        CheckpointError: for what cannot be loaded.
+    """
+    stay, offloads = set(staying(settings)), offloading(settings, device)
+    if offloads:
+        checkpoint = checkpoint.apart()  # modules that come and go are nobody else's
+    pipe = checkpoint.pipeline(dtypes, "cpu" if offloads else device, on_host={*replaced, *stay})
+    if "vae" not in replaced:
+        pipe = in_tiles(pipe, settings)
+    if (queries := settings.pipeline.attention_slicing) is not None:
+        own = {name: module for name, module in _replaced(pipe).items() if name not in replaced}
+        pipe = with_parts(
+            pipe, **{name: with_sliced_attention(module, queries) for name, module in own.items()}
+        )
+    if offloads:
+        offload(pipe, turns or Turns(), device, stay=stay, leave=replaced)
+    return pipe
+
+
+def _replaced(pipe: WanPipeline) -> dict[str, nn.Module]:
+    """The modules that engines could take the place of, by part."""
+    return {name: module for name in REPLACED if (module := getattr(pipe, name, None)) is not None}
+
+
+def in_tiles(pipe: WanPipeline, settings: Settings) -> WanPipeline:
+    """A pipeline whose VAE decodes in tiles, where the settings say so; ``pipe`` is left as it was."""
+    tile = settings.pipeline.vae_tile
+    return pipe if tile is None else with_parts(pipe, vae=tiled(pipe.vae, tile))
+
+
+def staying(settings: Settings) -> tuple[str, ...]:
+    """The parts that run on the CPU, wherever the others do."""
+    return (TEXT_ENCODER,) if settings.pipeline.text_encoder_device == "cpu" else ()
+
+
+def offloading(settings: Settings, device: torch.device | str) -> bool:
+    """Whether modules take turns on a device: on a CPU they are where they would go to."""
+    return settings.pipeline.offload and torch.device(device).type != "cpu"

@@ -37,7 +37,10 @@ UMT5_XXL: Mapping[str, Any] = {
 """The text encoder of every Wan 2.1 model as published, for a model with random weights, which has none."""
 
 INT8 = "int8"
-"""Precision of a text encoder whose linear layers have weights of one byte; all else is in bfloat16."""
+"""Precision of a text encoder whose matrices are stored in one byte a weight and a factor a row, and computed with in
+float32, one at a time."""
+
+_STORED = (nn.Linear, nn.Embedding)
 
 STEADY = 3
 """Latent frames after which every step of the VAE holds the same, but for the video that it adds to."""
@@ -107,7 +110,7 @@ def stock_footprint(
         layouts: count that a convolution over frames copies what it reads and writes into another order, as cuDNN's
             do (held against an H200: 9.91 GB were counted and 9.92 measured for the decode of 480x832 by 81 frames).
     """
-    stored = "bf16" if precision == INT8 else precision
+    stored = "fp32" if precision == INT8 else precision
     module: Any = EmptyCheckpoint(checkpoint).load(part, stored, "meta")
     dtype = torch_dtype(stored)
     frames, height, width = video.latent_frames, video.latent_height, video.latent_width
@@ -116,7 +119,13 @@ def stock_footprint(
         # a mask with four axes is taken as it is; of any other the values would be looked at
         tokens, mask = (1, video.text_length), (1, 1, video.text_length, video.text_length)
         call = functools.partial(module, _empty(tokens, torch.int64), _empty(mask, dtype))
-        return Footprint(weight_bytes(module, int8=precision == INT8), *live_bytes(call, module))
+        working, outputs = live_bytes(call, module)
+        if precision != INT8:
+            return Footprint(weight_bytes(module), working, outputs)
+        matrices = {id(layer.weight): layer.weight for layer in module.modules() if isinstance(layer, _STORED)}
+        saved = sum(weight.nbytes - weight.numel() - 4 * len(weight) for weight in matrices.values())
+        largest = max(layer.weight.nbytes for layer in module.modules() if isinstance(layer, nn.Linear))
+        return Footprint(weight_bytes(module) - saved, working + largest, outputs)
     if part == "transformer":
         call = functools.partial(
             module,
@@ -149,15 +158,9 @@ def graph_footprint(checkpoint: Checkpoint, component: str, precision: str, vide
     return Footprint(weight_bytes(graph), *live_bytes(functools.partial(graph, *inputs), graph, layouts=True))
 
 
-def weight_bytes(module: nn.Module, *, int8: bool = False) -> int:
-    """Of the parameters, each once.
-
-    Args:
-        int8: as if the weights of linear layers had one byte each.
-    """
-    linear = [layer.weight for layer in module.modules() if int8 and isinstance(layer, nn.Linear)]
-    saved = sum(weight.nbytes - weight.numel() for weight in linear)
-    return sum(parameter.nbytes for parameter in module.parameters()) - saved
+def weight_bytes(module: nn.Module) -> int:
+    """Of the parameters, each once."""
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def live_bytes(call: Callable[[], object], module: nn.Module, *, layouts: bool = False) -> tuple[int, int]:

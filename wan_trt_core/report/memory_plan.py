@@ -1,13 +1,15 @@
 """What a pipeline will hold at each stage, before anything is loaded, and the settings that fit into a budget.
 
-Pure functions of shapes, of what is known of engines that were built, and of a few measured numbers, each named below.
-Every term says where it comes from.
+Functions of shapes, of what the manifests of built engines tell, and of a few measured numbers, each named below. Every
+term says where it comes from. A new option is a row of :data:`OPTIONS`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +19,9 @@ from wan_trt_core.models.vae_caches import decoder_caches
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
     from wan_trt_core.models.checkpoint import Checkpoint
-    from wan_trt_core.models.profiles import Sizes
+    from wan_trt_core.models.profiles import ShapeProfile, Sizes
 
 Source = Literal["shapes", "engine", "measured"]
 """Where a term comes from: the configuration of the model, the manifest of an engine in the cache, a measurement."""
@@ -517,6 +520,42 @@ def _setting(work: Workload, choice: Choice, options: tuple[Option, ...]) -> Set
     changed = replace(choice, **{name: value for option in options for name, value in option.change})
     seconds = sum(option.seconds(work, changed) for option in options)
     return Setting(options, predict(work, changed), sum(option.loss for option in options), seconds)
+
+
+def workload(
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    backend: str,
+    device: str,
+    settings: Settings,
+    *,
+    text_encoder: bool = True,
+    process: int = 0,
+) -> Workload:
+    """What a profile's own size of a model comes to here, with what the cache holds.
+
+    Args:
+        text_encoder: even where the weights are random and have none.
+        process: see :class:`Workload`.
+    """
+    from wan_trt_core.pipeline.engines import cached_facts
+
+    @cache
+    def built(component: str, precision: str) -> Mapping[str, Any] | None:
+        return cached_facts(component, model, profile, precision, backend, settings)
+
+    generation = model.generation
+    return Workload(
+        model.checkpoint,
+        profile.opt,
+        backend,
+        device,
+        text_encoder,
+        calls=generation.num_inference_steps * (2 if generation.guidance_scale > 1 else 1),
+        process=process,
+        gives_back="MALLOC_MMAP_THRESHOLD_" in os.environ,
+        built=built,
+    )
 
 
 def _changes(option: Option, choice: Choice) -> bool:

@@ -81,7 +81,8 @@ def plan_memory(
     ] = None,
     precision: PartsPrecisionOption = "fp32",
     table: Annotated[
-        bool, typer.Option("--table", help="Every model of the catalogue on GPUs from 8 to 141 GB, as Markdown.")
+        bool,
+        typer.Option("--table", help="All models of the catalogue, or --model, on GPUs of 8 to 141 GB."),
     ] = False,
     model: ModelOption = None,
     checkpoint: CheckpointOption = None,
@@ -106,7 +107,7 @@ def plan_memory(
         settings = loaded.settings
         choice = choice_of(settings, parse_precision(precision))
         if table:
-            print_line(_sizes(settings, choice))
+            print_line(_sizes(settings, choice, model))
             return
         resolved = resolve(settings.model, settings.checkpoint, download=False)
         shapes = resolved.profile(settings.profile)
@@ -144,12 +145,12 @@ def parse_size(text: str) -> int:
     return size
 
 
-def _sizes(settings: Settings, choice: Choice) -> str:
+def _sizes(settings: Settings, choice: Choice, only: str | None) -> str:
     from wan_trt_core.models.catalogue import model_names, resolve
     from wan_trt_core.report.memory_plan import workload
     from wan_trt_core.report.memory_plan_report import LEGEND, sizes_table
 
-    models = [resolve(name) for name in model_names()]
+    models = [resolve(name, download=False) for name in ([only] if only else model_names())]
     rows = [
         (f"{model.name} {profile.name}, {backend}", workload(model, profile, backend, "cuda", settings))
         for model in models
@@ -164,12 +165,14 @@ def _stored(settings: Settings, profile: str, backend: str) -> dict[str, int]:
     from wan_trt_core.baselines import baseline_path, read_baselines
 
     found: dict[str, int] = {}
-    pattern = baseline_path(settings.baselines, "any", settings.model, "memory").relative_to(settings.baselines / "any")
+    pattern = baseline_path(settings.baselines, "any", settings.model, "memory").relative_to(
+        settings.baselines / "any"
+    )
     for path in sorted(settings.baselines.glob(f"*/{pattern}")):
         stored = read_baselines(settings.baselines, path.parts[-3], settings.model, "memory")
         for case, entry in stored.cases.items() if stored else ():
             of = entry.provenance
             metric = entry.metrics.get("device_used") or entry.metrics.get("resident_set_peak")
-            if "pipeline" in case and metric and (of["profile"], of["backend"]) == (profile, backend):
-                found[f"{case}, {path.parts[-3]}"] = round(metric.value)
+            if "pipeline" in case and metric and (of.get("profile"), of.get("backend")) == (profile, backend):
+                found[f"{case} ({of.get('weights')} weights), {path.parts[-3]}"] = round(metric.value)
     return found

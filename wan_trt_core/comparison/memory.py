@@ -212,9 +212,14 @@ def beside_plan(target: Target, settings: Settings, process: int, metrics: Metri
     name = "device_used" if "device_used" in metrics else "resident_set_peak"
     measured = metrics[name].value
     return {
-        "planned_peak": Metric(value=float(planned.peak), unit="B", better="lower", detail=planned.peak_stage),
+        "planned_peak": Metric(
+            value=float(planned.peak), unit="B", better="lower", detail=planned.peak_stage
+        ),
         PEAK_OVER_PLAN: Metric(
-            value=measured / planned.peak if measured else None, unit="x", better="lower", detail=f"{name} over it"
+            value=measured / planned.peak if measured else None,
+            unit="x",
+            better="lower",
+            detail=f"{name} over it",
         ),
     }
 

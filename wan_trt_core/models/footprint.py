@@ -100,6 +100,11 @@ class EmptyCheckpoint(Checkpoint):
         return getattr(diffusers, PARTS[part]).from_config(self.config(part))
 
 
+@functools.lru_cache(maxsize=4)
+def _emptied(checkpoint: Checkpoint) -> EmptyCheckpoint:
+    return EmptyCheckpoint(checkpoint)
+
+
 @functools.lru_cache(maxsize=256)
 def stock_footprint(
     checkpoint: Checkpoint, part: str, precision: str, video: Sizes, *, layouts: bool = False
@@ -111,7 +116,7 @@ def stock_footprint(
             do (held against an H200: 9.91 GB were counted and 9.92 measured for the decode of 480x832 by 81 frames).
     """
     stored = "fp32" if precision == INT8 else precision
-    module: Any = EmptyCheckpoint(checkpoint).load(part, stored, "meta")
+    module: Any = _emptied(checkpoint).load(part, stored, "meta")
     dtype = torch_dtype(stored)
     frames, height, width = video.latent_frames, video.latent_height, video.latent_width
     channels = checkpoint.config("vae")["z_dim"]
@@ -122,7 +127,9 @@ def stock_footprint(
         working, outputs = live_bytes(call, module)
         if precision != INT8:
             return Footprint(weight_bytes(module), working, outputs)
-        matrices = {id(layer.weight): layer.weight for layer in module.modules() if isinstance(layer, _STORED)}
+        matrices = {
+            id(layer.weight): layer.weight for layer in module.modules() if isinstance(layer, _STORED)
+        }
         saved = sum(weight.nbytes - weight.numel() - 4 * len(weight) for weight in matrices.values())
         largest = max(layer.weight.nbytes for layer in module.modules() if isinstance(layer, nn.Linear))
         return Footprint(weight_bytes(module) - saved, working + largest, outputs)
@@ -147,7 +154,7 @@ def stock_footprint(
 @functools.lru_cache(maxsize=256)
 def graph_footprint(checkpoint: Checkpoint, component: str, precision: str, video: Sizes) -> Footprint:
     """Of the graph that an engine is built of, as PyTorch would run it."""
-    part, empty = get_component(component), EmptyCheckpoint(checkpoint)
+    part, empty = get_component(component), _emptied(checkpoint)
     with torch.device("meta"):
         graph = part.graph(empty, precision)
     sizes, dtype = part.sizes(video), torch_dtype(precision)
@@ -192,7 +199,7 @@ class _Live(TorchDispatchMode):
     """Counts the storages that operations make, from their making until nobody holds them."""
 
     def __init__(self, module: nn.Module, layouts: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._layouts = layouts
         self._now = 0

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import wan_trt_core
 from wan_trt_core.backends._tensors import distribution_versions
-from wan_trt_core.backends.base import BackendUnavailable, Engine, EngineBackend, EngineError, OnnxModel, Progress
+from wan_trt_core.backends.base import (
+    BackendUnavailable,
+    Engine,
+    EngineBackend,
+    EngineError,
+    OnnxModel,
+    Progress,
+)
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.engine_cache import EngineCache, Entry
@@ -265,7 +272,12 @@ def built_engine(
 
 
 def cached_facts(
-    component: str, model: ResolvedModel, profile: ShapeProfile, precision: str, backend: str, settings: Settings
+    component: str,
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    precision: str,
+    backend: str,
+    settings: Settings,
 ) -> Mapping[str, Any] | None:
     """What is known of the engine that :func:`load_engine` would load, from its manifest; ``None`` where the cache has
     none, or this backend cannot run here."""

@@ -33,7 +33,7 @@ STAGE_OF: Mapping[str, Stage] = {"text_encoder": "text_encode", "transformer": "
 GIB = 2**30
 VAE_FIRST, VAE_NEXT = COMPOSITES["vae_decoder"]
 
-# ---- measured numbers: one NVIDIA H200, PyTorch 2.11, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md) ----
+# ---- measured numbers: one NVIDIA H200, PyTorch 2.11, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md)
 
 CUDA_OWN = 800_000_000
 """Context, kernels and graphs, in no other book: 0.65 to 0.85 GB."""
@@ -47,13 +47,13 @@ ENGINE_LOADING = 0.7e9
 DECODE_SECONDS = 1.516 / (480 * 832 * 81)
 """Of the VAE decode in float32 on engines, for each pixel of a video."""
 
-# ---- measured on two cores of a Xeon 6, glibc 2.36, tiny-wan -----------------------------------------------------------
+# ---- measured on two cores of a Xeon 6, glibc 2.36, tiny-wan -----------------------------------------------
 
 KEPT_BY_MALLOC = 300_000_000
-"""What glibc keeps of the blocks under 32 MiB that stock PyTorch's decode has freed: 0.24 to 0.40 GB at three sizes.
-With MALLOC_MMAP_THRESHOLD_ in the environment it keeps nothing."""
+"""What glibc keeps at most of the blocks under 32 MiB that stock PyTorch's decode has freed: 0.25 to 0.37 GB at three
+sizes. A small decode keeps 0.1 GB and twice what it needs; with MALLOC_MMAP_THRESHOLD_ in the environment none does."""
 
-# ---- assumed, to put prices in an order ----------------------------------------------------------------------------------
+# ---- assumed, to put prices in an order --------------------------------------------------------------------
 
 BUS = 25e9
 """Bytes a second from pinned host memory: 16 lanes of PCIe 4 have 32e9 on paper."""
@@ -145,7 +145,7 @@ class Prediction:
         return self.of(self.peak_stage)
 
 
-# ---- prediction ------------------------------------------------------------------------------------------------------------
+# ---- prediction --------------------------------------------------------------------------------------------
 
 
 def predict(work: Workload, choice: Choice) -> Prediction:
@@ -180,17 +180,25 @@ def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
         for component, part in (("dit", "transformer"), (VAE_FIRST, "vae"), (VAE_NEXT, "vae")):
             precision = _precision(choice, component)
             facts = work.built(component, precision) or {}
-            size = int(facts.get("weights") or graph_footprint(work.checkpoint, component, precision, work.video).weights)
+            size = int(
+                facts.get("weights")
+                or graph_footprint(work.checkpoint, component, precision, work.video).weights
+            )
             if component == "dit" and choice.weight_streaming_budget_gib is not None:
                 size = min(size, round(choice.weight_streaming_budget_gib * GIB))
-            yield part, Term(f"{component} engine weights", size, "engine" if "weights" in facts else "shapes")
+            yield (
+                part,
+                Term(f"{component} engine weights", size, "engine" if "weights" in facts else "shapes"),
+            )
 
 
 def _working(work: Workload, choice: Choice, stage: Stage) -> Iterator[Term]:
     """What a stage holds beside weights."""
-    if stage == "text_encode" and work.text_encoder:
-        if work.device == "cpu" or choice.text_encoder_device != "cpu":
-            yield Term("text encoder at work", _stock(work, "text_encoder", choice.text_encoder).working, "shapes")
+    here = work.device == "cpu" or choice.text_encoder_device != "cpu"
+    if stage == "text_encode" and work.text_encoder and here:
+        yield Term(
+            "text encoder at work", _stock(work, "text_encoder", choice.text_encoder).working, "shapes"
+        )
     if stage == "denoise":
         yield from _denoise(work, choice)
     if stage == "decode":
@@ -220,7 +228,8 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
     if on_device:
         yield Term("kept by PyTorch's allocator", round(KEPT_BY_CUDA * working), "measured")
     elif not work.gives_back:
-        yield Term("kept by the process's allocator", KEPT_BY_MALLOC, "measured")
+        kept = min(KEPT_BY_MALLOC, KEPT_BY_MALLOC // 3 + 2 * working)
+        yield Term("kept by the process's allocator", kept, "measured")
 
 
 def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
@@ -299,7 +308,7 @@ def _cache_bytes(cache: Any, choice: Choice, seen: Sizes) -> int:
     return count * _item(choice.vae)
 
 
-# ---- options: what lowers the peak, and its price ---------------------------------------------------------------------------
+# ---- options: what lowers the peak, and its price ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -424,7 +433,12 @@ OPTIONS: tuple[Option, ...] = (
         "rounding: the parity suite says how much",
     ),
     Option(
-        "text_encoder=int8", (("text_encoder", "int8"),), _encodes, _free, 2, "accuracy of the prompt, not measured"
+        "text_encoder=int8",
+        (("text_encoder", "int8"),),
+        _encodes,
+        _free,
+        2,
+        "accuracy of the prompt, not measured",
     ),
     Option(
         f"pipeline.vae_tile={TILE}",
@@ -587,9 +601,9 @@ def choice_of(settings: Settings, precision: str | Mapping[str, str]) -> Choice:
         precision: one for the engines, or one for each component; the text encoder's is float32 unless it is named.
     """
     flat = settings.flat()
-    given = {field: flat[key] for field, key in _SETTINGS.items() if key in flat}
+    given = Choice(**{field: flat[key] for field, key in _SETTINGS.items() if key in flat})
     if isinstance(precision, str):
-        return Choice(dit=precision, vae=precision, **given)
+        return replace(given, dit=precision, vae=precision)
     vae = precision.get("vae") or precision.get(VAE_NEXT, "fp32")
-    named = {"dit": precision.get("dit", "fp32"), "vae": vae}
-    return Choice(**named, text_encoder=precision.get("text_encoder", "fp32"), **given)
+    encoder = precision.get("text_encoder", "fp32")
+    return replace(given, dit=precision.get("dit", "fp32"), vae=vae, text_encoder=encoder)

@@ -23,9 +23,13 @@ def plan_markdown(title: str, found: Plan, measured: Mapping[str, int]) -> str:
         measured: peaks that are stored in baselines, bytes, by where they are from.
     """
     asked = found.asked
-    tables = [
+    tables: list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]] = [
         ("By stage", ("stage", "who", "holds", "known from"), _rows(asked)),
-        ("Options, each by itself", ("setting", "saves", "costs", "price"), [_option(found, o) for o in found.single]),
+        (
+            "Options, each by itself",
+            ("setting", "saves", "costs", "price"),
+            [_option(found, o) for o in found.single],
+        ),
         (
             f"Settings that fit into {_bytes(found.budget or 0)}, the cheapest first",
             ("settings", "peak", "costs"),
@@ -65,7 +69,9 @@ def plan_json(found: Plan, measured: Mapping[str, int]) -> dict[str, Any]:
         "peak": found.asked.peak,
         "peak_stage": found.asked.peak_stage,
         "stages": {
-            stage: [{"owner": t.owner, "bytes": t.size, "source": t.source} for t in found.asked.stages[stage]]
+            stage: [
+                {"owner": t.owner, "bytes": t.size, "source": t.source} for t in found.asked.stages[stage]
+            ]
             for stage in STAGES
         },
         "options": [_setting_json(setting) for setting in found.single],

@@ -60,7 +60,10 @@ def row(
     model = resolve(settings.model, settings.checkpoint)
     shapes = model.profile(profile)
     case = case_of(settings.model, shapes.name, backend, precision, steps=MEMORY_STEPS, speedup=1.0)
-    asked = PipelineTarget(case, Context(settings)).inputs()
+    target = PipelineTarget(case, Context(settings))
+    if backend != "torch":
+        target.build()  # which is no part of a run
+    asked = target.inputs()
     if size is not None:
         height, width, frames = (int(part) for part in size.split("x"))
         asked = replace(

@@ -286,6 +286,8 @@ def test_the_report_adds_up() -> None:
     page = plan_markdown("Memory of tiny-wan", found, {"a case": GIB})
     assert "## Options, each by itself" in page and "| a case | 1 GiB |" in page
     assert "Settings that fit" not in page
+    for budget, told in ((found.asked.peak, ", tight |"), (4 * GIB, "MiB | the same video |")):
+        assert told in plan_markdown("a title", plan(tiny("torch"), HALF, budget), {})
 
 
 @pytest.mark.slow

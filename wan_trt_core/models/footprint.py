@@ -113,7 +113,7 @@ def stock_footprint(
 
     Args:
         layouts: count that a convolution over frames copies what it reads and writes into another order, as cuDNN's
-            do (held against an H200: 9.91 GB were counted and 9.92 measured for the decode of 480x832 by 81 frames).
+            do (held against an H200: 9.90 GB were counted and 9.92 measured for the decode of 480x832 by 81 frames).
     """
     stored = "fp32" if precision == INT8 else precision
     module: Any = _emptied(checkpoint).load(part, stored, "meta")

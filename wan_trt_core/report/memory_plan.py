@@ -414,7 +414,7 @@ OPTIONS: tuple[Option, ...] = (
         lambda work, choice: _encodes(work, choice) and choice.text_encoder == "fp32",
         _free,
         1,
-        "rounding",
+        "another rounding of the prompt's states, not measured",
     ),
     Option(
         "dit=fp16",

@@ -9,6 +9,9 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.report.markdown import markdown_table
 from wan_trt_core.report.memory_plan import GIB, STAGES, Choice, Plan, Prediction, Setting, Workload, plan
 
+SURE = 0.1
+"""The part by which a prediction may be off."""
+
 SHOWN = 8
 """Settings that fit, at most: the dearer ones are not worth reading."""
 
@@ -33,7 +36,7 @@ def plan_markdown(title: str, found: Plan, measured: Mapping[str, int]) -> str:
         (
             f"Settings that fit into {_bytes(found.budget or 0)}, the cheapest first",
             ("settings", "peak", "costs"),
-            [(s.name, _bytes(s.prediction.peak), _cost(s)) for s in found.fitting[:SHOWN]],
+            [(s.name, _tight(s, found.budget), _cost(s)) for s in found.fitting[:SHOWN]],
         ),
         ("Measured before", ("where", "peak"), [(name, _bytes(size)) for name, size in measured.items()]),
     ]
@@ -94,7 +97,7 @@ def sizes_table(rows: Sequence[tuple[str, Workload]], choice: Choice, gpus: Sequ
         plans = [plan(work, choice, size * GIB) for size in gpus]
         cells = [_short(found) for found in plans]
         table.append((name, f"{plans[0].asked.peak / GIB:.1f}", *cells))
-    return markdown_table(("", "peak as it is, GiB", *(f"{size} GB" for size in gpus)), table)
+    return markdown_table(("model, profile, backend", "peak, GiB", *(f"{size} GB" for size in gpus)), table)
 
 
 _LETTERS = {
@@ -107,14 +110,16 @@ _LETTERS = {
     "vae=fp16": "H",
     "pipeline.vae_tile=256": "T",
 }
-LEGEND = "; ".join(f"{letter} `{name}`" for name, letter in _LETTERS.items())
+LEGEND = "; ".join(f"{letter} `{name}`" for name, letter in _LETTERS.items()) + "; ? tight"
 """What the letters of the table mean."""
 
 
 def _short(found: Plan) -> str:
     if found.missing:
         return f"−{found.missing / GIB:.1f}"
-    return "".join(_LETTERS.get(option.name, option.name) for option in found.fitting[0].options) or "✓"
+    cheapest = found.fitting[0]
+    letters = "".join(_LETTERS.get(option.name, option.name) for option in cheapest.options)
+    return (letters or "✓") + ("?" if _is_tight(cheapest, found.budget) else "")
 
 
 def _rows(asked: Prediction) -> list[tuple[str, ...]]:
@@ -133,8 +138,18 @@ def _option(found: Plan, setting: Setting) -> tuple[str, ...]:
 
 
 def _cost(setting: Setting) -> str:
-    video = ("the same video", "rounding", "another video")[min(setting.loss, 2)]
-    return f"{video}; {setting.seconds:.2g} s" if setting.seconds else video
+    worst = max((option.loss for option in setting.options), default=0)
+    video = ("the same video", "rounding", "another video")[worst]
+    return f"{video}; {setting.seconds:.3g} s" if setting.seconds else video
+
+
+def _tight(setting: Setting, budget: int | None) -> str:
+    return _bytes(setting.prediction.peak) + (", tight" if _is_tight(setting, budget) else "")
+
+
+def _is_tight(setting: Setting, budget: int | None) -> bool:
+    """Whether the peak is nearer to the budget than the prediction is to be relied on."""
+    return budget is not None and setting.prediction.peak * (1 + SURE) > budget
 
 
 def _setting_json(setting: Setting) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.models.footprint import Footprint, graph_footprint, stock_footprint
 from wan_trt_core.models.vae_caches import decoder_caches
+from wan_trt_core.report.memory_analysis import USED_IN
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -28,7 +29,6 @@ Source = Literal["shapes", "engine", "measured"]
 
 Stage = Literal["load", "text_encode", "denoise", "decode"]
 STAGES: tuple[Stage, ...] = ("load", "text_encode", "denoise", "decode")
-STAGE_OF: Mapping[str, Stage] = {"text_encoder": "text_encode", "transformer": "denoise", "vae": "decode"}
 
 GIB = 2**30
 VAE_FIRST, VAE_NEXT = COMPOSITES["vae_decoder"]
@@ -162,7 +162,7 @@ def predict(work: Workload, choice: Choice) -> Prediction:
         elif stage == "load":
             weights = sorted((term for _, term in held), key=lambda term: term.size)[-1:]
         else:
-            weights = [term for part, term in held if STAGE_OF[part] == stage]
+            weights = [term for part, term in held if USED_IN[part] == stage]
         stages[stage] = (own, *weights, *_working(work, choice, stage))
     return Prediction(stages)
 

@@ -377,7 +377,7 @@ OPTIONS: tuple[Option, ...] = (
         "nothing",
     ),
     Option(
-        "vae_frames_per_step=1",
+        "pipeline.vae_frames_per_step=1",
         (("vae_frames_per_step", 1),),
         lambda work, choice: work.engines and work.device == "cuda",
         _free,

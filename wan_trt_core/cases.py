@@ -138,6 +138,10 @@ class PerfGate(_Model):
 PEAK_OVER_REFERENCE = "peak_over_reference"
 """What the candidate uses at most over what the reference does (a ratio)."""
 
+PEAK_OVER_PLAN = "peak_over_plan"
+"""What a pipeline uses at most over what ``wan-trt memory plan`` predicts (a ratio); measured where a limit asks for
+it."""
+
 DEVICE_GROWTH_LIMIT = 1 << 20
 """Bytes a run by which the use of a GPU may seem to grow unless a case says otherwise."""
 

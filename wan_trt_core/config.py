@@ -213,7 +213,7 @@ class MemorySettings(_Model):
     budget: int | None = Field(
         default=None,
         gt=0,
-        description="all that the candidate can have of a GPU meanwhile, as 12GB or 11.5GiB; by default no limit",
+        description="all that the candidate can have of a GPU meanwhile, as 12GB or 800MB; by default no limit",
     )
 
     @field_validator("budget", mode="before")
@@ -221,11 +221,20 @@ class MemorySettings(_Model):
     def _bytes(cls, budget: Any) -> Any:
         if not isinstance(budget, str):
             return budget
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", budget.strip())
-        if found is None:
-            raise ValueError("needs a number and a unit, as 12GB or 11.5GiB")
-        base = 1024 if found[3] else 1000
-        return round(float(found[1]) * base ** {"M": 2, "G": 3}[found[2]])
+        return parse_size(budget)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``24GB``, ``24 GiB`` or ``800MB``: a GPU that is sold as one of 24 GB has 24 GiB.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(m)i?b|gi?b)", text.strip(), re.IGNORECASE)
+    size = round(float(found[1]) * (2**20 if found[2] else 2**30)) if found else 0
+    if not size:
+        raise ValueError(f"{text!r} is no size; give it as 24GB or 800MB")
+    return size
 
 
 class LogSettings(_Model):

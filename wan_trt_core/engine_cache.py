@@ -163,6 +163,16 @@ class EngineCache:
             self._remove_stale()
             return self._make(kind, key, identity, make)
 
+    def facts(self, kind: Kind, identity: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What the maker told of an entry, from its manifest alone; ``None`` where there is no sound one."""
+        identity = _as_json(identity)
+        key = _key(identity)
+        try:
+            facts: Mapping[str, Any] = _read_manifest(self.root / kind / key, kind, key, identity)["facts"]
+        except _BadEntry:
+            return None
+        return facts
+
     def list(self) -> tuple[Listed, ...]:
         """All entries, least recently used first; reads manifests, not the files they speak of."""
         return self._listed(_read_manifest)

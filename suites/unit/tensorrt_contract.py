@@ -216,6 +216,7 @@ def main() -> None:
         facts = builder.build_plan(model("attention"), folder, settings, folder / "gpu.timing", None)
     assert facts["unfused"] == ["node_attention"], facts
     assert facts["build_seconds"] > 0 and facts["weights"] == len(b"the plan"), facts
+    assert facts["scratch"] == 512, facts
     assert "engine attention_fp16: 1 of 1 attentions were not fused: node_attention" in warned.texts
     assert (folder / LAYERS).read_text() == '{"Layers": []}'
     description = read_description(folder)

@@ -462,6 +462,35 @@ class TestRun:
         assert "9 frames of 64x64, h264" in out
 
 
+class TestMemoryPlan:
+    @pytest.mark.parametrize(
+        ("given", "code", "message"),
+        [
+            (("--model", "nothing", "--gpu", "24GB"), 3, "no model 'nothing'"),
+            (("--profile", "4k", "--gpu", "24GB"), 3, "no profile '4k'"),
+            (("--precision", "dit=fp12,vae=fp32", "--gpu", "24GB"), 3, "no precision 'fp12'"),
+            (("--gpu", "lots"), 2, "'lots' is no size"),
+            (("--gpu", "0GB"), 2, "'0GB' is no size"),
+        ],
+    )
+    def test_wrong_input_is_told(self, wan: Wan, given: tuple[str, ...], code: int, message: str) -> None:
+        found, _, err = wan("memory", "plan", *given)
+        assert found == code and message in err and "Traceback" not in err
+
+    def test_a_gpu_that_is_too_small_is_missed_by_so_much(self, wan: Wan) -> None:
+        code, out, _ = wan("memory", "plan", "--backend", "torch", "--gpu", "500MB")
+        assert code == 1 and "nothing fits into 500 MiB. The smallest misses it by" in out
+        code, out, _ = wan("memory", "plan", "--gpu", "24GB", "--json")
+        found = json.loads(out)
+        assert code == 0 and found["missing"] == 0 and found["fits"][0]["settings"] == []
+        assert found["budget"] == 24 * 2**30 and set(found["stages"]) == {
+            "load",
+            "text_encode",
+            "denoise",
+            "decode",
+        }
+
+
 class TestBenchmark:
     @pytest.mark.slow
     def test_measures_judges_and_reports(

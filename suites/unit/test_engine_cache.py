@@ -58,6 +58,15 @@ def test_what_was_made_is_found(cache: EngineCache) -> None:
     assert leftovers(cache) == []
 
 
+def test_facts_are_read_without_handing_out_the_entry(cache: EngineCache) -> None:
+    entry = cache.get_or_make("engines", IDENTITY, make)
+    found = cache.facts("engines", IDENTITY)
+    assert found is not None and found["build_seconds"] == 1.5
+    assert cache.facts("engines", IDENTITY | {"precision": "fp32"}) is None
+    (entry.folder / MANIFEST).write_text("{}")
+    assert cache.facts("engines", IDENTITY) is None
+
+
 @pytest.mark.parametrize(
     "change", [{"device": "cpu B"}, {"versions": {"onnxruntime": "2"}}, {"precision": "fp32"}]
 )

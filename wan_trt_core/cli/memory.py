@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wan_trt_core.cli.options import JsonOption
-from wan_trt_core.cli.output import print_json, print_line
+from wan_trt_core.cli.options import (
+    BackendOption,
+    CacheOption,
+    CheckpointOption,
+    JsonOption,
+    ModelOption,
+    ProfileOption,
+    settings_of,
+)
+from wan_trt_core.cli.output import FAILED, print_json, print_line
+from wan_trt_core.cli.videos import PartsPrecisionOption, parse_precision
+from wan_trt_core.config import parse_size
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
+    from wan_trt_core.report.memory_plan import Choice
 
 commands = typer.Typer()
-memory = typer.Typer(no_args_is_help=True, help="What a run holds, and what would lower its peak.")
+memory = typer.Typer(no_args_is_help=True, help="What a run holds, will hold, and what would lower its peak.")
 commands.add_typer(memory, name="memory")
 
 
 @memory.callback()
 def group() -> None:
-    """What a run holds, and what would lower its peak."""
+    """What a run holds, will hold, and what would lower its peak."""
 
 
 @memory.command(
@@ -53,3 +68,106 @@ def analyze(
         print_line(f"{page.headline}: {', '.join(map(str, output))}")
     else:
         print(memory_markdown(record), end="")
+
+
+@memory.command(
+    "plan",
+    epilog="Example: wan-trt memory plan --model wan2.1-t2v-1.3b --profile 480p-81f --precision dit=fp16,vae=fp32"
+    " --gpu 24GB",
+)
+def plan_memory(
+    context: typer.Context,
+    gpu: Annotated[
+        str | None, typer.Option(help="Its memory, as 24GB: cards are named in GiB. By default only predict.")
+    ] = None,
+    precision: PartsPrecisionOption = "fp32",
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="All models of the catalogue, or --model, on GPUs of 8 to 141 GB."),
+    ] = False,
+    model: ModelOption = None,
+    checkpoint: CheckpointOption = None,
+    backend: BackendOption = None,
+    profile: ProfileOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the peak of each stage before anything is loaded, and name the settings that fit a GPU.
+
+    Also predicts for the text encoder of a model with random weights, which has none: --precision takes
+    text_encoder=bf16 and int8 too. Exit code 1 where nothing fits.
+    """
+    try:
+        budget = parse_size(gpu) if gpu is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--gpu") from None
+    options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
+    with settings_of(context, **options, cache=cache) as loaded:
+        from wan_trt_core.backends.registry import device_of, get_backend
+        from wan_trt_core.models.catalogue import resolve
+        from wan_trt_core.report.memory_plan import choice_of, plan, workload
+        from wan_trt_core.report.memory_plan_report import plan_json, plan_markdown
+
+        settings = loaded.settings
+        choice = choice_of(settings, parse_precision(precision))
+        if table:
+            print_line(_sizes(settings, choice, model))
+            return
+        resolved = resolve(settings.model, settings.checkpoint, download=False)
+        shapes = resolved.profile(settings.profile)
+        runs = settings.backend
+        get_backend(runs)
+        device = device_of(settings)
+        if budget is not None and device == "cpu":
+            device, runs = "cuda", runs if runs.startswith("torch") else "tensorrt"
+        process = 0
+        if device == "cpu":
+            from wan_trt_core.comparison.memory import bare_process
+
+            process = bare_process()
+        found = plan(workload(resolved, shapes, runs, device, settings, process=process), choice, budget)
+        measured = _stored(settings, shapes.name, runs)
+    if as_json:
+        print_json(plan_json(found, measured))
+    else:
+        title = f"Memory of {resolved.name}, {shapes.name}, on {runs}"
+        print(plan_markdown(title, found, measured), end="")
+    if found.missing:
+        raise typer.Exit(FAILED)
+
+
+def _sizes(settings: Settings, choice: Choice, only: str | None) -> str:
+    from wan_trt_core.models.catalogue import model_names, resolve
+    from wan_trt_core.report.memory_plan import workload
+    from wan_trt_core.report.memory_plan_report import LEGEND, sizes_table
+
+    models = [resolve(name, download=False) for name in ([only] if only else model_names())]
+    rows = [
+        # by shapes alone: the same on every machine, whatever its cache holds
+        (
+            f"{model.name} {profile.name}, {backend}",
+            replace(workload(model, profile, backend, "cuda", settings), built=lambda *_: None),
+        )
+        for model in models
+        for profile in model.profiles.values()
+        for backend in ("tensorrt", "torch")
+    ]
+    return f"{sizes_table(rows, choice)}\n\n{LEGEND}."
+
+
+def _stored(settings: Settings, profile: str, backend: str) -> dict[str, int]:
+    """Peaks of pipelines in the stored baselines, bytes, by hardware and case."""
+    from wan_trt_core.baselines import baseline_path, read_baselines
+
+    found: dict[str, int] = {}
+    pattern = baseline_path(settings.baselines, "any", settings.model, "memory").relative_to(
+        settings.baselines / "any"
+    )
+    for path in sorted(settings.baselines.glob(f"*/{pattern}")):
+        stored = read_baselines(settings.baselines, path.parts[-3], settings.model, "memory")
+        for case, entry in stored.cases.items() if stored else ():
+            of = entry.provenance
+            metric = entry.metrics.get("device_used") or entry.metrics.get("resident_set_peak")
+            if "pipeline" in case and metric and (of.get("profile"), of.get("backend")) == (profile, backend):
+                found[f"{case} ({of.get('weights')} weights), {path.parts[-3]}"] = round(metric.value)
+    return found

@@ -12,6 +12,7 @@ its allocator, and ``device_used`` by everything: TensorRT's weights and context
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -28,10 +29,10 @@ import torch
 
 from wan_trt_core.backends.base import EngineError
 from wan_trt_core.backends.registry import device_of
-from wan_trt_core.cases import PEAK_OVER_REFERENCE, Case
+from wan_trt_core.cases import PEAK_OVER_PLAN, PEAK_OVER_REFERENCE, Case
 from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Arm, target_of
+from wan_trt_core.comparison.targets import Arm, Target, target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.gates.memory import BUDGET, DEVICE_GROWTH, DEVICE_RELEASE, GROWTH, RELEASE
 from wan_trt_core.measure.ballast import current_ballast
@@ -48,12 +49,14 @@ from wan_trt_core.measure.memory import (
     memory_by_run,
     peak_metrics,
     peak_resident_set,
+    resident_code,
     resident_set,
     settle,
 )
 from wan_trt_core.measure.memory_recorder import out_of_memory
 from wan_trt_core.pipeline.stages import peaks_by_stage
 from wan_trt_core.records import Measurement, Metric
+from wan_trt_core.report.memory_plan import choice_of, predict, workload
 
 Metrics = dict[str, Metric]
 ArmName = Literal["candidate", "reference"]
@@ -106,16 +109,23 @@ def measure_here(
         in_use: bytes in use on the device before this process came (see :class:`DeviceMemory`).
     """
     device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
+    process = resident_set() - resident_code()
     with equal_conditions(settings):
-        measurement = _measure_loaded(case, settings, arm, device)
+        measurement = _measure_loaded(case, settings, arm, device, process)
         if arm == "reference":
             return measurement
         released = measure_release(partial(_load_and_run, case, settings), device)
     return measurement.model_copy(update={"metrics": measurement.metrics | released})
 
 
-def _measure_loaded(case: Case, settings: Settings, arm: ArmName, device: DeviceMemory | None) -> Measurement:
-    """All that is measured of what is loaded; it is unloaded afterwards."""
+def _measure_loaded(
+    case: Case, settings: Settings, arm: ArmName, device: DeviceMemory | None, process: int
+) -> Measurement:
+    """All that is measured of what is loaded; it is unloaded afterwards.
+
+    Args:
+        process: bytes that the process held before, without code.
+    """
     context = Context(settings)
     target = target_of(case, context)
     side = target.candidate if arm == "candidate" else target.reference
@@ -128,6 +138,9 @@ def _measure_loaded(case: Case, settings: Settings, arm: ArmName, device: Device
     metrics |= _engine_metrics(held, metrics)
     inputs = target.inputs("min")
     metrics |= measure_growth(partial(call, inputs), settings, device)
+    if case.memory is not None and PEAK_OVER_PLAN in case.memory.limits and side.pipe is not None:
+        # a forked process has the libraries' own pages only once it runs them
+        metrics |= beside_plan(target, settings, process + resident_code(), metrics)
     problems = target.problems()
     context.close()
     return Measurement(metrics=metrics, facts=facts, problems=problems)
@@ -256,6 +269,52 @@ def beside_reference(candidate: Measurement, reference: Measurement) -> Measurem
         ratio = Metric(value=None, unit="x", better="lower", detail=why)
     beside = {f"reference_{key}": metric for key, metric in reference.metrics.items()}
     return candidate.model_copy(update={"metrics": candidate.metrics | beside | {PEAK_OVER_REFERENCE: ratio}})
+
+
+def beside_plan(target: Target, settings: Settings, process: int, metrics: Metrics) -> Metrics:
+    """What the plan predicts for a pipeline's candidate (``planned_peak``), and the measured peak over it.
+
+    Args:
+        process: bytes of this process without anything that it loaded.
+    """
+    case, model = target.case, target.model
+    planned = predict(
+        workload(
+            model,
+            target.profile,
+            case.backend,
+            target.device,
+            settings,
+            text_encoder="text_encoder" in model.checkpoint.parts,
+            process=process,
+        ),
+        choice_of(settings, case.precision),
+    )
+    name = "device_used" if "device_used" in metrics else "resident_set_peak"
+    measured = metrics[name].value
+    return {
+        "planned_peak": Metric(
+            value=float(planned.peak), unit="B", better="lower", detail=planned.peak_stage
+        ),
+        PEAK_OVER_PLAN: Metric(
+            value=measured / planned.peak if measured else None,
+            unit="x",
+            better="lower",
+            detail=f"{name} over it",
+        ),
+    }
+
+
+def bare_process() -> int:
+    """Bytes of a fresh process that has imported what a run on a CPU imports, and done nothing else."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(_imported).result()
+
+
+def _imported() -> int:
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    return resident_set()
 
 
 def _engine_metrics(held: dict[str, int], metrics: Metrics) -> Metrics:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import wan_trt_core
 from wan_trt_core.backends._tensors import distribution_versions
-from wan_trt_core.backends.base import Engine, EngineBackend, EngineError, OnnxModel, Progress
+from wan_trt_core.backends.base import (
+    BackendUnavailable,
+    Engine,
+    EngineBackend,
+    EngineError,
+    OnnxModel,
+    Progress,
+)
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.engine_cache import EngineCache, Entry
@@ -280,14 +287,7 @@ def built_engine(
     asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     source = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
-    identity = {
-        **{name: source[name] for name in ("component", "precision", "profile")},
-        "onnx": source,
-        "backend": runs.name,
-        "options": runs.options(settings, precision),
-        "versions": runs.versions(),
-        "device": runs.device(settings),
-    }
+    identity = _engine_identity(runs, source, precision, settings)
 
     def build(folder: Path) -> dict[str, Any]:
         onnx = exported_model(
@@ -297,6 +297,42 @@ def built_engine(
         return {**facts, "onnx_sha256": onnx.sha256}
 
     return cache.get_or_make("engines", identity, build)
+
+
+def cached_facts(
+    component: str,
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    precision: str,
+    backend: str,
+    settings: Settings,
+) -> Mapping[str, Any] | None:
+    """What is known of the engine that :func:`load_engine` would load, from its manifest; ``None`` where the cache has
+    none, or this backend cannot run here."""
+    runs = get_backend(backend)
+    if not isinstance(runs, EngineBackend) or not any((settings.cache / "engines").glob("*")):
+        return None  # without an engine in the cache the weights need not be hashed
+    try:
+        runs.require(settings)
+    except BackendUnavailable:
+        return None
+    source = onnx_identity(component, model, served(component, profile, settings), precision, settings)
+    identity = _engine_identity(runs, source, precision, settings)
+    return EngineCache(settings.cache, settings.engine_lock_timeout).facts("engines", identity)
+
+
+def _engine_identity(
+    runs: EngineBackend, source: Mapping[str, Any], precision: str, settings: Settings
+) -> dict[str, Any]:
+    """Everything that an engine depends on, given that of its ONNX file."""
+    return {
+        **{name: source[name] for name in ("component", "precision", "profile")},
+        "onnx": source,
+        "backend": runs.name,
+        "options": runs.options(settings, precision),
+        "versions": runs.versions(),
+        "device": runs.device(settings),
+    }
 
 
 def exported_model(

@@ -77,7 +77,7 @@ def build_plan(
     seconds = time.perf_counter() - started
     name = f"{model.component}_{model.precision}.trt"
     (folder / name).write_bytes(plan)
-    layers = _inspect(trt, log, plan, folder)
+    layers, scratch = _inspect(trt, log, plan, folder, profiles[0])
     description = _describe(model, name, graph, profiles, layers)
     write_description(description, folder)
     for problem in description.problems:
@@ -85,6 +85,7 @@ def build_plan(
     return {
         "build_seconds": seconds,
         "weights": (folder / name).stat().st_size,
+        "scratch": scratch,
         "layers": len(layers),
         "attentions": description.attentions,
         "unfused": list(description.unfused),
@@ -224,14 +225,29 @@ def _timing_cache(config: Any, path: Path, settings: Settings) -> Iterator[None]
         written.replace(path)
 
 
-def _inspect(trt: Any, log: Any, plan: Any, folder: Path) -> tuple[Layer, ...]:
-    """Write ``layers.json``; the engine is loaded for it, which proves at once that it can be."""
+def _inspect(
+    trt: Any, log: Any, plan: Any, folder: Path, profile: Shapes
+) -> tuple[tuple[Layer, ...], int | None]:
+    """Write ``layers.json``; the engine is loaded for it, which proves at once that it can be.
+
+    Returns:
+        the layers, and the bytes of scratch memory at the shapes that a profile is tuned for, where TensorRT tells.
+    """
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(f"the built plan does not load: {reasons(log)}; {free_memory()}")
     report = layer_report(engine)
     (folder / LAYERS).write_text(report)
-    return layers_of(report)
+    return layers_of(report), _scratch(trt, engine, profile)
+
+
+def _scratch(trt: Any, engine: Any, profile: Shapes) -> int | None:
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is None or not all(
+        context.set_input_shape(name, tuned) for name, (_, tuned, _) in profile.items()
+    ):
+        return None  # it will run elsewhere, or says then why not
+    return int(context.update_device_memory_size_for_shapes()) or None
 
 
 def _describe(

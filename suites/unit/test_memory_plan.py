@@ -1,0 +1,305 @@
+"""The plan of a pipeline's memory: bytes counted from shapes alone, held against what was measured, and what fits."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from wan_trt_core.comparison.memory import beside_plan
+from wan_trt_core.config import Settings
+from wan_trt_core.models.catalogue import ResolvedModel, resolve
+from wan_trt_core.models.components import get_component
+from wan_trt_core.models.footprint import (
+    INT8,
+    UMT5_XXL,
+    graph_footprint,
+    live_bytes,
+    stock_footprint,
+)
+from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.records import Metric
+from wan_trt_core.report.memory_plan import (
+    GIB,
+    OPTIONS,
+    STAGES,
+    Choice,
+    Workload,
+    choice_of,
+    plan,
+    predict,
+)
+from wan_trt_core.report.memory_plan_report import headline, plan_json, plan_markdown, sizes_table
+
+ROOT = Path(__file__).parents[2]
+HALF = Choice(dit="fp16", text_encoder="bf16")
+
+
+def meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+@cache
+def model_of(name: str = "tiny-wan") -> ResolvedModel:
+    """One for all tests: what was counted of it is not counted again."""
+    return resolve(name)
+
+
+def tiny(backend: str = "tensorrt", device: str = "cuda", **more: Any) -> Workload:
+    model = model_of()
+    return Workload(model.checkpoint, model.profile().opt, backend, device, **more)
+
+
+# ---- bytes from shapes ------------------------------------------------------------------------------------------
+
+
+def test_what_is_alive_at_once_is_counted_and_weights_and_views_are_not() -> None:
+    layer = nn.Linear(100, 100, bias=False, device="meta")
+
+    def chain(keep: bool) -> torch.Tensor:
+        """Three tensors of 4000 bytes, one after the other; the result is a view of the last one's half."""
+        first = layer(meta(10, 100))
+        second = layer(first).view(100, 10)
+        if not keep:
+            del first
+        return layer(second.view(10, 100))[:5]
+
+    assert live_bytes(lambda: chain(keep=False), layer) == (8000, 2000)
+    assert live_bytes(lambda: chain(keep=True), layer) == (12000, 2000)
+    given = meta(10, 100)
+    assert live_bytes(lambda: given + layer(given), layer)[0] == 8000
+
+
+def test_attention_writes_no_scores_and_convolutions_over_frames_copy_what_they_touch() -> None:
+    query = meta(1, 2, 1000, 8)
+    size = query.nbytes
+    attend = lambda: functional.scaled_dot_product_attention(query, query, value=query)  # noqa: E731
+    assert live_bytes(attend, nn.Identity()) == (size, size)
+    conv = nn.Conv3d(1, 2, 1, device="meta")
+    frames = meta(1, 1, 2, 8, 8)
+    alone, copied = (live_bytes(lambda: conv(frames), conv, layouts=layouts)[0] for layouts in (False, True))
+    assert copied - alone == 3 * frames.nbytes
+
+
+@pytest.mark.parametrize(
+    ("part", "precision"),
+    [("transformer", "fp16"), ("vae", "fp32"), ("text_encoder", "bf16"), ("text_encoder", "fp16")],
+)
+def test_weights_that_are_not_loaded_are_as_large_as_those_that_are(part: str, precision: str) -> None:
+    model = model_of()
+    loaded = model.checkpoint.load(part, precision)
+    size = sum(parameter.nbytes for parameter in loaded.parameters())
+    assert stock_footprint(model.checkpoint, part, precision, model.profile().opt).weights == size
+
+
+@pytest.mark.parametrize("component", ["dit", "vae_decoder_first", "vae_decoder_next", "text_encoder"])
+def test_a_graph_is_as_large_without_weights_as_with_them(component: str) -> None:
+    model = model_of()
+    graph = get_component(component).graph(model.checkpoint, "fp32")
+    size = sum(parameter.nbytes for parameter in graph.parameters())
+    found = graph_footprint(model.checkpoint, component, "fp32", model.profile().opt)
+    assert found.weights == size
+    assert found.working > found.outputs > 0
+
+
+def test_the_text_encoder_of_a_model_without_one_is_the_published() -> None:
+    """5.68 billion parameters."""
+    model = model_of("wan2.1-t2v-1.3b")
+    video = model.profile().opt
+    sizes = {
+        precision: stock_footprint(model.checkpoint, "text_encoder", precision, video).weights
+        for precision in ("bf16", INT8)
+    }
+    assert sizes["bf16"] == pytest.approx(2 * 5.68e9, rel=0.001)
+    assert sizes[INT8] == pytest.approx(sizes["bf16"] / 2, rel=0.01)
+    assert UMT5_XXL["d_model"] == model.checkpoint.config("transformer")["text_dim"]
+
+
+def test_a_longer_video_adds_its_frames_to_the_decode_and_no_more() -> None:
+    """It is counted over a few latent frames only."""
+    checkpoint = model_of().checkpoint
+    short, long = (
+        stock_footprint(checkpoint, "vae", "fp16", Sizes(64, 64, frames, 16)).working for frames in (9, 81)
+    )
+    assert long - short == 72 * 3 * 64 * 64 * 2
+
+
+# ---- against measurements ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "measured"),
+    [("tensorrt", 20.92e9), ("torch", 15.64e9)],
+)
+def test_the_peaks_of_the_1_3b_on_an_h200_are_predicted(backend: str, measured: float) -> None:
+    """As docs/performance.md has them: 480p, 17 frames, random weights and so no text encoder."""
+    model = model_of("wan2.1-t2v-1.3b")
+    work = Workload(model.checkpoint, model.profile("480p-17f").opt, backend, "cuda", text_encoder=False)
+    predicted = predict(work, Choice(dit="fp16"))
+    assert predicted.peak == pytest.approx(measured, rel=0.1)
+    assert predicted.peak_stage == "decode"
+
+
+def test_what_pytorch_holds_of_a_decode_on_an_h200_is_counted_to_a_hundredth() -> None:
+    """480p, 81 frames: 9.92 GB were allocated at most."""
+    model = model_of("wan2.1-t2v-1.3b")
+    found = stock_footprint(model.checkpoint, "vae", "fp32", model.profile("480p-81f").opt, layouts=True)
+    assert found.weights + found.working == pytest.approx(9.9202e9, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_peak_of_stock_pytorch_on_this_cpu_is_predicted() -> None:
+    """Measured really, in a process of its own (half a minute); engines are held against the plan by the suite."""
+    given = ("--backend", "torch", "--size", "128x128x17")
+    run = [sys.executable, str(ROOT / "benchmarks" / "memory_plan.py"), *given]
+    answer = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    *_, off, _, _ = answer.stdout.splitlines()[-1].split("|")
+    assert abs(float(off.strip(" %"))) <= 10, answer.stdout
+
+
+def test_the_suite_sets_the_measured_peak_beside_the_plans() -> None:
+    model = model_of()
+    case = SimpleNamespace(backend="torch", precision="fp32")
+    target: Any = SimpleNamespace(case=case, model=model, profile=model.profile(), device="cpu")
+    planned = predict(tiny("torch", "cpu", process=10**9), Choice()).peak
+    for ratio in (1.0, 1.2, None):
+        value = None if ratio is None else ratio * planned
+        metrics = {"resident_set_peak": Metric(value=value, unit="B", better="lower")}
+        found = beside_plan(target, Settings(), 10**9, metrics)
+        assert found["planned_peak"].value == planned > 10**9
+        assert found["peak_over_plan"].value == (ratio and pytest.approx(ratio))
+
+
+# ---- prediction --------------------------------------------------------------------------------------------------
+
+
+def test_terms_come_from_shapes_or_engines_or_measurements() -> None:
+    facts = {"weights": 111, "scratch": 222}
+    built = replace(tiny(), built=lambda component, precision: facts if component != "dit" else None)
+    shapes, engine = (predict(work, Choice()).stages["decode"] for work in (tiny(), built))
+    assert {term.source for term in shapes} == {"shapes", "measured"}
+    found = {term.owner: (term.size, term.source) for term in engine}
+    assert found["scratch of the vae engines"] == (222, "engine")
+    assert found["vae_decoder_next engine weights"] == (111, "engine")
+    assert found["dit engine weights"][1] == "shapes"
+
+
+def test_scratch_of_an_engine_for_whole_frames_says_nothing_of_tiles() -> None:
+    work = replace(tiny(), built=lambda component, precision: {"weights": 111, "scratch": 222})
+    tiled = predict(work, Choice(vae_tile=64)).stages["decode"]
+    assert {t.source for t in tiled if t.owner == "scratch of the vae engines"} == {"shapes"}
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "torch"])
+def test_a_stage_holds_what_it_needs_and_with_offload_nothing_else(backend: str) -> None:
+    def held(choice: Choice) -> dict[str, set[str]]:
+        stages = predict(tiny(backend), choice).stages
+        return {
+            stage: {t.owner.split()[0] for t in terms if "weights" in t.owner}
+            for stage, terms in stages.items()
+        }
+
+    parts = {
+        "tensorrt": ({"dit"}, {"vae_decoder_first", "vae_decoder_next"}),
+        "torch": ({"transformer"}, {"vae"}),
+    }
+    denoise, decode = parts[backend]
+    assert all(held(Choice())[stage] == {"text", *denoise, *decode} for stage in STAGES)
+    apart = held(Choice(offload=True))
+    assert (apart["text_encode"], apart["denoise"], apart["decode"]) == ({"text"}, denoise, decode)
+    assert len(apart["load"]) == 1
+    assert "text" not in held(Choice(text_encoder_device="cpu"))["text_encode"]
+
+
+def test_every_option_saves_somewhere() -> None:
+    """An option that lowers no stage of any pipeline would be a row for nothing."""
+    large = Choice(share_scratch=False, vae_frames_per_step=2)
+    video = Sizes(512, 512, 17, 16)
+    useful = {
+        option.name
+        for backend in ("tensorrt", "torch")
+        for option in OPTIONS
+        if option.where(work := replace(tiny(backend), video=video), large)
+        and any(
+            predict(work, replace(large, **dict(option.change))).of(stage) < predict(work, large).of(stage)
+            for stage in STAGES
+        )
+    }
+    assert useful == {option.name for option in OPTIONS}
+
+
+def test_settings_and_precisions_are_a_choice() -> None:
+    settings = Settings.model_validate({"tensorrt": {"weight_streaming_budget_gib": 2.0}})
+    found = choice_of(settings, {"dit": "fp16", "vae": "fp32", "text_encoder": "int8"})
+    assert found == Choice(dit="fp16", text_encoder="int8", weight_streaming_budget_gib=2.0)
+    assert choice_of(Settings(), "fp16") == Choice(dit="fp16", vae="fp16")
+
+
+# ---- what fits ---------------------------------------------------------------------------------------------------
+
+
+def test_what_fits_as_it_is_needs_nothing() -> None:
+    found = plan(tiny(), HALF, 4 * GIB)
+    assert [setting.options for setting in found.fitting] == [()]
+    assert found.missing == 0
+    assert "fits into 4 GiB" in headline(found)
+
+
+def test_the_cheapest_that_fits_is_named_and_nothing_superfluous_is_in_it() -> None:
+    peak = predict(tiny(), Choice()).peak
+    found = plan(tiny(), Choice(), peak - 1)
+    costs = [(setting.loss, setting.seconds) for setting in found.fitting]
+    assert costs == sorted(costs) and costs[0][0] == 0
+    for setting in found.fitting:
+        assert setting.prediction.peak < peak and setting.options
+        assert not any(set(other.options) < set(setting.options) for other in found.fitting)
+    assert f"Cheapest that fits: {found.fitting[0].name}" in headline(found)
+    assert "misses" in headline(found)
+
+
+def test_a_budget_that_cannot_be_met_is_missed_by_so_much() -> None:
+    found = plan(tiny(), HALF, GIB // 2)
+    assert not found.fitting
+    assert found.missing == found.smallest.prediction.peak - GIB // 2 > 0
+    assert "nothing fits into 512 MiB" in headline(found) and found.smallest.name in headline(found)
+    assert plan_json(found, {})["missing"] == found.missing
+    work = tiny()
+    assert re.search(r"\| a name \| 0\.\d \| −0\.\d \| ✓ \|", sizes_table([("a name", work)], HALF, (0, 4)))
+
+
+def test_the_report_adds_up() -> None:
+    found = plan(tiny("torch"), HALF)
+    stages = plan_json(found, {})["stages"]
+    assert sum(term["bytes"] for term in stages[found.asked.peak_stage]) == found.asked.peak
+    page = plan_markdown("Memory of tiny-wan", found, {"a case": GIB})
+    assert "## Options, each by itself" in page and "| a case | 1 GiB |" in page
+    assert "Settings that fit" not in page
+    for budget, told in ((found.asked.peak, ", tight |"), (4 * GIB, "MiB | the same video |")):
+        assert told in plan_markdown("a title", plan(tiny("torch"), HALF, budget), {})
+
+
+@pytest.mark.slow
+def test_the_table_of_the_docs_is_what_the_command_says(tmp_path: Path) -> None:
+    """Of the 1.3B: a fifth of a minute; all of it takes one."""
+    given = ["--table", "--model", "wan2.1-t2v-1.3b", "--precision", "dit=fp16,vae=fp32,text_encoder=bf16"]
+    command = [sys.executable, "-m", "wan_trt_core.cli", "memory", "plan", *given]
+    said = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+    ).stdout
+    page = (ROOT / "docs" / "memory.md").read_text()
+    rows = [line for line in said.splitlines() if line.strip()]
+    assert len(rows) > 5
+    for line in rows:
+        assert line in page, f"docs/memory.md does not say: {line}"

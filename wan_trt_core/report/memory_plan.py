@@ -1,0 +1,610 @@
+"""What a pipeline will hold at each stage, before anything is loaded, and the settings that fit into a budget.
+
+Functions of shapes, of what the manifests of built engines tell, and of a few measured numbers, each named below. Every
+term says where it comes from. A new option is a row of :data:`OPTIONS`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
+
+from wan_trt_core.cases import COMPOSITES
+from wan_trt_core.models.footprint import Footprint, graph_footprint, stock_footprint
+from wan_trt_core.models.profiles import tile_stride
+from wan_trt_core.models.vae_caches import decoder_caches
+from wan_trt_core.report.memory_analysis import USED_IN
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.profiles import ShapeProfile, Sizes
+
+Source = Literal["shapes", "engine", "measured"]
+"""Where a term comes from: the configuration of the model, the manifest of an engine in the cache, a measurement."""
+
+Stage = Literal["load", "text_encode", "denoise", "decode"]
+STAGES: tuple[Stage, ...] = ("load", "text_encode", "denoise", "decode")
+
+GIB = 2**30
+VAE_FIRST, VAE_NEXT = COMPOSITES["vae_decoder"]
+
+# ---- measured numbers: one NVIDIA H200, PyTorch 2.11, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md)
+
+CUDA_OWN = 800_000_000
+"""Context, kernels and graphs, in no other book: 0.65 to 0.85 GB."""
+KEPT_BY_CUDA = 0.32
+"""Of what stock PyTorch's decode needs, what its allocator keeps beside it in blocks that do not fit: 0.26 at 17
+frames, 0.38 at 81."""
+SCRATCH: Mapping[str, float] = {"dit": 1.7, VAE_NEXT: 1.2, VAE_FIRST: 1.2}
+"""TensorRT's scratch memory over what PyTorch would hold: 0.66 GB for 0.39, 9.40 GB for 7.81."""
+ENGINE_LOADING = 0.7e9
+"""Bytes a second at which an engine is loaded: 2.8 GB in 3.9 s."""
+DECODE_SECONDS = 1.516 / (480 * 832 * 81)
+"""Of the VAE decode in float32 on engines, for each pixel of a video."""
+
+# ---- measured on two cores of a Xeon 6, glibc 2.36, tiny-wan -----------------------------------------------
+
+KEPT_BY_MALLOC = 300_000_000
+"""What glibc keeps at most of the blocks under 32 MiB that stock PyTorch's decode has freed: 0.25 to 0.37 GB at three
+sizes. A small decode keeps 0.1 GB and twice what it needs; with MALLOC_MMAP_THRESHOLD_ in the environment none does."""
+
+# ---- assumed, to put prices in an order --------------------------------------------------------------------
+
+BUS = 25e9
+"""Bytes a second from pinned host memory: 16 lanes of PCIe 4 have 32e9 on paper."""
+HOST_FLOPS = 0.5e12
+"""Operations a second of a CPU in float32."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings that decide what memory a pipeline needs.
+
+    Attributes:
+        dit, vae, text_encoder: precisions.
+        text_encoder_device: ``auto`` or ``cpu``.
+        offload: a component is on the device during its own stage only.
+        vae_tile: pixels a side.
+        vae_frames_per_step: latent frames.
+        weight_streaming_budget_gib: weights of the DiT's engine on the device.
+        share_scratch: engines that never run together share theirs.
+    """
+
+    dit: str = "fp32"
+    vae: str = "fp32"
+    text_encoder: str = "fp32"
+    text_encoder_device: str = "auto"
+    offload: bool = False
+    vae_tile: int | None = None
+    vae_frames_per_step: int = 1
+    weight_streaming_budget_gib: float | None = None
+    share_scratch: bool = True
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What will run.
+
+    Attributes:
+        text_encoder: whether there is one.
+        device: ``cuda`` or ``cpu``.
+        calls: of the transformer, a video.
+        process: bytes of a process that has imported what a run imports, measured here; of a ``cpu`` only.
+        gives_back: the process's allocator keeps nothing that was freed.
+        built: facts of the manifest of the engine that would be loaded, by component and precision, where there is one.
+    """
+
+    checkpoint: Checkpoint
+    video: Sizes
+    backend: str
+    device: str
+    text_encoder: bool = True
+    calls: int = 100
+    process: int = 0
+    gives_back: bool = False
+    built: Callable[[str, str], Mapping[str, Any] | None] = lambda component, precision: None
+
+    @property
+    def engines(self) -> bool:
+        """Whether engines do the work of the transformer and the VAE."""
+        return not self.backend.startswith("torch")
+
+
+@dataclass(frozen=True)
+class Term:
+    """Bytes that one owner holds during a stage, and where the number comes from."""
+
+    owner: str
+    size: int
+    source: Source
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What each stage holds."""
+
+    stages: Mapping[Stage, tuple[Term, ...]]
+
+    def of(self, stage: Stage) -> int:
+        """The most during a stage, bytes."""
+        return sum(term.size for term in self.stages[stage])
+
+    @property
+    def peak_stage(self) -> Stage:
+        """The stage that holds most."""
+        return max(STAGES, key=self.of)
+
+    @property
+    def peak(self) -> int:
+        """The most of all, bytes."""
+        return self.of(self.peak_stage)
+
+
+# ---- prediction --------------------------------------------------------------------------------------------
+
+
+def predict(work: Workload, choice: Choice) -> Prediction:
+    """The bytes that each stage of a first video holds at most: of the device, or of the process on a CPU."""
+    offloads = choice.offload and work.device == "cuda"
+    own = Term("CUDA's own", CUDA_OWN, "measured")
+    if work.device == "cpu":
+        own = Term("Python, PyTorch and what else is imported", work.process, "measured")
+    held = list(_weights(work, choice))
+    stages: dict[Stage, tuple[Term, ...]] = {}
+    for stage in STAGES:
+        if not offloads:
+            weights = [term for _, term in held]
+        elif stage == "load":
+            weights = sorted((term for _, term in held), key=lambda term: term.size)[-1:]
+        else:
+            weights = [term for part, term in held if USED_IN[part] == stage]
+        stages[stage] = (own, *weights, *_working(work, choice, stage))
+    return Prediction(stages)
+
+
+def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
+    """Weights by the part of the model whose stage they are needed in."""
+    on_host = work.device == "cpu"
+    if work.text_encoder and (on_host or choice.text_encoder_device != "cpu"):
+        size = _stock(work, "text_encoder", choice.text_encoder).weights
+        yield "text_encoder", Term("text encoder weights", size, "shapes")
+    for part, precision in (("transformer", choice.dit), ("vae", choice.vae)):
+        if on_host or not work.engines:  # beside engines on a device the modules stay in host memory
+            yield part, Term(f"{part} weights", _stock(work, part, precision).weights, "shapes")
+    if work.engines:
+        for component, part in (("dit", "transformer"), (VAE_FIRST, "vae"), (VAE_NEXT, "vae")):
+            precision = _precision(choice, component)
+            facts = work.built(component, precision) or {}
+            size = int(
+                facts.get("weights")
+                or graph_footprint(work.checkpoint, component, precision, work.video).weights
+            )
+            if component == "dit" and choice.weight_streaming_budget_gib is not None:
+                size = min(size, round(choice.weight_streaming_budget_gib * GIB))
+            yield (
+                part,
+                Term(f"{component} engine weights", size, "engine" if "weights" in facts else "shapes"),
+            )
+
+
+def _working(work: Workload, choice: Choice, stage: Stage) -> Iterator[Term]:
+    """What a stage holds beside weights."""
+    here = work.device == "cpu" or choice.text_encoder_device != "cpu"
+    if stage == "text_encode" and work.text_encoder and here:
+        yield Term(
+            "text encoder at work", _stock(work, "text_encoder", choice.text_encoder).working, "shapes"
+        )
+    if stage == "denoise":
+        yield from _denoise(work, choice)
+    if stage == "decode":
+        yield from (_decode_on_engines if work.engines else _decode_stock)(work, choice)
+
+
+def _denoise(work: Workload, choice: Choice) -> Iterator[Term]:
+    if work.engines and work.device == "cuda":
+        size, source = _scratch(work, choice, "dit", work.video)
+        yield Term("scratch of the dit engine", size, source)
+    elif work.engines:
+        needs = graph_footprint(work.checkpoint, "dit", choice.dit, work.video)
+        yield Term("dit engine at work", needs.working, "shapes")
+    else:
+        yield Term("transformer at work", _stock(work, "transformer", choice.dit).working, "shapes")
+
+
+def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
+    on_device, seen = work.device == "cuda", _seen(work, choice)
+    working = stock_footprint(work.checkpoint, "vae", choice.vae, seen, layouts=on_device).working
+    yield Term("vae at work, its caches and the video", working, "shapes")
+    if seen != work.video:  # every tile is kept until all are blended
+        height, width = (_tiled(size, choice.vae_tile or 0) for size in (work.video.height, work.video.width))
+        whole = _video_bytes(work, choice.vae)
+        tiles = round(whole * height * width / (work.video.height * work.video.width))
+        yield Term("tiles of the video, and it whole", whole + tiles, "shapes")
+    if on_device:
+        yield Term("kept by PyTorch's allocator", round(KEPT_BY_CUDA * working), "measured")
+    elif not work.gives_back:
+        kept = min(KEPT_BY_MALLOC, KEPT_BY_MALLOC // 3 + 2 * working)
+        yield Term("kept by the process's allocator", kept, "measured")
+
+
+def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
+    seen = _seen(work, choice)
+    caches = [_cache_bytes(cache, choice, seen) for cache in decoder_caches(work.checkpoint.config("vae"))]
+    if work.device == "cuda":
+        scratch, source = _scratch(work, choice, VAE_NEXT, seen)
+        yield Term("scratch of the vae engines", choice.vae_frames_per_step * scratch, source)
+        if not choice.share_scratch:
+            yield Term("scratch of the dit engine", *_scratch(work, choice, "dit", work.video))
+        from wan_trt_core.backends.tensorrt.runtime import OWN_OUTPUT_BYTES
+
+        small = sum(size for size in caches if size < OWN_OUTPUT_BYTES)
+        yield Term("buffers of the vae engines", small, "shapes")
+        yield Term("caches of the vae, two sets", 2 * sum(caches), "shapes")
+    else:
+        first, following = (
+            graph_footprint(work.checkpoint, name, choice.vae, seen) for name in (VAE_FIRST, VAE_NEXT)
+        )
+        size = following.working + first.working - first.outputs
+        yield Term("vae engines at work", size, "shapes")
+        yield Term("caches of the vae, the set that is read", sum(caches), "shapes")
+        dit = graph_footprint(work.checkpoint, "dit", choice.dit, work.video)
+        yield Term("arena of the dit engine", dit.working, "shapes")
+    yield Term("the video", _video_bytes(work, choice.vae), "shapes")
+
+
+def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tuple[int, Source]:
+    """Of a TensorRT engine, as it was built, else by shapes."""
+    precision = _precision(choice, component)
+    known = (work.built(component, precision) or {}).get("scratch")
+    if known and seen == work.video:
+        return int(known), "engine"
+    if component == "dit" and precision != "fp32":  # its attention is fused, as PyTorch's
+        needs = stock_footprint(work.checkpoint, "transformer", precision, seen)
+    else:
+        needs = graph_footprint(work.checkpoint, component, precision, seen)
+    return round(SCRATCH[component] * (needs.working - needs.outputs)), "shapes"
+
+
+def _precision(choice: Choice, component: str) -> str:
+    return choice.dit if component == "dit" else choice.vae
+
+
+def _stock(work: Workload, part: str, precision: str) -> Footprint:
+    return stock_footprint(work.checkpoint, part, precision, work.video)
+
+
+def _seen(work: Workload, choice: Choice) -> Sizes:
+    """What the VAE sees at once."""
+    tile = choice.vae_tile
+    if tile is None:
+        return work.video
+    return replace(work.video, height=min(work.video.height, tile), width=min(work.video.width, tile))
+
+
+def _tiled(size: int, tile: int) -> int:
+    """Pixels of all tiles along a side, which overlap by a quarter as in diffusers."""
+    stride = tile_stride(tile)
+    return sum(min(tile, size - at) for at in range(0, size, stride)) if size > tile else size
+
+
+def _item(precision: str) -> int:
+    return 4 if precision == "fp32" else 2
+
+
+def _video_bytes(work: Workload, precision: str) -> int:
+    return 3 * work.video.frames * work.video.height * work.video.width * _item(precision)
+
+
+def _cache_bytes(cache: Any, choice: Choice, seen: Sizes) -> int:
+    sizes = {"height": seen.latent_height, "width": seen.latent_width}
+    count = 1
+    for axis in cache.taken().shape(sizes):
+        count *= axis
+    return count * _item(choice.vae)
+
+
+# ---- options: what lowers the peak, and its price ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that lowers the peak.
+
+    Attributes:
+        name: the setting, or the component of ``--precision``, and its value, as they are given.
+        change: of :class:`Choice`.
+        where: whether it does anything, for a workload and the choice before.
+        seconds: that it adds to a video, modelled.
+        loss: how far it changes the video: 0 not at all, 1 by rounding, 2 more.
+        price: in words.
+    """
+
+    name: str
+    change: tuple[tuple[str, Any], ...]
+    where: Callable[[Workload, Choice], bool]
+    seconds: Callable[[Workload, Choice], float]
+    loss: int
+    price: str
+
+
+def _encodes(work: Workload, choice: Choice) -> bool:
+    return work.text_encoder and work.device == "cuda" and choice.text_encoder_device != "cpu"
+
+
+def _free(work: Workload, choice: Choice) -> float:
+    return 0.0
+
+
+def _offload_seconds(work: Workload, choice: Choice) -> float:
+    return sum(
+        term.size / (ENGINE_LOADING if "engine" in term.owner else BUS) for _, term in _weights(work, choice)
+    )
+
+
+def _encode_seconds(work: Workload, choice: Choice) -> float:
+    """Of two prompts on the host: two operations for each parameter and token."""
+    parameters = _stock(work, "text_encoder", "fp32").weights / 4
+    return 2 * 2 * parameters * work.video.text_length / HOST_FLOPS
+
+
+def _tile_seconds(work: Workload, choice: Choice) -> float:
+    video, tile = work.video, choice.vae_tile or 0
+    pixels = _tiled(video.height, tile) * _tiled(video.width, tile) - video.height * video.width
+    return DECODE_SECONDS * video.frames * pixels
+
+
+def _stream_seconds(work: Workload, choice: Choice) -> float:
+    whole = _weights(work, replace(choice, weight_streaming_budget_gib=None))
+    held = sum(term.size for _, term in _weights(work, choice))
+    return work.calls * (sum(term.size for _, term in whole) - held) / BUS
+
+
+TILE = 256
+"""Pixels a side of the tiles that are considered."""
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "tensorrt.share_scratch=true",
+        (("share_scratch", True),),
+        lambda work, choice: work.engines and work.device == "cuda",
+        _free,
+        0,
+        "nothing",
+    ),
+    Option(
+        "pipeline.vae_frames_per_step=1",
+        (("vae_frames_per_step", 1),),
+        lambda work, choice: work.engines and work.device == "cuda",
+        _free,
+        0,
+        "more steps of the decode, not measured",
+    ),
+    Option(
+        "pipeline.offload=true",
+        (("offload", True),),
+        lambda work, choice: work.device == "cuda",
+        _offload_seconds,
+        0,
+        "every component is loaded again for each video: modules over the bus, engines from the cache",
+    ),
+    Option(
+        "pipeline.text_encoder_device=cpu",
+        (("text_encoder_device", "cpu"),),
+        _encodes,
+        _encode_seconds,
+        0,
+        "two prompts on the host",
+    ),
+    Option(
+        "tensorrt.weight_streaming_budget_gib=0",
+        (("weight_streaming_budget_gib", 0.0),),
+        lambda work, choice: work.backend == "tensorrt",
+        _stream_seconds,
+        0,
+        "the DiT's weights over the bus in every call; built with tensorrt.weight_streaming",
+    ),
+    Option(
+        "text_encoder=bf16",
+        (("text_encoder", "bf16"),),
+        lambda work, choice: _encodes(work, choice) and choice.text_encoder == "fp32",
+        _free,
+        1,
+        "another rounding of the prompt's states, not measured",
+    ),
+    Option(
+        "dit=fp16",
+        (("dit", "fp16"),),
+        lambda work, choice: work.device == "cuda" and choice.dit == "fp32",
+        _free,
+        1,
+        "rounding: the parity suite says how much",
+    ),
+    Option(
+        "vae=fp16",
+        (("vae", "fp16"),),
+        lambda work, choice: work.device == "cuda" and choice.vae == "fp32",
+        _free,
+        1,
+        "rounding: the parity suite says how much",
+    ),
+    Option(
+        "text_encoder=int8",
+        (("text_encoder", "int8"),),
+        _encodes,
+        _free,
+        2,
+        "accuracy of the prompt, not measured",
+    ),
+    Option(
+        f"pipeline.vae_tile={TILE}",
+        (("vae_tile", TILE),),
+        lambda work, choice: choice.vae_tile is None and max(work.video.height, work.video.width) > TILE,
+        _tile_seconds,
+        2,
+        "tiles overlap, and other pixels at their seams",
+    ),
+)
+"""All settings that are considered, those that leave the video as it is first."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options taken together.
+
+    Attributes:
+        loss: of all, see :class:`Option`.
+        seconds: that they add to a video, modelled.
+    """
+
+    options: tuple[Option, ...]
+    prediction: Prediction
+    loss: int
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The settings in words."""
+        return ", ".join(option.name for option in self.options) or "as it is"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Whether it fits, and what would make it.
+
+    Attributes:
+        budget: bytes, if one was given.
+        asked: the prediction for the settings as they are.
+        single: every option by itself that saves something, the most first.
+        fitting: the smallest sets of options that fit, cheapest first: those that change the video least, then by
+            seconds. The first is empty where it fits as it is.
+        smallest: the set of options with the lowest peak of all.
+    """
+
+    budget: int | None
+    asked: Prediction
+    single: tuple[Setting, ...]
+    fitting: tuple[Setting, ...]
+    smallest: Setting
+
+    @property
+    def missing(self) -> int:
+        """Bytes by which even the smallest misses the budget; 0 where something fits."""
+        return 0 if self.budget is None or self.fitting else self.smallest.prediction.peak - self.budget
+
+
+def plan(work: Workload, choice: Choice, budget: int | None = None) -> Plan:
+    """Predict the peak, and find the settings that fit.
+
+    Args:
+        budget: bytes of the device.
+    """
+    asked = predict(work, choice)
+    useful = [option for option in OPTIONS if option.where(work, choice) and _changes(option, choice)]
+    every = [
+        _setting(work, choice, options)
+        for count in range(len(useful) + 1)
+        for options in combinations(useful, count)
+        if _apart(options)
+    ]
+    single = [each for each in every if len(each.options) == 1 and each.prediction.peak < asked.peak]
+    fitting: list[Setting] = []
+    for each in every if budget is not None else ():  # smaller sets come first
+        smaller = any(set(found.options) <= set(each.options) for found in fitting)
+        if not smaller and each.prediction.peak <= (budget or 0):
+            fitting.append(each)
+    return Plan(
+        budget,
+        asked,
+        tuple(sorted(single, key=lambda each: each.prediction.peak)),
+        tuple(sorted(fitting, key=_cost)),
+        min(every, key=lambda each: (each.prediction.peak, *_cost(each))),
+    )
+
+
+def _cost(setting: Setting) -> tuple[int, float, int]:
+    return setting.loss, setting.seconds, len(setting.options)
+
+
+def _setting(work: Workload, choice: Choice, options: tuple[Option, ...]) -> Setting:
+    changed = replace(choice, **{name: value for option in options for name, value in option.change})
+    seconds = sum(option.seconds(work, changed) for option in options)
+    return Setting(options, predict(work, changed), sum(option.loss for option in options), seconds)
+
+
+def workload(
+    model: ResolvedModel,
+    profile: ShapeProfile,
+    backend: str,
+    device: str,
+    settings: Settings,
+    *,
+    text_encoder: bool = True,
+    process: int = 0,
+) -> Workload:
+    """What a profile's own size of a model comes to here, with what the cache holds.
+
+    Args:
+        text_encoder: even where the weights are random and have none.
+        process: see :class:`Workload`.
+    """
+    from wan_trt_core.pipeline.engines import cached_facts
+
+    @cache
+    def built(component: str, precision: str) -> Mapping[str, Any] | None:
+        return cached_facts(component, model, profile, precision, backend, settings)
+
+    generation = model.generation
+    return Workload(
+        model.checkpoint,
+        profile.opt,
+        backend,
+        device,
+        text_encoder,
+        calls=generation.num_inference_steps * (2 if generation.guidance_scale > 1 else 1),
+        process=process,
+        gives_back="MALLOC_MMAP_THRESHOLD_" in os.environ,
+        built=built,
+    )
+
+
+def _changes(option: Option, choice: Choice) -> bool:
+    return any(getattr(choice, name) != value for name, value in option.change)
+
+
+def _apart(options: Sequence[Option]) -> bool:
+    """Whether no two change the same, and none only what another does away with."""
+    changed = [name for option in options for name, _ in option.change]
+    off = any(change == ("text_encoder_device", "cpu") for option in options for change in option.change)
+    return len(set(changed)) == len(changed) and not (off and "text_encoder" in changed)
+
+
+_SETTINGS: Mapping[str, str] = {
+    "offload": "pipeline.offload",
+    "text_encoder_device": "pipeline.text_encoder_device",
+    "vae_tile": "pipeline.vae_tile",
+    "vae_frames_per_step": "pipeline.vae_frames_per_step",
+    "weight_streaming_budget_gib": "tensorrt.weight_streaming_budget_gib",
+    "share_scratch": "tensorrt.share_scratch",
+}
+"""The setting that each field of a choice is."""
+
+
+def choice_of(settings: Settings, precision: str | Mapping[str, str]) -> Choice:
+    """The choice that settings and precisions are; a setting that there is not is as if it were not given.
+
+    Args:
+        precision: one for the engines, or one for each component; the text encoder's is float32 unless it is named.
+    """
+    flat = settings.flat()
+    given = Choice(**{field: flat[key] for field, key in _SETTINGS.items() if key in flat})
+    if isinstance(precision, str):
+        return replace(given, dit=precision, vae=precision)
+    vae = precision.get("vae") or precision.get(VAE_NEXT, "fp32")
+    encoder = precision.get("text_encoder", "fp32")
+    return replace(given, dit=precision.get("dit", "fp32"), vae=vae, text_encoder=encoder)

@@ -65,6 +65,7 @@ def measure(
     device = device_of(settings)
     dtypes = {
         "transformer": precision_of(precision, "dit"),
+        "transformer_2": precision_of(precision, "dit_2"),
         "vae": precision_of(precision, "vae_decoder_first"),
     }
     # opened twice: accelerate takes diffusers' modules off the device, and the reference needs them there

@@ -13,6 +13,7 @@ import torch
 
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError, torch_dtype
+from wan_trt_core.models.loaded import LoadedCheckpoint
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -90,6 +91,9 @@ def test_the_variants_are_opened_as_they_were_saved(model: str, folder: Path, tm
     for part in made.parts:
         expected, found = (getattr(each, part).state_dict() for each in (saved, pipe))
         assert all(value.equal(found[name]) for name, value in expected.items())
+    in_memory = LoadedCheckpoint(type(saved).from_pretrained(tmp_path / "saved"))
+    for part in set(made.parts) - {"image_encoder"}:  # engines of this folder serve its pipeline
+        assert in_memory.weights_sha256(part) == opened.weights_sha256(part)
 
 
 def test_another_class_of_a_part_is_refused(folder: Path) -> None:

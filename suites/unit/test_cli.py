@@ -115,6 +115,8 @@ class TestWrongInput:
             (("run", "--prompt", "x"), 2, "--out"),
             (("run", "--prompt", "", "--out", "v.mp4"), 3, "the prompt is empty"),
             (("run", "--prompt", "x", "--out", "v.avi"), 3, "must end in .mp4"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--image", __file__), 3, "begins with no image"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--image", "no.png"), 2, "--image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "6"), 3, "frames must be 4k+1"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--height", "512"), 2, "outside the profile"),
             (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 import wan_trt_core
+from wan_trt_core.cases import Case
+from wan_trt_core.comparison import measure_case
+from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import Settings
+from wan_trt_core.gates import decide, judge
+from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.models import catalogue
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
@@ -26,6 +32,7 @@ from wan_trt_core.models.prompts import PROMPT, random_states
 from wan_trt_core.models.random_weights import RandomCheckpoint, with_two_experts
 from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline.acceleration import originals
+from wan_trt_core.pipeline.generate import GenerationError, generate
 from wan_trt_core.pipeline.parts import EngineTransformer, UnsupportedCall
 from wan_trt_core.pipeline.swap import with_parts
 
@@ -159,6 +166,37 @@ def test_engines_of_all_parts_are_built_before_the_first_step(settings: Settings
     pipe.transformer.register_forward_hook(lambda *_: asked.append(len(loads.asked)))
     trajectory(pipe, height=48)
     assert asked[0] == 4
+
+
+@pytest.mark.parametrize("model", ["tiny-wan2.1-i2v", "tiny-wan2.2-t2v-a14b", "tiny-wan2.2-ti2v-5b"])
+def test_the_suites_compare_whole_videos_of_every_variant(
+    model: str, settings: Settings, loads: Loads
+) -> None:
+    """With engines swapped in, as cases of the component ``pipeline`` have them."""
+    case = Case.model_validate({
+        "id": "v", "model": model, "component": "pipeline", "profile": "64p-9f", "precision": "fp32",
+        "backend": "onnxruntime", "steps": 2,
+        "parity": {"limits": {"latents.psnr_db": {"min": 90.0, "reason": "float32"}}},
+    })  # fmt: skip
+    with closing(Context(settings)) as context:
+        measurement = measure_case(case, "parity", context)
+    checks = judge(case, "parity", measurement, None, bands_for_hardware=False, require_bands=False)
+    assert decide(checks).verdict is Verdict.PASS, [check.message for check in checks]
+    assert all(engine.runs for engine in loads.engines)
+    assert ("dit_2" in {name for name, *_ in loads.asked}) == model.endswith("a14b")
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "message"),
+    [
+        ("tiny-wan2.1-i2v", None, "image to video: the video begins with an image, and none is given"),
+        ("tiny-wan2.2-t2v-a14b", IMAGE, "text to video: the video begins with no image"),
+    ],
+)
+def test_an_image_is_given_where_a_video_begins_with_one(model: str, image: Any, message: str) -> None:
+    found = resolve(model)
+    with pytest.raises(GenerationError, match=message):
+        generate(found.checkpoint.pipeline(), PROMPT, found.generation, image=image)
 
 
 # the transformer on its engine, the rest stock

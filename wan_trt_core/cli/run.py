@@ -38,6 +38,7 @@ from wan_trt_core.cli.videos import (
     StepsOption,
     WidthOption,
     check_size,
+    open_image,
     parse_precision,
     with_options,
 )
@@ -45,6 +46,7 @@ from wan_trt_core.progress import progress
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
+    from PIL.Image import Image
 
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
@@ -61,6 +63,9 @@ def run(
     context: typer.Context,
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
     out: Annotated[Path, typer.Option(help="Video file (H.264 in MP4).", dir_okay=False)],
+    image: Annotated[
+        Path | None, typer.Option(help="What the video begins with, of an image-to-video model.", exists=True)
+    ] = None,
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -110,13 +115,15 @@ def run(
         from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME
         from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.pipeline.generate import check_request, check_weights
+        from wan_trt_core.pipeline.generate import check_image, check_request, check_weights
         from wan_trt_core.pipeline.video import check_target
 
         settings = loaded.settings
         check_target(out)
         resolved = resolve(settings.model, settings.checkpoint)
         check_weights(resolved)
+        check_image(image is not None, begins_with_image=resolved.checkpoint.begins_with_image)
+        begins_with = None if image is None else open_image(image)
         generation = with_options(resolved.generation, steps, guidance, height, width, frames)
         check_request(prompt, generation, seed, resolved.spatial)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
@@ -132,6 +139,7 @@ def run(
                 parse_precision(precision),
                 prompt,
                 negative_prompt,
+                begins_with,
                 seed,
                 out,
                 events,
@@ -173,6 +181,7 @@ def _generate(
     precision: str | dict[str, str],
     prompt: str,
     negative_prompt: str,
+    image: Image | None,
     seed: int,
     out: Path,
     events: Path | None,
@@ -208,6 +217,7 @@ def _generate(
                 generation,
                 seed,
                 negative_prompt=negative_prompt,
+                image=image,
                 on_step=lambda done, _: report("generate", done / (steps + 1)),  # the last part is decoding
             )
         seconds = time.perf_counter() - started

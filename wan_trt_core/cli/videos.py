@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
     from wan_trt_core.models.catalogue import GenerationDefaults
     from wan_trt_core.models.profiles import ShapeProfile
 
@@ -59,6 +63,22 @@ def check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
                 f"{value} is outside the profile {profile.name} ({least} to {most}); name another --profile",
                 param_hint=f"--{name}",
             )
+
+
+def open_image(path: Path) -> Image:
+    """An image file in RGB.
+
+    Raises:
+        typer.BadParameter: when it is none.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(path).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise typer.BadParameter(
+            f"{path}: no image that can be read: {error}", param_hint="--image"
+        ) from error
 
 
 def parse_precision(text: str, option: str = "--precision") -> str | dict[str, str]:

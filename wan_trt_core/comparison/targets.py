@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend, Progress
@@ -493,10 +494,11 @@ class VaeEncoderTarget(VaeTarget):
 
 @dataclass(frozen=True)
 class Asked:
-    """The video that both arms of a pipeline are asked for."""
+    """The video that both arms of a pipeline are asked for; ``image`` is what one from an image begins with."""
 
     generation: GenerationDefaults
     prompt: Prompt
+    image: Image | None = None
 
 
 class PipelineTarget(Target):
@@ -532,7 +534,7 @@ class PipelineTarget(Target):
     def inputs(self, point: Point = "opt") -> Asked:
         """The video that is asked for, else that of ``PROMPT``; the same seed gives both arms the same noise."""
         if self._asked is not None:
-            return self._asked
+            return self._with_image(self._asked)
         video = self.profile.at(point)
         generation = replace(
             self.model.generation,
@@ -541,7 +543,7 @@ class PipelineTarget(Target):
             num_frames=video.frames,
             num_inference_steps=self.steps,
         )
-        return Asked(generation, Prompt(id=point, prompt=PROMPT))
+        return self._with_image(Asked(generation, Prompt(id=point, prompt=PROMPT)))
 
     def parity_inputs(self) -> Iterator[tuple[str, Asked]]:
         """The case's prompts, each by its id."""
@@ -567,6 +569,7 @@ class PipelineTarget(Target):
                 asked.generation,
                 asked.prompt.seed,
                 negative_prompt=asked.prompt.negative_prompt,
+                image=asked.image,
                 keep_latents=True,
                 on_step=self._on_step,
             )
@@ -582,6 +585,18 @@ class PipelineTarget(Target):
             "vae": self.reference_precision(VAE_DECODER[0]),
             TEXT_ENCODER: "fp32",
         }
+
+    def _with_image(self, asked: Asked) -> Asked:
+        """With a smooth image of random colours, where one is needed and none given."""
+        if asked.image is not None or not self.model.checkpoint.begins_with_image:
+            return asked
+        from PIL.Image import fromarray
+
+        from wan_trt_core.models.graphs.vae_reference import random_video
+
+        size = asked.generation.height, asked.generation.width
+        (colours,) = random_video(self.model.checkpoint.config("vae"), 1, *size, seed=0)[:, :, 0]
+        return replace(asked, image=fromarray(((colours + 1) * 127.5).byte().permute(1, 2, 0).numpy()))
 
 
 def _wrapped(checkpoint: Checkpoint, wrap: Callable[[nn.Module], nn.Module]) -> Checkpoint:

@@ -31,7 +31,7 @@ OPTIONAL = ("transformer_2", "image_encoder")
 OF_TRANSFORMERS = ("text_encoder", "image_encoder")
 """Parts whose class is of transformers; the others' are of diffusers."""
 
-PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+TEXT_TO_VIDEO, IMAGE_TO_VIDEO = PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 """The pipelines that a checkpoint may be of."""
 
 WEIGHTS: Mapping[str, str] = {
@@ -163,6 +163,11 @@ class Checkpoint:
         """``model_index.json``: the pipeline's class, and what it is configured with beside its parts
         (``boundary_ratio``, ``expand_timesteps``)."""
         return _read_json(self.folder / INDEX)
+
+    @property
+    def begins_with_image(self) -> bool:
+        """Its pipeline makes a video from an image."""
+        return self.pipeline_config().get("_class_name") == IMAGE_TO_VIDEO
 
     def generation(self) -> dict[str, Any]:
         """``generation.json``: the settings the checkpoint was made for. Empty where there is none."""

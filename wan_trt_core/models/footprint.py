@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wan_trt_core.models.checkpoint import INT8, PARTS, Checkpoint, torch_dtype
+from wan_trt_core.models.checkpoint import INT8, OF_TRANSFORMERS, PARTS, Checkpoint, torch_dtype
 from wan_trt_core.models.components import get_component
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class EmptyCheckpoint(Checkpoint):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._of = checkpoint
         self._modules = {}
+        self.parts = tuple(dict.fromkeys((*checkpoint.parts, "text_encoder")))
 
     @property
     def source(self) -> str:
@@ -72,6 +73,9 @@ class EmptyCheckpoint(Checkpoint):
         if part == "text_encoder" and part not in self._of.parts:
             return dict(UMT5_XXL)
         return self._of.config(part)
+
+    def pipeline_config(self) -> dict[str, Any]:
+        return self._of.pipeline_config()
 
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         with torch.device("meta"):
@@ -87,10 +91,11 @@ class EmptyCheckpoint(Checkpoint):
         return empty.to("meta")
 
     def _made(self, part: str) -> Any:
-        if part == "text_encoder":
-            from transformers import UMT5Config, UMT5EncoderModel
+        if part in OF_TRANSFORMERS:
+            import transformers
 
-            return UMT5EncoderModel(UMT5Config(**self.config(part)))
+            kind = getattr(transformers, PARTS[part])
+            return kind(kind.config_class(**self.config(part)))
         import diffusers
 
         return getattr(diffusers, PARTS[part]).from_config(self.config(part))

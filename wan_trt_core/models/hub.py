@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from wan_trt_core.config import HUB_ID
-from wan_trt_core.models.checkpoint import INDEX, PARTS, Checkpoint, CheckpointError, check_index
+from wan_trt_core.models.checkpoint import INDEX, Checkpoint, CheckpointError, check_index
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
         " (--wan-checkpoint FOLDER)"
     )
     try:
-        return Checkpoint.open(snapshot(allow_patterns=files_of(PARTS), local_files_only=True))
+        return _opened(partial(snapshot, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, CheckpointError) as error:
         if is_offline_mode() or not download:
             cause = "" if isinstance(error, LocalEntryNotFoundError) else f" ({error})"
@@ -69,8 +69,7 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
             ) from error
     logger.info("downloading %s from %s into %s", place, constants.ENDPOINT, constants.HF_HUB_CACHE)
     try:
-        parts = check_index(Path(snapshot(allow_patterns=INDEX)))  # before the gigabytes
-        return Checkpoint.open(snapshot(allow_patterns=files_of(parts)))
+        return _opened(snapshot)
     except CheckpointError:
         raise
     except Exception as error:  # of the client, or of whichever HTTP library it uses
@@ -80,3 +79,9 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
             f"{place}: no such folder, and not to be had from {constants.ENDPOINT} ({type(error).__name__}:"
             f" {' '.join(str(error).split())}); {remedy}"
         ) from error
+
+
+def _opened(snapshot: Callable[..., str]) -> Checkpoint:
+    """A checkpoint of the hub, its index first: that says which parts there are, before the gigabytes."""
+    parts = check_index(Path(snapshot(allow_patterns=INDEX)))
+    return Checkpoint.open(snapshot(allow_patterns=files_of(parts)))

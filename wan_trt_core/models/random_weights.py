@@ -14,7 +14,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.models.checkpoint import OF_TRANSFORMERS, PARTS, PIPELINES, Checkpoint, CheckpointError
+from wan_trt_core.models.checkpoint import (
+    IMAGE_TO_VIDEO,
+    OF_TRANSFORMERS,
+    PARTS,
+    TEXT_TO_VIDEO,
+    Checkpoint,
+    CheckpointError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +62,7 @@ def with_image(configs: Configs, image_encoder: Mapping[str, Any]) -> Configs:
         **configs,
         "transformer": {**transformer, **of_image},
         "image_encoder": image_encoder,
-        "pipeline": {"_class_name": "WanImageToVideoPipeline"},
+        "pipeline": {"_class_name": IMAGE_TO_VIDEO},
     }
 
 
@@ -64,7 +71,7 @@ def with_two_experts(configs: Configs, boundary_ratio: float) -> Configs:
     return {
         **configs,
         "transformer_2": configs["transformer"],
-        "pipeline": {"_class_name": "WanPipeline", "boundary_ratio": boundary_ratio},
+        "pipeline": {"_class_name": TEXT_TO_VIDEO, "boundary_ratio": boundary_ratio},
     }
 
 
@@ -76,7 +83,7 @@ def with_timestep_a_token(configs: Configs, vae: Mapping[str, Any]) -> Configs:
         "transformer": {**configs["transformer"], **channels},
         "vae": vae,
         "scheduler": {**configs["scheduler"], "flow_shift": 5.0},
-        "pipeline": {"_class_name": "WanPipeline", "expand_timesteps": True},
+        "pipeline": {"_class_name": TEXT_TO_VIDEO, "expand_timesteps": True},
     }
 
 
@@ -155,7 +162,7 @@ class RandomCheckpoint(Checkpoint):
         return {**defaults, **self._configs[part]}
 
     def pipeline_config(self) -> dict[str, Any]:
-        return dict(self._configs.get("pipeline", {"_class_name": PIPELINES[0]}))
+        return dict(self._configs.get("pipeline", {"_class_name": TEXT_TO_VIDEO}))
 
     def generation(self) -> dict[str, Any]:
         return {}

@@ -16,6 +16,7 @@ from wan_trt_core.models.vae_caches import spatial_scale
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import WanPipeline
+    from PIL.Image import Image
     from torch import Tensor
 
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
@@ -51,6 +52,7 @@ def generate(
     seed: int = 0,
     *,
     negative_prompt: str = "",
+    image: Image | None = None,
     keep_latents: bool = False,
     on_step: OnStep | None = None,
 ) -> Generated:
@@ -60,15 +62,20 @@ def generate(
         prompt: what the video shows.
         generation: size in pixels, frames, steps, guidance, padded length of the prompt in tokens.
         negative_prompt: what it should not show; without effect at guidance 1.
+        image: what it begins with, in image to video; it is scaled to the video's size.
         keep_latents: return the latents after each step, to compare two runs along their trajectory.
         on_step: for progress.
 
     Raises:
-        GenerationError: before any work, for an empty prompt or settings that do not fit the model.
+        GenerationError: before any work, for an empty prompt, settings that do not fit the model, or no image where one
+            is needed.
         UnsupportedCall, EngineError: from engines inside the pipeline.
     """
     check_request(prompt, generation, seed, spatial_scale(pipe.vae.config))
     import torch
+    from diffusers import WanImageToVideoPipeline
+
+    check_image(image is not None, begins_with_image=isinstance(pipe, WanImageToVideoPipeline))
 
     latents: list[Tensor] = []
 
@@ -81,6 +88,7 @@ def generate(
 
     with _without_bar(pipe):
         output = pipe(
+            **({} if image is None else {"image": image}),
             **_prompts(pipe, prompt, negative_prompt, generation.max_sequence_length),
             height=generation.height,
             width=generation.width,
@@ -115,6 +123,20 @@ def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0, sp
         Sizes(*size, generation.max_sequence_length, spatial)
     except ValueError as error:
         raise GenerationError(f"this video cannot be generated: {error}") from error
+
+
+def check_image(given: bool, *, begins_with_image: bool) -> None:
+    """Check that there is an image where the model's videos begin with one, and none elsewhere.
+
+    Raises:
+        GenerationError: saying which.
+    """
+    if given != begins_with_image:
+        raise GenerationError(
+            "image to video: the video begins with an image, and none is given"
+            if begins_with_image
+            else "text to video: the video begins with no image; give the checkpoint of an image-to-video model"
+        )
 
 
 def check_weights(model: ResolvedModel) -> None:

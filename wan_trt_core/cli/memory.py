@@ -105,15 +105,17 @@ def plan_memory(
     with settings_of(context, **options, cache=cache) as loaded:
         from wan_trt_core.backends.registry import device_of, get_backend
         from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.report.memory_plan import choice_of, plan, workload
+        from wan_trt_core.report.memory_plan import choice_of, plan, unplanned, workload
         from wan_trt_core.report.memory_plan_report import plan_json, plan_markdown
 
         settings = loaded.settings
         choice = choice_of(settings, parse_precision(precision))
+        resolved = resolve(settings.model, settings.checkpoint, download=False)
+        if (unknown := unplanned(resolved.checkpoint)) and (model or not table):
+            raise typer.BadParameter(f"{resolved.name} has {unknown}, which the prediction does not know yet")
         if table:
             print_line(_sizes(settings, choice, model))
             return
-        resolved = resolve(settings.model, settings.checkpoint, download=False)
         shapes = resolved.profile(settings.profile)
         runs = settings.backend
         get_backend(runs)
@@ -138,10 +140,11 @@ def plan_memory(
 
 def _sizes(settings: Settings, choice: Choice, only: str | None) -> str:
     from wan_trt_core.models.catalogue import model_names, resolve
-    from wan_trt_core.report.memory_plan import workload
+    from wan_trt_core.report.memory_plan import unplanned, workload
     from wan_trt_core.report.memory_plan_report import LEGEND, sizes_table
 
-    models = [resolve(name, download=False) for name in ([only] if only else model_names())]
+    named = [resolve(name, download=False) for name in ([only] if only else model_names())]
+    models = [model for model in named if not unplanned(model.checkpoint)]
     rows = [
         # by shapes alone: the same on every machine, whatever its cache holds
         (

@@ -146,6 +146,17 @@ class Prediction:
         return self.of(self.peak_stage)
 
 
+def unplanned(checkpoint: Checkpoint) -> str:
+    """What a pipeline has that the prediction does not know, in words; empty where it knows all."""
+    config, part = checkpoint.pipeline_config(), checkpoint.config("transformer")
+    found = (
+        ("transformer_2" in checkpoint.parts, "two transformers"),
+        (checkpoint.begins_with_image or bool(part.get("image_dim")), "an image to begin with"),
+        (bool(config.get("expand_timesteps")), "a timestep a token"),
+    )
+    return " and ".join(text for has, text in found if has)
+
+
 # ---- prediction --------------------------------------------------------------------------------------------
 
 

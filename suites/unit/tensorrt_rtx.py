@@ -44,7 +44,7 @@ def main() -> None:
     from wan_trt_core.backends.tensorrt import builder
     from wan_trt_core.config import load_settings
 
-    builder._inspect = lambda *_: ()  # type: ignore[assignment]  # the plan is for another GPU, and does not load
+    builder._inspect = lambda *_: ((), None)  # type: ignore[assignment]  # the plan is for another GPU, and does not load
     settings = load_settings(environ={}, overrides={"tensorrt.timing_cache": False}).settings
     for data in json.load(sys.stdin):
         model = OnnxModel(**{**data, "path": Path(data["path"])})

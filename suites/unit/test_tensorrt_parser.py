@@ -23,13 +23,9 @@ GRAPHS = (
     ("dit", "fp32"),
     ("dit", "bf16"),
     ("vae_decoder_first", "fp32"),
-    ("vae_decoder_first", "fp16"),
     ("vae_decoder_next", "fp32"),
-    ("vae_decoder_next", "fp16"),
     ("vae_encoder_first", "fp32"),
-    ("vae_encoder_first", "fp16"),
     ("vae_encoder_next", "fp32"),
-    ("vae_encoder_next", "fp16"),
     ("text_encoder", "fp32"),
 )
 

@@ -19,7 +19,6 @@ from wan_trt_core.cli.options import (
 )
 from wan_trt_core.cli.output import FAILED, print_json, print_line
 from wan_trt_core.cli.videos import PartsPrecisionOption, parse_precision
-from wan_trt_core.config import parse_size
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -97,6 +96,8 @@ def plan_memory(
     Also predicts for the text encoder of a model with random weights, which has none: --precision takes
     text_encoder=bf16 and int8 too. Exit code 1 where nothing fits.
     """
+    from wan_trt_core.config import parse_size
+
     try:
         budget = parse_size(gpu) if gpu is not None else None
     except ValueError as error:

@@ -39,12 +39,14 @@ BUDGET = "memory_budget"
 def judge_memory(gate: MemoryGate, measurement: Measurement) -> tuple[Check, ...]:
     """The checks of a memory case that need no baseline."""
     metrics = measurement.metrics
+    budget = [judge_budget(measurement.facts[BUDGET])] if BUDGET in measurement.facts else []
+    if any(check.verdict is Verdict.FAIL for check in budget):
+        return tuple(budget)  # what did not fit could not be measured
     growth = [judge_growth(GROWTH, gate.growth, metrics.get(GROWTH))]
     if DEVICE_GROWTH in metrics:
         growth.append(judge_growth(DEVICE_GROWTH, gate.device_growth, metrics[DEVICE_GROWTH]))
     limits = {RELEASE: gate.release, DEVICE_RELEASE: gate.device_release}
     release = [judge_release(name, limit, metrics[name]) for name, limit in limits.items() if name in metrics]
-    budget = [judge_budget(measurement.facts[BUDGET])] if BUDGET in measurement.facts else []
     return (*budget, *growth, *release, *judge_limits("limit", gate.limits, metrics))
 
 

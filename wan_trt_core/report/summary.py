@@ -10,6 +10,7 @@ from typing import Any
 
 from wan_trt_core.gates.bands import regenerate_command
 from wan_trt_core.gates.formatting import pair, quantity
+from wan_trt_core.gates.memory import BUDGET
 from wan_trt_core.gates.perf import SPEEDUP
 from wan_trt_core.gates.verdict import SEVERITY, Reason, Verdict, deciding
 from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
@@ -48,6 +49,8 @@ WHY = {
     Reason.NOT_MEASURED: "not measured",
     Reason.GROWTH: "memory grows",
     Reason.NO_GROWTH: "no growth",
+    Reason.WITHIN_BUDGET: "fits the budget",
+    Reason.OVER_BUDGET: "over the budget",
 }
 """A few words for each reason code, for tables."""
 
@@ -95,7 +98,7 @@ def headline(case: CaseRecord) -> Headline:
 def check_headline(case: CaseRecord, check: CheckRecord) -> Headline:
     """The numbers of one check of ``case``."""
     metric = case.measurement.metrics.get(check.metric)
-    unit = metric.unit if metric else ""
+    unit = metric.unit if metric else "B" if check.metric == BUDGET else ""
     if check.value is None:
         limit = quantity(check.limit, unit) if check.limit is not None else ""
         return Headline(check.metric, "", limit)

@@ -144,7 +144,13 @@ def run(model: OnnxModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip((*model.outputs, *model.block_outputs), map(torch.from_numpy, found), strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [  # the suites run the encoder's exports at three sizes
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("vae_encoder") else name
+        for name in NAMES
+    ],
+)
 def test_an_export_equals_diffusers_at_a_size_it_was_never_checked_at(
     name: str, exported: Callable[..., OnnxModel], checkpoint: Checkpoint
 ) -> None:

@@ -133,7 +133,9 @@ def test_a_memory_budget_is_of_a_gpu(project: Project) -> None:
     result.stderr.fnmatch_lines(["*--wan-memory-budget: a memory budget is of a GPU*good-one*onnxruntime*"])
     project.run("-m", "parity", "--wan-memory-budget", "12GB").assert_outcomes(passed=1, deselected=2)
     result = project.run("-m", "memory", "--wan-memory-budget", "12")
-    result.stderr.fnmatch_lines(["*--wan-memory-budget: memory.budget: '12' is not allowed: '12' is no size*"])
+    result.stderr.fnmatch_lines(
+        ["*--wan-memory-budget: memory.budget: '12' is not allowed: '12' is no size*"]
+    )
 
 
 def test_help_and_fixtures_read_well(project: Project) -> None:

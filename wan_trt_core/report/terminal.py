@@ -125,7 +125,9 @@ def changes_table(changes: Sequence[MetricChange]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("case, metric", "old", "new", "change", "allowed", "outcome"):
         number = name in ("old", "new", "change")
-        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(
+            name, justify="right" if number else "left", overflow="fold", no_wrap=number or "metric" in name
+        )
     bad = "bold red"
     styles = {Weight.FAILED: bad, Weight.WORSE: bad, Weight.NOTABLE: "green", Weight.UNCHANGED: "dim"}
     case = ""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_device import MIB
+from host_memory import touch
 
 from wan_trt_core.cases import Limit
 from wan_trt_core.gates.memory import judge_growth
@@ -22,7 +25,6 @@ from wan_trt_core.measure.memory import (
     memory_by_run as series_by_run,
 )
 
-MIB = 2**20
 LIMIT = Limit(max=64 * 1024, reason="allocator noise")
 
 
@@ -30,13 +32,6 @@ def memory_by_run(call: Callable[[], object], runs: int, **more: Any) -> tuple[i
     """The series of the resident set, or of what ``read`` says."""
     read = more.pop("read", resident_set)
     return series_by_run(call, runs, read={"growth": read}, **more)["growth"]
-
-
-def touch(mebibytes: int) -> bytearray:
-    """Memory that is really there: every page is written."""
-    data = bytearray(mebibytes * MIB)
-    data[::4096] = b"x" * len(data[::4096])
-    return data
 
 
 def test_peak_sees_what_a_call_frees_again() -> None:
@@ -77,7 +72,7 @@ def test_peak_metrics() -> None:
 
 
 def test_injected_leak_grows_and_fails() -> None:
-    kept: list[bytearray] = []
+    kept: list[mmap] = []
     held = memory_by_run(lambda: kept.append(touch(1)), 20, warmup=2)
     assert growth(held) == pytest.approx(MIB, rel=0.1)
     check = judge_growth("growth", LIMIT, growth_metric(held))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_device import MIB, FakeDevice, FakeNvml
+from host_memory import touch
 
 from wan_trt_core.measure import memory_recorder
 from wan_trt_core.measure.device_memory import DeviceMemory
@@ -219,8 +220,7 @@ def test_the_resident_set_is_watched_either_way(
     proc = {} if method == "kernel" else {"proc": tmp_path}  # an empty folder is no /proc
     with Meter(**proc) as meter:
         now, _ = meter.look()
-        block = bytearray(64 * MIB)
-        block[::4096] = b"x" * len(block[::4096])
+        block = touch(64)
         if method == "sampled":
             wait_for(lambda: meter._resident > now.resident_set + 50 * MIB)
         del block

@@ -452,11 +452,14 @@ def changed(component: Component, idea: Idea) -> Component:
             axes = spec.axes
             if idea.channels_last and spec.name.startswith("cache"):
                 return (axes[0], *axes[2:], axes[1])
-            if idea.latents > 1 and spec.name in ("latents", "sample"):
-                return (*axes[:2], idea.latents * int(axes[2]), *axes[3:])
             return axes
 
-    return Changed()
+    return _of_steps(Changed(), idea.latents)
+
+
+def _of_steps(component: Any, latents: int) -> Any:
+    """The component with so many latent frames a step."""
+    return component.of_steps(latents) if latents > 1 else component
 
 
 @dataclass(frozen=True)
@@ -571,20 +574,15 @@ def _time(
 
 def _random_inputs(subject: Subject, latents: int, device: str) -> Tensors:
     model, profile = subject.resolved()
-    component = get_component(subject.component)
+    component = _of_steps(get_component(subject.component), latents)
     sizes, half = component.sizes(profile.opt), {"fp16": torch.float16}.get(subject.precision, torch.float32)
     generator = torch.Generator().manual_seed(0)
     return {
-        spec.name: torch.randn(_repeated(spec, sizes, latents), generator=generator).to(
+        spec.name: torch.randn(spec.shape(sizes), generator=generator).to(
             device, half if spec.dtype == "precision" else getattr(torch, spec.dtype)
         )
         for spec in component.inputs(model.checkpoint)
     }
-
-
-def _repeated(spec: TensorSpec, sizes: Mapping[str, int], latents: int) -> tuple[int, ...]:
-    shape = spec.shape(sizes)
-    return (*shape[:2], latents * shape[2], *shape[3:]) if spec.name == "latents" else shape
 
 
 def _into(engine: Engine, calls: Tensors) -> Callable[[], object]:

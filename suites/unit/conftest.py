@@ -77,6 +77,16 @@ def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As :func:`on_modules`; what is loaded is noted (:class:`module_engine.Loads`)."""
+    from module_engine import Loads
+
+    made = Loads()
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", made)
+    return made
+
+
+@pytest.fixture
 def on_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines run a component's graph in PyTorch: for tests of what is around an engine, not of what it computes."""
     from module_engine import component_engine

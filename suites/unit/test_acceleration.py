@@ -34,7 +34,6 @@ from wan_trt_core.models.components import ComponentError
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline import acceleration
-from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline.acceleration import AcceleratedTransformer, AcceleratedVAE, originals
 from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
 from wan_trt_core.pipeline.parts import UnsupportedCall
@@ -63,13 +62,6 @@ def pipe(small_checkpoint: Path) -> Any:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
-    made = Loads()
-    monkeypatch.setattr(engines_module, "load_engine", made)
-    return made
 
 
 def video(pipe: Any, **changes: Any) -> np.ndarray[Any, Any]:
@@ -533,7 +525,7 @@ def test_weights_that_change_afterwards_get_no_engine(
         model.checkpoint.weights_sha256("transformer")
         return loads(component, model, *given)
 
-    monkeypatch.setattr(engines_module, "load_engine", lambda *given, **_: load(*given))
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", lambda *given, **_: load(*given))
     stock = pipe.transformer
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     stock.proj_out.bias.data.add_(1.0)

@@ -30,7 +30,6 @@ from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.models.prompts import PROMPT, random_states
 from wan_trt_core.models.random_weights import RandomCheckpoint, with_two_experts
-from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.pipeline.generate import GenerationError, generate
 from wan_trt_core.pipeline.parts import EngineTransformer, UnsupportedCall
@@ -47,13 +46,6 @@ STEPS = 3
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
-    made = Loads()
-    monkeypatch.setattr(engines_module, "load_engine", made)
-    return made
 
 
 def a14b_of_images() -> Checkpoint:

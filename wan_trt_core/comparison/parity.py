@@ -47,14 +47,15 @@ def measure(case: Case, context: Context) -> Measurement:
     with equal_conditions(context.settings):
         target = target_of(case, context)
         required = frozenset(case.parity.limits)
-        over_stock = ERROR_OVER_STOCK in {*required, *case.parity.bands}
+        asked = ERROR_OVER_STOCK in {*required, *case.parity.bands}
+        stock = stock_of(case, context) if asked else None
         by_source: dict[str, dict[str, Metric]] = {}
         frames: dict[str, Any] = {}
         for source, inputs in target.parity_inputs():
             expected, found = target.reference.call(inputs), target.candidate.call(inputs)
             by_source[source] = compare(expected, found, required, target.fps)
-            if over_stock:
-                by_source[source] |= _over_stock(by_source[source], expected, stock_of(case, context), inputs)
+            if stock is not None:
+                by_source[source] |= _over_stock(by_source[source], expected, stock, inputs)
             if source == _worst_source(by_source, "video.psnr_db"):
                 frames |= keep_frames(context.report, f"{case.id}-parity", expected, found, target.fps)
         return Measurement(

@@ -165,6 +165,11 @@ class Checkpoint:
         return _read_json(self.folder / INDEX)
 
     @property
+    def timestep_by_frame(self) -> bool:
+        """Its pipeline gives every token a timestep, all those of a latent frame the same (Wan 2.2 TI2V-5B)."""
+        return bool(self.pipeline_config().get("expand_timesteps"))
+
+    @property
     def begins_with_image(self) -> bool:
         """Its pipeline makes a video from an image."""
         return self.pipeline_config().get("_class_name") == IMAGE_TO_VIDEO

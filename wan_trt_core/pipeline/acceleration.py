@@ -38,7 +38,7 @@ from wan_trt_core.pipeline.parts import (
     require_supported,
 )
 from wan_trt_core.pipeline.streaming import StreamingEncoder
-from wan_trt_core.pipeline.swap import REPLACED
+from wan_trt_core.pipeline.swap import replaceable
 from wan_trt_core.progress import Report, progress
 
 if TYPE_CHECKING:
@@ -138,8 +138,7 @@ def restore(pipe: WanPipeline) -> WanPipeline:
     Returns:
         ``pipe`` itself.
     """
-    for name in REPLACED:
-        part = getattr(pipe, name, None)
+    for name, part in replaceable(pipe).items():
         if isinstance(part, (AcceleratedTransformer, AcceleratedVAE)):
             setattr(pipe, name, part.acceleration.stock[name])
             part.acceleration.close()
@@ -156,7 +155,7 @@ def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
     Raises:
         ValueError: for a pipeline that is not accelerated.
     """
-    found = [getattr(pipe, name) for name in REPLACED if getattr(pipe, name, None) is not None]
+    found = list(replaceable(pipe).values())
     if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found):
         raise ValueError("the pipeline is not accelerated: every module that runs is diffusers' own")
     acceleration: Acceleration = found[0].acceleration
@@ -192,9 +191,7 @@ class Acceleration:
         precision: Mapping[str, str],
         device: torch.device,
     ) -> None:
-        self.stock: dict[str, Any] = {
-            name: module for name in REPLACED if (module := getattr(pipe, name, None)) is not None
-        }
+        self.stock = replaceable(pipe)
         self.device = device
         self.spatial = spatial_scale(pipe.vae.config)
         self.encodes = isinstance(pipe, WanImageToVideoPipeline)

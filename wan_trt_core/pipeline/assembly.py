@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
 from wan_trt_core.pipeline.offload import Turns, offload
 from wan_trt_core.pipeline.slicing import with_sliced_attention
-from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
+from wan_trt_core.pipeline.swap import REPLACED, replaceable, swap, with_parts
 from wan_trt_core.pipeline.tiling import tiled
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def on_modules(
         TEXT_ENCODER: text_precision(precision),
     }
     pipe = placed(model.checkpoint, dtypes, device, settings)
-    return with_parts(pipe, **{name: backend.wrap(own, settings) for name, own in _replaced(pipe).items()})
+    return with_parts(pipe, **{name: backend.wrap(own, settings) for name, own in replaceable(pipe).items()})
 
 
 def text_precision(precision: Precision) -> str:
@@ -102,18 +101,13 @@ def placed(
     if "vae" not in replaced:
         pipe = in_tiles(pipe, settings)
     if (queries := settings.pipeline.attention_slicing) is not None:
-        own = {name: module for name, module in _replaced(pipe).items() if name not in replaced}
+        own = {name: module for name, module in replaceable(pipe).items() if name not in replaced}
         pipe = with_parts(
             pipe, **{name: with_sliced_attention(module, queries) for name, module in own.items()}
         )
     if offloads:
         offload(pipe, turns or Turns(), device, stay=stay, leave=replaced)
     return pipe
-
-
-def _replaced(pipe: WanPipeline) -> dict[str, nn.Module]:
-    """The modules that engines could take the place of, by part."""
-    return {name: module for name in REPLACED if (module := getattr(pipe, name, None)) is not None}
 
 
 def in_tiles(pipe: WanPipeline, settings: Settings) -> WanPipeline:

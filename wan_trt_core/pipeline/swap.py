@@ -19,6 +19,11 @@ REPLACED = ("transformer", "transformer_2", "vae")
 """Parts of a pipeline that :func:`swap` replaces where it has them: of the originals only the configuration is used."""
 
 
+def replaceable(pipe: WanPipeline) -> dict[str, Any]:
+    """The modules of :data:`REPLACED` that a pipeline has, by part."""
+    return {name: module for name in REPLACED if (module := getattr(pipe, name, None)) is not None}
+
+
 def swap(
     pipe: WanPipeline, engines: PipelineEngines, device: torch.device | str | None = None
 ) -> WanPipeline:

@@ -6,6 +6,7 @@ term says where it comes from. A new option is a row of :data:`OPTIONS`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,10 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 from wan_trt_core.cases import COMPOSITES
+from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.footprint import Footprint, graph_footprint, stock_footprint
 from wan_trt_core.models.profiles import tile_stride
-from wan_trt_core.models.vae_caches import decoder_caches
+from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches
 from wan_trt_core.report.memory_analysis import USED_IN
 
 if TYPE_CHECKING:
@@ -148,11 +150,11 @@ class Prediction:
 
 def unplanned(checkpoint: Checkpoint) -> str:
     """What a pipeline has that the prediction does not know, in words; empty where it knows all."""
-    config, part = checkpoint.pipeline_config(), checkpoint.config("transformer")
+    from_image = checkpoint.begins_with_image or bool(checkpoint.config("transformer").get("image_dim"))
     found = (
         ("transformer_2" in checkpoint.parts, "two transformers"),
-        (checkpoint.begins_with_image or bool(part.get("image_dim")), "an image to begin with"),
-        (bool(config.get("expand_timesteps")), "a timestep a token"),
+        (from_image, "an image to begin with"),
+        (checkpoint.timestep_by_frame, "a timestep a token"),
     )
     return " and ".join(text for has, text in found if has)
 
@@ -304,20 +306,13 @@ def _tiled(size: int, tile: int) -> int:
     return sum(min(tile, size - at) for at in range(0, size, stride)) if size > tile else size
 
 
-def _item(precision: str) -> int:
-    return 4 if precision == "fp32" else 2
-
-
 def _video_bytes(work: Workload, precision: str) -> int:
-    return 3 * work.video.frames * work.video.height * work.video.width * _item(precision)
+    return 3 * work.video.frames * work.video.height * work.video.width * torch_dtype(precision).itemsize
 
 
-def _cache_bytes(cache: Any, choice: Choice, seen: Sizes) -> int:
+def _cache_bytes(cache: CacheSpec, choice: Choice, seen: Sizes) -> int:
     sizes = {"height": seen.latent_height, "width": seen.latent_width}
-    count = 1
-    for axis in cache.taken().shape(sizes):
-        count *= axis
-    return count * _item(choice.vae)
+    return math.prod(cache.taken().shape(sizes)) * torch_dtype(choice.vae).itemsize
 
 
 # ---- options: what lowers the peak, and its price ----------------------------------------------------------

@@ -40,7 +40,7 @@ class Dit(Component):
         config = self._config(checkpoint)
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         rope = ("frames", "half_height", "half_width", config["attention_head_dim"] // 2)
-        rows = ("frames", dim) if _by_frame(checkpoint) else (dim,)
+        rows = ("frames", dim) if checkpoint.timestep_by_frame else (dim,)
         of_image = config.get("image_dim")
         specs = (
             TensorSpec(
@@ -96,7 +96,7 @@ class Dit(Component):
         }
         if (name := "encoder_hidden_states_image") in specs:
             call[name] = torch.randn(shapes[name], generator=noise)
-        if _by_frame(checkpoint):  # as the pipeline has it for a video that begins with an image
+        if checkpoint.timestep_by_frame:  # as the pipeline has it for a video that begins with an image
             timestep = call["timestep"].float().repeat(sizes["frames"])
             timestep[0] = 0
             tokens = sizes["half_height"] * sizes["half_width"]
@@ -175,10 +175,6 @@ class Dit(Component):
         if list(config["patch_size"]) != [1, 2, 2]:
             raise ComponentError(f"{where}: patch_size is {config['patch_size']}, expected [1, 2, 2]")
         return config
-
-
-def _by_frame(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.pipeline_config().get("expand_timesteps"))
 
 
 def _image_tokens(checkpoint: Checkpoint) -> int:

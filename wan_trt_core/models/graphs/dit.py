@@ -141,7 +141,7 @@ class DitInputs:
         self._checkpoint, self._part = checkpoint, part
         self._precision = precision
         self._dtype = torch_dtype(precision)
-        self._by_frame = bool(checkpoint.pipeline_config().get("expand_timesteps"))
+        self._by_frame = checkpoint.timestep_by_frame
         self._sources: dict[torch.device, tuple[Modulation, RopeTables]] = {}
 
     def sources(self, device: torch.device) -> tuple[Modulation, RopeTables]:

@@ -599,6 +599,15 @@ class TestBands:
         (check,) = self.bands({"time": self.stored(1.0)}, {"time": 0.5})
         assert "python tools/regenerate_baselines.py --suite perf --case dit-fp32" in check.message
 
+    @pytest.mark.parametrize("rel", [0.0, 0.25])
+    def test_the_ends_of_a_band_are_within_it(self, rel: float) -> None:
+        """A band of no width holds what repeats exactly, and then the one value is both its ends."""
+        stored = BaselineMetric(4.0, "", "lower", Tolerance(rel, 0.0, ""))
+        low, high = 4 * (1 - rel), 4 * (1 + rel)
+        assert position(low, stored) is position(high, stored) is Reason.WITHIN_BAND
+        assert position(math.nextafter(high, math.inf), stored) is Reason.WORSE_THAN_BAND
+        assert position(math.nextafter(low, 0.0), stored) is Reason.BETTER_THAN_BAND
+
     def test_direction(self) -> None:
         higher = self.stored(40.0, better="higher")
         assert position(30.0, higher) is Reason.WORSE_THAN_BAND
@@ -704,6 +713,20 @@ class TestFormatting:
     )
     def test_quantity(self, value: float | None, unit: str, expected: str) -> None:
         assert quantity(value, unit) == expected
+
+
+WORST_FIRST = ["fail", "invalid", "missing", "inconclusive", "pass"]
+
+
+def test_the_most_severe_verdict_decides_a_case() -> None:
+    def check(verdict: str) -> Check:
+        return Check("floor", verdict, Verdict(verdict), Reason.WITHIN_LIMIT, "")
+
+    assert {*WORST_FIRST} == {*Verdict}
+    for at, worst in enumerate(WORST_FIRST):
+        for other in WORST_FIRST[at:]:
+            assert decide([check(other), check(worst)]).verdict == worst
+            assert decide([check(worst), check(other)]).verdict == worst
 
 
 def test_a_case_that_nothing_judged_never_passes() -> None:

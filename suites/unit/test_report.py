@@ -215,13 +215,14 @@ def test_junit_properties_are_scalars(record: RunRecord) -> None:
     assert all(isinstance(value, str) for properties in found.values() for value in properties.values())
 
 
-def on_a_gpu(**facts: object) -> RunRecord:
+def on_a_gpu(drift: float = 0.0, **facts: object) -> RunRecord:
     measurement = perf_measurement(1.67)
     detail = "1.200x, 99% interval 1.150x to 1.250x over 5 pairs"
     beside = {
         "compile_speedup": Metric(value=1.2, unit="x", better="higher", detail=detail),
         "graph_gain": Metric(value=None, unit="x", better="higher", detail="out of memory"),
         "noise_floor": Metric(value=0.0021, unit="", better="lower"),
+        "drift": Metric(value=drift, unit="", better="lower", detail="5.1% slower" if drift else ""),
     }
     changed = {"metrics": measurement.metrics | beside, "facts": measurement.facts | facts}
     return run_record(case_record(make_case(), measurement.model_copy(update=changed)))
@@ -232,6 +233,8 @@ def test_a_perf_case_shows_its_ratios_times_and_clocks() -> None:
     interval = re.compile(
         r"speed-up over eager\W+1\.6\d\dx, 99% interval 1\.6\d\dx to 1\.\d{3}x over \d+ pairs"
     )
+    assert "drift" not in terminal(record)
+    assert "drift 5.1% slower;" in re.sub(r"\s+", " ", terminal(on_a_gpu(drift=0.051)))
     for text in (markdown_report(record), re.sub(r"\s+", " ", terminal(record))):
         assert interval.search(text)
         for words in (

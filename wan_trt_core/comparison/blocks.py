@@ -122,7 +122,7 @@ def _error(block: str, reference: Tensor, candidate: Tensor) -> BlockError:
     error, size = float((found - expected).norm()), float(expected.norm())
     rms, peak = error / math.sqrt(expected.numel()), float(expected.abs().max())
     relative = error / max(size, 1e-30)
-    if not math.isfinite(relative):  # an overflow: NaN compares with nothing, and infinity has no logarithm here
+    if not math.isfinite(relative):  # an overflow: such a block has no PSNR
         return BlockError(block, relative)
     psnr = min(PSNR_CAP_DB, 20 * math.log10(peak / rms)) if peak and rms else PSNR_CAP_DB
     return BlockError(block, relative, psnr)

@@ -16,7 +16,7 @@ from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance, j
 from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_finite, judge_limit
 from wan_trt_core.gates.memory import judge_growth
-from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup
+from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup, precision_of
 from wan_trt_core.gates.statistics import SamplingPlan, paired_ratio
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.timing import PairedTimer, measure_pairs
@@ -231,6 +231,11 @@ class TestSpeedup:
         assert loose.evidence["pairs"] < tight.evidence["pairs"]
         assert math.log(tight.evidence["high"] / tight.evidence["low"]) / 2 <= 0.01
 
+    def test_precision_of_a_case_is_half_its_band(self) -> None:
+        narrow, none = (make_case(bands=bands).perf for bands in ({"speedup": TEN_PERCENT}, {}))
+        assert narrow is not None and none is not None
+        assert (precision_of(narrow), precision_of(none)) == (0.05, None)
+
     def test_precision_out_of_reach_leaves_the_decision_to_the_last_look(self) -> None:
         a, b = paired_times(1.67)
         rule = SpeedupRule(1.5, precision=1e-6)
@@ -310,6 +315,11 @@ class TestPerfCase:
             (1.03, 0.01, (Verdict.FAIL, Reason.WORSE_THAN_BAND)),
             (1.0, 0.05, (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)),
             (1.03, 0.05, (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)),
+            (
+                1.0,
+                0.025,
+                (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH),
+            ),  # half the interval is a little over the band
         ],
     )
     def test_band_of_the_speedup(self, slower: float, noise: float, expected: tuple[Verdict, Reason]) -> None:

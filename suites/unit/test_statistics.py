@@ -69,9 +69,9 @@ def test_interval_of_few_pairs_is_students() -> None:
 
 
 def test_interval_holds_its_own_centre() -> None:
-    """One pair far out: Student's interval is of the mean, which is not where the other pairs are."""
-    a = [1.6, 1.6, 1.6, 1.6, 1.6 * 1.001]
-    found = ratio_interval(a, [1.0] * 5, 0.45)
+    """Skewed pairs: the interval of the signs is around their median, which is not their centre."""
+    a = np.exp(np.linspace(0, 1, 20) ** 6).tolist()
+    found = ratio_interval(a, [1.0] * 20, 0.45)
     assert found.low <= found.point <= found.high
 
 

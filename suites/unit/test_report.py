@@ -13,6 +13,7 @@ from rich.console import Console
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.records import Measurement, Metric, RunRecord
 from wan_trt_core.report.charts import case_charts
+from wan_trt_core.report.github import annotate
 from wan_trt_core.report.junit import junit_properties
 from wan_trt_core.report.markdown import markdown_report, write_markdown
 from wan_trt_core.report.summary import WHY, headline, perf_rows, totals, worst_first
@@ -206,13 +207,32 @@ def test_summary_of_the_job_is_appended_to(record: RunRecord, tmp_path: Path) ->
 
 def test_junit_properties_are_scalars(record: RunRecord) -> None:
     found = {case.case: dict(junit_properties(case)) for case in record.cases}
-    assert found["dit-fp16"]["wan.verdict"] == "fail"
+    assert (found["dit-fp16"]["wan.verdict"], found["dit-fp16"]["wan.reason"]) == ("fail", "beyond_limit")
     assert found["dit-fp16"]["wan.deciding_metric"] == "psnr_db"
     assert float(found["dit-fp16"]["wan.value"]) == 89.99999
     assert float(found["dit-fp16"]["wan.limit"]) == 90.0
     assert found["dit-fp32"]["wan.below_gate"] == "BELOW GATE"
     assert float(found["dit-fp32"]["wan.metric.speedup"]) == pytest.approx(1.31, rel=0.02)
     assert all(isinstance(value, str) for properties in found.values() for value in properties.values())
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["- id: one-case", "- {id: one-case, parity: {}}", "- {'id': 'one-case'}", '-   "id": "one-case"  # why'],
+)
+def test_a_case_is_annotated_in_its_line(case: str, tmp_path: Path) -> None:
+    file = tmp_path / "cases.yaml"
+    file.write_text(f"version: 1\ncases:\n  {case}\n")
+    run = run_record(case_record(make_case("one-case"), perf_measurement(1.31)))
+    workspace = {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(tmp_path)}
+    (line,) = annotate(run, file, workspace)
+    assert line.startswith("::error file=cases.yaml,line=3,title=wan-trt%3A one-case (perf) FAIL")
+    assert not list(annotate(run, file, {}))
+
+
+def test_terminal_says_all_that_failed_in_a_case() -> None:
+    text = terminal(run_record(case_record(make_case(), perf_measurement(1.31, psnr_db=40.0))))
+    assert "1.5x is asked" in text and "the timed output is wrong" in text
 
 
 def on_a_gpu(drift: float = 0.0, **facts: object) -> RunRecord:

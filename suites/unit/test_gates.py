@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import is_dataclass
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 from fabricated import TEN_PERCENT, entry, make_case, paired_times, perf_measurement
 
-from wan_trt_core.cases import Band, Limit
+from wan_trt_core import gates
+from wan_trt_core.cases import Band, Case, Limit
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance, judge_bands, position
 from wan_trt_core.gates.formatting import pair, quantity
@@ -20,7 +24,7 @@ from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup
 from wan_trt_core.gates.statistics import SamplingPlan, paired_ratio
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.timing import PairedTimer, measure_pairs
-from wan_trt_core.records import Measurement, Metric
+from wan_trt_core.records import CaseRecord, Measurement, Metric
 
 
 def verdict(
@@ -742,6 +746,14 @@ def test_the_most_severe_verdict_decides_a_case() -> None:
 def test_a_case_that_nothing_judged_never_passes() -> None:
     with pytest.raises(ValueError, match="no-op"):
         decide([])
+
+
+def test_data_is_frozen_from_the_measurement_to_the_verdict() -> None:
+    modules = [import_module(f"wan_trt_core.gates.{found.name}") for found in iter_modules(gates.__path__)]
+    classes = [found for module in modules for found in vars(module).values() if is_dataclass(found)]
+    assert {Check, SpeedupRule, SamplingPlan, BaselineEntry} <= {*classes}
+    assert all(found.__dataclass_params__.frozen for found in classes)  # type: ignore[attr-defined]
+    assert all(model.model_config["frozen"] for model in (Metric, Measurement, CaseRecord, Case, Limit, Band))
 
 
 def test_importing_the_gates_is_light() -> None:

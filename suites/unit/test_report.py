@@ -66,6 +66,10 @@ def test_terminal_says_all_that_matters(record: RunRecord, width: int) -> None:
     assert "5 cases: 2 pass, 1 invalid, 2 fail; 1 BELOW GATE" in squeezed
 
 
+def test_a_narrow_terminal_cuts_no_number(record: RunRecord) -> None:
+    assert "…" not in terminal(record, width=40)
+
+
 def test_long_names_stay_in_one_piece_at_eighty_columns(record: RunRecord) -> None:
     below = case_record(make_case("tiny-wan-vae-decoder-first-fp32", speedup=1.2), perf_measurement(1.31))
     growing = Measurement(

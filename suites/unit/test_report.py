@@ -7,7 +7,17 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated import CLOCKS, KERNELS, STAGES, case_record, entry, make_case, perf_measurement, run_record
+from fabricated import (
+    CLOCKS,
+    KERNELS,
+    STAGES,
+    case_record,
+    entry,
+    full_run,
+    make_case,
+    perf_measurement,
+    run_record,
+)
 from rich.console import Console
 
 from wan_trt_core.gates.verdict import Reason
@@ -232,6 +242,13 @@ def test_a_case_is_annotated_in_its_line(case: str, tmp_path: Path) -> None:
     (line,) = annotate(run, file, workspace)
     assert line.startswith("::error file=cases.yaml,line=3,title=wan-trt%3A one-case (perf) FAIL")
     assert not list(annotate(run, file, {}))
+
+
+def test_everything_but_a_pass_is_annotated_the_worst_first(tmp_path: Path) -> None:
+    found = list(annotate(full_run(), tmp_path / "absent.yaml", {"GITHUB_ACTIONS": "true"}))
+    verdicts = re.findall(r"^::error .* ([A-Z]+) \(\w+\)::", "\n".join(found), re.MULTILINE)
+    assert verdicts == ["FAIL", "INVALID", "MISSING", "INCONCLUSIVE"]
+    assert [line.startswith("::warning ") for line in found] == [False] * 4 + [True]
 
 
 def test_terminal_says_all_that_failed_in_a_case() -> None:

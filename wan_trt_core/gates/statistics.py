@@ -29,6 +29,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 LAST_LOOK = 0.5
@@ -249,11 +250,9 @@ def _sign_shares(n: int) -> tuple[float, ...]:
 @lru_cache(maxsize=64)
 def _inversion_shares(n: int) -> tuple[float, ...]:
     """Probability that at most 0, 1, 2 … pairs of ``n`` values in a random order stand the wrong way round."""
-    ways = [1]
-    for moves in range(2, n + 1):  # the next value goes past 0 to moves - 1 of those before it
-        ways = [sum(ways[max(0, total - moves + 1) : total + 1]) for total in range(len(ways) + moves - 1)]
-    below, shares = 0, []
-    for count in ways:
-        below += count
-        shares.append(below / math.factorial(n))
-    return tuple(shares)
+    below = [1]
+    for size in range(2, n + 1):  # the next value goes past 0 to size - 1 of those before it
+        longer = below + [below[-1]] * (size - 1)
+        ways = [most - (longer[at - size] if at >= size else 0) for at, most in enumerate(longer)]
+        below = list(accumulate(ways))
+    return tuple(count / below[-1] for count in below)

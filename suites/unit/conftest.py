@@ -12,6 +12,8 @@ import pytest
 
 import wan_trt_core
 
+pytest.register_assert_rewrite("plugin_conditions")  # its assertions shall say what they compared
+
 
 def pytest_configure() -> None:
     """A shell starts what it puts in the background with SIGINT ignored, and every child inherits that: the tests

@@ -232,3 +232,14 @@ def test_the_table_shows_growth() -> None:
     same = find_divergence(reference, reference, 1e-4)
     assert same.growth() == (None, None, None)
     assert all(len(line) <= 80 for line in same.table())
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_block_that_overflows_is_named(broken: float) -> None:
+    candidate = torch.tensor([1.0, broken, 1.0, 1.0])
+    divergence = find_divergence(
+        {"a": torch.ones(4), "b": torch.ones(4)}, {"a": torch.ones(4), "b": candidate}, 1e-2
+    )
+    assert divergence.first == "b"
+    assert divergence.table()[-1].split() == [">", "b", str(broken), "nan"]
+    assert divergence.describe().startswith(f"first diverging block: b (relative L2 {broken}, after")

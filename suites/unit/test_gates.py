@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import is_dataclass
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 from fabricated import TEN_PERCENT, entry, make_case, paired_times, perf_measurement
 
-from wan_trt_core.cases import Band, Limit
+from wan_trt_core import gates
+from wan_trt_core.cases import Band, Case, Limit
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance, judge_bands, position
 from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_finite, judge_limit
 from wan_trt_core.gates.memory import judge_growth
-from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup
+from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup, precision_of
 from wan_trt_core.gates.statistics import SamplingPlan, paired_ratio
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.timing import PairedTimer, measure_pairs
-from wan_trt_core.records import Measurement, Metric
+from wan_trt_core.records import CaseRecord, Measurement, Metric
 
 
 def verdict(
@@ -231,6 +235,11 @@ class TestSpeedup:
         assert loose.evidence["pairs"] < tight.evidence["pairs"]
         assert math.log(tight.evidence["high"] / tight.evidence["low"]) / 2 <= 0.01
 
+    def test_precision_of_a_case_is_half_its_band(self) -> None:
+        narrow, none = (make_case(bands=bands).perf for bands in ({"speedup": TEN_PERCENT}, {}))
+        assert narrow is not None and none is not None
+        assert (precision_of(narrow), precision_of(none)) == (0.05, None)
+
     def test_precision_out_of_reach_leaves_the_decision_to_the_last_look(self) -> None:
         a, b = paired_times(1.67)
         rule = SpeedupRule(1.5, precision=1e-6)
@@ -310,6 +319,11 @@ class TestPerfCase:
             (1.03, 0.01, (Verdict.FAIL, Reason.WORSE_THAN_BAND)),
             (1.0, 0.05, (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)),
             (1.03, 0.05, (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)),
+            (
+                1.0,
+                0.025,
+                (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH),
+            ),  # half the interval is a little over the band
         ],
     )
     def test_band_of_the_speedup(self, slower: float, noise: float, expected: tuple[Verdict, Reason]) -> None:
@@ -599,6 +613,15 @@ class TestBands:
         (check,) = self.bands({"time": self.stored(1.0)}, {"time": 0.5})
         assert "python tools/regenerate_baselines.py --suite perf --case dit-fp32" in check.message
 
+    @pytest.mark.parametrize("rel", [0.0, 0.25])
+    def test_the_ends_of_a_band_are_within_it(self, rel: float) -> None:
+        """A band of no width holds what repeats exactly, and then the one value is both its ends."""
+        stored = BaselineMetric(4.0, "", "lower", Tolerance(rel, 0.0, ""))
+        low, high = 4 * (1 - rel), 4 * (1 + rel)
+        assert position(low, stored) is position(high, stored) is Reason.WITHIN_BAND
+        assert position(math.nextafter(high, math.inf), stored) is Reason.WORSE_THAN_BAND
+        assert position(math.nextafter(low, 0.0), stored) is Reason.BETTER_THAN_BAND
+
     def test_direction(self) -> None:
         higher = self.stored(40.0, better="higher")
         assert position(30.0, higher) is Reason.WORSE_THAN_BAND
@@ -706,9 +729,31 @@ class TestFormatting:
         assert quantity(value, unit) == expected
 
 
+WORST_FIRST = ["fail", "invalid", "missing", "inconclusive", "pass"]
+
+
+def test_the_most_severe_verdict_decides_a_case() -> None:
+    def check(verdict: str) -> Check:
+        return Check("floor", verdict, Verdict(verdict), Reason.WITHIN_LIMIT, "")
+
+    assert {*WORST_FIRST} == {*Verdict}
+    for at, worst in enumerate(WORST_FIRST):
+        for other in WORST_FIRST[at:]:
+            assert decide([check(other), check(worst)]).verdict == worst
+            assert decide([check(worst), check(other)]).verdict == worst
+
+
 def test_a_case_that_nothing_judged_never_passes() -> None:
     with pytest.raises(ValueError, match="no-op"):
         decide([])
+
+
+def test_data_is_frozen_from_the_measurement_to_the_verdict() -> None:
+    modules = [import_module(f"wan_trt_core.gates.{found.name}") for found in iter_modules(gates.__path__)]
+    classes = [found for module in modules for found in vars(module).values() if is_dataclass(found)]
+    assert {Check, SpeedupRule, SamplingPlan, BaselineEntry} <= {*classes}
+    assert all(found.__dataclass_params__.frozen for found in classes)  # type: ignore[attr-defined]
+    assert all(model.model_config["frozen"] for model in (Metric, Measurement, CaseRecord, Case, Limit, Band))
 
 
 def test_importing_the_gates_is_light() -> None:

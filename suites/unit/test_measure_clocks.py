@@ -11,7 +11,7 @@ import pytest
 from wan_trt_core.measure import clocks
 from wan_trt_core.measure.clocks import THREAD, ClockWatch
 
-POWER_CAP, HARDWARE, THERMAL = 0x4, 0x8, 0x40
+POWER_CAP, HARDWARE, SOFTWARE, THERMAL, BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
 
 
 class Gpu:
@@ -22,6 +22,8 @@ class Gpu:
     nvmlClocksThrottleReasonSwPowerCap = POWER_CAP
     nvmlClocksThrottleReasonHwSlowdown = HARDWARE
     nvmlClocksThrottleReasonHwThermalSlowdown = THERMAL
+    nvmlClocksThrottleReasonSwThermalSlowdown = SOFTWARE
+    nvmlClocksThrottleReasonHwPowerBrakeSlowdown = BRAKE
 
     def __init__(self, *masks: int) -> None:
         self.masks = list(masks)
@@ -78,6 +80,11 @@ def test_a_slowdown_in_a_single_sample_counts() -> None:
     )
 
 
+@pytest.mark.parametrize("slowed", [HARDWARE, THERMAL, SOFTWARE, BRAKE])
+def test_whatever_slows_a_gpu_down_counts(slowed: int) -> None:
+    assert watched(Gpu(slowed)).slowdown()
+
+
 def test_entering_again_adds_to_what_was_seen() -> None:
     gpu = Gpu(THERMAL, 0)
     watch = watched(gpu)
@@ -95,6 +102,22 @@ def test_without_nvml_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert "nvidia-ml-py" in watch.facts()["error"]
     assert watch.slowdown() == ""
+    assert watch.blind
+
+
+def test_a_gpu_that_tells_its_clocks_and_not_their_reasons_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(0)
+    assert not watched(gpu).blind
+
+    def refused(handle: object) -> int:
+        gpu.all_seen.set()
+        raise gpu.NVMLError("not supported")
+
+    monkeypatch.setattr(gpu, "nvmlDeviceGetCurrentClocksThrottleReasons", refused)
+    watch = watched(gpu)
+    assert watch.blind
+    assert "why its clocks are no higher" in watch.facts()["error"]
+    assert watch.facts()["sm_clock_mhz"]
 
 
 def counters(*readings: Mapping[str, int]) -> Any:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from wan_trt_core.measure.timing import Pair, PairedTimer, measure_pairs, time_calls
+from wan_trt_core.measure.timing import Pair, PairedTimer, PairedTimes, measure_pairs, time_calls
 
 
 class FakeClock:
@@ -142,6 +142,7 @@ def test_metrics_and_series_of_a_measurement() -> None:
         "reference_time": 3.5,
         "candidate_time": 2.5,
         "speedup": 1.4,
+        "drift": 0.0,
         "noise_floor": 0.0,
     }
     assert times.series() == {
@@ -153,6 +154,13 @@ def test_metrics_and_series_of_a_measurement() -> None:
     assert metrics["speedup"].samples == (1.4,) * 3
     assert metrics["noise_floor"].samples == (0.0,) * 2
     assert times.facts()["warmup"] == 2
+
+
+def test_a_machine_that_gets_slower_is_told() -> None:
+    pairs = tuple(Pair(3.0 * 1.02**pair, 2.0 * 1.02**pair) for pair in range(8))
+    found = PairedTimes(pairs, (), 1, 1, "max_pairs", 1.0).metrics()["drift"]
+    assert found.value == pytest.approx(1.02**7 - 1)
+    assert found.detail == "14.9% slower from the first pair to the last, which cancels in the speed-up"
 
 
 def test_calls_once_a_prompt_are_timed_apart() -> None:

@@ -18,7 +18,7 @@ from wan_trt_core.comparison import memory
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.config import ConfigError, MemorySettings, Settings, load_settings
 from wan_trt_core.gates.judging import judge
-from wan_trt_core.gates.memory import BUDGET, RELEASE
+from wan_trt_core.gates.memory import BUDGET, RELEASE, judge_memory
 from wan_trt_core.gates.verdict import Check, Reason, Verdict, decide
 from wan_trt_core.measure.ballast import BudgetError, ballast, current_ballast
 from wan_trt_core.measure.device_memory import DeviceMemory
@@ -133,7 +133,9 @@ def test_what_does_not_fit_fails(held: list[str], monkeypatch: pytest.MonkeyPatc
     error = EngineError(
         "memory of a: the candidate does not fit: CUDA out of memory. Tried to allocate 2.00 GiB"
     )
-    _, check = measured(held, monkeypatch, error)
+    measurement, check = measured(held, monkeypatch, error)
+    gate = make_case().memory
+    assert gate is not None and len(judge_memory(gate, measurement)) == 1, "what did not fit was not measured"
     assert held[-2:] == ["candidate", "gone"]
     assert (check.verdict, check.reason) == (Verdict.FAIL, Reason.OVER_BUDGET)
     assert "does not fit into 8 GiB" in check.message and "Tried to allocate 2.00 GiB" in check.message

@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 from plugin_support import HARDWARE, Project, project
 
 from wan_trt_core.pytest_plugin.options import SETTINGS
 
 __all__ = ["project"]
-
-
-def test_cases(project: Project) -> None:
-    path = project.cases("good-one")
-    path.rename(project.path / "mine.yaml")
-    project.run("-m", "parity", "--wan-cases", "mine.yaml").assert_outcomes(passed=1, deselected=2)
-
-
-def test_report(project: Project) -> None:
-    project.cases("good-one")
-    project.run("-m", "parity", "--wan-report", "elsewhere")
-    assert list(project.verdicts("elsewhere")) == [("parity", "good-one")]
-    assert not (project.path / "outputs").exists()
-
-
-def test_a_log_file_when_the_settings_name_one(project: Project) -> None:
-    project.file("log: {file: logs/suite.log, level: debug}\n", "config.yaml")
-    logged = "import logging; logging.getLogger('wan_trt_core.test').debug('from a test')"
-    project.file(f"def test(wan_settings):\n    {logged}\n", "test_logging.py")
-    project.run("test_logging.py", "--wan-config", "config.yaml").assert_outcomes(passed=1)
-    assert "DEBUG wan_trt_core.test: from a test" in (project.path / "logs" / "suite.log").read_text()
-    assert not logging.getLogger("wan_trt_core").handlers
 
 
 def test_backend_model_and_profile_override_every_case(project: Project) -> None:
@@ -56,26 +32,6 @@ def test_environment_overrides_too_but_the_settings_file_does_not(
     monkeypatch.setenv("WAN_TRT_BACKEND", "torch")
     project.run("-m", "parity")
     assert project.results()["cases"][0]["backend"] == "torch"
-
-
-def test_cases_for_other_backends_wait_until_one_is_named(project: Project) -> None:
-    text = project.cases("good-one", "good-gpu").read_text()
-    project.file(text.replace("id: good-gpu", "id: good-gpu\n    only_backends: [tensorrt]"))
-    result = project.run("-m", "parity")
-    assert list(project.verdicts()) == [("parity", "good-one")]
-    result.stdout.fnmatch_lines(["wan-trt: 1 case(s) only with --wan-backend tensorrt"])
-    result = project.run("-m", "parity", "--wan-backend", "tensorrt")
-    assert len(project.verdicts()) == 2
-    result.stdout.no_fnmatch_line("*only with*")
-
-
-def test_what_only_another_backend_can_do_is_no_mistake_of_a_case_that_waits_for_it(project: Project) -> None:
-    text = project.cases("good-one", "good-gpu", suites=("perf",)).read_text()
-    one, gpu = text.split("id: good-gpu")
-    gpu = gpu.replace("perf: {", "perf: {also: [no-cuda-graphs], ")
-    project.file(f"{one}id: good-gpu\n    backend: tensorrt\n    only_backends: [tensorrt]{gpu}")
-    project.run("-m", "perf", "--wan-backend", "torch").assert_outcomes(passed=1, deselected=2)
-    project.run("-m", "perf", "--wan-backend", "tensorrt").assert_outcomes(passed=2, deselected=2)
 
 
 @pytest.mark.parametrize(
@@ -103,16 +59,6 @@ def test_settings_options_reach_the_settings(project: Project) -> None:
     }
 
 
-@pytest.mark.parametrize("arguments", [(), ("-n1",)], ids=["plain", "xdist"])
-def test_no_gate_records_and_says_so(project: Project, arguments: tuple[str, ...]) -> None:
-    project.cases("bad-one", "unavailable-one")
-    result = project.run("-m", "parity", "--wan-no-gate", "-rA", *arguments)
-    result.assert_outcomes(passed=1, failed=1, deselected=0 if arguments else 2)
-    result.stdout.fnmatch_lines(["wan-trt: NOT GATING*", "*bad-one (parity) FAIL*", "NOT GATING*"])
-    assert project.verdicts()["parity", "bad-one"] == ("fail", "beyond_limit")
-    assert project.results()["environment"]["gating"] is False
-
-
 def test_header(project: Project) -> None:
     project.cases("good-one")
     project.run("-m", "parity", "--wan-require-bands").stdout.fnmatch_lines(
@@ -122,19 +68,6 @@ def test_header(project: Project) -> None:
             "wan-trt: baselines *baselines, bands required",
             "wan-trt: gating: everything but pass fails its test",
         ]
-    )
-
-
-def test_a_memory_budget_is_of_a_gpu(project: Project) -> None:
-    """On a CPU nothing would hold it, and what passed would mean nothing."""
-    project.cases("good-one", suites=("memory", "parity"))
-    result = project.run("-m", "memory", "--wan-memory-budget", "12GB")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--wan-memory-budget: a memory budget is of a GPU*good-one*onnxruntime*"])
-    project.run("-m", "parity", "--wan-memory-budget", "12GB").assert_outcomes(passed=1, deselected=2)
-    result = project.run("-m", "memory", "--wan-memory-budget", "12")
-    result.stderr.fnmatch_lines(
-        ["*--wan-memory-budget: memory.budget: '12' is not allowed: '12' is no size*"]
     )
 
 

@@ -7,12 +7,23 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated import CLOCKS, KERNELS, STAGES, case_record, entry, make_case, perf_measurement, run_record
+from fabricated import (
+    CLOCKS,
+    KERNELS,
+    STAGES,
+    case_record,
+    entry,
+    full_run,
+    make_case,
+    perf_measurement,
+    run_record,
+)
 from rich.console import Console
 
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.records import Measurement, Metric, RunRecord
 from wan_trt_core.report.charts import case_charts
+from wan_trt_core.report.github import annotate
 from wan_trt_core.report.junit import junit_properties
 from wan_trt_core.report.markdown import markdown_report, write_markdown
 from wan_trt_core.report.summary import WHY, headline, perf_rows, totals, worst_first
@@ -63,6 +74,10 @@ def test_terminal_says_all_that_matters(record: RunRecord, width: int) -> None:
         assert word in squeezed
     assert "regenerate_baselines.py" in squeezed
     assert "5 cases: 2 pass, 1 invalid, 2 fail; 1 BELOW GATE" in squeezed
+
+
+def test_a_narrow_terminal_cuts_no_number(record: RunRecord) -> None:
+    assert "…" not in terminal(record, width=40)
 
 
 def test_long_names_stay_in_one_piece_at_eighty_columns(record: RunRecord) -> None:
@@ -206,7 +221,7 @@ def test_summary_of_the_job_is_appended_to(record: RunRecord, tmp_path: Path) ->
 
 def test_junit_properties_are_scalars(record: RunRecord) -> None:
     found = {case.case: dict(junit_properties(case)) for case in record.cases}
-    assert found["dit-fp16"]["wan.verdict"] == "fail"
+    assert (found["dit-fp16"]["wan.verdict"], found["dit-fp16"]["wan.reason"]) == ("fail", "beyond_limit")
     assert found["dit-fp16"]["wan.deciding_metric"] == "psnr_db"
     assert float(found["dit-fp16"]["wan.value"]) == 89.99999
     assert float(found["dit-fp16"]["wan.limit"]) == 90.0
@@ -215,13 +230,40 @@ def test_junit_properties_are_scalars(record: RunRecord) -> None:
     assert all(isinstance(value, str) for properties in found.values() for value in properties.values())
 
 
-def on_a_gpu(**facts: object) -> RunRecord:
+@pytest.mark.parametrize(
+    "case",
+    ["- id: one-case", "- {id: one-case, parity: {}}", "- {'id': 'one-case'}", '-   "id": "one-case"  # why'],
+)
+def test_a_case_is_annotated_in_its_line(case: str, tmp_path: Path) -> None:
+    file = tmp_path / "cases.yaml"
+    file.write_text(f"version: 1\ncases:\n  {case}\n")
+    run = run_record(case_record(make_case("one-case"), perf_measurement(1.31)))
+    workspace = {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(tmp_path)}
+    (line,) = annotate(run, file, workspace)
+    assert line.startswith("::error file=cases.yaml,line=3,title=wan-trt%3A one-case (perf) FAIL")
+    assert not list(annotate(run, file, {}))
+
+
+def test_everything_but_a_pass_is_annotated_the_worst_first(tmp_path: Path) -> None:
+    found = list(annotate(full_run(), tmp_path / "absent.yaml", {"GITHUB_ACTIONS": "true"}))
+    verdicts = re.findall(r"^::error .* ([A-Z]+) \(\w+\)::", "\n".join(found), re.MULTILINE)
+    assert verdicts == ["FAIL", "INVALID", "MISSING", "INCONCLUSIVE"]
+    assert [line.startswith("::warning ") for line in found] == [False] * 4 + [True]
+
+
+def test_terminal_says_all_that_failed_in_a_case() -> None:
+    text = terminal(run_record(case_record(make_case(), perf_measurement(1.31, psnr_db=40.0))))
+    assert "1.5x is asked" in text and "the timed output is wrong" in text
+
+
+def on_a_gpu(drift: float = 0.0, **facts: object) -> RunRecord:
     measurement = perf_measurement(1.67)
     detail = "1.200x, 99% interval 1.150x to 1.250x over 5 pairs"
     beside = {
         "compile_speedup": Metric(value=1.2, unit="x", better="higher", detail=detail),
         "graph_gain": Metric(value=None, unit="x", better="higher", detail="out of memory"),
         "noise_floor": Metric(value=0.0021, unit="", better="lower"),
+        "drift": Metric(value=drift, unit="", better="lower", detail="5.1% slower" if drift else ""),
     }
     changed = {"metrics": measurement.metrics | beside, "facts": measurement.facts | facts}
     return run_record(case_record(make_case(), measurement.model_copy(update=changed)))
@@ -232,6 +274,8 @@ def test_a_perf_case_shows_its_ratios_times_and_clocks() -> None:
     interval = re.compile(
         r"speed-up over eager\W+1\.6\d\dx, 99% interval 1\.6\d\dx to 1\.\d{3}x over \d+ pairs"
     )
+    assert "drift" not in terminal(record)
+    assert "drift 5.1% slower;" in re.sub(r"\s+", " ", terminal(on_a_gpu(drift=0.051)))
     for text in (markdown_report(record), re.sub(r"\s+", " ", terminal(record))):
         assert interval.search(text)
         for words in (

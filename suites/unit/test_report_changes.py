@@ -115,3 +115,9 @@ def test_markdown_folds_what_did_not_change() -> None:
     assert "psnr_db" not in shown and "psnr_db" in folded
     assert "| before | abc |" in folded
     assert "| `dit-fp32` | perf | new | pass" in comparison_markdown(run_record(), run_record(perf()))
+
+
+def test_markdown_notes_cannot_break_out() -> None:
+    case = case_record(make_case(), perf_measurement())
+    text = comparison_markdown(run_record(case), run_record(case, hardware_key="<img src=x>"))
+    assert "the hardware differs" in text and "<img" not in text

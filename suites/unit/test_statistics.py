@@ -12,6 +12,7 @@ from wan_trt_core.gates.statistics import (
     LAST_LOOK,
     SamplingPlan,
     bias,
+    drift,
     noise_floor,
     paired_ratio,
     ratio_interval,
@@ -68,9 +69,9 @@ def test_interval_of_few_pairs_is_students() -> None:
 
 
 def test_interval_holds_its_own_centre() -> None:
-    """One pair far out: Student's interval is of the mean, which is not where the other pairs are."""
-    a = [1.6, 1.6, 1.6, 1.6, 1.6 * 1.001]
-    found = ratio_interval(a, [1.0] * 5, 0.45)
+    """Skewed pairs: the interval of the signs is around their median, which is not their centre."""
+    a = np.exp(np.linspace(0, 1, 20) ** 6).tolist()
+    found = ratio_interval(a, [1.0] * 20, 0.45)
     assert found.low <= found.point <= found.high
 
 
@@ -93,8 +94,8 @@ def test_interval_of_few_pairs_is_wider_than_their_range() -> None:
 
 def test_interval_cancels_what_slows_both_arms_of_a_pair() -> None:
     a, b = (np.array(times) for times in paired_times(1.6, pairs=20, noise=0.002))
-    drift = np.linspace(1, 2, 20)
-    shaken = ratio_interval((a * drift).tolist(), (b * drift).tolist(), 0.005)
+    slower = np.linspace(1, 2, 20)
+    shaken = ratio_interval((a * slower).tolist(), (b * slower).tolist(), 0.005)
     assert 1.55 < shaken.low < shaken.high < 1.65
 
 
@@ -151,6 +152,24 @@ def test_bias_is_what_of_a_difference_is_proven() -> None:
     logs = np.log(first)
     low, _ = stats.t.interval(0.9, 2, loc=logs.mean(), scale=stats.sem(logs))
     assert bias(first, second) == pytest.approx(low)
+
+
+@pytest.mark.parametrize("slower", [0.05, -0.05])
+def test_drift_is_found_with_its_size(slower: float) -> None:
+    runs = (np.array(paired_times(1.6, seed=seed)) for seed in range(100))
+    found = [drift(*(times * np.geomspace(1, 1 + slower, 30)).tolist()) for times in runs]
+    assert sum(each == 0 for each in found) <= 1
+    assert np.median(found) == pytest.approx(slower, abs=0.003)
+
+
+def test_drift_is_not_found_where_there_is_none() -> None:
+    """One run in a hundred may tell of one (95 % bound of 1000 runs), and one state of two is none."""
+    found = [drift(*paired_times(1.6, pairs=12, seed=seed)) for seed in range(1000)]
+    assert 0 < sum(each != 0 for each in found) <= 16
+    assert drift([1.0] * 9, [2.0] * 9) == 0
+    assert drift([1.0, 1.0, 1.4, 1.4, 1.0, 1.0, 1.4], [1.0] * 7) == 0
+    assert drift([1.0, 1.1, 1.2, 1.3, 1.4], [1.0] * 5) == 0, "five in order come about once in sixty"
+    assert drift([1.0], [1.0]) == 0
 
 
 def verdicts(ratio: float, runs: int, noise: float = 0.01) -> list[Verdict]:

@@ -121,5 +121,8 @@ def _error(block: str, reference: Tensor, candidate: Tensor) -> BlockError:
     expected, found = reference.double(), candidate.to(reference.device).double()
     error, size = float((found - expected).norm()), float(expected.norm())
     rms, peak = error / math.sqrt(expected.numel()), float(expected.abs().max())
+    relative = error / max(size, 1e-30)
+    if not math.isfinite(relative):  # an overflow: such a block has no PSNR
+        return BlockError(block, relative)
     psnr = min(PSNR_CAP_DB, 20 * math.log10(peak / rms)) if peak and rms else PSNR_CAP_DB
-    return BlockError(block, error / max(size, 1e-30), psnr)
+    return BlockError(block, relative, psnr)

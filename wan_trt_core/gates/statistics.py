@@ -29,6 +29,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 LAST_LOOK = 0.5
@@ -37,6 +38,9 @@ fiftieth, and runs with outliers or two clocks would end undecided (``benchmarks
 
 BIAS_TAIL = 0.05
 """Chance that a difference of the candidate from itself is called proven where there is none, on each side."""
+
+DRIFT_TAIL = 0.005
+"""The same for a drift of the machine: one run in a hundred tells of one that is none."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,25 @@ def bias(first: Sequence[float], second: Sequence[float]) -> float:
     return max(0.0, abs(float(logs.mean())) - half)
 
 
+def drift(reference: Sequence[float], candidate: Sequence[float]) -> float:
+    """Share by which both arms' times grew from the first pair to the last, negative where they shrank.
+
+    The slope is the median of those between any two pairs, of the mean log time of each (Theil, Indagationes
+    Mathematicae 12 (1950); Sen, Journal of the American Statistical Association 63 (1968)). It is 0 unless proven, by
+    how many of these go the other way (Kendall, Biometrika 30 (1938)), which takes six pairs at least. In the ratio it
+    cancels.
+    """
+    import numpy as np
+
+    logs = (np.log(reference) + np.log(candidate)) / 2
+    first, second = np.triu_indices(len(logs), 1)
+    steps = logs[second] - logs[first]
+    against = int(min((steps <= 0).sum(), (steps >= 0).sum()))
+    if _inversion_shares(len(logs))[against] > DRIFT_TAIL:
+        return 0.0
+    return math.expm1(float(np.median(steps / (second - first))) * (len(logs) - 1))
+
+
 def _log_ratios(reference: Sequence[float], candidate: Sequence[float]) -> Any:
     import numpy as np
 
@@ -222,3 +245,14 @@ def _sign_shares(n: int) -> tuple[float, ...]:
         below += math.comb(n, count)
         shares.append(below / 2**n)
     return tuple(shares)
+
+
+@lru_cache(maxsize=64)
+def _inversion_shares(n: int) -> tuple[float, ...]:
+    """Probability that at most 0, 1, 2 … pairs of ``n`` values in a random order stand the wrong way round."""
+    below = [1]
+    for size in range(2, n + 1):  # the next value goes past 0 to size - 1 of those before it
+        longer = below + [below[-1]] * (size - 1)
+        ways = [most - (longer[at - size] if at >= size else 0) for at, most in enumerate(longer)]
+        below = list(accumulate(ways))
+    return tuple(count / below[-1] for count in below)

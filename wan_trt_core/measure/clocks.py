@@ -40,7 +40,7 @@ class ClockSample:
     sm_clock: float | None
     temperature: float | None
     power: float | None
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...] | None
 
 
 class ClockWatch:
@@ -106,12 +106,13 @@ class ClockWatch:
             "temperature_c": _most(sample.temperature for sample in self._samples),
             "power_w": _most(sample.power for sample in self._samples),
             "reasons": dict(self._reasons()),
+            **({"error": "this GPU does not say why its clocks are no higher"} if self.blind else {}),
         }
 
     @property
     def blind(self) -> bool:
-        """Whether a GPU was to be watched and none was seen: that nothing slowed it down is then not known."""
-        return self._device == "cuda" and not self._samples
+        """Whether a GPU was to be watched and did not say what slows it down: that nothing did is not known."""
+        return self._device == "cuda" and all(sample.reasons is None for sample in self._samples)
 
     def slowdown(self) -> str:
         """What slowed down the device that was timed, for people; empty where nothing did.
@@ -128,7 +129,7 @@ class ClockWatch:
         return ", ".join(found)
 
     def _reasons(self) -> Counter[str]:
-        return Counter(reason for sample in self._samples for reason in sample.reasons)
+        return Counter(reason for sample in self._samples for reason in sample.reasons or ())
 
     def _sample(self, nvml: Any, handle: Any) -> None:
         while True:

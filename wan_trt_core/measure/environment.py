@@ -267,15 +267,15 @@ def _gpu_slowdowns() -> tuple[str, ...]:
     nvml, handle = nvml_device()
     if nvml is None:
         return ()
-    return tuple(reason for reason in clock_reasons(nvml, handle) if reason in GPU_SLOWDOWNS)
+    return tuple(reason for reason in clock_reasons(nvml, handle) or () if reason in GPU_SLOWDOWNS)
 
 
-def clock_reasons(nvml: Any, handle: Any) -> tuple[str, ...]:
-    """Why a GPU does not run at its highest clock right now; empty where it does, or keeps that to itself."""
+def clock_reasons(nvml: Any, handle: Any) -> tuple[str, ...] | None:
+    """Why a GPU does not run at its highest clock right now; empty where it does, ``None`` where it does not say."""
     try:
         mask = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
     except nvml.NVMLError:
-        return ()
+        return None
     return tuple(text for name, text in _NVML_REASONS.items() if mask & getattr(nvml, name, 0))
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from wan_trt_core.gates.statistics import noise_floor, paired_ratio
+from wan_trt_core.gates.statistics import drift, noise_floor, paired_ratio
 from wan_trt_core.records import Metric
 
 TIMING_METRICS = ("reference_time", "candidate_time", "speedup", "noise_floor")
@@ -82,7 +82,8 @@ class PairedTimes:
         }
 
     def metrics(self, *, reference_extra: float = 0.0, candidate_extra: float = 0.0) -> dict[str, Metric]:
-        """``reference_time``, ``candidate_time``, ``speedup`` and, where measured, ``noise_floor``.
+        """``reference_time``, ``candidate_time``, ``speedup``, ``drift`` of both times over the pairs (a share) and,
+        where measured, ``noise_floor``.
 
         Args:
             reference_extra: seconds to add to each reference time (work done once a prompt, by its steps).
@@ -104,6 +105,7 @@ class PairedTimes:
                 better="higher",
                 samples=tuple(a / b for a, b in zip(reference, candidate, strict=True)),
             ),
+            "drift": _drift_metric(drift(reference, candidate)),
         }
         if self.noise:
             first = tuple(pair.reference for pair in self.noise)
@@ -279,6 +281,12 @@ def time_calls(
         with _no_garbage_collection():
             times.append(timer._time(call)[0])
     return tuple(times)
+
+
+def _drift_metric(share: float) -> Metric:
+    word = "slower" if share > 0 else "faster"
+    told = f"{abs(share):.1%} {word} from the first pair to the last, which cancels in the speed-up"
+    return Metric(value=share, unit="", better="lower", detail=told if share else "")
 
 
 @contextmanager

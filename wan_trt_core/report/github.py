@@ -49,7 +49,7 @@ def _case_lines(case_file: Path) -> dict[str, int]:
         text = case_file.read_text(encoding="utf-8")
     except OSError:
         return {}
-    found = re.compile(r"""^[\s-]*["']?id["']?\s*:\s*["']?([^"'\s#]+)""")
+    found = re.compile(r"""^[\s{-]*["']?id["']?\s*:\s*["']?([^"'\s#,}]+)""")
     matches = ((number, found.match(line)) for number, line in enumerate(text.splitlines(), 1))
     return {match[1]: number for number, match in matches if match}
 

@@ -60,6 +60,7 @@ _PERF = {
     "graph_gain": "gain of CUDA graphs",
     "reference_time": "reference",
     "candidate_time": "candidate",
+    "drift": "drift",
     "noise_floor": "noise floor",
 }
 """What the reports show of a performance case, in this order."""
@@ -187,8 +188,8 @@ def totals(record: RunRecord) -> str:
 def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:
     """What a performance case found, as names and values; nothing of another suite or of a case that broke.
 
-    The speed-up with its interval, the ratios to what was timed beside it, both arms' times, the noise floor, and what
-    the GPU's clocks did meanwhile.
+    The speed-up with its interval, the ratios to what was timed beside it, both arms' times, a drift if there was one,
+    the noise floor, and what the GPU's clocks did meanwhile.
     """
     metrics = case.measurement.metrics
     if case.suite != "perf" or SPEEDUP not in metrics:
@@ -196,6 +197,8 @@ def perf_rows(case: CaseRecord) -> list[tuple[str, str]]:
     rows = [(_PERF[SPEEDUP], _speedup(case))]
     for name in [name for name in _PERF if name in metrics and name != SPEEDUP]:
         metric = metrics[name]
+        if name == "drift" and not metric.value:
+            continue
         value = f"{metric.value:.1%}" if name == "noise_floor" and metric.value is not None else ""
         rows.append((_PERF[name], value or metric.detail or quantity(metric.value, metric.unit)))
     clocks = _clocks(case.measurement.facts.get("clocks", {}))

@@ -100,9 +100,9 @@ def verdict_table(record: RunRecord, width: int) -> Table:
     table.add_column("case", no_wrap=longest + BESIDE_CASE <= width, overflow="fold")
     table.add_column("suite", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("measured", justify="right")
-    table.add_column("limit", justify="right")
-    table.add_column("why")
+    for number in ("measured", "limit"):
+        table.add_column(number, justify="right", overflow="fold")
+    table.add_column("why", overflow="fold")
     for case in worst_first(record):
         head = headline(case)
         verdict = case.verdict.value.upper()

@@ -1,0 +1,16 @@
+"""``--wan-profile``: the shape profile of all cases."""
+
+from __future__ import annotations
+
+import pytest
+from plugin_conditions import WITHOUT_WORKERS, Option, run_under
+from plugin_support import Project, project
+
+__all__ = ["project"]
+
+OPTION = Option(("--wan-profile=128p-17f",), settings={"profile": "128p-17f"})
+
+
+@pytest.mark.parametrize("condition", WITHOUT_WORKERS)
+def test_under_every_condition(project: Project, condition: str) -> None:
+    run_under(project, OPTION, condition)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -182,6 +182,8 @@ class MemoryGate(_Model):
     reference: bool = False
 
 
+_Gate = TypeVar("_Gate", ParityGate, PerfGate, MemoryGate)
+
 MEAN = "mean."
 """Begins the name of a metric's mean over the prompts of a case; the metric's own name is that of the worst."""
 
@@ -299,6 +301,25 @@ class CaseFile:
         given = {name: value for name, value in fields.items() if value is not None}
         return CaseFile(self.path, self.version, tuple(case.model_copy(update=given) for case in self.cases))
 
+    def held_to(self, thresholds: Mapping[str, float], source: str) -> CaseFile:
+        """The same cases with other thresholds, by metric, wherever a gate has a limit on it (``speedup``: every perf).
+
+        Raises:
+            CaseFileError: naming ``source``, for a metric that no case has a limit on, or a value that none can have.
+        """
+        named: set[str] = set()
+        cases = tuple(
+            case.model_copy(
+                update={
+                    name: _held_to(getattr(case, name), thresholds, source, named) for name in case.suites
+                }
+            )
+            for case in self.cases
+        )
+        if unknown := sorted(thresholds.keys() - named):
+            raise CaseFileError(f"{source}: no case of {self.path} has a limit on {', '.join(unknown)}")
+        return CaseFile(self.path, self.version, cases)
+
     def require_names(self, allowed: Allowed, source: str) -> None:
         """Check the names again, after :meth:`overridden`.
 
@@ -310,6 +331,34 @@ class CaseFile:
                 raise CaseFileError(
                     f"{source} does not fit case '{case.id}' of {self.path}: {problem.message}"
                 )
+
+
+def _held_to(gate: _Gate, thresholds: Mapping[str, float], source: str, named: set[str]) -> _Gate:
+    """The gate with these thresholds; those that are of it are added to ``named``."""
+
+    def limit(metric: str, old: Limit) -> Limit:
+        if metric not in thresholds:
+            return old
+        named.add(metric)
+        if old.min is not None and old.max is not None:
+            raise CaseFileError(f"{source}: {metric} has a min and a max; change them in the case file")
+        try:
+            return Limit(**{"max" if old.min is None else "min": thresholds[metric]}, reason=source)
+        except ValidationError as error:
+            raise CaseFileError(f"{source}: {metric}: {error.errors()[0]['msg']}") from None
+
+    new: dict[str, Any] = {}
+    for name, value in gate:
+        if isinstance(value, Limit):
+            new[name] = limit(name, value)
+        elif isinstance(value, Mapping):
+            new[name] = {
+                key: limit(key, one) if isinstance(one, Limit) else one for key, one in value.items()
+            }
+    if isinstance(gate, PerfGate) and "speedup" in thresholds:
+        speedup = limit("speedup", Limit(min=gate.speedup, reason=source))
+        new |= {"speedup": speedup.min, "reason": speedup.reason}
+    return gate.model_copy(update=new)
 
 
 def load_cases(path: Path, allowed: Allowed) -> CaseFile:

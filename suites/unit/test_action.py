@@ -36,7 +36,9 @@ def test_the_published_schema_holds(tmp_path: Path) -> None:
 
 
 def test_inputs_and_steps_name_each_other(action: dict[str, Any]) -> None:
-    assert {"model", "checkpoint", "suites", "backend", "baselines", "pytest-args"} <= action["inputs"].keys()
+    assert {"model", "checkpoint", "suites", "thresholds", "backend", "baselines", "pytest-args"} <= action[
+        "inputs"
+    ].keys()
     assert action["outputs"].keys() == {"verdict", "report"}
     steps = action["runs"]["steps"]
     text = yaml.safe_dump(steps)
@@ -101,6 +103,8 @@ def gate(runner: Runner, **inputs: str) -> tuple[int, dict[str, str], str]:
         (("good-one",), {}, 0, "pass"),
         (("good-one", "bad-one"), {}, 1, "fail"),
         (("good-one", "bad-one"), {"pytest_args": "-k 'good and one' -q"}, 0, "pass"),
+        (("good-one",), {"thresholds": "psnr_db=94 speedup=1.9"}, 0, "pass"),
+        (("good-one",), {"thresholds": "speedup=1.9 psnr_db=96"}, 1, "fail"),
         (("good-one",), {"backend": "no-such"}, 4, "invalid"),
         (("good-one",), {"suites": ""}, 1, None),
     ],

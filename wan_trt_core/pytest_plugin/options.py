@@ -55,6 +55,12 @@ def add_options(parser: pytest.Parser) -> None:
     )
     option("backend", "Backend of all cases, instead of the case file's.", metavar="NAME")
     option("profile", "Shape profile of all cases, instead of the case file's.", metavar="NAME")
+    option(
+        "threshold",
+        "Hold every case that has a limit on this metric to this value (speedup=1.6, psnr_db=65); repeatable.",
+        metavar="METRIC=VALUE",
+        action="append",
+    )
     option("baselines", "Folder of the stored baselines.", metavar="FOLDER")
     option("cache", "Folder of the ONNX files and engines.", metavar="FOLDER")
     option(
@@ -90,6 +96,6 @@ def add_markers(config: pytest.Config) -> None:
 
 def given(config: pytest.Config) -> dict[str, Any]:
     """What was given on the command line, by option name without the prefix."""
-    names = (*SETTINGS, "cases", "config", "memory_budget", "require_bands", "no_gate")
+    names = (*SETTINGS, "cases", "config", "threshold", "memory_budget", "require_bands", "no_gate")
     values = {name: config.getoption(f"wan_{name}") for name in names}
     return {name: value for name, value in values.items() if value is not None}

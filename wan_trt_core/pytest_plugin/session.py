@@ -124,6 +124,24 @@ class WanSession:
             if value is not None and self.loaded.sources[name].startswith(("--", ENVIRONMENT_PREFIX))
         }
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Those that the command line gives in place of the case file's, by metric.
+
+        Raises:
+            CaseFileError: when one is no ``METRIC=VALUE``.
+        """
+        from wan_trt_core.cases import CaseFileError
+
+        found: dict[str, float] = {}
+        for text in self.options.get("threshold", ()):
+            metric, _, value = text.partition("=")
+            try:
+                found[metric] = float(value)
+            except ValueError:
+                raise CaseFileError(f"--wan-threshold: {text!r} is no METRIC=VALUE, as speedup=1.6") from None
+        return found
+
     @cached_property
     def _whole_case_file(self) -> CaseFile:
         """All cases, overrides applied.
@@ -139,7 +157,7 @@ class WanSession:
         if self.overrides:
             kept = case_file.for_backend(self.overrides.get("backend"))
             kept.require_names(allowed, ", ".join(self.loaded.sources[name] for name in self.overrides))
-        return case_file
+        return case_file.held_to(self.thresholds, "--wan-threshold")
 
     @property
     def case_file(self) -> CaseFile:

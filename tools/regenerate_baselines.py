@@ -24,9 +24,8 @@ from wan_trt_core import baseline_update as update
 from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
 from wan_trt_core.measure.environment import SourceState, hardware_key, source_state
 from wan_trt_core.pytest_plugin.session import allowed_names
-from wan_trt_core.records import RecordError, RunRecord
+from wan_trt_core.records import RecordError, RunRecord, write_text
 from wan_trt_core.report.terminal import changes_table
-from wan_trt_core.report.writing import write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -82,15 +82,15 @@ def test_interrupted_write_leaves_nothing_half_written(
     path = tmp_path / "results.json"
     record.write(path)
     before = path.read_bytes()
-    monkeypatch.setattr("wan_trt_core.records.json.dump", _broken)
+    monkeypatch.setattr(Path, "write_text", _broken)
     with pytest.raises(OSError, match="disk full"):
         record.write(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def _broken(data: object, stream: Any, **_: object) -> None:
-    stream.write("{")
+def _broken(path: Path, text: str, **_: object) -> None:
+    path.write_bytes(text[:1].encode())
     raise OSError("disk full")
 
 

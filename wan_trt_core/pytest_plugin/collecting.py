@@ -100,9 +100,10 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
     """
     subjects = [(item, subject) for item in items if (subject := subject_of(item))]
     session.selected = frozenset(subject.suite for _, subject in subjects)
-    perf = [(item, subject) for item, subject in subjects if subject.suite == "perf"]
+    perf = {item.nodeid: subject.case for item, subject in subjects if subject.suite == "perf"}
+    backends = {getattr(case, "backend", None) for case in perf.values()}
     refusal = session.refusal or _judged_twice([subject for _, subject in subjects])
-    refusal = refusal or xdist.perf_refusal(session, perf)
+    refusal = refusal or xdist.perf_refusal(session, list(perf), backends)
     refusal = refusal or _no_budget(session, [subject for _, subject in subjects])
     refusal = refusal or (_unknown_hardware(session) if subjects else None)
     if refusal:

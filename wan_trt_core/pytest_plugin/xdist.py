@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from wan_trt_core.pytest_plugin.collecting import Subject
     from wan_trt_core.pytest_plugin.session import WanSession
 
 REFUSAL = "wan_trt_refusal"
@@ -36,8 +35,8 @@ def register(session: WanSession) -> None:
         session.config.pluginmanager.register(Controller(session), "wan_trt_xdist")
 
 
-def perf_refusal(session: WanSession, perf: Sequence[tuple[pytest.Item, Subject]]) -> str | None:
-    """Why these performance tests cannot be timed here; ``None`` when they can.
+def perf_refusal(session: WanSession, perf: Sequence[str], backends: Collection[str | None]) -> str | None:
+    """Why the performance tests of these ids, on these backends, cannot be timed here; ``None`` when they can.
 
     Workers share the machine, and whoever shares it measures the others as well, unless each has a GPU of its own:
     then this worker takes the one that the controller gave it, and keeps it until it ends.
@@ -45,20 +44,19 @@ def perf_refusal(session: WanSession, perf: Sequence[tuple[pytest.Item, Subject]
     if not perf or not is_worker(session.config):
         return None
     given: dict[str, str] = session.config.workerinput  # type: ignore[attr-defined]
-    if GPU in given and _on_gpu(session, perf):
+    if GPU in given and _on_gpu(session, backends):
         return _take(session, given[GPU], given[HARDWARE])
     return (
         "performance cannot be measured under pytest-xdist, whose workers disturb each other's times, unless each has "
-        f"a GPU of its own: {len(perf)} perf tests are selected ({perf[0][0].nodeid} …). Run them alone with "
+        f"a GPU of its own: {len(perf)} perf tests are selected ({perf[0]} …). Run them alone with "
         "'pytest -m perf -n0' (or '-p no:xdist'), and the others with 'pytest -m \"not perf\"'"
     )
 
 
-def _on_gpu(session: WanSession, perf: Sequence[tuple[pytest.Item, Subject]]) -> bool:
-    """Whether both arms of every case run on a GPU."""
+def _on_gpu(session: WanSession, backends: Collection[str | None]) -> bool:
+    """Whether all of these run on a GPU; then the reference beside each does too."""
     from wan_trt_core.backends.registry import device_of
 
-    backends = {getattr(subject.case, "backend", None) for _, subject in perf}
     return all(device_of(session.settings, backend) == "cuda" for backend in backends)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wan_trt_core.gates.verdict import Verdict
-from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
+from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord, write_text
 from wan_trt_core.report.charts import Chart, case_charts
 from wan_trt_core.report.frames import Album, Frames
 from wan_trt_core.report.summary import (
@@ -33,7 +33,6 @@ from wan_trt_core.report.summary import (
     worst_first,
 )
 from wan_trt_core.report.tables import Table, case_notes, case_subject, case_tables, facts_table, run_tables
-from wan_trt_core.report.writing import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

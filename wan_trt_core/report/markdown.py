@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from wan_trt_core.gates.verdict import Verdict
-from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
+from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord, write_text
 from wan_trt_core.report.changes import MetricChange, Weight, compare_runs
 from wan_trt_core.report.summary import (
     WHY,
@@ -22,7 +22,6 @@ from wan_trt_core.report.summary import (
     worst_first,
 )
 from wan_trt_core.report.tables import case_notes, case_subject, case_tables, facts_table, run_tables
-from wan_trt_core.report.writing import write_text
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 """GitHub Actions names the file of the job's summary in it."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory_events import Event, Failure, MemoryRecord
+from wan_trt_core.records import write_text
 from wan_trt_core.report.charts import BOOKS, Chart, memory_timeline
 from wan_trt_core.report.markdown import escape, markdown_table
 from wan_trt_core.report.memory_analysis import WORTH, Analysis, Growth, analyse
 from wan_trt_core.report.tables import Table, flat
-from wan_trt_core.report.writing import write_text
 
 ALIKE = 0.01
 """Steps in a row whose peaks differ by less than this part are one row of the timeline."""

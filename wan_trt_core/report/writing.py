@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,14 +32,3 @@ def write_report(run: RunRecord, folder: Path) -> None:
     run.write(folder / RESULTS)
     write_markdown(run, folder / REPORT)
     write_html(run, folder / PAGE)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write through a temporary file in the same folder, which is made, then rename over."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -118,6 +118,11 @@ class TestWrongInput:
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", __file__), 3, "begins with no image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", "no.png"), 2, "--image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "6"), 3, "frames must be 4k+1"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--guidance-2", "3"),
+                3,
+                "this model has one transformer",
+            ),
             (("run", "--prompt", "x", "--out", "v.mp4", "--height", "512"), 2, "outside the profile"),
             (
                 ("run", "--prompt", "x", "--out", "v.mp4", "--precision", "dit=fp16"),
@@ -130,6 +135,11 @@ class TestWrongInput:
             (("benchmark", "--compare", "torch"), 2, "torch is the reference; name a backend"),
             (("benchmark", "--compare", "torch", "nope"), 3, "there are onnxruntime"),
             (("benchmark", "--compare", "onnxruntime", "--prompt", " "), 3, "the prompt is empty"),
+            (
+                ("benchmark", "--compare", "onnxruntime", "--guidance-2", "3"),
+                3,
+                "this model has one transformer",
+            ),
             (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
             (("benchmark", "--compare", "onnxruntime", "--height", "512"), 2, "outside the profile"),
             (("benchmark", "--compare", "onnxruntime", "--precision", "fp33"), 3, "fp33"),

@@ -265,6 +265,7 @@ def test_a_prompt_that_is_too_long_is_told(pipe: Any, caplog: pytest.LogCaptureF
         (PROMPT, {"num_frames": 8}, 0, r"frames must be 4k\+1"),
         (PROMPT, {"num_inference_steps": 0}, 0, "num_inference_steps must be positive"),
         (PROMPT, {"max_sequence_length": 0}, 0, "text_length must be positive"),
+        (PROMPT, {"guidance_scale_2": 3.0}, 0, r"guidance_scale_2 \(3\) is that of a second expert"),
         (PROMPT, {}, -1, "the seed must not be negative"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,17 @@ def test_the_suites_compare_whole_videos_of_every_variant(
     assert decide(checks).verdict is Verdict.PASS, [check.message for check in checks]
     assert all(engine.runs for engine in loads.engines)
     assert ("dit_2" in {name for name, *_ in loads.asked}) == model.endswith("a14b")
+
+
+def test_the_second_expert_has_a_guidance_of_its_own() -> None:
+    found = resolve("tiny-wan2.2-t2v-a14b")
+    pipe, small = found.checkpoint.pipeline(), replace(found.generation, height=32, width=32, num_frames=1)
+    same, other = (
+        generate(pipe, PROMPT, replace(small, guidance_scale_2=scale), keep_latents=True).latents
+        for scale in (None, 1.0)
+    )
+    differ = [not torch.equal(*pair) for pair in zip(same, other, strict=True)]
+    assert differ == sorted(differ) and 0 < sum(differ) < len(differ)  # from the boundary on
 
 
 @pytest.mark.parametrize(

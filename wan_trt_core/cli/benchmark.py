@@ -25,6 +25,7 @@ from wan_trt_core.cli.options import (
 from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
 from wan_trt_core.cli.videos import (
     FramesOption,
+    Guidance2Option,
     GuidanceOption,
     HeightOption,
     NegativePromptOption,
@@ -68,6 +69,7 @@ def benchmark(
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_2: Guidance2Option = None,
     seed: SeedOption = 0,
     height: HeightOption = None,
     width: WidthOption = None,
@@ -111,9 +113,9 @@ def benchmark(
         shapes = resolved.profile(settings.profile)
         size = {"height": shapes.opt.height, "width": shapes.opt.width, "num_frames": shapes.opt.frames}
         generation = with_options(
-            replace(resolved.generation, **size), steps, guidance, height, width, frames
+            replace(resolved.generation, **size), steps, guidance, height, width, frames, guidance_2
         )
-        check_request(prompt, generation, seed, resolved.spatial)
+        check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
         by_part = parse_precision(precision)
         stock = parse_precision(reference_precision, "--reference-precision") if reference_precision else None
         cases = [

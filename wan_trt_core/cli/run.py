@@ -30,6 +30,7 @@ from wan_trt_core.cli.options import (
 from wan_trt_core.cli.output import print_json, print_line
 from wan_trt_core.cli.videos import (
     FramesOption,
+    Guidance2Option,
     GuidanceOption,
     HeightOption,
     NegativePromptOption,
@@ -69,6 +70,7 @@ def run(
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_2: Guidance2Option = None,
     seed: SeedOption = 0,
     height: HeightOption = None,
     width: WidthOption = None,
@@ -124,8 +126,8 @@ def run(
         check_weights(resolved)
         check_image(image is not None, begins_with_image=resolved.checkpoint.begins_with_image)
         begins_with = None if image is None else open_image(image)
-        generation = with_options(resolved.generation, steps, guidance, height, width, frames)
-        check_request(prompt, generation, seed, resolved.spatial)
+        generation = with_options(resolved.generation, steps, guidance, height, width, frames, guidance_2)
+        check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
         snapshot = None
         if memory_snapshot:

@@ -20,6 +20,10 @@ StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Denoisi
 GuidanceOption = Annotated[
     float | None, typer.Option("--guidance", min=0, help="Guidance scale; 1 turns guidance off.")
 ]
+Guidance2Option = Annotated[
+    float | None,
+    typer.Option("--guidance-2", min=0, help="That of the second expert (Wan 2.2 A14B), if not the first's."),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
 HeightOption = Annotated[int | None, typer.Option("--height", min=16, help="Pixels, a multiple of 16.")]
 WidthOption = Annotated[int | None, typer.Option("--width", min=16, help="Pixels, a multiple of 16.")]
@@ -36,6 +40,7 @@ def with_options(
     height: int | None,
     width: int | None,
     frames: int | None,
+    guidance_2: float | None,
 ) -> GenerationDefaults:
     """The settings with what the options give in their place."""
     asked = {
@@ -44,6 +49,7 @@ def with_options(
         "height": height,
         "width": width,
         "num_frames": frames,
+        "guidance_scale_2": guidance_2,
     }
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     return replace(generation, **given)

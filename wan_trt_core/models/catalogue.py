@@ -34,7 +34,8 @@ class GenerationDefaults:
     """How a video is generated unless told otherwise; the names are those of ``WanPipeline.__call__``.
 
     ``height`` and ``width`` are in pixels; ``max_sequence_length`` is the padded length of the prompt in
-    tokens. A checkpoint's ``generation.json`` may replace any of them.
+    tokens, ``guidance_scale_2`` that of the second of two experts, which has the first's unless given. A checkpoint's
+    ``generation.json`` may replace any of them.
     """
 
     height: int = 480
@@ -44,6 +45,7 @@ class GenerationDefaults:
     guidance_scale: float = 5.0
     max_sequence_length: int = 512
     fps: int = 16
+    guidance_scale_2: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class ResolvedModel:
     def spatial(self) -> int:
         """Pixels that a latent covers in height and in width."""
         return spatial_scale(self.checkpoint.config("vae"))
+
+    @property
+    def two_experts(self) -> bool:
+        """A second transformer takes over at the boundary (Wan 2.2 A14B)."""
+        return "transformer_2" in self.checkpoint.parts
 
     def profile(self, name: str | None = None) -> ShapeProfile:
         """The profile of that name; the model's first without a name.
@@ -154,7 +161,7 @@ _ENTRIES: Mapping[str, _Entry] = {
         {"480p-17f": _480P_17F, "480p-81f": _480P_81F, "720p-81f": _720P_81F},
         with_two_experts(_14B, 0.875),
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-        GenerationDefaults(num_inference_steps=40, guidance_scale=4.0),
+        GenerationDefaults(num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0),
     ),
     "wan2.2-ti2v-5b": _Entry(
         {"704p-121f": _704P_121F},

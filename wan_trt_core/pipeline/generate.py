@@ -71,7 +71,8 @@ def generate(
             is needed.
         UnsupportedCall, EngineError: from engines inside the pipeline.
     """
-    check_request(prompt, generation, seed, spatial_scale(pipe.vae.config))
+    two_experts = getattr(pipe, "transformer_2", None) is not None
+    check_request(prompt, generation, seed, spatial_scale(pipe.vae.config), two_experts=two_experts)
     import torch
     from diffusers import WanImageToVideoPipeline
 
@@ -95,6 +96,7 @@ def generate(
             num_frames=generation.num_frames,
             num_inference_steps=generation.num_inference_steps,
             guidance_scale=generation.guidance_scale,
+            guidance_scale_2=generation.guidance_scale_2,
             max_sequence_length=generation.max_sequence_length,
             generator=torch.Generator("cpu").manual_seed(seed),
             callback_on_step_end=after_step,
@@ -103,11 +105,19 @@ def generate(
     return Generated(output.frames[0], tuple(latents))
 
 
-def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0, spatial: int = SPATIAL) -> None:
+def check_request(
+    prompt: str,
+    generation: GenerationDefaults,
+    seed: int = 0,
+    spatial: int = SPATIAL,
+    *,
+    two_experts: bool = False,
+) -> None:
     """Check what can be checked before anything is loaded.
 
     Args:
         spatial: pixels that a latent of the model covers in height and in width.
+        two_experts: the model has a second transformer.
 
     Raises:
         GenerationError: for an empty prompt or settings that do not fit the model.
@@ -116,6 +126,11 @@ def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0, sp
         raise GenerationError("the prompt is empty: say what the video shows")
     if generation.num_inference_steps < 1:
         raise GenerationError(f"num_inference_steps must be positive, not {generation.num_inference_steps}")
+    if generation.guidance_scale_2 is not None and not two_experts:
+        raise GenerationError(
+            f"guidance_scale_2 ({generation.guidance_scale_2:g}) is that of a second expert, as Wan 2.2 A14B has, and"
+            " this model has one transformer: leave it out"
+        )
     if seed < 0:
         raise GenerationError(f"the seed must not be negative, not {seed}")
     try:

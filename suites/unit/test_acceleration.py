@@ -24,12 +24,12 @@ from diffusers.hooks import apply_layerwise_casting
 from module_engine import Loads, ModuleEngine
 
 import wan_trt_core
-from wan_trt_core.backends.base import EngineError
+from wan_trt_core.backends.base import EngineBackend, EngineError
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models import loaded as loaded_module
 from wan_trt_core.models.catalogue import CatalogueError, ResolvedModel, resolve
-from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
 from wan_trt_core.models.components import ComponentError
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
@@ -471,21 +471,42 @@ def test_what_no_engine_can_encode_runs_in_pytorch(
 # precision
 
 
+@pytest.mark.parametrize(
+    ("dtype", "also", "expected"),
+    [
+        (torch.float16, (), ("fp16", "fp16", "fp16")),
+        (torch.bfloat16, (), ("fp16", "fp32", "fp32")),
+        (torch.bfloat16, ("bf16",), ("bf16", "fp32", "fp32")),  # as TensorRT
+    ],
+)
 def test_the_precision_is_that_of_the_modules(
-    small_checkpoint: Path, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
+    dtype: torch.dtype,
+    also: tuple[str, ...],
+    expected: tuple[str, str, str],
+    small_checkpoint: Path,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for dtype, expected in ((torch.float16, {"fp16"}), (torch.bfloat16, {"fp16", "fp32"})):
-        pipe = loaded(small_checkpoint, torch_dtype=dtype)
-        stock = video(pipe)
-        loads.asked.clear()
+    monkeypatch.setattr(EngineBackend, "precisions", ("fp32", "fp16", *also))
+    pipe = loaded(small_checkpoint, torch_dtype=dtype)
+    stock = video(pipe)
+    with caplog.at_level(logging.INFO):
         wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings, text_encoder=True)
-        assert {precision for _, _, precision in loads.asked} == expected
-        assert close(video(pipe), stock, 0.05)
-        wan_trt_core.restore(pipe)
-        assert np.array_equal(video(pipe), stock)
-    assert "vae: there are no engines in torch.bfloat16; they compute in fp32" in caplog.text
+    found = {name: precision for name, _, precision in loads.asked}
+    assert tuple(found[name] for name in ("dit", "vae_decoder_next", "text_encoder")) == expected
+    for part, precision in zip(("transformer", "vae", "text_encoder"), expected, strict=True):
+        assert f"{part} in {dtype}: engines in {precision}" in caplog.text
+        told = f"{part}: onnxruntime has no engines in torch.bfloat16; they compute in {precision}"
+        assert (told in caplog.text) == (torch_dtype(precision) != dtype)
+    assert close(video(pipe), stock, 0.05)
+    wan_trt_core.restore(pipe)
+    assert np.array_equal(video(pipe), stock)
+
+
+def test_the_precision_may_be_named(small_checkpoint: Path, settings: Settings, loads: Loads) -> None:
     changed = {"dit": "fp16", "vae": "fp32"}
-    loads.asked.clear()
     pipe = wan_trt_core.accelerate(loaded(small_checkpoint), PROFILE, precision=changed, settings=settings)
     assert loads.asked[0][::2] == ("dit", "fp16") and loads.asked[1][2] == "fp32"
     assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
@@ -493,6 +514,10 @@ def test_the_precision_is_that_of_the_modules(
         wan_trt_core.accelerate(pipe, PROFILE, precision=changed, settings=settings, text_encoder=True)
     with pytest.raises(ComponentError, match="dit has no precision 'int3'"):
         wan_trt_core.accelerate(pipe, PROFILE, precision="int3", settings=settings)
+    with pytest.raises(
+        ComponentError, match="dit: the backend onnxruntime has no engines in bf16; it has fp32, fp16"
+    ):
+        wan_trt_core.accelerate(pipe, PROFILE, precision={**changed, "dit": "bf16"}, settings=settings)
 
 
 # weights

@@ -21,13 +21,20 @@ from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import located, torch_dtype
-from wan_trt_core.models.components import get_component, require_precision
+from wan_trt_core.models.components import get_component
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
 from wan_trt_core.pipeline.assembly import TEXT_ENCODER, offloading, staying
 from wan_trt_core.pipeline.compatibility import require_compatible
-from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER, EngineStore, Precision, precision_of
+from wan_trt_core.pipeline.engines import (
+    VAE_DECODER,
+    VAE_ENCODER,
+    EngineStore,
+    Precision,
+    check_precision,
+    precision_of,
+)
 from wan_trt_core.pipeline.offload import offload, take_off
 from wan_trt_core.pipeline.parts import (
     EngineTextEncoder,
@@ -56,20 +63,12 @@ ENGINES_OF: Mapping[str, tuple[str, ...]] = {
 """The components whose engines take the place of each module, of the text encoder where that is asked for. Where a
 video begins with an image, the VAE's encoder is one of them too."""
 
-PRECISIONS: Mapping[tuple[str, torch.dtype], str] = {
-    ("dit", torch.float32): "fp32",
-    ("dit", torch.float16): "fp16",
-    ("dit", torch.bfloat16): "fp16",
-    ("vae", torch.float32): "fp32",
-    ("vae", torch.float16): "fp16",
-    ("vae", torch.bfloat16): "fp32",
-    (TEXT_ENCODER, torch.float32): "fp32",
-    (TEXT_ENCODER, torch.float16): "fp16",
-    (TEXT_ENCODER, torch.bfloat16): "fp32",
-}
-"""What an engine computes in unless told otherwise: as its module does. Of bfloat16 only the transformer has engines,
-and no backend for CPUs runs them; in its place half precision has more digits for the transformer, and float32 the
-range for the VAE and the text encoder."""
+PRECISIONS: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""What an engine computes in unless told otherwise: as its module does."""
+
+INSTEAD_OF_BF16: Mapping[str, str] = {"dit": "fp16", "vae": "fp32"}
+"""What it computes in where there are no engines in bfloat16: only the transformer has them, and only TensorRT runs
+them. Half precision has more digits for the transformer; float32 has the range for the VAE and the text encoder."""
 
 EnginePart = EngineTransformer | EngineVAE | EngineTextEncoder
 """What serves in the place of one of diffusers' modules, for the sizes of one profile."""
@@ -107,7 +106,7 @@ def accelerate(
             of the catalogue's model whose size the transformer has; else the first call builds for its own sizes.
         backend: one with engines; that of the settings by default.
         precision: one for all, or ``{"dit": "fp16", "vae": "fp32"}``; by default that of the modules, see
-            :data:`PRECISIONS`.
+            :data:`PRECISIONS` and :data:`INSTEAD_OF_BF16`.
         settings: those of ``config.yaml`` and the environment by default.
         text_encoder: also put one in the place of the text encoder, which stays in PyTorch by default.
 
@@ -139,7 +138,7 @@ def accelerate(
             " on both; change that setting, or leave text_encoder out"
         )
     parts = (*replaceable(pipe), *((TEXT_ENCODER,) if text_encoder else ()))
-    acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, parts, precision), device)
+    acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, parts, precision, runs), device)
     if not isinstance(profile, ShapeProfile):
         name, model = profile or settings.profile, acceleration.model
         profile = model.profile(name) if name or model.profiles else None
@@ -583,11 +582,13 @@ def _sizes(*given: int) -> Sizes:
         raise UnsupportedCall(str(error)) from error
 
 
-def _precisions(pipe: WanPipeline, parts: Iterable[str], precision: Precision | None) -> dict[str, str]:
+def _precisions(
+    pipe: WanPipeline, parts: Iterable[str], precision: Precision | None, runs: EngineBackend
+) -> dict[str, str]:
     """The precision of the engines of each of the parts.
 
     Raises:
-        ComponentError: for one that there are no engines in.
+        ComponentError: for one that there are no engines in, or none that the backend runs.
         ValueError: for a mapping that leaves a part out.
     """
     chosen: dict[str, str] = {}
@@ -596,11 +597,15 @@ def _precisions(pipe: WanPipeline, parts: Iterable[str], precision: Precision | 
         if precision is not None:
             chosen[name] = precision_of(precision, components[0])
         else:
-            chosen[name] = PRECISIONS["dit" if name in TRANSFORMERS else name, own]
-            if torch_dtype(chosen[name]) != own:
-                logger.warning("%s: there are no engines in %s; they compute in %s", name, own, chosen[name])
+            chosen[name] = PRECISIONS[own]
+            if chosen[name] not in {*get_component(components[0]).precisions} & {*runs.precisions}:
+                chosen[name] = INSTEAD_OF_BF16["dit" if name in TRANSFORMERS else "vae"]
+                logger.warning(
+                    "%s: %s has no engines in %s; they compute in %s", name, runs.name, own, chosen[name]
+                )
+        logger.info("%s in %s: engines in %s", name, own, chosen[name])
         for component in components:
-            require_precision(get_component(component), chosen[name])
+            check_precision(runs, component, chosen[name])
     return chosen
 
 

@@ -23,7 +23,7 @@ from wan_trt_core.backends.base import (
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.engine_cache import EngineCache, Entry
-from wan_trt_core.models.components import get_component
+from wan_trt_core.models.components import ComponentError, get_component, require_precision
 from wan_trt_core.models.profiles import POINTS, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
 from wan_trt_core.pipeline.offload import OffloadedEngine, Turns
@@ -229,6 +229,19 @@ def precision_of(precision: Precision, component: str) -> str:
     )
 
 
+def check_precision(runs: EngineBackend, component: str, precision: str) -> None:
+    """Raise unless there are engines of a component in a precision, and the backend runs them.
+
+    Raises:
+        ComponentError: naming what there is instead.
+    """
+    require_precision(get_component(component), precision)
+    if precision not in runs.precisions:
+        raise ComponentError(
+            f"{component}: the backend {runs.name} has no engines in {precision}; it has {', '.join(runs.precisions)}"
+        )
+
+
 def load_engine(
     component: str,
     model: ResolvedModel,
@@ -284,6 +297,7 @@ def built_engine(
 ) -> Entry:
     """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest."""
     runs = _engine_backend(backend)
+    check_precision(runs, component, precision)
     asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     source = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)

@@ -21,7 +21,7 @@ from wan_trt_core.cases import Case
 from wan_trt_core.comparison import measure_case
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, Outputs
-from wan_trt_core.config import Settings
+from wan_trt_core.config import ConfigError, Settings
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.models import catalogue
@@ -149,6 +149,13 @@ def test_where_no_engine_serves_pytorch_does_and_says_so(
         assert_same(trajectory(pipe, height=48), stock)
         for part in parts:  # once a video, for the VAE that en- and decodes too
             assert caplog.text.count(f"own {part} runs instead of an engine: no engine for 48x48") == count
+
+
+def test_a_vae_that_engines_do_not_decode_in_tiles_is_told(tmp_path: Path, loads: Loads) -> None:
+    settings = Settings(cache=tmp_path, pipeline={"vae_tile": 64})
+    with pytest.raises(ConfigError, match=r"pipeline.vae_tile is 64, and .*of 16 x 16 pixels a latent"):
+        wan_trt_core.accelerate(checkpoint_of("tiny-wan2.2-ti2v-5b").pipeline(), settings=settings)
+    assert not loads.asked
 
 
 def test_engines_of_all_parts_are_built_before_the_first_step(settings: Settings, loads: Loads) -> None:

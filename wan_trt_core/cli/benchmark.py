@@ -164,20 +164,18 @@ def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -
     Raises:
         UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, typer.BadParameter: naming what is wrong.
     """
-    from wan_trt_core.backends.base import ModuleBackend
+    from wan_trt_core.backends.base import EngineBackend
     from wan_trt_core.backends.registry import get_backend
     from wan_trt_core.cases import COMPOSITES
     from wan_trt_core.models.checkpoint import torch_dtype
-    from wan_trt_core.models.components import get_component, require_precision
-    from wan_trt_core.pipeline.engines import precision_of
+    from wan_trt_core.pipeline.engines import check_engines, precision_of
 
     backend = get_backend(case.backend)
     backend.require(settings)
     for name in COMPOSITES[case.component]:
         torch_dtype(precision_of(case.reference_precision or case.precision, name))
-        if not isinstance(backend, ModuleBackend):
-            require_precision(get_component(name), precision_of(case.precision, name))
-    if not isinstance(backend, ModuleBackend):
+    if isinstance(backend, EngineBackend):
+        check_engines(backend, model, case.precision, settings)
         check_size(model.profile(case.profile), asked.generation)
 
 

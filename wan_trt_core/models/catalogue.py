@@ -202,7 +202,8 @@ def resolve(
 
     Raises:
         CatalogueError: when there is no such model, or layers are asked of one that is stored whole.
-        CheckpointError: when there is no usable checkpoint, or the model has fewer layers.
+        CheckpointError: when there is no usable checkpoint, it is of another family than the named model, or the model
+            has fewer layers.
     """
     entry = _ENTRIES.get(model)
     if entry is not None and entry.configs is not None and checkpoint is None:
@@ -215,7 +216,9 @@ def resolve(
             " (no --wan-checkpoint) can have fewer layers"
         )
     if entry is not None:
-        return _resolved(model, open_checkpoint(checkpoint or EMBEDDED, download=download), entry)
+        opened = open_checkpoint(checkpoint or EMBEDDED, download=download)
+        _require_family(model, entry, opened)
+        return _resolved(model, opened, entry)
     place = Path(checkpoint or model).expanduser()
     if checkpoint is None and not place.is_dir() and not HUB_ID.fullmatch(model):
         raise CatalogueError(
@@ -224,6 +227,26 @@ def resolve(
         )
     opened = open_checkpoint(place, download=download)
     return _resolved(place.absolute().name, opened, _entry_like(opened))
+
+
+def _require_family(model: str, entry: _Entry, checkpoint: Checkpoint) -> None:
+    """Raise unless a checkpoint that is given for a named model can be one of its kind, of whatever size.
+
+    Raises:
+        CheckpointError: saying in what it differs.
+    """
+    found, wanted = (
+        f"{channels} channels into {'two transformers' if two else 'one transformer'}"
+        for channels, two in (
+            (_size(checkpoint.config("transformer"))[2], "transformer_2" in checkpoint.parts),
+            (entry.size[2], "transformer_2" in (entry.configs or ())),
+        )
+    )
+    if found != wanted:
+        raise CheckpointError(
+            f"{checkpoint.folder}: a model of another family than {model}: {found}, not {wanted}; name no other model"
+            f" for it: --wan-model {checkpoint.folder}"
+        )
 
 
 def resolve_loaded(checkpoint: Checkpoint) -> ResolvedModel:

@@ -33,6 +33,7 @@ from wan_trt_core.pipeline.engines import (
     EngineStore,
     Precision,
     check_precision,
+    check_tiles,
     precision_of,
 )
 from wan_trt_core.pipeline.offload import offload, take_off
@@ -139,6 +140,7 @@ def accelerate(
         )
     parts = (*replaceable(pipe), *((TEXT_ENCODER,) if text_encoder else ()))
     acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, parts, precision, runs), device)
+    check_tiles(acceleration.model, settings)
     if not isinstance(profile, ShapeProfile):
         name, model = profile or settings.profile, acceleration.model
         profile = model.profile(name) if name or model.profiles else None

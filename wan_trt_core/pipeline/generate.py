@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
+    from wan_trt_core.models.checkpoint import Checkpoint
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with the steps done and the steps in all."""
@@ -140,6 +141,25 @@ def check_request(
         raise GenerationError(f"this video cannot be generated: {error}") from error
 
 
+def tell_what_is_cut(checkpoint: Checkpoint, length: int, prompt: str, negative_prompt: str = "") -> None:
+    """One line of the log for each prompt of more than ``length`` tokens, with the words that do not count."""
+    if "text_encoder" not in checkpoint.parts:
+        return  # its states are random
+    tokenizer = checkpoint.tokenizer()
+    for name, text in (("prompt", prompt), ("negative prompt", negative_prompt)):
+        tokens = tokenizer(text).input_ids
+        if len(tokens) > length:
+            logger.warning(
+                "the %s has %d tokens; only the first %d count (max_sequence_length), which leaves out: %s",
+                name,
+                len(tokens),
+                length,
+                tokenizer.decode(
+                    tokens[length - 1 :], skip_special_tokens=True
+                ),  # the last that counts is its end
+            )
+
+
 def check_image(given: bool, *, begins_with_image: bool) -> None:
     """Check that there is an image where the model's videos begin with one, and none elsewhere.
 
@@ -175,16 +195,7 @@ def _prompts(pipe: WanPipeline, prompt: str, negative_prompt: str, length: int) 
             name: random_states(text, length, dim).to(pipe._execution_device)
             for name, text in (("prompt_embeds", prompt), ("negative_prompt_embeds", negative_prompt))
         }
-    _warn_of_cut(pipe, prompt, length)
     return {"prompt": prompt, "negative_prompt": negative_prompt}
-
-
-def _warn_of_cut(pipe: WanPipeline, prompt: str, length: int) -> None:
-    tokens = len(pipe.tokenizer(prompt).input_ids)
-    if tokens > length:
-        logger.warning(
-            "the prompt has %d tokens; only the first %d count (max_sequence_length)", tokens, length
-        )
 
 
 @contextmanager

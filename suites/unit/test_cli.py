@@ -166,6 +166,12 @@ class TestWrongInput:
             (("benchmark", "--compare", "onnxruntime", "--report", sys.executable), 2, "is a file"),
             (("export", "dti"), 3, "no component 'dti'; there are dit"),
             (("export", "dit", "--precision", "fp33"), 3, "fp33"),
+            (
+                ("export", "dit", "vae_decoder_next", "--precision", "bf16"),
+                3,
+                "vae_decoder_next has no precision",
+            ),
+            (("build", "dit", "--precision", "bf16"), 3, "onnxruntime has no engines in bf16"),
             (("inspect", "nowhere"), 3, "neither a folder nor one of tiny-wan"),
             (("report", "nowhere.json"), 3, "nowhere.json: not a readable result record"),
             (("engines", "prune", "--older-than", "7x"), 2, "units s, m, h, d"),

@@ -105,7 +105,7 @@ def benchmark(
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
         from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.pipeline.generate import check_request
+        from wan_trt_core.pipeline.generate import check_request, tell_what_is_cut
         from wan_trt_core.report.writing import make_folder
 
         settings = loaded.settings
@@ -135,6 +135,7 @@ def benchmark(
         )
         for case in cases:
             _check(case, resolved, asked, settings)
+        tell_what_is_cut(resolved.checkpoint, generation.max_sequence_length, prompt, negative_prompt)
         if report:
             make_folder(report)
         measured = partial(measure_and_judge, asked=asked, runs=runs, profile_memory=profile_memory)

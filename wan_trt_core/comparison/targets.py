@@ -519,7 +519,7 @@ class PipelineTarget(Target):
     @cached_property
     def reference(self) -> Arm:
         pipe = self.model.checkpoint.pipeline(self._dtypes(), self.device)
-        for asked in self._prompts():
+        for asked in self.case.prompts or ():
             tell_what_is_cut(
                 self.model.checkpoint,
                 self.model.generation.max_sequence_length,
@@ -560,14 +560,12 @@ class PipelineTarget(Target):
             yield prompt.id, replace(self.inputs(), prompt=prompt)
 
     def facts(self) -> dict[str, Any]:
+        asked = self.inputs()
         return {
             **super().facts(),
-            "generation": asdict(self.inputs().generation),
-            "prompts": [prompt.model_dump() for prompt in self._prompts()],
+            "generation": asdict(asked.generation),
+            "prompts": [prompt.model_dump() for prompt in self.case.prompts or (asked.prompt,)],
         }
-
-    def _prompts(self) -> tuple[Prompt, ...]:
-        return self.case.prompts or (self.inputs().prompt,)
 
     def _arm(self, pipe: Any, forbidden: Callable[[], Mapping[str, nn.Module]] = dict) -> Arm:
         def call(asked: Asked) -> Outputs:

@@ -57,6 +57,11 @@ def main(out: Path, frames: int) -> None:
     """Write a video of so many frames (4k+1)."""
     check_target(out)
     settings = load_settings().settings
+    if settings.pipeline.vae_tile is not None:
+        sys.exit(
+            "pipeline.vae_tile is set, and tiles are decoded one after the other, each through all frames: no frame is"
+            " whole before the end. Unset it for a video in constant memory"
+        )
     model = resolve(settings.model, settings.checkpoint)
     profile, video = model.profile(settings.profile), model.generation
     with EngineStore(settings) as store:

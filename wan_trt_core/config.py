@@ -259,7 +259,10 @@ class Settings(_Model):
         description="folder or hub id of the weights; by default those installed, else seeded random ones",
     )
     backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
-    profile: str | None = Field(default=None, description="shape profile; by default the model's first")
+    profile: str | None = Field(
+        default=None,
+        description="shape profile; by default the model's first, for run the first that serves the video",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="where both arms run; auto is where the backend runs",

@@ -24,18 +24,19 @@ from diffusers.hooks import apply_layerwise_casting
 from module_engine import Loads, ModuleEngine
 
 import wan_trt_core
-from wan_trt_core.backends.base import EngineError
+from wan_trt_core.backends.base import EngineBackend, EngineError
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models import loaded as loaded_module
 from wan_trt_core.models.catalogue import CatalogueError, ResolvedModel, resolve
-from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
 from wan_trt_core.models.components import ComponentError
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline import acceleration
 from wan_trt_core.pipeline.acceleration import AcceleratedTransformer, AcceleratedVAE, originals
 from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
+from wan_trt_core.pipeline.engines import load_engine
 from wan_trt_core.pipeline.parts import UnsupportedCall
 
 PROMPT = "a small red square moves left"
@@ -98,6 +99,34 @@ def test_two_lines_make_the_same_video_on_engines(
     wan_trt_core.restore(pipe)
     for guidance, before in stock.items():
         assert np.array_equal(video(pipe, guidance_scale=guidance, **size), before)
+
+
+def test_a_text_encoder_on_an_engine_gives_the_same_states_and_video(
+    tiny_wan_folder: Path, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real engine beside stand-ins of the others, from the user's own cache as above."""
+    make = {"text_encoder": load_engine}
+    monkeypatch.setattr(
+        "wan_trt_core.pipeline.engines.load_engine",
+        lambda name, *given, **more: make.get(name, loads)(name, *given, **more),
+    )
+    pipe = loaded(tiny_wan_folder)
+
+    def made() -> tuple[list[torch.Tensor], Any]:
+        with torch.no_grad():
+            return list(pipe.encode_prompt(PROMPT, "a circle", max_sequence_length=32)), video(
+                pipe, max_sequence_length=32
+            )
+
+    encoder, (states, frames) = pipe.text_encoder, made()
+    settings = load_settings(environ={}).settings
+    wan_trt_core.accelerate(pipe, profile="128p-17f", settings=settings, text_encoder=True)
+    with never_run(originals(pipe)):
+        found, video_found = made()
+    torch.testing.assert_close(found, states, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(found[0], states[0]) and close(video_found, frames)
+    wan_trt_core.restore(pipe)
+    assert pipe.text_encoder is encoder and torch.equal(made()[0][0], states[0])
 
 
 @contextmanager
@@ -338,6 +367,42 @@ def test_what_no_engine_can_do_runs_in_pytorch(
     assert len(loads.asked) == 3
 
 
+def test_the_text_encoder_falls_back_as_the_others(
+    pipe: Any, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock = video(pipe, **LARGER)
+    wan_trt_core.accelerate(pipe, settings=settings, text_encoder=True)
+    assert close(video(pipe, **LARGER), stock)
+    assert loads.asked[0][0] == "text_encoder" and len(loads.asked) == 4 and loads.engines[0].runs == 2
+    assert "no engine for prompts of 24 tokens: building the text_encoder's for this size" in caplog.text
+    assert close(
+        video(pipe, **{**LARGER, "height": 64}), video(wan_trt_core.restore(pipe), **{**LARGER, "height": 64})
+    )
+    assert [name for name, *_ in loads.asked].count("text_encoder") == 1  # which sees no pixels
+    in_pytorch = settings.model_copy(update={"on_missing_shape": "torch"})
+    wan_trt_core.accelerate(pipe, PROFILE, settings=in_pytorch, text_encoder=True)
+    line = "diffusers' own text_encoder runs instead of an engine: "
+    for count in (1, 2):
+        assert close(video(pipe, **LARGER), stock)
+        assert (
+            caplog.text.count(f"{line}no engine for prompts of 24 tokens (on_missing_shape is torch)")
+            == count
+        )
+    with torch.no_grad():
+        pipe.encode_prompt(["a", "b"], max_sequence_length=16)
+    assert f"{line}input_ids has batch size 2" in caplog.text
+
+
+def test_a_text_encoder_cannot_be_on_an_engine_and_on_the_cpu(
+    pipe: Any, loads: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "located", lambda device: torch.device("cuda:0"))
+    settings = Settings(cache=tmp_path, pipeline={"text_encoder_device": "cpu"})
+    with pytest.raises(EngineError, match="text_encoder_device is cpu, and onnxruntime runs on cuda:0"):
+        wan_trt_core.accelerate(pipe, PROFILE, settings=settings, text_encoder=True)
+    assert not loads.asked
+
+
 ENCODED = [f"vae_encoder_{step}" for step in ("first", "next")]
 
 
@@ -406,26 +471,53 @@ def test_what_no_engine_can_encode_runs_in_pytorch(
 # precision
 
 
+@pytest.mark.parametrize(
+    ("dtype", "also", "expected"),
+    [
+        (torch.float16, (), ("fp16", "fp16", "fp16")),
+        (torch.bfloat16, (), ("fp16", "fp32", "fp32")),
+        (torch.bfloat16, ("bf16",), ("bf16", "fp32", "fp32")),  # as TensorRT
+    ],
+)
 def test_the_precision_is_that_of_the_modules(
-    small_checkpoint: Path, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
+    dtype: torch.dtype,
+    also: tuple[str, ...],
+    expected: tuple[str, str, str],
+    small_checkpoint: Path,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for dtype, expected in ((torch.float16, {"fp16"}), (torch.bfloat16, {"fp16", "fp32"})):
-        pipe = loaded(small_checkpoint, torch_dtype=dtype)
-        stock = video(pipe)
-        loads.asked.clear()
-        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
-        assert {precision for _, _, precision in loads.asked} == expected
-        assert close(video(pipe), stock, 0.05)
-        wan_trt_core.restore(pipe)
-        assert np.array_equal(video(pipe), stock)
-    assert "vae: there are no engines in torch.bfloat16; they compute in fp32" in caplog.text
+    monkeypatch.setattr(EngineBackend, "precisions", ("fp32", "fp16", *also))
+    pipe = loaded(small_checkpoint, torch_dtype=dtype)
+    stock = video(pipe)
+    with caplog.at_level(logging.INFO):
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings, text_encoder=True)
+    found = {name: precision for name, _, precision in loads.asked}
+    assert tuple(found[name] for name in ("dit", "vae_decoder_next", "text_encoder")) == expected
+    for part, precision in zip(("transformer", "vae", "text_encoder"), expected, strict=True):
+        assert f"{part} in {dtype}: engines in {precision}" in caplog.text
+        told = f"{part}: onnxruntime has no engines in torch.bfloat16; they compute in {precision}"
+        assert (told in caplog.text) == (torch_dtype(precision) != dtype)
+    assert close(video(pipe), stock, 0.05)
+    wan_trt_core.restore(pipe)
+    assert np.array_equal(video(pipe), stock)
+
+
+def test_the_precision_may_be_named(small_checkpoint: Path, settings: Settings, loads: Loads) -> None:
     changed = {"dit": "fp16", "vae": "fp32"}
-    loads.asked.clear()
     pipe = wan_trt_core.accelerate(loaded(small_checkpoint), PROFILE, precision=changed, settings=settings)
     assert loads.asked[0][::2] == ("dit", "fp16") and loads.asked[1][2] == "fp32"
     assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
+    with pytest.raises(ValueError, match="precision names dit, vae, but not text_encoder"):
+        wan_trt_core.accelerate(pipe, PROFILE, precision=changed, settings=settings, text_encoder=True)
     with pytest.raises(ComponentError, match="dit has no precision 'int3'"):
         wan_trt_core.accelerate(pipe, PROFILE, precision="int3", settings=settings)
+    with pytest.raises(
+        ComponentError, match="dit: the backend onnxruntime has no engines in bf16; it has fp32, fp16"
+    ):
+        wan_trt_core.accelerate(pipe, PROFILE, precision={**changed, "dit": "bf16"}, settings=settings)
 
 
 # weights
@@ -435,7 +527,7 @@ def test_the_weights_of_a_folder_are_known_again(small_checkpoint: Path) -> None
     folder = Checkpoint.open(small_checkpoint)
     for dtype in (torch.float32, torch.float16):
         checkpoint = LoadedCheckpoint(loaded(small_checkpoint, torch_dtype=dtype))
-        for part in ("transformer", "vae"):
+        for part in ("transformer", "vae", "text_encoder"):
             assert checkpoint.weights_sha256(part) == folder.weights_sha256(part)
         assert checkpoint.generation() == folder.generation()
         whole = checkpoint.load("transformer", "fp32").state_dict()
@@ -696,6 +788,10 @@ def test_the_text_encoder_may_be_quantised_and_offloaded(pipe: Any, settings: Se
     stock = video(pipe)
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     assert close(video(pipe), stock)
+    with pytest.raises(
+        IncompatiblePipeline, match=r"text_encoder: .*scale is quantised.*; text_encoder: .*Align"
+    ):
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings, text_encoder=True)
 
 
 def test_a_backend_that_cannot_serve_is_told(

@@ -70,7 +70,7 @@ def test_this_repository_s_own_file() -> None:
     assert {case.model for case in file.cases} == {"tiny-wan", "tiny-wan2.1-i2v", "tiny-wan2.2-ti2v-5b"}
     on_gpu = [case for case in whole.for_backend("tensorrt").cases if case not in file.cases]
     assert {case.only_backends for case in on_gpu} == {("tensorrt",)}
-    assert {case.component for case in on_gpu if case.tf32} == {"vae_decoder", "pipeline"}
+    assert {case.component for case in on_gpu if case.tf32} == {"vae_decoder", "vae_encoder", "pipeline"}
     below = [case.id for case in on_gpu if case.perf and case.perf.below_gate]
     assert below == [
         "wan-1.3b-dit-81f", "wan-14b-dit-17f-10-layers", "wan-14b-dit-81f-10-layers",

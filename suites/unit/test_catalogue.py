@@ -44,6 +44,18 @@ def test_tiny_wan_is_embedded(tiny_wan_folder: Path) -> None:
     assert profile.opt.text_length == model.generation.max_sequence_length == stored["max_sequence_length"]
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("wan2.1-i2v-14b", "16 channels into one transformer, not 36 channels into one transformer"),
+        ("wan2.2-t2v-a14b", "16 channels into one transformer, not 16 channels into two transformers"),
+    ],
+)
+def test_a_checkpoint_of_another_family_is_refused(model: str, message: str, tiny_wan_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"another family than {model}: {message}; name .* --wan-model"):
+        resolve(model, tiny_wan_folder)
+
+
 def test_without_an_embedded_checkpoint_the_folder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from wan_trt_core.baselines import BaselineFile, write_baselines
 from wan_trt_core.cases import Case
 from wan_trt_core.cli import making
 from wan_trt_core.cli.output import OUT
+from wan_trt_core.cli.videos import profile_for
 from wan_trt_core.config import Loaded
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.measure.memory_events import MemoryRecord
+from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.progress import progress
 from wan_trt_core.records import Measurement, Metric, RunRecord
 
@@ -118,11 +120,31 @@ class TestWrongInput:
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", __file__), 3, "begins with no image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", "no.png"), 2, "--image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "6"), 3, "frames must be 4k+1"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--guidance-2", "3"),
+                3,
+                "this model has one transformer",
+            ),
             (("run", "--prompt", "x", "--out", "v.mp4", "--height", "512"), 2, "outside the profile"),
             (
                 ("run", "--prompt", "x", "--out", "v.mp4", "--precision", "dit=fp16"),
                 2,
                 "not vae_decoder_first",
+            ),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--precision", "dit=fp32,vae=bf16"),
+                3,
+                "first has no prec",
+            ),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--precision", "bf16"),
+                3,
+                "onnxruntime has no engines in bf16",
+            ),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--precision", "dit=fp32,vea=fp32"),
+                2,
+                "no component 'vea'",
             ),
             (("run", "--prompt", "x", "--out", "v.mp4", "--backend", "nope"), 3, "there are onnxruntime"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--profile", "1p"), 3, "has no profile '1p'"),
@@ -130,6 +152,11 @@ class TestWrongInput:
             (("benchmark", "--compare", "torch"), 2, "torch is the reference; name a backend"),
             (("benchmark", "--compare", "torch", "nope"), 3, "there are onnxruntime"),
             (("benchmark", "--compare", "onnxruntime", "--prompt", " "), 3, "the prompt is empty"),
+            (
+                ("benchmark", "--compare", "onnxruntime", "--guidance-2", "3"),
+                3,
+                "this model has one transformer",
+            ),
             (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
             (("benchmark", "--compare", "onnxruntime", "--height", "512"), 2, "outside the profile"),
             (("benchmark", "--compare", "onnxruntime", "--precision", "fp33"), 3, "fp33"),
@@ -139,6 +166,12 @@ class TestWrongInput:
             (("benchmark", "--compare", "onnxruntime", "--report", sys.executable), 2, "is a file"),
             (("export", "dti"), 3, "no component 'dti'; there are dit"),
             (("export", "dit", "--precision", "fp33"), 3, "fp33"),
+            (
+                ("export", "dit", "vae_decoder_next", "--precision", "bf16"),
+                3,
+                "vae_decoder_next has no precision",
+            ),
+            (("build", "dit", "--precision", "bf16"), 3, "onnxruntime has no engines in bf16"),
             (("inspect", "nowhere"), 3, "neither a folder nor one of tiny-wan"),
             (("report", "nowhere.json"), 3, "nowhere.json: not a readable result record"),
             (("engines", "prune", "--older-than", "7x"), 2, "units s, m, h, d"),
@@ -444,8 +477,35 @@ class TestRun:
         assert (result["width"], result["height"], result["frames"]) == (80, 64, 5)
         assert (result["codec"], result["steps"], result["backend"]) == ("h264", 2, "torch")
         assert "generate: done" in err
-        assert "only the first 16 count" in " ".join(err.split())
+        assert "only the first 16 count" in " ".join(err.split()) and err.index("WARNING") < err.index(
+            "generate …"
+        )
         assert "WARNING wan_trt_core.pipeline.generate: the prompt has" in Path("logs/run.log").read_text()
+
+    def test_a_gpu_with_too_little_memory_is_told_before_any_work(
+        self, wan: Wan, tiny_wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (760 * 2**20, 2**40))
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
+        given = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", tiny_wan_folder)
+        code, _, err = wan(*given)
+        told = " ".join(err.split())
+        assert code == 3 and "are free. What fits: " in told and "needs" in told, err
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**20, 2**40))
+        code, _, err = wan(*given)
+        assert code == 3 and "1 MiB are free. No settings fit: make a smaller video" in " ".join(
+            err.split()
+        ), err
+
+    def test_the_profile_is_one_that_serves_the_video(self) -> None:
+        model = resolve("wan2.1-t2v-1.3b")
+        assert profile_for(model, None, model.generation).name == "480p-81f"
+        assert profile_for(model, None, replace(model.generation, num_frames=17)).name == "480p-17f"
+        with pytest.raises(typer.BadParameter, match="81 is outside the profile 480p-17f"):
+            profile_for(model, "480p-17f", model.generation)
+        with pytest.raises(typer.BadParameter, match="121 is outside the profile 480p-17f"):
+            profile_for(model, None, replace(model.generation, num_frames=121))
 
     @pytest.mark.slow
     def test_export_build_and_run_on_engines(self, wan: Wan, small_checkpoint: Path, tmp_path: Path) -> None:

@@ -9,7 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.pipeline.generate import GenerationError
 from wan_trt_core.pipeline.video import probe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -56,6 +60,24 @@ def test_text_to_video(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (video.codec, video.width, video.height, video.frames) == ("h264", 128, 128, 17)
 
 
+@pytest.mark.usefixtures("on_modules")
+def test_image_to_video(
+    run: Run, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small model with random weights, which is not worth an engine of its own."""
+    Image.new("RGB", (50, 40), "green").save("green.png")
+    arguments = ("image_to_video.py", "green.png", "a boat", "out.mp4")
+    with pytest.raises(GenerationError, match="text to video: the video begins with no image"):
+        run(*arguments)
+    pipe, stored = resolve("tiny-wan2.1-i2v").checkpoint.pipeline(), Checkpoint.open(small_checkpoint)
+    pipe.register_modules(text_encoder=stored.load("text_encoder"), tokenizer=stored.tokenizer())
+    pipe.save_pretrained("model")
+    monkeypatch.setenv("WAN_TRT_MODEL", str(tmp_path / "model"))
+    assert "out.mp4: VideoInfo" in run(*arguments)
+    video = probe(Path("out.mp4"))
+    assert (video.codec, video.width, video.height, video.frames) == ("h264", 96, 64, 9)
+
+
 def test_a_long_video_in_constant_memory(run: Run) -> None:
     printed = run("long_video.py", "long.mp4", "301")
     assert probe(Path("long.mp4")).frames == 301
@@ -63,6 +85,14 @@ def test_a_long_video_in_constant_memory(run: Run) -> None:
     assert len(held) == 4
     # 200 frames of 64x64 are 9 MiB as the decoder gives them; what is left is x264's own look-ahead
     assert held[-1] - held[1] < 5, printed
+
+
+def test_a_long_video_is_not_decoded_in_tiles(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAN_TRT_PIPELINE__VAE_TILE", "64")
+    with pytest.raises(
+        SystemExit, match=r"pipeline\.vae_tile is set, and tiles are decoded one after the other"
+    ):
+        run("long_video.py", "long.mp4", "301")
 
 
 def test_a_custom_component(run: Run) -> None:

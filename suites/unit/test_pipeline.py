@@ -31,7 +31,7 @@ from wan_trt_core.pipeline.engines import (
     load_engine,
     precision_of,
 )
-from wan_trt_core.pipeline.generate import GenerationError, check_request, generate
+from wan_trt_core.pipeline.generate import GenerationError, check_request, generate, tell_what_is_cut
 from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
 
@@ -246,13 +246,15 @@ def test_the_pipelines_progress_bar_is_off_and_restored(
     pipe.set_progress_bar_config()
 
 
-def test_a_prompt_that_is_too_long_is_told(pipe: Any, caplog: pytest.LogCaptureFixture) -> None:
-    quick = dataclasses.replace(
-        SMALL, num_inference_steps=1, num_frames=1, guidance_scale=1.0, max_sequence_length=4
-    )
+def test_a_prompt_that_is_too_long_is_told(model: ResolvedModel, caplog: pytest.LogCaptureFixture) -> None:
+    """With the words that the pipeline leaves out."""
+    tokenizer = model.checkpoint.tokenizer()
+    kept = tokenizer(PROMPT, max_length=4, truncation=True).input_ids
+    assert tokenizer.decode(kept, skip_special_tokens=True) == "a small red"
     with caplog.at_level(logging.WARNING):
-        generate(pipe, PROMPT, quick)
-    assert "the prompt has 7 tokens; only the first 4 count" in caplog.text
+        tell_what_is_cut(model.checkpoint, 4, "red", PROMPT)
+    assert "the negative prompt has 7 tokens; only the first 4 count" in caplog.text
+    assert caplog.text.strip().endswith("which leaves out: square moves left") and len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(
@@ -265,6 +267,7 @@ def test_a_prompt_that_is_too_long_is_told(pipe: Any, caplog: pytest.LogCaptureF
         (PROMPT, {"num_frames": 8}, 0, r"frames must be 4k\+1"),
         (PROMPT, {"num_inference_steps": 0}, 0, "num_inference_steps must be positive"),
         (PROMPT, {"max_sequence_length": 0}, 0, "text_length must be positive"),
+        (PROMPT, {"guidance_scale_2": 3.0}, 0, r"guidance_scale_2 \(3\) is that of a second expert"),
         (PROMPT, {}, -1, "the seed must not be negative"),
     ],
 )

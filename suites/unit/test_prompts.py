@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,8 @@ from wan_trt_core.baselines import new_entry
 from wan_trt_core.cases import Band, Case, Limit, ParityGate, Prompt
 from wan_trt_core.comparison import parity
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Outputs
-from wan_trt_core.config import load_settings
+from wan_trt_core.comparison.targets import Outputs, PipelineTarget
+from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.gates import decide, gate_bands, judge
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.records import Measurement
@@ -129,6 +130,16 @@ def test_each_video_has_its_band(measured: Measurement) -> None:
         Reason.WORSE_THAN_BAND,
         "cross.video.psnr_db",
     )
+
+
+def test_what_of_a_prompt_is_cut_is_told(
+    small_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = (Prompt(id="long", prompt="red " * 15 + "a circle"), Prompt(id="short", prompt="red"))
+    case = case_with(psnr=1.0).model_copy(update={"model": str(small_checkpoint), "prompts": prompts})
+    with closing(Context(Settings(cache=tmp_path))) as context:
+        assert PipelineTarget(case.model_copy(update={"profile": "64p-9f"}), context).reference
+    assert [record.message.partition("leaves out: ")[2] for record in caplog.records] == ["a circle"]
 
 
 def test_a_metric_that_one_video_lacks_has_no_mean() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from wan_trt_core.cases import Case
 from wan_trt_core.comparison import measure_case
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, Outputs
-from wan_trt_core.config import Settings
+from wan_trt_core.config import ConfigError, Settings
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.models import catalogue
@@ -150,6 +151,13 @@ def test_where_no_engine_serves_pytorch_does_and_says_so(
             assert caplog.text.count(f"own {part} runs instead of an engine: no engine for 48x48") == count
 
 
+def test_a_vae_that_engines_do_not_decode_in_tiles_is_told(tmp_path: Path, loads: Loads) -> None:
+    settings = Settings(cache=tmp_path, pipeline={"vae_tile": 64})
+    with pytest.raises(ConfigError, match=r"pipeline.vae_tile is 64, and .*of 16 x 16 pixels a latent"):
+        wan_trt_core.accelerate(checkpoint_of("tiny-wan2.2-ti2v-5b").pipeline(), settings=settings)
+    assert not loads.asked
+
+
 def test_engines_of_all_parts_are_built_before_the_first_step(settings: Settings, loads: Loads) -> None:
     """Both experts' and the decoder's: a build of minutes is not for the middle of a video."""
     pipe, asked = checkpoint_of("tiny-wan2.2-t2v-a14b").pipeline(), []
@@ -176,6 +184,17 @@ def test_the_suites_compare_whole_videos_of_every_variant(
     assert decide(checks).verdict is Verdict.PASS, [check.message for check in checks]
     assert all(engine.runs for engine in loads.engines)
     assert ("dit_2" in {name for name, *_ in loads.asked}) == model.endswith("a14b")
+
+
+def test_the_second_expert_has_a_guidance_of_its_own() -> None:
+    found = resolve("tiny-wan2.2-t2v-a14b")
+    pipe, small = found.checkpoint.pipeline(), replace(found.generation, height=32, width=32, num_frames=1)
+    same, other = (
+        generate(pipe, PROMPT, replace(small, guidance_scale_2=scale), keep_latents=True).latents
+        for scale in (None, 1.0)
+    )
+    differ = [not torch.equal(*pair) for pair in zip(same, other, strict=True)]
+    assert differ == sorted(differ) and 0 < sum(differ) < len(differ)  # from the boundary on
 
 
 @pytest.mark.parametrize(

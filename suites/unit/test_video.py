@@ -97,7 +97,7 @@ def test_a_rate_must_be_positive(tmp_path: Path, fps: float) -> None:
         write_video(tmp_path / "clip.mp4", clip(), fps)
 
 
-def test_an_unwritable_path_is_told_before_any_work(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.mp4").mkdir()
     for path, message in (
@@ -111,6 +111,11 @@ def test_an_unwritable_path_is_told_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(VideoError, match=message):
             write_video(path, clip(), 8)
     check_target(tmp_path / "made" / "clip.mp4")
+    monkeypatch.setattr("wan_trt_core.pipeline.video.CODEC", "libx263")
+    with pytest.raises(
+        VideoError, match=r"clip.mp4: cannot be written: no encoder of H.264 \(libx263\).*pip install"
+    ):
+        check_target(tmp_path / "made" / "clip.mp4")
     assert (tmp_path / "made").is_dir()
     assert list((tmp_path / "made").iterdir()) == []
 

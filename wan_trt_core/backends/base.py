@@ -142,7 +142,13 @@ class ModuleBackend(Backend):
 
 
 class EngineBackend(Backend):
-    """Builds engines from ONNX, loads and runs them."""
+    """Builds engines from ONNX, loads and runs them.
+
+    Attributes:
+        precisions: of the graphs that it runs.
+    """
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
 
     @abstractmethod
     def options(self, settings: Settings, precision: str) -> dict[str, Any]:

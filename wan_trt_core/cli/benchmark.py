@@ -25,6 +25,7 @@ from wan_trt_core.cli.options import (
 from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
 from wan_trt_core.cli.videos import (
     FramesOption,
+    Guidance2Option,
     GuidanceOption,
     HeightOption,
     NegativePromptOption,
@@ -68,6 +69,7 @@ def benchmark(
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_2: Guidance2Option = None,
     seed: SeedOption = 0,
     height: HeightOption = None,
     width: WidthOption = None,
@@ -103,7 +105,7 @@ def benchmark(
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
         from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.pipeline.generate import check_request
+        from wan_trt_core.pipeline.generate import check_request, tell_what_is_cut
         from wan_trt_core.report.writing import make_folder
 
         settings = loaded.settings
@@ -111,9 +113,9 @@ def benchmark(
         shapes = resolved.profile(settings.profile)
         size = {"height": shapes.opt.height, "width": shapes.opt.width, "num_frames": shapes.opt.frames}
         generation = with_options(
-            replace(resolved.generation, **size), steps, guidance, height, width, frames
+            replace(resolved.generation, **size), steps, guidance, height, width, frames, guidance_2
         )
-        check_request(prompt, generation, seed, resolved.spatial)
+        check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
         by_part = parse_precision(precision)
         stock = parse_precision(reference_precision, "--reference-precision") if reference_precision else None
         cases = [
@@ -133,6 +135,7 @@ def benchmark(
         )
         for case in cases:
             _check(case, resolved, asked, settings)
+        tell_what_is_cut(resolved.checkpoint, generation.max_sequence_length, prompt, negative_prompt)
         if report:
             make_folder(report)
         measured = partial(measure_and_judge, asked=asked, runs=runs, profile_memory=profile_memory)
@@ -162,20 +165,18 @@ def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -
     Raises:
         UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, typer.BadParameter: naming what is wrong.
     """
-    from wan_trt_core.backends.base import ModuleBackend
+    from wan_trt_core.backends.base import EngineBackend
     from wan_trt_core.backends.registry import get_backend
     from wan_trt_core.cases import COMPOSITES
     from wan_trt_core.models.checkpoint import torch_dtype
-    from wan_trt_core.models.components import get_component, require_precision
-    from wan_trt_core.pipeline.engines import precision_of
+    from wan_trt_core.pipeline.engines import check_engines, precision_of
 
     backend = get_backend(case.backend)
     backend.require(settings)
     for name in COMPOSITES[case.component]:
         torch_dtype(precision_of(case.reference_precision or case.precision, name))
-        if not isinstance(backend, ModuleBackend):
-            require_precision(get_component(name), precision_of(case.precision, name))
-    if not isinstance(backend, ModuleBackend):
+    if isinstance(backend, EngineBackend):
+        check_engines(backend, model, case.precision, settings)
         check_size(model.profile(case.profile), asked.generation)
 
 

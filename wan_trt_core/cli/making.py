@@ -108,14 +108,15 @@ def build(
 def _made(components: list[str] | None, precision: str, settings: Settings, make: Make) -> list[Facts]:
     """One row a component: its name and precision, what ``make`` says of it, and the seconds that it took."""
     from wan_trt_core.models.catalogue import resolve
-    from wan_trt_core.models.components import components_of, get_component
+    from wan_trt_core.models.components import components_of, get_component, require_precision
 
     resolved = resolve(settings.model, settings.checkpoint)
-    for name in components or ():
-        get_component(name)  # a misspelt name is told before the first export, not after
+    names = components or components_of(resolved.checkpoint)
+    for name in names:  # what is wrong is told before the first export, not after
+        require_precision(get_component(name), precision)
     shapes = resolved.profile(settings.profile)
     rows = []
-    for name in components or components_of(resolved.checkpoint):
+    for name in names:
         started = time.perf_counter()
         with progress() as report:
             facts = make(name, resolved, shapes, report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +30,7 @@ from wan_trt_core.cli.options import (
 from wan_trt_core.cli.output import print_json, print_line
 from wan_trt_core.cli.videos import (
     FramesOption,
+    Guidance2Option,
     GuidanceOption,
     HeightOption,
     NegativePromptOption,
@@ -37,9 +38,9 @@ from wan_trt_core.cli.videos import (
     SeedOption,
     StepsOption,
     WidthOption,
-    check_size,
     open_image,
     parse_precision,
+    profile_for,
     with_options,
 )
 from wan_trt_core.progress import progress
@@ -50,9 +51,13 @@ if TYPE_CHECKING:
 
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
+    from wan_trt_core.models.profiles import ShapeProfile
     from wan_trt_core.pipeline.engines import EngineStore
 
 commands = typer.Typer()
+
+PREDICTED_WITHIN = 1.1
+"""What a prediction of memory may be over the truth: no video is refused that would fit."""
 
 SNAPSHOT = "memory_snapshot.pickle"
 """Beside the memory events."""
@@ -69,6 +74,7 @@ def run(
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_2: Guidance2Option = None,
     seed: SeedOption = 0,
     height: HeightOption = None,
     width: WidthOption = None,
@@ -115,7 +121,12 @@ def run(
         from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME
         from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.pipeline.generate import check_image, check_request, check_weights
+        from wan_trt_core.pipeline.generate import (
+            check_image,
+            check_request,
+            check_weights,
+            tell_what_is_cut,
+        )
         from wan_trt_core.pipeline.video import check_target
 
         settings = loaded.settings
@@ -124,8 +135,11 @@ def run(
         check_weights(resolved)
         check_image(image is not None, begins_with_image=resolved.checkpoint.begins_with_image)
         begins_with = None if image is None else open_image(image)
-        generation = with_options(resolved.generation, steps, guidance, height, width, frames)
-        check_request(prompt, generation, seed, resolved.spatial)
+        generation = with_options(resolved.generation, steps, guidance, height, width, frames, guidance_2)
+        check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
+        length, by_part = generation.max_sequence_length, parse_precision(precision)
+        tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
+        _check(settings, resolved, generation, by_part)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
         snapshot = None
         if memory_snapshot:
@@ -136,7 +150,7 @@ def run(
                 settings,
                 resolved,
                 generation,
-                parse_precision(precision),
+                by_part,
                 prompt,
                 negative_prompt,
                 begins_with,
@@ -172,6 +186,73 @@ def _check_snapshot(profile_memory: bool, device: str) -> None:
         raise typer.BadParameter(
             "needs a GPU: the history is that of PyTorch's allocator there", param_hint=option
         )
+
+
+def _check(
+    settings: Settings, model: ResolvedModel, generation: GenerationDefaults, precision: str | dict[str, str]
+) -> None:
+    """Raise unless the backend can make such a video here, as far as that is known before any work.
+
+    Raises:
+        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, CatalogueError, ConfigError,
+            GenerationError, typer.BadParameter: naming what is wrong.
+    """
+    from wan_trt_core.backends.base import EngineBackend
+    from wan_trt_core.backends.registry import device_of, get_backend
+    from wan_trt_core.models.checkpoint import torch_dtype
+    from wan_trt_core.pipeline.engines import check_engines, components_run, precision_of
+
+    backend = get_backend(settings.backend)
+    backend.require(settings)
+    if isinstance(backend, EngineBackend):
+        shapes = profile_for(model, settings.profile, generation)
+        check_engines(backend, model, precision, settings)
+    else:
+        shapes = model.profile(settings.profile)
+        for name in components_run("pipeline", model.checkpoint):
+            torch_dtype(precision_of(precision, name))
+    if device_of(settings) == "cuda":
+        _check_memory(settings, model, shapes, generation, precision)
+
+
+def _check_memory(
+    settings: Settings,
+    model: ResolvedModel,
+    shapes: ShapeProfile,
+    generation: GenerationDefaults,
+    precision: str | dict[str, str],
+) -> None:
+    """Raise where the GPU has clearly less free memory than is predicted (``wan-trt memory plan``).
+
+    Raises:
+        GenerationError: with what is needed, and the settings that fit.
+    """
+    import torch
+
+    from wan_trt_core.gates.formatting import quantity
+    from wan_trt_core.models.profiles import Sizes
+    from wan_trt_core.pipeline.generate import GenerationError
+    from wan_trt_core.report.memory_plan import choice_of, plan, predict, unplanned, workload
+
+    if unplanned(model.checkpoint):
+        return
+    free, _ = torch.cuda.mem_get_info()
+    asked = generation.height, generation.width, generation.num_frames, generation.max_sequence_length
+    work = replace(
+        workload(model, shapes, settings.backend, "cuda", settings), video=Sizes(*asked, model.spatial)
+    )
+    choice, budget = choice_of(settings, precision), round(free * PREDICTED_WITHIN)
+    needed = predict(work, choice)
+    if needed.peak <= budget:
+        return
+    found = plan(work, choice, budget)
+    fits = " or ".join(setting.name for setting in found.fitting[:3])
+    raise GenerationError(
+        f"such a video needs {quantity(needed.peak, 'B', 3)} of the GPU at its most ({needed.peak_stage}), and"
+        f" {quantity(free, 'B', 3)} are free. "
+        + (f"What fits: {fits}" if fits else "No settings fit: make a smaller video, or take a larger GPU")
+        + " (wan-trt memory plan)"
+    )
 
 
 def _generate(
@@ -245,15 +326,13 @@ def _pipeline(
     precision: str | dict[str, str],
     store: EngineStore,
 ) -> WanPipeline:
-    """The checkpoint's pipeline with the backend's engines, or its modules, in it."""
+    """The checkpoint's pipeline with the backend's engines, or its modules, in it; what :func:`_check` has let pass."""
     from wan_trt_core.backends.base import ModuleBackend
     from wan_trt_core.backends.registry import device_of, get_backend
     from wan_trt_core.pipeline.assembly import on_engines, on_modules
 
     backend, device = get_backend(settings.backend), device_of(settings)
-    backend.require(settings)
     if isinstance(backend, ModuleBackend):
         return on_modules(model, precision, backend, settings, device)
-    profile = model.profile(settings.profile)
-    check_size(profile, generation)
+    profile = profile_for(model, settings.profile, generation)
     return on_engines(model, profile, precision, backend.name, store, settings, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +13,17 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from wan_trt_core.models.catalogue import GenerationDefaults
+    from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
     from wan_trt_core.models.profiles import ShapeProfile
 
 NegativePromptOption = Annotated[str, typer.Option("--negative-prompt", help="What it should not show.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
 GuidanceOption = Annotated[
     float | None, typer.Option("--guidance", min=0, help="Guidance scale; 1 turns guidance off.")
+]
+Guidance2Option = Annotated[
+    float | None,
+    typer.Option("--guidance-2", min=0, help="That of the second expert (Wan 2.2 A14B), if not the first's."),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
 HeightOption = Annotated[int | None, typer.Option("--height", min=16, help="Pixels, a multiple of 16.")]
@@ -36,6 +41,7 @@ def with_options(
     height: int | None,
     width: int | None,
     frames: int | None,
+    guidance_2: float | None,
 ) -> GenerationDefaults:
     """The settings with what the options give in their place."""
     asked = {
@@ -44,9 +50,24 @@ def with_options(
         "height": height,
         "width": width,
         "num_frames": frames,
+        "guidance_scale_2": guidance_2,
     }
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     return replace(generation, **given)
+
+
+def profile_for(model: ResolvedModel, name: str | None, generation: GenerationDefaults) -> ShapeProfile:
+    """The profile of that name, else the model's first whose engines serve a video of this size.
+
+    Raises:
+        CatalogueError: for a name that the model does not have.
+        typer.BadParameter: as :func:`check_size`; where no profile serves it, of the first.
+    """
+    profiles = list(model.profiles.values()) if name is None else [model.profile(name)]
+    serving = (profile for profile in profiles if not any(_outside(profile, generation)))
+    profile = next(serving, profiles[0])
+    check_size(profile, generation)
+    return profile
 
 
 def check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
@@ -55,14 +76,20 @@ def check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
     Raises:
         typer.BadParameter: naming the option and the range.
     """
+    for name, value, least, most in _outside(profile, generation):
+        raise typer.BadParameter(
+            f"{value} is outside the profile {profile.name} ({least} to {most}); name another --profile",
+            param_hint=f"--{name}",
+        )
+
+
+def _outside(profile: ShapeProfile, generation: GenerationDefaults) -> Iterator[tuple[str, int, int, int]]:
+    """The sizes that engines of a profile do not serve: name, value, and the least and the most that it may be."""
     asked = {"height": generation.height, "width": generation.width, "frames": generation.num_frames}
     for name, value in asked.items():
         least, most = getattr(profile.min, name), getattr(profile.max, name)
         if not least <= value <= most:
-            raise typer.BadParameter(
-                f"{value} is outside the profile {profile.name} ({least} to {most}); name another --profile",
-                param_hint=f"--{name}",
-            )
+            yield name, value, least, most
 
 
 def open_image(path: Path) -> Image:
@@ -85,14 +112,20 @@ def parse_precision(text: str, option: str = "--precision") -> str | dict[str, s
     """``fp16``, or ``dit=fp16,vae=fp32`` by component.
 
     Raises:
-        typer.BadParameter: naming the option, where a component has none.
+        typer.BadParameter: naming the option, where a component has none, or there is no such component.
     """
     if "=" not in text:
         return text
+    from wan_trt_core.models.components import component_names
     from wan_trt_core.pipeline.engines import precision_of
 
     pairs = (part.partition("=")[::2] for part in text.split(","))
     precision = {name.strip(): value.strip() for name, value in pairs}
+    known = ("vae", *component_names())
+    if unknown := [name for name in precision if name not in known]:
+        raise typer.BadParameter(
+            f"no component {unknown[0]!r}; there are {', '.join(known)}", param_hint=option
+        )
     try:
         for component in ("dit", "vae_decoder_first", "vae_decoder_next"):
             precision_of(precision, component)

@@ -47,7 +47,7 @@ from wan_trt_core.pipeline.engines import (
     precision_of,
     served,
 )
-from wan_trt_core.pipeline.generate import OnStep, generate
+from wan_trt_core.pipeline.generate import OnStep, generate, tell_what_is_cut
 from wan_trt_core.pipeline.tiling import tiled
 
 _RUNS_ON_CPU = ("onnxruntime",)
@@ -519,6 +519,13 @@ class PipelineTarget(Target):
     @cached_property
     def reference(self) -> Arm:
         pipe = self.model.checkpoint.pipeline(self._dtypes(), self.device)
+        for asked in self.case.prompts or ():
+            tell_what_is_cut(
+                self.model.checkpoint,
+                self.model.generation.max_sequence_length,
+                asked.prompt,
+                asked.negative_prompt,
+            )
         return self._arm(in_tiles(pipe, self.context.settings))
 
     @cached_property
@@ -554,11 +561,10 @@ class PipelineTarget(Target):
 
     def facts(self) -> dict[str, Any]:
         asked = self.inputs()
-        prompts = self.case.prompts or (asked.prompt,)
         return {
             **super().facts(),
             "generation": asdict(asked.generation),
-            "prompts": [prompt.model_dump() for prompt in prompts],
+            "prompts": [prompt.model_dump() for prompt in self.case.prompts or (asked.prompt,)],
         }
 
     def _arm(self, pipe: Any, forbidden: Callable[[], Mapping[str, nn.Module]] = dict) -> Arm:

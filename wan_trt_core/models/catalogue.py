@@ -34,7 +34,8 @@ class GenerationDefaults:
     """How a video is generated unless told otherwise; the names are those of ``WanPipeline.__call__``.
 
     ``height`` and ``width`` are in pixels; ``max_sequence_length`` is the padded length of the prompt in
-    tokens. A checkpoint's ``generation.json`` may replace any of them.
+    tokens, ``guidance_scale_2`` that of the second of two experts, which has the first's unless given. A checkpoint's
+    ``generation.json`` may replace any of them.
     """
 
     height: int = 480
@@ -44,6 +45,7 @@ class GenerationDefaults:
     guidance_scale: float = 5.0
     max_sequence_length: int = 512
     fps: int = 16
+    guidance_scale_2: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class ResolvedModel:
     def spatial(self) -> int:
         """Pixels that a latent covers in height and in width."""
         return spatial_scale(self.checkpoint.config("vae"))
+
+    @property
+    def two_experts(self) -> bool:
+        """A second transformer takes over at the boundary (Wan 2.2 A14B)."""
+        return "transformer_2" in self.checkpoint.parts
 
     def profile(self, name: str | None = None) -> ShapeProfile:
         """The profile of that name; the model's first without a name.
@@ -154,7 +161,7 @@ _ENTRIES: Mapping[str, _Entry] = {
         {"480p-17f": _480P_17F, "480p-81f": _480P_81F, "720p-81f": _720P_81F},
         with_two_experts(_14B, 0.875),
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-        GenerationDefaults(num_inference_steps=40, guidance_scale=4.0),
+        GenerationDefaults(num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0),
     ),
     "wan2.2-ti2v-5b": _Entry(
         {"704p-121f": _704P_121F},
@@ -195,7 +202,8 @@ def resolve(
 
     Raises:
         CatalogueError: when there is no such model, or layers are asked of one that is stored whole.
-        CheckpointError: when there is no usable checkpoint, or the model has fewer layers.
+        CheckpointError: when there is no usable checkpoint, it is of another family than the named model, or the model
+            has fewer layers.
     """
     entry = _ENTRIES.get(model)
     if entry is not None and entry.configs is not None and checkpoint is None:
@@ -208,7 +216,9 @@ def resolve(
             " (no --wan-checkpoint) can have fewer layers"
         )
     if entry is not None:
-        return _resolved(model, open_checkpoint(checkpoint or EMBEDDED, download=download), entry)
+        opened = open_checkpoint(checkpoint or EMBEDDED, download=download)
+        _require_family(model, entry, opened)
+        return _resolved(model, opened, entry)
     place = Path(checkpoint or model).expanduser()
     if checkpoint is None and not place.is_dir() and not HUB_ID.fullmatch(model):
         raise CatalogueError(
@@ -217,6 +227,26 @@ def resolve(
         )
     opened = open_checkpoint(place, download=download)
     return _resolved(place.absolute().name, opened, _entry_like(opened))
+
+
+def _require_family(model: str, entry: _Entry, checkpoint: Checkpoint) -> None:
+    """Raise unless a checkpoint that is given for a named model can be one of its kind, of whatever size.
+
+    Raises:
+        CheckpointError: saying in what it differs.
+    """
+    found, wanted = (
+        f"{channels} channels into {'two transformers' if two else 'one transformer'}"
+        for channels, two in (
+            (_size(checkpoint.config("transformer"))[2], "transformer_2" in checkpoint.parts),
+            (entry.size[2], "transformer_2" in (entry.configs or ())),
+        )
+    )
+    if found != wanted:
+        raise CheckpointError(
+            f"{checkpoint.folder}: a model of another family than {model}: {found}, not {wanted}; name no other model"
+            f" for it: --wan-model {checkpoint.folder}"
+        )
 
 
 def resolve_loaded(checkpoint: Checkpoint) -> ResolvedModel:

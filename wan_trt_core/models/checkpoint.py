@@ -253,6 +253,10 @@ class Checkpoint:
         with _explained(folder):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
+    def prompt_encoder(self) -> Any:
+        """The text encoder that encodes the prompts of exports and comparisons, in float32 on the CPU."""
+        return self.load("text_encoder")
+
     def image_processor(self) -> Any:
         """What makes the image encoder's input of an image.
 

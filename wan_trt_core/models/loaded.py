@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
     from torch import Tensor, nn
 
+_DTYPE = ("dtype", "torch_dtype")
+"""By which transformers notes in a configuration what the weights are in."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -65,8 +68,8 @@ class LoadedCheckpoint(Checkpoint):
         return f"LoadedCheckpoint({str(self.folder)!r})"
 
     def origin(self, part: str) -> Checkpoint | None:
-        """The folder whose weights and configuration are those of a transformer or of the ``vae`` in memory; None
-        where there is no such folder."""
+        """The folder whose weights and configuration are those of a part in memory; None where there is no such
+        folder."""
         if part not in self._origins:
             same = (found for found in self._folders(part) if self._is_of(found, part))
             self._origins[part] = next(same, None)
@@ -77,9 +80,7 @@ class LoadedCheckpoint(Checkpoint):
         return self._origins[part]
 
     def config(self, part: str) -> dict[str, Any]:
-        holder = self._scheduler if part == "scheduler" else self._pipe[part]
-        config: dict[str, Any] = holder.config.to_dict() if part in OF_TRANSFORMERS else dict(holder.config)
-        return config
+        return _config_of(self._scheduler if part == "scheduler" else self._pipe[part])
 
     def pipeline_config(self) -> dict[str, Any]:
         return self._config
@@ -108,7 +109,7 @@ class LoadedCheckpoint(Checkpoint):
     def load(self, part: str, dtype: str = "fp32", device: torch.device | str = "cpu") -> nn.Module:
         """As :meth:`Checkpoint.load`: the module in memory itself where it is what is asked for, and lies there."""
         module: Any = self._pipe.get(part)
-        as_asked = part not in OF_TRANSFORMERS and _is_as_loaded(module, torch_dtype(dtype))
+        as_asked = part in self._pipe and _is_as_loaded(module, torch_dtype(dtype))
         if as_asked and located(module.device) == located(device):
             in_memory: nn.Module = module
             return in_memory
@@ -117,12 +118,14 @@ class LoadedCheckpoint(Checkpoint):
     def tokenizer(self) -> Any:
         return self._tokenizer
 
+    def prompt_encoder(self) -> Any:
+        """The text encoder, which may be quantised or anywhere, from and to host memory."""
+        return _on_host(self._pipe["text_encoder"])
+
     def scheduler(self) -> Any:
         return type(self._scheduler).from_config(self._scheduler.config)
 
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-        if part == "text_encoder":
-            return _on_host(self._pipe[part])
         origin = self.origin(part)
         if origin is not None:
             return origin.load(part, str(dtype).removeprefix("torch."), device)
@@ -161,7 +164,7 @@ class LoadedCheckpoint(Checkpoint):
 
     def _folders(self, part: str) -> Iterator[Checkpoint]:
         """Whatever the module or the pipeline remembers of where it was loaded from, as far as it is there."""
-        named = self._pipe[part].config.get("_name_or_path") or ""
+        named = getattr(self._pipe[part].config, "_name_or_path", None) or ""
         parent = str(Path(named).parent) if Path(named).name == part else ""
         for place in dict.fromkeys(filter(None, (parent, named, self._named))):
             try:
@@ -174,18 +177,21 @@ def _same(module: Any, checkpoint: Checkpoint, part: str) -> bool:
     """Whether a module has a folder's configuration and, rounded to the module's dtypes, its weights."""
     from safetensors import safe_open
 
-    config = _as_json(module.config)
-    if any(config.get(name) != value for name, value in _as_json(checkpoint.config(part)).items()):
+    config, stored = _config_of(module), checkpoint.config(part)
+    if part in OF_TRANSFORMERS:  # which completes and renames what is stored
+        stored = type(module.config).from_dict(stored).to_dict()
+    config, stored = _as_json(config), _as_json(stored)
+    if any(config.get(name) != value for name, value in stored.items()):
         return False
     state: dict[str, Tensor] = module.state_dict()
     names: set[str] = set()
     for file in checkpoint.weight_files(part):
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118  (no mapping)
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (no mapping)
                 names.add(name)
-                if name not in state or not _equal(stored.get_tensor(name), state[name]):
+                if name not in state or not _equal(tensors.get_tensor(name), state[name]):
                     return False
-    return names == set(state)
+    return not set(state) - names - set(getattr(module, "_tied_weights_keys", None) or ())
 
 
 def _equal(stored: Tensor, in_memory: Tensor) -> bool:
@@ -204,15 +210,24 @@ def _sha256(module: Any) -> str:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.digest()
 
-    config = json.dumps(_as_json(module.config), sort_keys=True)
+    config = json.dumps(_as_json(_config_of(module)), sort_keys=True)
     with ThreadPoolExecutor() as pool:  # hashing is done outside of the interpreter's lock
         digests = pool.map(of_tensor, sorted(module.state_dict().items()))
         return hashlib.sha256(b"in memory" + config.encode() + b"".join(digests)).hexdigest()
 
 
-def _as_json(config: Any) -> dict[str, Any]:
-    """A configuration without what diffusers notes in it, in JSON's types."""
-    plain = {name: value for name, value in dict(config).items() if not name.startswith("_")}
+def _config_of(module: Any) -> dict[str, Any]:
+    """The configuration of a module of diffusers or of transformers, or of a scheduler."""
+    config: dict[str, Any] = (
+        module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    )
+    return config
+
+
+def _as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what is noted in it of where the weights are from and what they are rounded to, in
+    JSON's types."""
+    plain = {name: value for name, value in config.items() if not name.startswith("_") and name not in _DTYPE}
     as_json: dict[str, Any] = json.loads(json.dumps(plain))
     return as_json
 

@@ -37,7 +37,7 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, text_length: int) -> Tens
     if "text_encoder" not in checkpoint.parts:
         return random_states(prompt, text_length, checkpoint.config("transformer")["text_dim"])
     tokens = tokenize(checkpoint, prompt, text_length)
-    encoder = checkpoint.load("text_encoder")
+    encoder = checkpoint.prompt_encoder()
     states: Tensor = encoder(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
     return states * tokens["attention_mask"][..., None]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,21 +14,31 @@ from diffusers import WanImageToVideoPipeline
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import located, torch_dtype
-from wan_trt_core.models.components import get_component, require_precision
+from wan_trt_core.models.components import get_component
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
-from wan_trt_core.pipeline.assembly import offloading, staying
+from wan_trt_core.pipeline.assembly import TEXT_ENCODER, offloading, staying
 from wan_trt_core.pipeline.compatibility import require_compatible
-from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER, EngineStore, Precision, precision_of
+from wan_trt_core.pipeline.engines import (
+    VAE_DECODER,
+    VAE_ENCODER,
+    EngineStore,
+    Precision,
+    check_precision,
+    check_tiles,
+    precision_of,
+)
 from wan_trt_core.pipeline.offload import offload, take_off
 from wan_trt_core.pipeline.parts import (
+    EngineTextEncoder,
     EngineTransformer,
     EngineVAE,
     LatentMode,
@@ -37,6 +47,7 @@ from wan_trt_core.pipeline.parts import (
     require_batch_1,
     require_supported,
 )
+from wan_trt_core.pipeline.stages import TRANSFORMERS
 from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import replaceable
 from wan_trt_core.progress import Report, progress
@@ -48,21 +59,20 @@ ENGINES_OF: Mapping[str, tuple[str, ...]] = {
     "transformer": ("dit",),
     "transformer_2": ("dit_2",),
     "vae": VAE_DECODER,
+    TEXT_ENCODER: (TEXT_ENCODER,),
 }
-"""The components whose engines take the place of each module. Where a video begins with an image, the VAE's encoder is
-one of them too."""
+"""The components whose engines take the place of each module, of the text encoder where that is asked for. Where a
+video begins with an image, the VAE's encoder is one of them too."""
 
-PRECISIONS: Mapping[tuple[str, torch.dtype], str] = {
-    ("dit", torch.float32): "fp32",
-    ("dit", torch.float16): "fp16",
-    ("dit", torch.bfloat16): "fp16",
-    ("vae", torch.float32): "fp32",
-    ("vae", torch.float16): "fp16",
-    ("vae", torch.bfloat16): "fp32",
-}
-"""What an engine computes in unless told otherwise: as its module does. Of bfloat16 only the transformer has engines,
-and no backend for CPUs runs them; in its place half precision has more digits for the transformer, and float32 the
-range for the VAE."""
+PRECISIONS: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""What an engine computes in unless told otherwise: as its module does."""
+
+INSTEAD_OF_BF16: Mapping[str, str] = {"dit": "fp16", "vae": "fp32"}
+"""What it computes in where there are no engines in bfloat16: only the transformer has them, and only TensorRT runs
+them. Half precision has more digits for the transformer; float32 has the range for the VAE and the text encoder."""
+
+EnginePart = EngineTransformer | EngineVAE | EngineTextEncoder
+"""What serves in the place of one of diffusers' modules, for the sizes of one profile."""
 
 NOTES = "weights"
 """Folder of the cache that notes which weights in memory are those of which files."""
@@ -79,6 +89,8 @@ def accelerate(
     backend: str | None = None,
     precision: Precision | None = None,
     settings: Settings | None = None,
+    *,
+    text_encoder: bool = False,
 ) -> WanPipeline:
     """Put engines in the place of a pipeline's transformers and VAE; all else of it stays as it is.
 
@@ -95,8 +107,9 @@ def accelerate(
             of the catalogue's model whose size the transformer has; else the first call builds for its own sizes.
         backend: one with engines; that of the settings by default.
         precision: one for all, or ``{"dit": "fp16", "vae": "fp32"}``; by default that of the modules, see
-            :data:`PRECISIONS`.
+            :data:`PRECISIONS` and :data:`INSTEAD_OF_BF16`.
         settings: those of ``config.yaml`` and the environment by default.
+        text_encoder: also put one in the place of the text encoder, which stays in PyTorch by default.
 
     Returns:
         ``pipe`` itself.
@@ -108,7 +121,7 @@ def accelerate(
         ExportError, EngineError, CacheError: from an export or build; the pipeline is then as it was.
     """
     restore(pipe)
-    require_compatible(pipe)
+    require_compatible(pipe, text_encoder=text_encoder)
     settings = settings or load_settings().settings
     backend = backend or settings.backend
     runs = get_backend(backend)
@@ -120,7 +133,14 @@ def accelerate(
         raise EngineError(
             f"the pipeline is on {pipe.device}, and {backend} runs on {device}: name another backend, or move it there"
         )
-    acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, precision), device)
+    if text_encoder and TEXT_ENCODER in staying(settings) and device.type != "cpu":
+        raise EngineError(
+            f"pipeline.text_encoder_device is cpu, and {backend} runs on {device}: the text encoder's engine cannot be"
+            " on both; change that setting, or leave text_encoder out"
+        )
+    parts = (*replaceable(pipe), *((TEXT_ENCODER,) if text_encoder else ()))
+    acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, parts, precision, runs), device)
+    check_tiles(acceleration.model, settings)
     if not isinstance(profile, ShapeProfile):
         name, model = profile or settings.profile, acceleration.model
         profile = model.profile(name) if name or model.profiles else None
@@ -138,8 +158,8 @@ def restore(pipe: WanPipeline) -> WanPipeline:
     Returns:
         ``pipe`` itself.
     """
-    for name, part in replaceable(pipe).items():
-        if isinstance(part, (AcceleratedTransformer, AcceleratedVAE)):
+    for name in ENGINES_OF:
+        if isinstance(part := getattr(pipe, name, None), _Accelerated):
             setattr(pipe, name, part.acceleration.stock[name])
             part.acceleration.close()
     return pipe
@@ -156,7 +176,7 @@ def originals(pipe: WanPipeline) -> dict[str, nn.Module]:
         ValueError: for a pipeline that is not accelerated.
     """
     found = list(replaceable(pipe).values())
-    if not all(isinstance(part, (AcceleratedTransformer, AcceleratedVAE)) for part in found):
+    if not all(isinstance(part, _Accelerated) for part in found):
         raise ValueError("the pipeline is not accelerated: every module that runs is diffusers' own")
     acceleration: Acceleration = found[0].acceleration
     inside = {
@@ -191,7 +211,7 @@ class Acceleration:
         precision: Mapping[str, str],
         device: torch.device,
     ) -> None:
-        self.stock = replaceable(pipe)
+        self.stock: dict[str, Any] = {name: getattr(pipe, name) for name in precision}
         self.device = device
         self.spatial = spatial_scale(pipe.vae.config)
         self.encodes = isinstance(pipe, WanImageToVideoPipeline)
@@ -210,8 +230,8 @@ class Acceleration:
             name: get_component(ENGINES_OF[name][0]).prepare(self._checkpoint, precision[name])
             for name in self.stock
         }
-        self._served: dict[str, list[tuple[ShapeProfile, Any]]] = {name: [] for name in self.stock}
-        self._choices: dict[tuple[str, Sizes], EngineTransformer | EngineVAE | str] = {}
+        self._served: dict[str, list[tuple[ShapeProfile, EnginePart]]] = {name: [] for name in self.stock}
+        self._choices: dict[tuple[str, Sizes], EnginePart | str] = {}
         self._encoders: dict[ShapeProfile, StreamingEncoder | str] = {}
         self._told: set[tuple[str, str]] = set()
 
@@ -236,9 +256,8 @@ class Acceleration:
         if offloads:
             offload(self._pipe, self._store.turns, self.device, stay=stay, leave=self.stock)
         for name, module in self.stock.items():
-            kind = AcceleratedVAE if name == "vae" else AcceleratedTransformer
             dtype = torch_dtype(self._precision[name])
-            setattr(self._pipe, name, kind(self, name, module.config, dtype, self.device))
+            setattr(self._pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
 
     def close(self) -> None:
         """Release the engines, and move every module back to where it was. May be called again."""
@@ -248,7 +267,7 @@ class Acceleration:
             if not hasattr(module, "_hf_hook"):  # one that is offloaded since is moved by its hook
                 module.to(device)
 
-    def load(self, name: str, profile: ShapeProfile) -> EngineTransformer | EngineVAE:
+    def load(self, name: str, profile: ShapeProfile) -> EnginePart:
         """The part that serves a profile from now on; exports and builds what the cache lacks."""
         made, precision = (self.model, profile), self._precision[name]
         common: dict[str, Any] = {
@@ -257,7 +276,7 @@ class Acceleration:
             "dtype": torch_dtype(precision),
             "device": self.device,
         }
-        part: EngineTransformer | EngineVAE
+        part: EnginePart
         with self._making(name) as engines:
             if name == "vae":
                 decoder = self._store.vae_decoder(*made, precision, self._backend)
@@ -272,7 +291,8 @@ class Acceleration:
                 (component,) = ENGINES_OF[name]
                 engine = self._store.load(component, *made, precision, self._backend)
                 engines.append(engine)
-                part = EngineTransformer(engine, **common)
+                kind = EngineTextEncoder if name == TEXT_ENCODER else EngineTransformer
+                part = kind(engine, **common)
         self._served[name].append((self._range(profile), part))
         return part
 
@@ -284,8 +304,8 @@ class Acceleration:
         """
         if (name, video) not in self._choices:
             self._choices[name, video] = self._choose(name, video)
-            if name != "vae":  # a build of minutes is not for the middle or the end of a video
-                for other in self.stock:
+            if name in TRANSFORMERS:  # a build of minutes is not for the middle or the end of a video
+                for other in self.stock.keys() - {TEXT_ENCODER}:
                     size = replace(video, text_length=NO_TEXT) if other == "vae" else video
                     if (other, size) not in self._choices:
                         self._choices[other, size] = self._choose(other, size)
@@ -346,17 +366,17 @@ class Acceleration:
             )
         return encoder
 
-    def _choose(self, name: str, video: Sizes) -> EngineTransformer | EngineVAE | str:
+    def _choose(self, name: str, video: Sizes) -> EnginePart | str:
         for profile, part in self._served[name]:
             if covers(name, profile, video):
-                return part  # type: ignore[no-any-return]
+                return part
         try:
             return self.load(name, self._profile(name, video))
         except UnsupportedCall as why:
             return str(why)
         except Exception as error:  # of whichever stage: the video goes on in PyTorch, whatever it was
             logger.debug("no engine of the %s", name, exc_info=True)
-            return f"the engine for {_told(video)} could not be made ({type(error).__name__}: {error})"
+            return f"the engine for {_told(name, video)} could not be made ({type(error).__name__}: {error})"
 
     def _profile(self, name: str, video: Sizes) -> ShapeProfile:
         """What to build for a video that no engine serves.
@@ -364,7 +384,7 @@ class Acceleration:
         Raises:
             UnsupportedCall: when the settings say that nothing is.
         """
-        missing, rule = f"no engine for {_told(video)}", self._settings.on_missing_shape
+        missing, rule = f"no engine for {_told(name, video)}", self._settings.on_missing_shape
         if not self._served[name] or rule == "build":
             logger.warning("%s: building the %s's for this size", missing, name)
             return ShapeProfile(f"{video.height}x{video.width}-{video.frames}f", video, video, video)
@@ -456,6 +476,26 @@ class AcceleratedTransformer(_Accelerated):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
+class AcceleratedTextEncoder(_Accelerated):
+    """In the place of ``UMT5EncoderModel``."""
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
+        """The prompt's states, as transformers' own forward; see :class:`EngineTextEncoder`.
+
+        Raises:
+            EngineError: as the engine's ``run``.
+        """
+        acceleration = self.acceleration
+        try:
+            require_batch_1("input_ids", input_ids)
+            part = acceleration.part(self.part, _video_of_text(input_ids.shape[1], acceleration.spatial))
+        except UnsupportedCall as why:
+            part = acceleration.in_pytorch(self.part, why)
+        states: BaseModelOutput = part(input_ids, attention_mask)
+        return states
+
+
 class AcceleratedVAE(_Accelerated):
     """In the place of ``AutoencoderKLWan``."""
 
@@ -526,6 +566,17 @@ def _video_of_pixels(video: Tensor, spatial: int) -> Sizes:
     return _sizes(height, width, frames, NO_TEXT, spatial)
 
 
+def _video_of_text(length: int, spatial: int) -> Sizes:
+    """One of which only the prompt matters: the smallest that there is."""
+    return Sizes(2 * spatial, 2 * spatial, 1, length, spatial)
+
+
+def _accelerated(part: str) -> type[_Accelerated]:
+    """What stands in the place of a part of the pipeline."""
+    others: Mapping[str, type[_Accelerated]] = {"vae": AcceleratedVAE, TEXT_ENCODER: AcceleratedTextEncoder}
+    return others.get(part, AcceleratedTransformer)
+
+
 def _sizes(*given: int) -> Sizes:
     try:
         return Sizes(*given)
@@ -533,32 +584,40 @@ def _sizes(*given: int) -> Sizes:
         raise UnsupportedCall(str(error)) from error
 
 
-def _precisions(pipe: WanPipeline, precision: Precision | None) -> dict[str, str]:
-    """The precision of each part's engines.
+def _precisions(
+    pipe: WanPipeline, parts: Iterable[str], precision: Precision | None, runs: EngineBackend
+) -> dict[str, str]:
+    """The precision of the engines of each of the parts.
 
     Raises:
-        ComponentError: for one that there are no engines in.
+        ComponentError: for one that there are no engines in, or none that the backend runs.
         ValueError: for a mapping that leaves a part out.
     """
     chosen: dict[str, str] = {}
-    for name, components in ENGINES_OF.items():
-        if getattr(pipe, name, None) is None:
-            continue
-        own = getattr(pipe, name).dtype
+    for name in parts:
+        components, own = ENGINES_OF[name], getattr(pipe, name).dtype
         if precision is not None:
             chosen[name] = precision_of(precision, components[0])
         else:
-            chosen[name] = PRECISIONS["vae" if name == "vae" else "dit", own]
-            if torch_dtype(chosen[name]) != own:
-                logger.warning("%s: there are no engines in %s; they compute in %s", name, own, chosen[name])
+            chosen[name] = PRECISIONS[own]
+            if chosen[name] not in {*get_component(components[0]).precisions} & {*runs.precisions}:
+                chosen[name] = INSTEAD_OF_BF16["dit" if name in TRANSFORMERS else "vae"]
+                logger.warning(
+                    "%s: %s has no engines in %s; they compute in %s", name, runs.name, own, chosen[name]
+                )
+        logger.info("%s in %s: engines in %s", name, own, chosen[name])
         for component in components:
-            require_precision(get_component(component), chosen[name])
+            check_precision(runs, component, chosen[name])
     return chosen
 
 
-def _told(video: Sizes) -> str:
-    text = "" if video.text_length == NO_TEXT else f", prompts of {video.text_length} tokens"
-    return f"{video.height}x{video.width}, {video.frames} frames{text}"
+def _told(part: str, video: Sizes) -> str:
+    """As far as the part sees it."""
+    size, text = (
+        f"{video.height}x{video.width}, {video.frames} frames",
+        f"prompts of {video.text_length} tokens",
+    )
+    return {"vae": size, TEXT_ENCODER: text}.get(part, f"{size}, {text}")
 
 
 def _volume(video: Sizes) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import nn
+from transformers import UMT5EncoderModel
 
 PARTS: dict[str, type] = {
     "transformer": WanTransformer3DModel,
     "transformer_2": WanTransformer3DModel,
     "vae": AutoencoderKLWan,
+    "text_encoder": UMT5EncoderModel,
 }
-"""The modules that engines replace, and the only class each may have. ``transformer_2`` may be missing."""
+"""The modules that engines replace, and the only class each may have. ``transformer_2`` may be missing, and the text
+encoder is replaced only where that is asked for."""
 
 _SHARDED = frozenset({"FullyShardedDataParallel", "FSDPModule"})
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16)
@@ -25,18 +28,21 @@ class IncompatiblePipeline(ValueError):
     """A pipeline cannot run on engines as it is; the message names each module, what is in the way and a remedy."""
 
 
-def require_compatible(pipe: Any) -> None:
+def require_compatible(pipe: Any, *, text_encoder: bool = False) -> None:
     """Check what can be checked before anything is exported.
+
+    Args:
+        text_encoder: engines are to replace that too.
 
     Raises:
         IncompatiblePipeline: with everything that is in the way.
     """
-    problems = tuple(_problems(pipe))
+    problems = tuple(_problems(pipe, PARTS.keys() - (() if text_encoder else {"text_encoder"})))
     if problems:
         raise IncompatiblePipeline("the pipeline cannot run on engines: " + "; ".join(problems))
 
 
-def _problems(pipe: Any) -> Iterator[str]:
+def _problems(pipe: Any, parts: Collection[str]) -> Iterator[str]:
     if not isinstance(pipe, WanPipeline | WanImageToVideoPipeline):
         yield (
             f"it is a {type(pipe).__name__}, and engines are for WanPipeline and WanImageToVideoPipeline: the other"
@@ -45,9 +51,11 @@ def _problems(pipe: Any) -> Iterator[str]:
         return
     for name, kind in PARTS.items():
         module = getattr(pipe, name)
-        if module is None and name == "transformer_2":
+        if name not in parts or (module is None and name == "transformer_2"):
             continue
         yield from (f"{name}: {problem}" for problem in _problems_of(module, kind))
+    if "text_encoder" in parts and pipe.tokenizer is None:
+        yield "text_encoder: the pipeline has no tokenizer, whose tokens an engine is compared with"
     if pipe.transformer_2 is not None and pipe.config.boundary_ratio is None:
         yield "transformer_2: without a boundary_ratio nothing runs it; set that, or leave this transformer out"
 
@@ -119,7 +127,7 @@ def _adapter(module: Any) -> str | None:
 def _variant(module: Any) -> str | None:
     """What the configuration or the state of a module asks for and engines do not do."""
     config = module.config
-    if config.get("pos_embed_seq_len"):
+    if getattr(config, "pos_embed_seq_len", None):
         return "a transformer from first and last frame, which is not supported yet"
     if getattr(module, "use_tiling", False):
         return (

@@ -22,9 +22,10 @@ from wan_trt_core.backends.base import (
 )
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
+from wan_trt_core.config import ConfigError
 from wan_trt_core.engine_cache import EngineCache, Entry
-from wan_trt_core.models.components import get_component
-from wan_trt_core.models.profiles import POINTS, tile_profile
+from wan_trt_core.models.components import ComponentError, get_component, require_precision
+from wan_trt_core.models.profiles import POINTS, SPATIAL, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
 from wan_trt_core.pipeline.offload import OffloadedEngine, Turns
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
@@ -229,6 +230,47 @@ def precision_of(precision: Precision, component: str) -> str:
     )
 
 
+def check_precision(runs: EngineBackend, component: str, precision: str) -> None:
+    """Raise unless there are engines of a component in a precision, and the backend runs them.
+
+    Raises:
+        ComponentError: naming what there is instead.
+    """
+    require_precision(get_component(component), precision)
+    if precision not in runs.precisions:
+        raise ComponentError(
+            f"{component}: the backend {runs.name} has no engines in {precision}; it has {', '.join(runs.precisions)}"
+        )
+
+
+def check_engines(
+    runs: EngineBackend, model: ResolvedModel, precision: Precision, settings: Settings
+) -> None:
+    """Raise unless a model's pipeline can be on engines, as far as that is known before any is made.
+
+    Raises:
+        ComponentError: as :func:`check_precision`.
+        ValueError: where a component has no precision.
+        ConfigError: as :func:`check_tiles`.
+    """
+    for name in components_run("pipeline", model.checkpoint):
+        check_precision(runs, name, precision_of(precision, name))
+    check_tiles(model, settings)
+
+
+def check_tiles(model: ResolvedModel, settings: Settings) -> None:
+    """Raise where the settings want a decode in tiles and the model's VAE has none on engines.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if settings.pipeline.vae_tile is not None and model.spatial != SPATIAL:
+        raise ConfigError(
+            f"pipeline.vae_tile is {settings.pipeline.vae_tile}, and engines do not decode in tiles with a VAE of"
+            f" {model.spatial} x {model.spatial} pixels a latent, which {model.name} has: unset it"
+        )
+
+
 def load_engine(
     component: str,
     model: ResolvedModel,
@@ -284,6 +326,9 @@ def built_engine(
 ) -> Entry:
     """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest."""
     runs = _engine_backend(backend)
+    check_precision(runs, component, precision)
+    if component in VAE_DECODER:
+        check_tiles(model, settings)
     asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     source = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)

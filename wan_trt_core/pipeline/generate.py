@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
+    from wan_trt_core.models.checkpoint import Checkpoint
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with the steps done and the steps in all."""
@@ -71,7 +72,8 @@ def generate(
             is needed.
         UnsupportedCall, EngineError: from engines inside the pipeline.
     """
-    check_request(prompt, generation, seed, spatial_scale(pipe.vae.config))
+    two_experts = getattr(pipe, "transformer_2", None) is not None
+    check_request(prompt, generation, seed, spatial_scale(pipe.vae.config), two_experts=two_experts)
     import torch
     from diffusers import WanImageToVideoPipeline
 
@@ -95,6 +97,7 @@ def generate(
             num_frames=generation.num_frames,
             num_inference_steps=generation.num_inference_steps,
             guidance_scale=generation.guidance_scale,
+            guidance_scale_2=generation.guidance_scale_2,
             max_sequence_length=generation.max_sequence_length,
             generator=torch.Generator("cpu").manual_seed(seed),
             callback_on_step_end=after_step,
@@ -103,11 +106,19 @@ def generate(
     return Generated(output.frames[0], tuple(latents))
 
 
-def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0, spatial: int = SPATIAL) -> None:
+def check_request(
+    prompt: str,
+    generation: GenerationDefaults,
+    seed: int = 0,
+    spatial: int = SPATIAL,
+    *,
+    two_experts: bool = False,
+) -> None:
     """Check what can be checked before anything is loaded.
 
     Args:
         spatial: pixels that a latent of the model covers in height and in width.
+        two_experts: the model has a second transformer.
 
     Raises:
         GenerationError: for an empty prompt or settings that do not fit the model.
@@ -116,6 +127,11 @@ def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0, sp
         raise GenerationError("the prompt is empty: say what the video shows")
     if generation.num_inference_steps < 1:
         raise GenerationError(f"num_inference_steps must be positive, not {generation.num_inference_steps}")
+    if generation.guidance_scale_2 is not None and not two_experts:
+        raise GenerationError(
+            f"guidance_scale_2 ({generation.guidance_scale_2:g}) is that of a second expert, as Wan 2.2 A14B has, and"
+            " this model has one transformer: leave it out"
+        )
     if seed < 0:
         raise GenerationError(f"the seed must not be negative, not {seed}")
     try:
@@ -123,6 +139,25 @@ def check_request(prompt: str, generation: GenerationDefaults, seed: int = 0, sp
         Sizes(*size, generation.max_sequence_length, spatial)
     except ValueError as error:
         raise GenerationError(f"this video cannot be generated: {error}") from error
+
+
+def tell_what_is_cut(checkpoint: Checkpoint, length: int, prompt: str, negative_prompt: str = "") -> None:
+    """One line of the log for each prompt of more than ``length`` tokens, with the words that do not count."""
+    if "text_encoder" not in checkpoint.parts:
+        return  # its states are random
+    tokenizer = checkpoint.tokenizer()
+    for name, text in (("prompt", prompt), ("negative prompt", negative_prompt)):
+        tokens = tokenizer(text).input_ids
+        if len(tokens) > length:
+            logger.warning(
+                "the %s has %d tokens; only the first %d count (max_sequence_length), which leaves out: %s",
+                name,
+                len(tokens),
+                length,
+                tokenizer.decode(
+                    tokens[length - 1 :], skip_special_tokens=True
+                ),  # the last that counts is its end
+            )
 
 
 def check_image(given: bool, *, begins_with_image: bool) -> None:
@@ -160,16 +195,7 @@ def _prompts(pipe: WanPipeline, prompt: str, negative_prompt: str, length: int) 
             name: random_states(text, length, dim).to(pipe._execution_device)
             for name, text in (("prompt_embeds", prompt), ("negative_prompt_embeds", negative_prompt))
         }
-    _warn_of_cut(pipe, prompt, length)
     return {"prompt": prompt, "negative_prompt": negative_prompt}
-
-
-def _warn_of_cut(pipe: WanPipeline, prompt: str, length: int) -> None:
-    tokens = len(pipe.tokenizer(prompt).input_ids)
-    if tokens > length:
-        logger.warning(
-            "the prompt has %d tokens; only the first %d count (max_sequence_length)", tokens, length
-        )
 
 
 @contextmanager

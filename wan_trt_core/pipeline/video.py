@@ -38,7 +38,8 @@ def check_target(path: Path) -> None:
     """Make sure, before any work is spent on it, that a video can be written there. Makes the folder.
 
     Raises:
-        VideoError: when the name does not end in ``.mp4``, is a folder, or the folder cannot be written to.
+        VideoError: when the name does not end in ``.mp4``, is a folder, or the folder cannot be written to, or no
+            encoder is installed.
     """
     if path.suffix.lower() != ".mp4":
         raise VideoError(f"{path}: videos are written as MP4, so the name must end in .mp4")
@@ -50,6 +51,15 @@ def check_target(path: Path) -> None:
             pass
     except OSError as error:
         raise VideoError(f"{path}: cannot be written: {error}") from error
+    try:
+        from av import Codec
+
+        Codec(CODEC, "w")
+    except (ImportError, ValueError) as error:  # the latter is PyAV's of a codec that it was built without
+        raise VideoError(
+            f"{path}: cannot be written: no encoder of H.264 ({CODEC}): {error!r}; PyAV's own wheels have it: pip"
+            " install --force-reinstall av"
+        ) from error
 
 
 def write_video(path: Path, frames: np.ndarray[Any, np.dtype[Any]], fps: float) -> VideoInfo:

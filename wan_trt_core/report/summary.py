@@ -211,9 +211,11 @@ def benchmark_title(record: RunRecord) -> str:
     video = first.profile
     for facts in (case.measurement.facts for case in record.cases):
         if asked := facts.get("generation"):
+            scales = (asked["guidance_scale"], asked.get("guidance_scale_2"))
+            guidance = " and ".join(f"{scale:g}" for scale in scales if scale is not None)
             video = (
                 f"{asked['num_frames']} frames of {asked['width']}x{asked['height']},"
-                f" {asked['num_inference_steps']} steps, guidance {asked['guidance_scale']:g}"
+                f" {asked['num_inference_steps']} steps, guidance {guidance}"
             )
     return ", ".join(filter(None, (first.model, first.random_weights, video, first.precision)))
 

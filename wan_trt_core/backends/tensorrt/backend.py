@@ -25,6 +25,7 @@ class TensorRtBackend(EngineBackend):
     """Builds, loads and runs with TensorRT on the current GPU."""
 
     name: ClassVar[str] = "tensorrt"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
 
     def require(self, settings: Settings) -> None:
         """Raise unless TensorRT, a GPU and cuda-python are there.

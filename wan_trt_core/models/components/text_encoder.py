@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.models.component import Component, Tensors, TensorSpec
 from wan_trt_core.models.components import require_precision
-from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.models.profiles import ShapeProfile, Sizes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +41,10 @@ class TextEncoder(Component):
 
     def sizes(self, video: Sizes) -> dict[str, int]:
         return {"text_length": video.text_length}
+
+    def profile_name(self, profile: ShapeProfile) -> str:
+        """The length of the prompt alone: no size of the video matters."""
+        return f"text-{profile.opt.text_length}"
 
     def graph(self, checkpoint: Checkpoint, precision: str, *, block_outputs: bool = False) -> nn.Module:
         from wan_trt_core.models.graphs.text_encoder import TextEncoderGraph

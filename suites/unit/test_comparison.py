@@ -31,7 +31,7 @@ from wan_trt_core.comparison.memory import measure_growth, measure_peak
 from wan_trt_core.comparison.perf import sample_time, time_target
 from wan_trt_core.comparison.profiling import profile
 from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
-from wan_trt_core.config import MemorySettings, PerfSettings, Settings, load_settings
+from wan_trt_core.config import MemorySettings, PerfSettings, PipelineSettings, Settings, load_settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
 from wan_trt_core.gates.verdict import Reason, Verdict, decide
@@ -786,6 +786,14 @@ def test_a_case_on_a_device_says_who_holds_what(
     assert values["engine_caches"] == 2 * sum(cache.nbytes for cache in left.values())
     assert measurement.metrics["engine_caches"].deterministic
     assert not measurement.metrics["device_unattributed"].deterministic
+
+
+def test_the_caches_of_a_tiled_decode_are_those_of_a_tile(on_modules: None) -> None:
+    whole = Settings(device="cpu")
+    tiles = whole.model_copy(update={"pipeline": PipelineSettings(vae_tile=64)})
+    case = case_of("vae_decoder", whole, model="tiny-wan", profile="128p-17f")
+    held = [target_of(case, Context(each)).engine_bytes()["engine_caches"] for each in (whole, tiles)]
+    assert held[0] == (128 / 64) ** 2 * held[1]
 
 
 def test_the_stages_of_a_whole_video_have_their_peaks(healthy: Settings) -> None:

@@ -240,6 +240,13 @@ def test_every_option_saves_somewhere() -> None:
     assert useful == {option.name for option in OPTIONS}
 
 
+@pytest.mark.parametrize(("backend", "offered"), [("tensorrt", False), ("torch", True)])
+def test_a_vae_in_half_precision_is_offered_where_it_only_rounds(backend: str, offered: bool) -> None:
+    """Its engines are under the floor of the parity suite, see WHOLE_ONLY."""
+    found = plan(tiny(backend), Choice())
+    assert ("vae=fp16" in {setting.name for setting in found.single}) is offered
+
+
 def test_settings_and_precisions_are_a_choice() -> None:
     settings = Settings.model_validate({"tensorrt": {"weight_streaming_budget_gib": 2.0}})
     found = choice_of(settings, {"dit": "fp16", "vae": "fp32", "text_encoder": "int8"})

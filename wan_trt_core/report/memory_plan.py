@@ -19,7 +19,7 @@ from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.footprint import Footprint, graph_footprint, stock_footprint
 from wan_trt_core.models.profiles import tile_stride
 from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches
-from wan_trt_core.report.memory_analysis import USED_IN
+from wan_trt_core.report.memory_analysis import USED_IN, WHOLE_ONLY
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -434,7 +434,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "vae=fp16",
         (("vae", "fp16"),),
-        lambda work, choice: work.device == "cuda" and choice.vae == "fp32",
+        lambda work, choice: (
+            work.device == "cuda" and choice.vae == "fp32" and not (work.engines and VAE_NEXT in WHOLE_ONLY)
+        ),
         _free,
         1,
         "rounding: the parity suite says how much",

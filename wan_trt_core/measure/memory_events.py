@@ -192,6 +192,11 @@ class MemoryRecord(_Model):
         return self
 
 
+def events_file(case: str) -> str:
+    """Where a case of the memory suite has the events of its run, in the report's folder."""
+    return f"memory/{case}/{FILE_NAME}"
+
+
 def label(stage: Stage, name: str = "", index: int | None = None) -> str:
     """A stage in words."""
     return " ".join(filter(None, (stage.replace("_", " "), name, str(index or ""))))

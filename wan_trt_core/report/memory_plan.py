@@ -257,7 +257,8 @@ def _encode_image(work: Workload, choice: Choice) -> Iterator[Term]:
     """The image and black frames behind it are encoded as a video; the image encoder, which needs less, is done."""
     yield Term("the image as a video", _video_bytes(work, choice.vae), "shapes")
     if not work.engines:
-        needs = encode_footprint(work.checkpoint, choice.vae, work.video, layouts=work.device == "cuda")
+        seen = _seen(work, choice)
+        needs = encode_footprint(work.checkpoint, choice.vae, seen, layouts=work.device == "cuda")
         yield Term("vae at work, its caches and the latents", needs.working, "shapes")
         return
     specs = encoder_caches(work.checkpoint.config("vae"))

@@ -570,13 +570,19 @@ def _with_defaults(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
 
 
 def _completed(own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """A gate completed, metric by metric: whole limits only, or a number would get another one's reason."""
+    """A gate completed, metric by metric: whole limits only, or a number would get another one's reason. A metric that
+    is null in the case has no default."""
     gate = {**default, **own}
     if "speedup" in own and "reason" not in own:
         gate.pop("reason", None)
     for name in _BY_METRIC:
         if isinstance(own.get(name), dict) and isinstance(default.get(name), dict):
-            gate[name] = {**default[name], **own[name]}
+            merged = {**default[name], **own[name]}
+            gate[name] = {
+                metric: entry
+                for metric, entry in merged.items()
+                if entry is not None or metric not in default[name]
+            }
     return gate
 
 

@@ -104,6 +104,16 @@ def test_limits_are_completed_whole(load: Load) -> None:
         load(head + DIT + "    memory: {growth: {max: 99}}\n")
 
 
+def test_a_default_can_be_left_out(load: Load) -> None:
+    bands = "{a: {rel: 0.1, reason: r}, b: {rel: 0.1, reason: r}}"
+    growth = "growth: {max: 10, reason: r}"
+    head = HEAD.replace("onnxruntime}", f"onnxruntime, memory: {{{growth}, bands: {bands}}}}}")
+    (case,) = load(head + DIT + "    memory: {bands: {a: null}}\n").cases
+    assert case.memory is not None and set(case.memory.bands) == {"b"}
+    with pytest.raises(CaseFileError, match=r"bands\.c"):  # nothing there to be left out
+        load(head + DIT + "    memory: {bands: {c: null}}\n")
+
+
 def test_memory_beside_the_reference(load: Load) -> None:
     limits = "reference: true, limits: {peak_over_reference: {max: 1.0, reason: r}}"
     (case,) = load(HEAD + DIT + MEMORY % limits).cases

@@ -17,9 +17,9 @@ from torch import Tensor
 
 import wan_trt_core
 from wan_trt_core.cases import Case
-from wan_trt_core.comparison import measure_case
+from wan_trt_core.comparison import measure_case, targets
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Arm, Outputs
+from wan_trt_core.comparison.targets import Arm, Outputs, target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.verdict import Verdict
@@ -176,6 +176,19 @@ def test_the_suites_compare_whole_videos_of_every_variant(
     assert decide(checks).verdict is Verdict.PASS, [check.message for check in checks]
     assert all(engine.runs for engine in loads.engines)
     assert ("dit_2" in {name for name, *_ in loads.asked}) == model.endswith("a14b")
+
+
+def test_a_suite_builds_what_encodes_the_image_before_it_measures(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(targets, "built_engine", lambda name, *_, **__: built.append(name))
+    case = Case.model_validate({
+        "id": "v", "model": "tiny-wan2.1-i2v", "component": "pipeline", "profile": "64p-9f", "precision": "fp32",
+        "backend": "onnxruntime",
+    })  # fmt: skip
+    target_of(case, Context(settings)).build()
+    assert built == ["dit", "vae_decoder_first", "vae_decoder_next", "vae_encoder_first", "vae_encoder_next"]
 
 
 @pytest.mark.parametrize(

@@ -135,11 +135,16 @@ class RunRecording:
         *args: Any,
         **kwargs: Any,
     ) -> Engine:
-        name = f"{component} engine"
+        name, loaded = f"{component} engine", False
+
+        def begin_load() -> None:
+            if not loaded:  # one that is offloaded comes again, within the stages that need it
+                recorder.begin("load", name)
+
         with recorder.stage("build", name):
-            begin_load = partial(recorder.begin, "load", name)
             engine = original(component, model, profile, precision, *args, **kwargs, built=begin_load)
             recorder.precise(self._owners.add_engine(name, engine, precision))
+        loaded = True
 
         def close(original: Callable[[], None]) -> None:
             with recorder.stage("unload", name):

@@ -26,7 +26,6 @@ from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory import resident_code, resident_set
 from wan_trt_core.models.catalogue import resolve
-from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.report.markdown import markdown_table
 from wan_trt_core.report.memory_plan import choice_of, predict, workload
@@ -76,7 +75,7 @@ def row(
     device = device_of(settings, backend)
     text_encoder = "text_encoder" in model.checkpoint.parts
     work = workload(model, shapes, backend, device, settings, text_encoder=text_encoder, process=bare)
-    sizes = Sizes(video.height, video.width, video.num_frames, video.max_sequence_length)
+    sizes = replace(work.video, height=video.height, width=video.width, frames=video.num_frames)
     planned = predict(replace(work, video=sizes), choice_of(settings, precision)).peak
     named = f"{video.width}x{video.height}, {video.num_frames} frames"
     amounts = (quantity(each, "B") for each in (bare, planned, measured))

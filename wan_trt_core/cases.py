@@ -619,13 +619,19 @@ def _with_defaults(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
 
 
 def _completed(own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """A gate completed, metric by metric: whole limits only, or a number would get another one's reason."""
+    """A gate completed, metric by metric: whole limits only, or a number would get another one's reason. A metric that
+    is null in the case has no default."""
     gate = {**default, **own}
     if "speedup" in own and "reason" not in own:
         gate.pop("reason", None)
     for name in _BY_METRIC:
         if isinstance(own.get(name), dict) and isinstance(default.get(name), dict):
-            gate[name] = {**default[name], **own[name]}
+            merged = {**default[name], **own[name]}
+            gate[name] = {
+                metric: entry
+                for metric, entry in merged.items()
+                if entry is not None or metric not in default[name]
+            }
     return gate
 
 
@@ -706,18 +712,22 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
                         (suite, name, metric), metric, entry, metrics, name != "bands"
                     )
         if suite == "memory":
-            yield from _memory_problems(gate)
+            yield from _memory_problems(gate, values.get("component"))
         if suite == "parity":
             yield from _stock_problems(gate, values)
         if suite == "perf":
-            yield from _speedup_problems(gate, values.get("component"))
+            yield from _speedup_problems(gate, values.get("component"), not values.get("settings"))
             yield from _beside_problems(gate)
 
 
-def _memory_problems(gate: Mapping[str, Any]) -> Iterator[_Problem]:
+def _memory_problems(gate: Mapping[str, Any], component: Any) -> Iterator[_Problem]:
     for name in ("growth", "device_growth", "release", "device_release"):
         if isinstance(gate.get(name), dict) and "max" not in gate[name]:
             yield _Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes)")
+    limits = gate.get("limits")
+    if component != "pipeline" and isinstance(limits, dict) and PEAK_OVER_PLAN in limits:
+        message = f"key 'memory.limits.{PEAK_OVER_PLAN}' is measured of pipeline, not of components"
+        yield _Problem(("memory", "limits", PEAK_OVER_PLAN), message)
     if gate.get("reference") is True:
         return
     for name in ("limits", "bands"):
@@ -765,7 +775,8 @@ def _metric_problems(
         )
 
 
-def _speedup_problems(gate: Mapping[str, Any], component: Any) -> Iterator[_Problem]:
+def _speedup_problems(gate: Mapping[str, Any], component: Any, plain: bool) -> Iterator[_Problem]:
+    """A whole video holds the gate, unless settings of its case give time for memory, and a reason says what."""
     speedup = gate.get("speedup", DEFAULT_SPEEDUP)
     if (
         isinstance(speedup, bool)
@@ -774,7 +785,7 @@ def _speedup_problems(gate: Mapping[str, Any], component: Any) -> Iterator[_Prob
     ):
         return
     given = f"key 'perf.speedup' is {speedup:g}"
-    if component == "pipeline":
+    if component == "pipeline" and plain:
         yield _Problem(
             ("perf", "speedup"),
             f"{given}: the whole-video case always holds the gate; allowed: {DEFAULT_SPEEDUP:g} and more",

@@ -230,7 +230,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: for anything else.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(m)i?b|gi?b)", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:(m)i?b|gi?b)", text.strip(), re.IGNORECASE)
     size = round(float(found[1]) * (2**20 if found[2] else 2**30)) if found else 0
     if not size:
         raise ValueError(f"{text!r} is no size; give it as 24GB or 800MB")

@@ -192,7 +192,7 @@ def read_json(path: Path, what: str) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not a readable {what}: {error}") from error
 
 

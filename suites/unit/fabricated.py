@@ -180,6 +180,24 @@ def with_frames(record: RunRecord, folder: Path) -> RunRecord:
     return with_facts(record, facts)
 
 
+def with_events(record: RunRecord, folder: Path, events: str | None = None) -> RunRecord:
+    """The run with memory events, written to ``folder``, of its only memory case.
+
+    Args:
+        events: what stands in the file in their place.
+    """
+    from test_memory_analysis import FAILURE, stock
+
+    from wan_trt_core.measure.memory_events import events_file
+
+    (case,) = (case for case in record.cases if case.suite == "memory")
+    path = folder / events_file(case.case)
+    stock(failure=FAILURE).write(path)
+    if events is not None:
+        path.write_text(events)
+    return record
+
+
 def with_facts(record: RunRecord, facts: dict[str, Any]) -> RunRecord:
     """The run with more facts in its parity cases."""
 

@@ -73,7 +73,8 @@ def test_this_repository_s_own_file() -> None:
     assert {case.component for case in on_gpu if case.tf32} == {"vae_decoder", "vae_encoder", "pipeline"}
     below = [case.id for case in on_gpu if case.perf and case.perf.below_gate]
     assert below == [
-        "wan-1.3b-dit-81f", "wan-14b-dit-17f-10-layers", "wan-14b-dit-81f-10-layers",
+        "wan-1.3b-dit-81f", "wan-1.3b-dit-81f-streamed", "wan-1.3b-pipeline-17f-offload",
+        "wan-1.3b-pipeline-17f-encoder-cpu", "wan-14b-dit-17f-10-layers", "wan-14b-dit-81f-10-layers",
         "wan-2.2-5b-dit-121f",
     ]  # fmt: skip
 
@@ -101,6 +102,16 @@ def test_limits_are_completed_whole(load: Load) -> None:
     head = HEAD.replace("onnxruntime}", "onnxruntime, memory: {growth: {max: 10, reason: r}}}")
     with pytest.raises(CaseFileError, match=r"cases.yaml:6: .*'memory.growth.reason' is missing"):
         load(head + DIT + "    memory: {growth: {max: 99}}\n")
+
+
+def test_a_default_can_be_left_out(load: Load) -> None:
+    bands = "{a: {rel: 0.1, reason: r}, b: {rel: 0.1, reason: r}}"
+    growth = "growth: {max: 10, reason: r}"
+    head = HEAD.replace("onnxruntime}", f"onnxruntime, memory: {{{growth}, bands: {bands}}}}}")
+    (case,) = load(head + DIT + "    memory: {bands: {a: null}}\n").cases
+    assert case.memory is not None and set(case.memory.bands) == {"b"}
+    with pytest.raises(CaseFileError, match=r"bands\.c"):  # nothing there to be left out
+        load(head + DIT + "    memory: {bands: {c: null}}\n")
 
 
 def test_memory_beside_the_reference(load: Load) -> None:
@@ -199,6 +210,7 @@ MISTAKES = {
     "a limit of what is not measured": (HEAD + DIT + PERF % ", limits: {compile_speedup: {min: 1, reason: r}}", r"cases.yaml:6: .*a limit of compile_speedup needs 'torch-compile' in 'perf.also'"),
     "a limit of what the gate holds": (HEAD + DIT + PERF % ", limits: {speedup: {min: 1, reason: r}}", r"cases.yaml:6: .*no metric 'speedup'; .*allowed: compile_speedup, graph_gain"),
     "a limit beside the gate on the wrong side": (HEAD + DIT + PERF % ", also: [torch-compile], limits: {compile_speedup: {max: 1, reason: r}}", r"cases.yaml:6: .*compile_speedup' needs a min"),
+    "a plan's peak of no pipeline": (HEAD + DIT + "    memory: {growth: {max: 1, reason: r}, limits: {peak_over_plan: {max: 1, reason: r}}}", r"cases.yaml:6: .*'memory.limits.peak_over_plan' is measured of pipeline, not of components"),
     "whole video under the gate": (HEAD + DIT.replace("dit", "pipeline") + PERF % ", speedup: 1.49, reason: r", r"cases.yaml:6: .*is 1.49: the whole-video case always holds the gate; allowed: 1.5 and more"),
 }  # fmt: skip
 

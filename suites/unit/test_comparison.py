@@ -31,12 +31,13 @@ from wan_trt_core.comparison.memory import measure_growth, measure_peak
 from wan_trt_core.comparison.perf import sample_time, time_target
 from wan_trt_core.comparison.profiling import profile
 from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
-from wan_trt_core.config import MemorySettings, PerfSettings, Settings, load_settings
+from wan_trt_core.config import MemorySettings, PerfSettings, PipelineSettings, Settings, load_settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
 from wan_trt_core.gates.verdict import Reason, Verdict, decide
 from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.device_memory import DeviceMemory
+from wan_trt_core.measure.memory_events import MemoryRecord
 from wan_trt_core.models.components import get_component
 from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.records import Measurement, Metric
@@ -786,6 +787,35 @@ def test_a_case_on_a_device_says_who_holds_what(
     assert values["engine_caches"] == 2 * sum(cache.nbytes for cache in left.values())
     assert measurement.metrics["engine_caches"].deterministic
     assert not measurement.metrics["device_unattributed"].deterministic
+
+
+def test_the_caches_of_a_tiled_decode_are_those_of_a_tile(on_modules: None) -> None:
+    whole = Settings(device="cpu")
+    tiles = whole.model_copy(update={"pipeline": PipelineSettings(vae_tile=64)})
+    case = case_of("vae_decoder", whole, model="tiny-wan", profile="128p-17f")
+    held = [target_of(case, Context(each)).engine_bytes()["engine_caches"] for each in (whole, tiles)]
+    assert held[0] == (128 / 64) ** 2 * held[1]
+
+
+def test_a_first_video_is_recorded_even_where_memory_runs_out(
+    healthy: Settings, tmp_path: Path, on_modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = target_of(case_of("pipeline", healthy, steps=2), Context(healthy))
+    memory._recorded(tmp_path / "whole.json", None, target, "candidate")
+    record = MemoryRecord.read(tmp_path / "whole.json")
+    stages = {event.stage for event in record.events}
+    assert {"load", "text_encode", "denoise", "decode"} <= stages and record.failure is None
+    assert (record.run["case"], record.run["num_inference_steps"]) == ("small-pipeline", 2)
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("wan_trt_core.pipeline.parts.EngineVAE.decode", decode)
+    target = target_of(case_of("pipeline", healthy, steps=2), Context(healthy))
+    with pytest.raises(RuntimeError):
+        memory._recorded(tmp_path / "cut.json", None, target, "candidate")
+    failure = MemoryRecord.read(tmp_path / "cut.json").failure
+    assert failure and (failure.stage, failure.asked) == ("decode 1", 2 << 30) and failure.held
 
 
 def test_the_stages_of_a_whole_video_have_their_peaks(healthy: Settings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fabricated import full_run, with_frames
+from fabricated import full_run, with_events, with_frames
 
 from wan_trt_core.report.html import write_html
 
@@ -42,7 +42,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("html") / "report.html"
-    write_html(with_frames(full_run(), path.parent), path)
+    write_html(with_events(with_frames(full_run(), path.parent), path.parent), path)
     return path
 
 

@@ -8,13 +8,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fabricated import case_record, full_run, make_case, perf_measurement, run_record
+from fabricated import case_record, full_run, make_case, perf_measurement, run_record, with_events
+from test_memory_analysis import FAILURE, stock
 
 import wan_trt_core.report
 from wan_trt_core.records import CaseRecord, Measurement, Metric, RunRecord
 from wan_trt_core.report.charts import Chart, case_charts
 from wan_trt_core.report.drawing import svg
+from wan_trt_core.report.frames import Album
 from wan_trt_core.report.html import html_report, page_of, write_html
+from wan_trt_core.report.memory_report import memory_page
 from wan_trt_core.report.tables import case_tables, facts_table, run_tables
 
 HOSTILE = """</style><img src=x onerror=alert(1)>"'><script>alert($x^2$)</script><!-- -->"""
@@ -102,6 +105,31 @@ class TestContent:
         write_html(RunRecord.read(tmp_path / "results.json"), tmp_path / "new" / "report.html")
         assert (tmp_path / "new" / "report.html").read_text() == text
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+class TestMemoryEvents:
+    @pytest.fixture
+    def measured(self, record: RunRecord) -> RunRecord:
+        return run_record(*(case for case in record.cases if case.suite == "memory"))
+
+    def test_what_analyze_shows_is_in_the_page(self, measured: RunRecord, tmp_path: Path) -> None:
+        write_html(with_events(measured, tmp_path), tmp_path / "report.html")
+        page = (tmp_path / "report.html").read_text()
+        shown, seen = memory_page(stock(failure=FAILURE)), Parsed(page).text
+        titles = [table.title for table in shown.tables]
+        cells = [cell for table in shown.tables for row in table.rows for cell in row]
+        wanted = [shown.headline, shown.subject, *shown.notes, *titles, *cells]
+        assert not [words for words in wanted if re.sub(r"\s+", " ", words).strip() not in seen]
+        assert f'aria-label="{shown.chart.description}"' in page
+        assert {"Loading", "Growth of what is held", "Biggest moments", "Recommendations"} < set(titles)
+
+    @pytest.mark.parametrize(
+        ("events", "why"), [("{", "not a readable file of memory events"), ("{}", "no file of memory events")]
+    )
+    def test_a_broken_file_is_told(self, measured: RunRecord, tmp_path: Path, events: str, why: str) -> None:
+        with_events(measured, tmp_path, events)
+        (view,) = page_of(measured, Album(tmp_path, tmp_path)).cases
+        assert view.memory is None and why in view.notes[-1]
 
 
 class TestSelfContained:

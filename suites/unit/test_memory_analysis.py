@@ -265,6 +265,16 @@ def test_modules_that_engines_replace_are_let_go_of_first() -> None:
     assert (first.saves, first.seconds) == (400 * MIB, 0.0)
 
 
+def test_half_precision_is_advised_where_it_keeps_the_video() -> None:
+    """Of the engines the DiT's only: a VAE's in half precision is under the floor of the parity suite."""
+    names = ("dit engine", "vae_decoder_next engine")
+    held: Held = {"device": weights(**dict.fromkeys(names, 400))}
+    stages = [(f"load {name}", on_device(0, 0, 900), on_device(0, 0, 900), held) for name in names]
+    precisions = {f"{name} weights": "fp32" for name in names}
+    advice = by_name(record_of(stages, start=on_device(0), precisions=precisions))
+    assert [name for name in advice if "half" in name] == ["dit engine in half precision"]
+
+
 def test_building_is_told_from_running() -> None:
     stages = [
         ("build dit engine", on_host(3000), on_host(900), {}),

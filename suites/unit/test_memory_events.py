@@ -301,6 +301,9 @@ class TestReading:
             (lambda data: data.update(extra=1), "extra: Extra inputs"),
             (lambda data: data["events"][2]["peak"].pop("resident_set"), "events.2.peak.resident_set: Field"),
             (lambda data: data["events"][2]["peak"].update(allocated=-1), "events.2.peak.allocated: "),
+            (lambda data: data["events"][2]["peak"].update(allocated=10**400), "events.2.peak.allocated: "),
+            (lambda data: data["events"][2]["held"].update(host={"x": 2**63}), "events.2.held.host.x: "),
+            (lambda data: data["events"][-1].update(end=float("nan")), "events.4.end: "),
             (lambda data: data["events"][2].update(stage="dream"), "events.2.stage: "),
             (
                 lambda data: data["events"][2]["peak"].update(reserved=0),

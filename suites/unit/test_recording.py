@@ -14,7 +14,7 @@ import torch
 from scripts import load_script
 
 from wan_trt_core.backends.base import Engine
-from wan_trt_core.config import Settings
+from wan_trt_core.config import PipelineSettings, Settings
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.pipeline import recording as recording_module
@@ -83,6 +83,24 @@ def test_engines_in_a_pipeline(
     engines = {f"{name} weights" for name in loads[3:]}
     assert engines <= held[-len(loads[3:]) - 1] and not engines & held[-1], "closed engines hold nothing"
     assert np.array_equal(video, unwatched), "watching changes nothing"
+
+
+def test_engines_that_are_offloaded_come_again_within_the_stages_that_need_them(
+    model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path
+) -> None:
+    """And are no stage of a recording that is over."""
+    path, offload = tmp_path / FILE_NAME, PipelineSettings(offload=True)
+    with EngineStore(settings.model_copy(update={"pipeline": offload})) as store:
+        with recorded_run(path, settings, {}) as recording:
+            with recording.loads(model.checkpoint, store):
+                stock = model.checkpoint.pipeline(on_host=REPLACED)
+                pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
+            with recording.stages(pipe):
+                generate(pipe, "red", SMALL)
+        before = path.read_text()
+        generate(pipe, "red", SMALL)
+        assert path.read_text() == before
+    assert labels(MemoryRecord.read(path))[-len(STAGES) :] == list(STAGES)
 
 
 def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: EngineStore) -> None:

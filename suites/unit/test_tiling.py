@@ -133,6 +133,9 @@ def test_the_engines_are_built_for_tiles() -> None:
     fixed = ShapeProfile("480p", *3 * [Sizes(480, 832, 81, 512)])
     assert (tile_profile(fixed, 256).min.height, tile_profile(fixed, 256).min.width) == (96, 64)
     assert tile_profile(tile, 256) == tile  # a tile is decoded whole
+    of_5b = Sizes(704, 1280, 121, 512, spatial=16)
+    with pytest.raises(ValueError, match=r"pipeline\.vae_tile is 256: no engines .* cover 16 pixels"):
+        tile_profile(ShapeProfile("704p-121f", of_5b, of_5b, of_5b), 256)
     assert served("dit", profile, TILES) == profile
     assert served("vae_decoder_next", profile, TILES) == tile_profile(profile, TILE)
 

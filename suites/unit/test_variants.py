@@ -18,9 +18,9 @@ from torch import Tensor
 
 import wan_trt_core
 from wan_trt_core.cases import Case
-from wan_trt_core.comparison import measure_case
+from wan_trt_core.comparison import measure_case, targets
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Arm, Outputs
+from wan_trt_core.comparison.targets import Arm, Outputs, target_of
 from wan_trt_core.config import ConfigError, Settings
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.verdict import Verdict
@@ -195,6 +195,19 @@ def test_the_second_expert_has_a_guidance_of_its_own() -> None:
     )
     differ = [not torch.equal(*pair) for pair in zip(same, other, strict=True)]
     assert differ == sorted(differ) and 0 < sum(differ) < len(differ)  # from the boundary on
+
+
+def test_a_suite_builds_what_encodes_the_image_before_it_measures(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(targets, "built_engine", lambda name, *_, **__: built.append(name))
+    case = Case.model_validate({
+        "id": "v", "model": "tiny-wan2.1-i2v", "component": "pipeline", "profile": "64p-9f", "precision": "fp32",
+        "backend": "onnxruntime",
+    })  # fmt: skip
+    target_of(case, Context(settings)).build()
+    assert built == ["dit", "vae_decoder_first", "vae_decoder_next", "vae_encoder_first", "vae_encoder_next"]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -32,7 +34,7 @@ from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import PEAK_OVER_PLAN, PEAK_OVER_REFERENCE, Case
 from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Arm, Target, target_of
+from wan_trt_core.comparison.targets import Arm, PipelineTarget, Target, target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.gates.memory import BUDGET, DEVICE_GROWTH, DEVICE_RELEASE, GROWTH, RELEASE
 from wan_trt_core.measure.ballast import current_ballast
@@ -53,7 +55,9 @@ from wan_trt_core.measure.memory import (
     resident_set,
     settle,
 )
+from wan_trt_core.measure.memory_events import events_file
 from wan_trt_core.measure.memory_recorder import out_of_memory
+from wan_trt_core.pipeline.recording import recorded_run
 from wan_trt_core.pipeline.stages import peaks_by_stage
 from wan_trt_core.records import Measurement, Metric
 from wan_trt_core.report.memory_plan import choice_of, predict, workload
@@ -82,6 +86,9 @@ def measure(case: Case, context: Context) -> Measurement:
     Where the settings have a budget, no more of the device can be had while the candidate is measured; that it does not
     fit is then what was found out (the fact :data:`~wan_trt_core.gates.memory.BUDGET`). The reference has no budget.
 
+    The first run of a pipeline's candidate is recorded into the report's folder, if there is one (see
+    :func:`~wan_trt_core.measure.memory_events.events_file`), also where it runs out of memory.
+
     Raises:
         EngineError: when a process runs out of memory, or dies, which is what running out of it looks like.
         BudgetError: when the budget cannot be held here.
@@ -92,7 +99,10 @@ def measure(case: Case, context: Context) -> Measurement:
     target.build()
     if target.device == "cuda":
         context.close()  # engines that earlier measurements loaded take room that the other process may need
-    candidate = _within_budget(case, context.settings)
+    events = context.report / events_file(case.id) if context.report else None
+    if events is not None:
+        events.unlink(missing_ok=True)  # an earlier run's must not be taken for this one's
+    candidate = _within_budget(case, context.settings, events)
     if not case.memory.reference or not candidate.metrics:
         return candidate
     reference = in_fresh_process(measure_here, "reference", case, context.settings)
@@ -100,18 +110,26 @@ def measure(case: Case, context: Context) -> Measurement:
 
 
 def measure_here(
-    case: Case, settings: Settings, arm: ArmName = "candidate", in_use: int | None = None
+    case: Case,
+    settings: Settings,
+    arm: ArmName = "candidate",
+    in_use: int | None = None,
+    *,
+    events: Path | None = None,
 ) -> Measurement:
     """Measure in this process, which should have done nothing else.
 
     Args:
         arm: of the reference only the peak is measured.
         in_use: bytes in use on the device before this process came (see :class:`DeviceMemory`).
+        events: file for the memory events of a pipeline's first run.
     """
     device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
     process = resident_set() - resident_code()
     with equal_conditions(settings):
-        measurement = _measure_loaded(case, settings, arm, device, process)
+        measurement = _measure_loaded(
+            case, settings, arm, device, process, partial(_recorded, events, in_use)
+        )
         if arm == "reference":
             return measurement
         released = measure_release(partial(_load_and_run, case, settings), device)
@@ -119,7 +137,12 @@ def measure_here(
 
 
 def _measure_loaded(
-    case: Case, settings: Settings, arm: ArmName, device: DeviceMemory | None, process: int
+    case: Case,
+    settings: Settings,
+    arm: ArmName,
+    device: DeviceMemory | None,
+    process: int,
+    load: Callable[[Target, ArmName], Arm],
 ) -> Measurement:
     """All that is measured of what is loaded; it is unloaded afterwards.
 
@@ -128,7 +151,7 @@ def _measure_loaded(
     """
     context = Context(settings)
     target = target_of(case, context)
-    side = target.candidate if arm == "candidate" else target.reference
+    side = load(target, arm)
     call, inputs = side.call, target.inputs("opt")
     metrics = measure_peak(partial(call, inputs), settings, device)
     metrics |= measure_stages(side, inputs, device)
@@ -146,6 +169,21 @@ def _measure_loaded(
     return Measurement(metrics=metrics, facts=facts, problems=problems)
 
 
+def _recorded(events: Path | None, in_use: int | None, target: Target, arm: ArmName) -> Arm:
+    """An arm, loaded; of a pipeline the loading and a first video are recorded into ``events``."""
+    if events is None or not isinstance(target, PipelineTarget):
+        return target.candidate if arm == "candidate" else target.reference
+    case, context, inputs = target.case, target.context, target.inputs()
+    run = {"model": case.model, "backend": case.backend, "precision": case.precision, "case": case.id}
+    facts = run | asdict(inputs.generation)
+    with recorded_run(events, context.settings, facts, in_use) as recording:
+        with recording.loads(target.model.checkpoint, context.engines):
+            side = target.candidate if arm == "candidate" else target.reference
+        with recording.stages(side.pipe):
+            side.call(inputs)
+    return side
+
+
 def _load_and_run(case: Case, settings: Settings) -> None:
     """Load the candidate, run it once at the smallest size, unload it."""
     context = Context(settings)
@@ -154,15 +192,15 @@ def _load_and_run(case: Case, settings: Settings) -> None:
     context.close()
 
 
-def _within_budget(case: Case, settings: Settings) -> Measurement:
+def _within_budget(case: Case, settings: Settings, events: Path | None) -> Measurement:
     """The candidate's measurement while it can have the budget, if there is one, and no more."""
-    budget = settings.memory.budget
+    budget, here = settings.memory.budget, partial(measure_here, events=events)
     if budget is None:
-        return in_fresh_process(measure_here, "candidate", case, settings)
+        return in_fresh_process(here, "candidate", case, settings)
     fact: dict[str, Any] = {"bytes": budget}
     with current_ballast(budget) as fact["free"]:
         try:
-            measurement = in_fresh_process(measure_here, "candidate", case, settings)
+            measurement = in_fresh_process(here, "candidate", case, settings)
         except Exception as error:  # PyTorch's, TensorRT's, CUDA's: each has its own class for it
             if not out_of_memory(error):
                 raise

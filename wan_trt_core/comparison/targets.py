@@ -143,6 +143,7 @@ class Target(ABC):
         self.steps = case.steps or self.model.generation.num_inference_steps
         self.profile = self.model.profile(case.profile)
         self.components = components_run(case.component, self.model.checkpoint)
+        self._built = self.components
 
     @property
     @abstractmethod
@@ -305,7 +306,7 @@ class Target(ABC):
         backend, settings = get_backend(self.case.backend), self.context.settings
         backend.require(settings)
         if isinstance(backend, EngineBackend):
-            for name in self.components:
+            for name in self._built:
                 made = (name, self.model, self.profile, self.precision(name), backend.name, settings)
                 built_engine(*made, progress=progress)
 
@@ -514,6 +515,8 @@ class PipelineTarget(Target):
     ) -> None:
         super().__init__(case, context)
         self.fps = float(self.model.generation.fps)
+        if self.model.checkpoint.begins_with_image:
+            self._built += VAE_ENCODER  # loaded when the image comes: a build is no part of that
         self._asked, self._on_step = asked, on_step
 
     @cached_property

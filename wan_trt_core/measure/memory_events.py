@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wan_trt_core.records import RecordError, read_json, write_json
 
@@ -27,12 +27,15 @@ Book = Literal["resident_set", "allocated", "reserved", "device_used"]
 Place = Literal["host", "allocator", "device"]
 """Where an owner's memory lies: on the host, on the device in PyTorch's allocator, or there outside of it."""
 
-Held = Mapping[Place, Mapping[str, NonNegativeInt]]
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+"""As many as there can be of any memory."""
+
+Held = Mapping[Place, Mapping[str, Bytes]]
 """Bytes by place and owner."""
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Amounts(_Model):
@@ -44,10 +47,10 @@ class Amounts(_Model):
         device_used: on the device, by the driver's book. All three are ``None`` where no device is watched.
     """
 
-    resident_set: NonNegativeInt
-    allocated: NonNegativeInt | None = None
-    reserved: NonNegativeInt | None = None
-    device_used: NonNegativeInt | None = None
+    resident_set: Bytes
+    allocated: Bytes | None = None
+    reserved: Bytes | None = None
+    device_used: Bytes | None = None
 
     @property
     def device(self) -> bool:
@@ -123,7 +126,7 @@ class Failure(_Model):
     kind: Literal["out_of_memory", "interrupted", "failed", "cut_short"]
     stage: str
     message: str
-    asked: NonNegativeInt | None = None
+    asked: Bytes | None = None
     amounts: Amounts
     held: Held
 
@@ -190,6 +193,11 @@ class MemoryRecord(_Model):
         for problem in _disorder(self.events):
             raise ValueError(problem)
         return self
+
+
+def events_file(case: str) -> str:
+    """Where a case of the memory suite has the events of its run, in the report's folder."""
+    return f"memory/{case}/{FILE_NAME}"
 
 
 def label(stage: Stage, name: str = "", index: int | None = None) -> str:

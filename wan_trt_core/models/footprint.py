@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from wan_trt_core.models.checkpoint import INT8, OF_TRANSFORMERS, PARTS, Checkpoint, torch_dtype
 from wan_trt_core.models.components import get_component
+from wan_trt_core.models.components.dit import image_tokens
 
 if TYPE_CHECKING:
     from wan_trt_core.models.profiles import Sizes
@@ -110,7 +111,7 @@ def _emptied(checkpoint: Checkpoint) -> EmptyCheckpoint:
 def stock_footprint(
     checkpoint: Checkpoint, part: str, precision: str, video: Sizes, *, layouts: bool = False
 ) -> Footprint:
-    """Of a part as diffusers runs it: one call of the text encoder or the transformer, or a whole decode.
+    """Of a part as diffusers runs it: one call of an encoder or of a transformer, or of the VAE a whole decode.
 
     Args:
         layouts: count that a convolution over frames copies what it reads and writes into another order, as cuDNN's
@@ -134,12 +135,20 @@ def stock_footprint(
         saved = sum(weight.nbytes - weight.numel() - 4 * len(weight) for weight in matrices.values())
         largest = max(layer.weight.nbytes for layer in module.modules() if isinstance(layer, nn.Linear))
         return Footprint(weight_bytes(module) - saved, working + largest, outputs)
-    if part == "transformer":
+    if part == "image_encoder":
+        side = checkpoint.config(part)["image_size"]
+        call = functools.partial(module, _empty((1, 3, side, side), dtype), output_hidden_states=True)
+        return Footprint(weight_bytes(module), *live_bytes(call, module))
+    if part.startswith("transformer"):
+        config = checkpoint.config(part)
+        a_token = (frames * (height // 2) * (width // 2),) if checkpoint.timestep_by_frame else ()
+        image = config.get("image_dim")
         call = functools.partial(
             module,
-            _empty((1, channels, frames, height, width), dtype),
-            _empty((1,), torch.float32),
-            _empty((1, video.text_length, checkpoint.config(part)["text_dim"]), dtype),
+            _empty((1, config["in_channels"], frames, height, width), dtype),
+            _empty((1, *a_token), torch.float32),
+            _empty((1, video.text_length, config["text_dim"]), dtype),
+            _empty((1, image_tokens(checkpoint), image), dtype) if image else None,
             return_dict=False,
         )
         return Footprint(weight_bytes(module), *live_bytes(call, module))
@@ -150,6 +159,19 @@ def stock_footprint(
     working, outputs = live_bytes(decode, module, layouts=layouts)
     later = 4 * (frames - steps) * 3 * video.height * video.width * dtype.itemsize
     return Footprint(weight_bytes(module), working + later, outputs + later)
+
+
+@functools.lru_cache(maxsize=256)
+def encode_footprint(
+    checkpoint: Checkpoint, precision: str, video: Sizes, *, layouts: bool = False
+) -> Footprint:
+    """Of the VAE as diffusers encodes a video with it, without results; ``layouts`` as :func:`stock_footprint`."""
+    module: Any = _emptied(checkpoint).load("vae", precision, "meta")
+    frames = min(video.frames, 4 * STEADY - 3)
+    given = _empty((1, 3, frames, video.height, video.width), torch_dtype(precision))
+    call = functools.partial(module.encode, given, return_dict=False)
+    working, _ = live_bytes(call, module, layouts=layouts)  # what it gives is a distribution
+    return Footprint(weight_bytes(module), working)
 
 
 @functools.lru_cache(maxsize=256)

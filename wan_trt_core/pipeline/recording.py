@@ -30,11 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def recorded_run(path: Path | None, settings: Settings, run: Mapping[str, Any]) -> Iterator[RunRecording]:
+def recorded_run(
+    path: Path | None, settings: Settings, run: Mapping[str, Any], in_use: int | None = None
+) -> Iterator[RunRecording]:
     """Record a run by these settings into ``path``, whatever it comes to; without a path nothing is.
 
     Args:
         run: what runs, for the file.
+        in_use: bytes in use on the device before this process came (see :class:`DeviceMemory`).
 
     Raises:
         OSError: at once, when the file cannot be written.
@@ -47,7 +50,7 @@ def recorded_run(path: Path | None, settings: Settings, run: Mapping[str, Any]) 
     from wan_trt_core.measure.environment import hardware_key
 
     device = device_of(settings)
-    meter = Meter(current_device_memory() if device == "cuda" else None)
+    meter = Meter(current_device_memory(in_use) if device == "cuda" else None)
     with MemoryRecorder(path, meter, hardware_key=hardware_key(device), run=run) as recorder:
         try:
             yield RunRecording(recorder, device)
@@ -132,11 +135,16 @@ class RunRecording:
         *args: Any,
         **kwargs: Any,
     ) -> Engine:
-        name = f"{component} engine"
+        name, loaded = f"{component} engine", False
+
+        def begin_load() -> None:
+            if not loaded:  # one that is offloaded comes again, within the stages that need it
+                recorder.begin("load", name)
+
         with recorder.stage("build", name):
-            begin_load = partial(recorder.begin, "load", name)
             engine = original(component, model, profile, precision, *args, **kwargs, built=begin_load)
             recorder.precise(self._owners.add_engine(name, engine, precision))
+        loaded = True
 
         def close(original: Callable[[], None]) -> None:
             with recorder.stage("unload", name):

@@ -1,4 +1,4 @@
-"""The frames that a run kept of the videos it compared: read from its folder, and put into the page or linked."""
+"""The files that a run kept beside its record: found in its folder, frames and videos put into the page or linked."""
 
 from __future__ import annotations
 
@@ -69,12 +69,13 @@ class Album:
             notes.append(f"No videos were kept: {kept['left_out']}")
         files: list[File] = []
         for kind, title in titles.items():
-            found = {arm: self._found(path) for arm, path in kept[kind].items()}
+            found = {arm: self.find(path) for arm, path in kept[kind].items()}
             notes += [f"{kept[kind][arm]} is not in the run's folder." for arm in found if found[arm] is None]
             files += self._filed(kind, title, {arm: path for arm, path in found.items() if path})
         return Frames(tuple(files), tuple(notes))
 
-    def _found(self, name: str) -> Path | None:
+    def find(self, name: str) -> Path | None:
+        """A file of the run's folder by its path there, if it is inside."""
         path = (self._run / name).resolve()
         return path if path.is_relative_to(self._run) and path.is_file() else None
 

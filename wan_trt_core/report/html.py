@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wan_trt_core.gates.verdict import Verdict
-from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord, write_text
+from wan_trt_core.measure.memory_events import MemoryRecord, events_file
+from wan_trt_core.records import CaseRecord, CheckRecord, RecordError, RunRecord, write_text
 from wan_trt_core.report.charts import Chart, case_charts
 from wan_trt_core.report.frames import Album, Frames
+from wan_trt_core.report.memory_analysis import NothingRecorded
+from wan_trt_core.report.memory_report import MemoryPage, memory_page
 from wan_trt_core.report.summary import (
     WHY,
     Headline,
@@ -44,6 +47,7 @@ class CaseView:
 
     Attributes:
         anchor: the id of its section, the same in every report that has the case.
+        memory: what the memory events of its run come to, if they were recorded.
         opened: its tables are open when the page is.
     """
 
@@ -59,6 +63,7 @@ class CaseView:
     notes: tuple[str, ...]
     charts: tuple[Chart, ...]
     frames: Frames | None
+    memory: MemoryPage | None
     tables: tuple[Table, ...]
     facts: Table
     opened: bool
@@ -137,6 +142,7 @@ def write_html(record: RunRecord, path: Path, run: Path | None = None) -> None:
 
 
 def _case(case: CaseRecord, album: Album | None) -> CaseView:
+    memory, problems = _memory(case, album)
     return CaseView(
         anchor=re.sub(r"[^\w.-]+", "-", f"{case.suite}-{case.case}"),
         name=case.case,
@@ -147,13 +153,25 @@ def _case(case: CaseRecord, album: Album | None) -> CaseView:
         why=WHY[case.reason],
         subject=case_subject(case),
         message=case.message,
-        notes=case_notes(case),
+        notes=(*case_notes(case), *problems),
         charts=tuple(case_charts(case)),
         frames=album.frames(case) if album else None,
+        memory=memory,
         tables=tuple(case_tables(case)),
         facts=facts_table(case),
         opened=case.verdict is not Verdict.PASS,
     )
+
+
+def _memory(case: CaseRecord, album: Album | None) -> tuple[MemoryPage | None, tuple[str, ...]]:
+    """What the memory events of a case come to, or a line that says why not, where there are events."""
+    events = album.find(events_file(case.case)) if album and case.suite == "memory" else None
+    if events is None:
+        return None, ()
+    try:
+        return memory_page(MemoryRecord.read(events)), ()
+    except (RecordError, NothingRecorded) as error:
+        return None, (f"The memory events of this case cannot be shown: {error}",)
 
 
 def _lines(found: list[tuple[CaseRecord, CheckRecord]]) -> tuple[str, ...]:

@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.models.checkpoint import torch_dtype
-from wan_trt_core.models.footprint import Footprint, graph_footprint, stock_footprint
-from wan_trt_core.models.profiles import tile_stride
-from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches
-from wan_trt_core.report.memory_analysis import USED_IN
+from wan_trt_core.models.components import get_component
+from wan_trt_core.models.footprint import (
+    UMT5_XXL,
+    Footprint,
+    encode_footprint,
+    graph_footprint,
+    stock_footprint,
+)
+from wan_trt_core.models.profiles import SPATIAL, tile_stride
+from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches, encoder_caches
+from wan_trt_core.report.memory_analysis import WHOLE_ONLY
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -30,11 +37,21 @@ if TYPE_CHECKING:
 Source = Literal["shapes", "engine", "measured"]
 """Where a term comes from: the configuration of the model, the manifest of an engine in the cache, a measurement."""
 
-Stage = Literal["load", "text_encode", "denoise", "decode"]
-STAGES: tuple[Stage, ...] = ("load", "text_encode", "denoise", "decode")
+Stage = Literal["load", "text_encode", "image_encode", "denoise", "decode"]
+STAGES: tuple[Stage, ...] = ("load", "text_encode", "image_encode", "denoise", "decode")
+"""Only a video that begins with an image has an ``image_encode``."""
+
+_TURNS: Mapping[Stage, tuple[str, ...]] = {
+    "text_encode": ("text_encoder",),
+    "image_encode": ("image_encoder", "vae"),
+    "denoise": ("transformer", "transformer_2"),
+    "decode": ("vae",),
+}
+"""The parts that a stage runs, one after the other: where they are offloaded, one of them is on the device."""
 
 GIB = 2**30
 VAE_FIRST, VAE_NEXT = COMPOSITES["vae_decoder"]
+ENCODER_FIRST, ENCODER_NEXT = COMPOSITES["vae_encoder"]
 
 # ---- measured numbers: one NVIDIA H200, PyTorch 2.11, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md)
 
@@ -43,8 +60,9 @@ CUDA_OWN = 800_000_000
 KEPT_BY_CUDA = 0.32
 """Of what stock PyTorch's decode needs, what its allocator keeps beside it in blocks that do not fit: 0.26 at 17
 frames, 0.38 at 81."""
-SCRATCH: Mapping[str, float] = {"dit": 1.7, VAE_NEXT: 1.2, VAE_FIRST: 1.2}
-"""TensorRT's scratch memory over what PyTorch would hold: 0.66 GB for 0.39, 9.40 GB for 7.81."""
+SCRATCH: Mapping[str, float] = {"transformer": 1.7, "vae": 1.2}
+"""TensorRT's scratch memory over what PyTorch would hold, by part: 0.66 GB for 0.39, 9.40 GB for 7.81. Of the engines
+that encode nothing was measured: they are taken to be as those that decode."""
 ENGINE_LOADING = 0.7e9
 """Bytes a second at which an engine is loaded: 2.8 GB in 3.9 s."""
 DECODE_SECONDS = 1.516 / (480 * 832 * 81)
@@ -54,7 +72,8 @@ DECODE_SECONDS = 1.516 / (480 * 832 * 81)
 
 KEPT_BY_MALLOC = 300_000_000
 """What glibc keeps at most of the blocks under 32 MiB that stock PyTorch's decode has freed: 0.25 to 0.37 GB at three
-sizes. A small decode keeps 0.1 GB and twice what it needs; with MALLOC_MMAP_THRESHOLD_ in the environment none does."""
+sizes. A small decode keeps 0.1 GB and twice what it needs, a tiny one up to twelve times that; with
+MALLOC_MMAP_THRESHOLD_ in the environment none does."""
 
 # ---- assumed, to put prices in an order --------------------------------------------------------------------
 
@@ -69,7 +88,7 @@ class Choice:
     """The settings that decide what memory a pipeline needs.
 
     Attributes:
-        dit, vae, text_encoder: precisions.
+        dit, vae, text_encoder: precisions; of ``dit`` where there are two both.
         text_encoder_device: ``auto`` or ``cpu``.
         offload: a component is on the device during its own stage only.
         vae_tile: pixels a side.
@@ -114,8 +133,18 @@ class Workload:
 
     @property
     def engines(self) -> bool:
-        """Whether engines do the work of the transformer and the VAE."""
+        """Whether engines do the work of the transformers and the VAE."""
         return not self.backend.startswith("torch")
+
+    @property
+    def from_image(self) -> bool:
+        """Whether the video begins with an image."""
+        return self.checkpoint.begins_with_image
+
+    @property
+    def dits(self) -> tuple[str, ...]:
+        """The components that predict the flow, each in its time."""
+        return tuple(name for name in ("dit", "dit_2") if get_component(name).part in self.checkpoint.parts)
 
 
 @dataclass(frozen=True)
@@ -140,7 +169,7 @@ class Prediction:
     @property
     def peak_stage(self) -> Stage:
         """The stage that holds most."""
-        return max(STAGES, key=self.of)
+        return max(self.stages, key=self.of)
 
     @property
     def peak(self) -> int:
@@ -150,13 +179,8 @@ class Prediction:
 
 def unplanned(checkpoint: Checkpoint) -> str:
     """What a pipeline has that the prediction does not know, in words; empty where it knows all."""
-    from_image = checkpoint.begins_with_image or bool(checkpoint.config("transformer").get("image_dim"))
-    found = (
-        ("transformer_2" in checkpoint.parts, "two transformers"),
-        (from_image, "an image to begin with"),
-        (checkpoint.timestep_by_frame, "a timestep a token"),
-    )
-    return " and ".join(text for has, text in found if has)
+    both = checkpoint.begins_with_image and checkpoint.timestep_by_frame
+    return "an image to begin with and a timestep a token" if both else ""
 
 
 # ---- prediction --------------------------------------------------------------------------------------------
@@ -171,12 +195,15 @@ def predict(work: Workload, choice: Choice) -> Prediction:
     held = list(_weights(work, choice))
     stages: dict[Stage, tuple[Term, ...]] = {}
     for stage in STAGES:
+        if stage == "image_encode" and not work.from_image:
+            continue
         if not offloads:
             weights = [term for _, term in held]
         elif stage == "load":
             weights = sorted((term for _, term in held), key=lambda term: term.size)[-1:]
         else:
-            weights = [term for part, term in held if USED_IN[part] == stage]
+            turns = [[term for part, term in held if part == turn] for turn in _TURNS[stage]]
+            weights = max(turns, key=lambda terms: sum(term.size for term in terms))
         stages[stage] = (own, *weights, *_working(work, choice, stage))
     return Prediction(stages)
 
@@ -187,18 +214,23 @@ def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
     if work.text_encoder and (on_host or choice.text_encoder_device != "cpu"):
         size = _stock(work, "text_encoder", choice.text_encoder).weights
         yield "text_encoder", Term("text encoder weights", size, "shapes")
-    for part, precision in (("transformer", choice.dit), ("vae", choice.vae)):
+    if "image_encoder" in work.checkpoint.parts:
+        size = _stock(work, "image_encoder", "fp32").weights
+        yield "image_encoder", Term("image encoder weights", size, "shapes")
+    transformers = {get_component(name).part: choice.dit for name in work.dits}
+    for part, precision in (*transformers.items(), ("vae", choice.vae)):
         if on_host or not work.engines:  # beside engines on a device the modules stay in host memory
             yield part, Term(f"{part} weights", _stock(work, part, precision).weights, "shapes")
     if work.engines:
-        for component, part in (("dit", "transformer"), (VAE_FIRST, "vae"), (VAE_NEXT, "vae")):
-            precision = _precision(choice, component)
+        encoders = (ENCODER_FIRST, ENCODER_NEXT) if work.from_image else ()
+        for component in (*work.dits, VAE_FIRST, VAE_NEXT, *encoders):
+            part, precision = get_component(component).part, _precision(choice, component)
             facts = work.built(component, precision) or {}
             size = int(
                 facts.get("weights")
                 or graph_footprint(work.checkpoint, component, precision, work.video).weights
             )
-            if component == "dit" and choice.weight_streaming_budget_gib is not None:
+            if component in work.dits and choice.weight_streaming_budget_gib is not None:
                 size = min(size, round(choice.weight_streaming_budget_gib * GIB))
             yield (
                 part,
@@ -213,10 +245,30 @@ def _working(work: Workload, choice: Choice, stage: Stage) -> Iterator[Term]:
         yield Term(
             "text encoder at work", _stock(work, "text_encoder", choice.text_encoder).working, "shapes"
         )
+    if stage == "image_encode":
+        yield from _encode_image(work, choice)
     if stage == "denoise":
         yield from _denoise(work, choice)
     if stage == "decode":
         yield from (_decode_on_engines if work.engines else _decode_stock)(work, choice)
+
+
+def _encode_image(work: Workload, choice: Choice) -> Iterator[Term]:
+    """The image and black frames behind it are encoded as a video; the image encoder, which needs less, is done."""
+    yield Term("the image as a video", _video_bytes(work, choice.vae), "shapes")
+    if not work.engines:
+        seen = _seen(work, choice)
+        needs = encode_footprint(work.checkpoint, choice.vae, seen, layouts=work.device == "cuda")
+        yield Term("vae at work, its caches and the latents", needs.working, "shapes")
+        return
+    specs = encoder_caches(work.checkpoint.config("vae"))
+    caches = sum(_cache_bytes(cache, choice, work.video) for cache in specs)
+    if work.device == "cuda":
+        yield Term("scratch of the vae engines", *_scratch(work, choice, ENCODER_NEXT, work.video))
+        yield Term("caches of the vae, two sets", 2 * caches, "shapes")
+    else:
+        yield _arena(work, choice, (ENCODER_FIRST, ENCODER_NEXT), "vae's encoder engines at work")
+        yield Term("caches of the vae, the set that is read", caches, "shapes")
 
 
 def _denoise(work: Workload, choice: Choice) -> Iterator[Term]:
@@ -224,8 +276,10 @@ def _denoise(work: Workload, choice: Choice) -> Iterator[Term]:
         size, source = _scratch(work, choice, "dit", work.video)
         yield Term("scratch of the dit engine", size, source)
     elif work.engines:
-        needs = graph_footprint(work.checkpoint, "dit", choice.dit, work.video)
-        yield Term("dit engine at work", needs.working, "shapes")
+        for name in work.dits:
+            yield _arena(work, choice, (name,), f"{name} engine at work")
+        if work.from_image:
+            yield _arena(work, choice, (ENCODER_FIRST, ENCODER_NEXT), "arenas of the vae's encoder engines")
     else:
         yield Term("transformer at work", _stock(work, "transformer", choice.dit).working, "shapes")
 
@@ -242,7 +296,9 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
     if on_device:
         yield Term("kept by PyTorch's allocator", round(KEPT_BY_CUDA * working), "measured")
     elif not work.gives_back:
-        kept = min(KEPT_BY_MALLOC, KEPT_BY_MALLOC // 3 + 2 * working)
+        if work.from_image:
+            working += encode_footprint(work.checkpoint, choice.vae, work.video).working
+        kept = min(KEPT_BY_MALLOC, KEPT_BY_MALLOC // 3 + 2 * working, 12 * working)
         yield Term("kept by the process's allocator", kept, "measured")
 
 
@@ -253,22 +309,34 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
         scratch, source = _scratch(work, choice, VAE_NEXT, seen)
         yield Term("scratch of the vae engines", choice.vae_frames_per_step * scratch, source)
         if not choice.share_scratch:
-            yield Term("scratch of the dit engine", *_scratch(work, choice, "dit", work.video))
+            apart = (*work.dits, *((ENCODER_NEXT,) if work.from_image else ()))
+            for name in apart:
+                yield Term(f"scratch of the {name} engine", *_scratch(work, choice, name, work.video))
         from wan_trt_core.backends.tensorrt.runtime import OWN_OUTPUT_BYTES
 
         small = sum(size for size in caches if size < OWN_OUTPUT_BYTES)
         yield Term("buffers of the vae engines", small, "shapes")
         yield Term("caches of the vae, two sets", 2 * sum(caches), "shapes")
     else:
-        first, following = (
-            graph_footprint(work.checkpoint, name, choice.vae, seen) for name in (VAE_FIRST, VAE_NEXT)
-        )
-        size = following.working + first.working - first.outputs
-        yield Term("vae engines at work", size, "shapes")
+        yield _arena(work, choice, (VAE_FIRST, VAE_NEXT), "vae engines at work", seen)
         yield Term("caches of the vae, the set that is read", sum(caches), "shapes")
-        dit = graph_footprint(work.checkpoint, "dit", choice.dit, work.video)
-        yield Term("arena of the dit engine", dit.working, "shapes")
+        for name in work.dits:
+            yield _arena(work, choice, (name,), f"arena of the {name} engine")
+        if work.from_image:
+            yield _arena(work, choice, (ENCODER_FIRST, ENCODER_NEXT), "arenas of the vae's encoder engines")
     yield Term("the video", _video_bytes(work, choice.vae), "shapes")
+
+
+def _arena(
+    work: Workload, choice: Choice, components: Sequence[str], owner: str, seen: Sizes | None = None
+) -> Term:
+    """What engines on a CPU need at work, and keep from then on; of a pair the first one's results are the other's."""
+    needs = [
+        graph_footprint(work.checkpoint, name, _precision(choice, name), seen or work.video)
+        for name in components
+    ]
+    size = sum(each.working for each in needs) - sum(each.outputs for each in needs[:-1])
+    return Term(owner, size, "shapes")
 
 
 def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tuple[int, Source]:
@@ -277,15 +345,16 @@ def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tup
     known = (work.built(component, precision) or {}).get("scratch")
     if known and seen == work.video:
         return int(known), "engine"
-    if component == "dit" and precision != "fp32":  # its attention is fused, as PyTorch's
-        needs = stock_footprint(work.checkpoint, "transformer", precision, seen)
+    kind = "vae" if get_component(component).part == "vae" else "transformer"
+    if kind == "transformer" and precision != "fp32":  # its attention is fused, as PyTorch's
+        needs = stock_footprint(work.checkpoint, kind, precision, seen)
     else:
         needs = graph_footprint(work.checkpoint, component, precision, seen)
-    return round(SCRATCH[component] * (needs.working - needs.outputs)), "shapes"
+    return round(SCRATCH[kind] * (needs.working - needs.outputs)), "shapes"
 
 
 def _precision(choice: Choice, component: str) -> str:
-    return choice.dit if component == "dit" else choice.vae
+    return choice.vae if get_component(component).part == "vae" else choice.dit
 
 
 def _stock(work: Workload, part: str, precision: str) -> Footprint:
@@ -368,7 +437,8 @@ def _tile_seconds(work: Workload, choice: Choice) -> float:
 def _stream_seconds(work: Workload, choice: Choice) -> float:
     whole = _weights(work, replace(choice, weight_streaming_budget_gib=None))
     held = sum(term.size for _, term in _weights(work, choice))
-    return work.calls * (sum(term.size for _, term in whole) - held) / BUS
+    calls = work.calls / len(work.dits)  # of each
+    return calls * (sum(term.size for _, term in whole) - held) / BUS
 
 
 TILE = 256
@@ -434,7 +504,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "vae=fp16",
         (("vae", "fp16"),),
-        lambda work, choice: work.device == "cuda" and choice.vae == "fp32",
+        lambda work, choice: (
+            work.device == "cuda" and choice.vae == "fp32" and not (work.engines and VAE_NEXT in WHOLE_ONLY)
+        ),
         _free,
         1,
         "rounding: the parity suite says how much",
@@ -450,7 +522,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         f"pipeline.vae_tile={TILE}",
         (("vae_tile", TILE),),
-        lambda work, choice: choice.vae_tile is None and max(work.video.height, work.video.width) > TILE,
+        lambda work, choice: (
+            choice.vae_tile is None
+            and max(work.video.height, work.video.width) > TILE
+            and not (work.engines and work.video.spatial != SPATIAL)  # whose engines decode no tiles
+        ),
         _tile_seconds,
         2,
         "tiles overlap, and other pixels at their seams",
@@ -556,7 +632,7 @@ def workload(
     """What a profile's own size of a model comes to here, with what the cache holds.
 
     Args:
-        text_encoder: even where the weights are random and have none.
+        text_encoder: even where the weights are random and have none, if they are of the published size.
         process: see :class:`Workload`.
     """
     from wan_trt_core.pipeline.engines import cached_facts
@@ -566,12 +642,14 @@ def workload(
         return cached_facts(component, model, profile, precision, backend, settings)
 
     generation = model.generation
+    own = "text_encoder" in model.checkpoint.parts
+    published = model.checkpoint.config("transformer")["text_dim"] == UMT5_XXL["d_model"]
     return Workload(
         model.checkpoint,
         profile.opt,
         backend,
         device,
-        text_encoder,
+        text_encoder and (own or published),
         calls=generation.num_inference_steps * (2 if generation.guidance_scale > 1 else 1),
         process=process,
         gives_back="MALLOC_MMAP_THRESHOLD_" in os.environ,

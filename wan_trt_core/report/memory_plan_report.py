@@ -7,7 +7,7 @@ from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.report.markdown import markdown_table
-from wan_trt_core.report.memory_plan import GIB, STAGES, Choice, Plan, Prediction, Setting, Workload, plan
+from wan_trt_core.report.memory_plan import GIB, Choice, Plan, Prediction, Setting, Workload, plan
 
 SURE = 0.1
 """The part by which a prediction may be off."""
@@ -75,7 +75,7 @@ def plan_json(found: Plan, measured: Mapping[str, int]) -> dict[str, Any]:
             stage: [
                 {"owner": t.owner, "bytes": t.size, "source": t.source} for t in found.asked.stages[stage]
             ]
-            for stage in STAGES
+            for stage in found.asked.stages
         },
         "options": [_setting_json(setting) for setting in found.single],
         "fits": [_setting_json(setting) for setting in found.fitting],
@@ -124,7 +124,7 @@ def _short(found: Plan) -> str:
 
 def _rows(asked: Prediction) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for stage in STAGES:
+    for stage in asked.stages:
         rows.append((f"**{stage.replace('_', ' ')}**", "", f"**{_bytes(asked.of(stage))}**", ""))
         if stage == asked.peak_stage:
             terms = sorted(asked.stages[stage], key=lambda term: -term.size)

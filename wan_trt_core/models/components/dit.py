@@ -57,7 +57,7 @@ class Dit(Component):
         )
         if not of_image:
             return specs
-        return (*specs, TensorSpec("encoder_hidden_states_image", (1, _image_tokens(checkpoint), of_image)))
+        return (*specs, TensorSpec("encoder_hidden_states_image", (1, image_tokens(checkpoint), of_image)))
 
     def outputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
         config = self._config(checkpoint)
@@ -177,7 +177,8 @@ class Dit(Component):
         return config
 
 
-def _image_tokens(checkpoint: Checkpoint) -> int:
+def image_tokens(checkpoint: Checkpoint) -> int:
+    """States of the image that an image-to-video transformer attends to."""
     if "image_encoder" not in checkpoint.parts:
         return IMAGE_TOKENS
     config = checkpoint.config("image_encoder")

@@ -1,0 +1,63 @@
+"""The prices of the options that lower memory: every one has its cases, and each stands beside the case without it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+from scripts import REPOSITORY, load_script
+
+from wan_trt_core.cases import Case, load_cases
+from wan_trt_core.pytest_plugin.session import allowed_names
+
+OPTIONS = (
+    "pipeline.offload",
+    "pipeline.text_encoder_device",
+    "pipeline.vae_frames_per_step",
+    "pipeline.vae_tile",
+    "pipeline.attention_slicing",
+    "tensorrt.weight_streaming_budget_gib",
+    "tensorrt.share_scratch",
+    "tensorrt.max_graphs",
+    "text_encoder=int8",
+)
+
+
+@pytest.fixture(scope="module")
+def cases() -> tuple[Case, ...]:
+    return load_cases(REPOSITORY / "suites" / "cases.yaml", allowed_names()).cases
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load_script("benchmarks/memory_prices.py")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("suite", ["memory", "perf"])
+def test_every_option_has_a_case(
+    option: str, suite: str, cases: tuple[Case, ...], script: ModuleType
+) -> None:
+    assert any(option in script.option(case) and suite in case.suites for case in cases)
+
+
+def test_a_case_stands_beside_the_one_without_its_option(cases: tuple[Case, ...], script: ModuleType) -> None:
+    known = {
+        ("wan-1.3b-pipeline-17f-offload", "candidate_time"): 10.5,
+        ("wan-1.3b-pipeline-17f", "candidate_time"): 6.2,
+        ("wan-1.3b-pipeline-17f-offload-memory", "device_used"): 17.0 * 2**30,
+        ("wan-1.3b-pipeline-17f-memory", "device_used"): 19.5 * 2**30,
+        ("tiny-wan-pipeline-sliced", "reference_time"): 0.2,
+        ("tiny-wan-pipeline-sliced", "candidate_time"): 0.25,
+    }
+    rows = {row[1]: row[2:] for row in script.prices(cases, lambda case, _, name: known.get((case.id, name)))}
+    assert rows["wan-1.3b-pipeline-17f-offload"] == ("", "", "6200 ms", "10.5 s")
+    assert rows["wan-1.3b-pipeline-17f-offload-memory"] == ("19.5 GiB", "17 GiB", "", "")
+    assert rows["tiny-wan-pipeline-sliced"] == ("not measured", "not measured", "200 ms", "250 ms")
+    assert rows["wan-1.3b-vae-decoder-81f-one-graph"] == ("not measured",) * 4
+
+
+def test_the_table_of_the_docs_is_what_the_script_says(script: ModuleType) -> None:
+    baselines = REPOSITORY / "baselines" / "cuda-nvidia-h200-132sm-139gib"
+    said = script.table(baselines, REPOSITORY / "suites" / "cases.yaml").strip()
+    assert said in (REPOSITORY / "docs" / "memory.md").read_text()

@@ -10,7 +10,7 @@ import torch
 from module_engine import ModuleEngine, component_engine
 
 from wan_trt_core.backends.base import TensorInfo
-from wan_trt_core.config import PipelineSettings, Settings
+from wan_trt_core.config import ConfigError, PipelineSettings, Settings
 from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.components import get_component
@@ -134,8 +134,10 @@ def test_the_engines_are_built_for_tiles() -> None:
     assert (tile_profile(fixed, 256).min.height, tile_profile(fixed, 256).min.width) == (96, 64)
     assert tile_profile(tile, 256) == tile  # a tile is decoded whole
     of_5b = Sizes(704, 1280, 121, 512, spatial=16)
-    with pytest.raises(ValueError, match=r"pipeline\.vae_tile is 256: no engines .* cover 16 pixels"):
-        tile_profile(ShapeProfile("704p-121f", of_5b, of_5b, of_5b), 256)
+    with pytest.raises(
+        ConfigError, match=r"pipeline\.vae_tile is 64, .* with a VAE of 16 x 16 pixels a latent"
+    ):
+        served("vae_decoder_next", ShapeProfile("704p-121f", of_5b, of_5b, of_5b), TILES)
     assert served("dit", profile, TILES) == profile
     assert served("vae_decoder_next", profile, TILES) == tile_profile(profile, TILE)
 

@@ -83,15 +83,7 @@ def tile_profile(profile: ShapeProfile, tile: int) -> ShapeProfile:
 
     Args:
         tile: pixels a side. The tiles at the right and at the bottom are smaller.
-
-    Raises:
-        ValueError: for a model whose latents cover more than :data:`SPATIAL` pixels: its engines decode no tiles.
     """
-    if profile.max.spatial != SPATIAL:
-        raise ValueError(
-            f"pipeline.vae_tile is {tile}: no engines decode tiles of a VAE whose latents cover {profile.max.spatial}"
-            " pixels (Wan 2.2 TI2V-5B's); leave it out"
-        )
     if max(profile.max.height, profile.max.width) <= tile:
         return profile
 

@@ -140,7 +140,7 @@ def accelerate(
         )
     parts = (*replaceable(pipe), *((TEXT_ENCODER,) if text_encoder else ()))
     acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, parts, precision, runs), device)
-    check_tiles(acceleration.model, settings)
+    check_tiles(acceleration.model.spatial, settings)
     if not isinstance(profile, ShapeProfile):
         name, model = profile or settings.profile, acceleration.model
         profile = model.profile(name) if name or model.profiles else None

@@ -255,19 +255,19 @@ def check_engines(
     """
     for name in components_run("pipeline", model.checkpoint):
         check_precision(runs, name, precision_of(precision, name))
-    check_tiles(model, settings)
+    check_tiles(model.spatial, settings)
 
 
-def check_tiles(model: ResolvedModel, settings: Settings) -> None:
-    """Raise where the settings want a decode in tiles and the model's VAE has none on engines.
+def check_tiles(spatial: int, settings: Settings) -> None:
+    """Raise where the settings want a decode in tiles and a VAE of so many pixels a latent has none on engines.
 
     Raises:
         ConfigError: naming the setting.
     """
-    if settings.pipeline.vae_tile is not None and model.spatial != SPATIAL:
+    if settings.pipeline.vae_tile is not None and spatial != SPATIAL:
         raise ConfigError(
             f"pipeline.vae_tile is {settings.pipeline.vae_tile}, and engines do not decode in tiles with a VAE of"
-            f" {model.spatial} x {model.spatial} pixels a latent, which {model.name} has: unset it"
+            f" {spatial} x {spatial} pixels a latent: unset it"
         )
 
 
@@ -327,8 +327,6 @@ def built_engine(
     """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest."""
     runs = _engine_backend(backend)
     check_precision(runs, component, precision)
-    if component in VAE_DECODER:
-        check_tiles(model, settings)
     asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     source = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
@@ -424,9 +422,16 @@ def exported_model(
 
 
 def served(component: str, profile: ShapeProfile, settings: Settings) -> ShapeProfile:
-    """What the engine of a component is built for: the tiles of the profile's videos where the settings tile."""
+    """What the engine of a component is built for: the tiles of the profile's videos where the settings tile.
+
+    Raises:
+        ConfigError: as :func:`check_tiles`.
+    """
     tile = settings.pipeline.vae_tile
-    return profile if tile is None or component not in VAE_DECODER else tile_profile(profile, tile)
+    if tile is None or component not in VAE_DECODER:
+        return profile
+    check_tiles(profile.max.spatial, settings)
+    return tile_profile(profile, tile)
 
 
 def onnx_identity(

@@ -896,7 +896,7 @@ def test_an_arm_that_does_not_fit_is_an_error(healthy: Settings, monkeypatch: py
         measure_case(case_of("dit", healthy), "memory", Context(healthy))
 
 
-def does_not_fit(*_: Any) -> None:
+def does_not_fit(*_: Any, **__: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
@@ -914,20 +914,23 @@ def test_an_interrupted_measurement_ends_at_once(healthy: Settings, monkeypatch:
     monkeypatch.setattr(memory, "measure_here", outlast)
     start = time.monotonic()
     interrupt = threading.Timer(2.0, os.kill, [os.getpid(), signal.SIGINT])
-    with pytest.raises(KeyboardInterrupt):
-        interrupt.start()
-        measure_case(case, "memory", context)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.start()
+            measure_case(case, "memory", context)
+    finally:
+        interrupt.cancel()  # a measurement that failed at once leaves it to interrupt the next test
     assert time.monotonic() - start < OUTLAST / 2
 
 
 OUTLAST = 40.0
 
 
-def outlast(*_: Any) -> None:
+def outlast(*_: Any, **__: Any) -> None:
     time.sleep(OUTLAST)
 
 
-def die(*_: Any) -> None:
+def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -12,6 +12,11 @@ import pytest
 
 import wan_trt_core
 
+if workers := os.environ.get(
+    "PYTEST_XDIST_WORKER_COUNT"
+):  # read by PyTorch when it is imported: they share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 pytest.register_assert_rewrite("plugin_conditions")  # its assertions shall say what they compared
 
 

@@ -56,6 +56,16 @@ def test_every_graph_of_tiny_wan_is_parsed_and_built(rtx: Path, tiny_wan_folder:
         assert result["phases"] > 10 and result["rising"]
 
 
+def test_the_graph_that_explains_a_failure_is_built_too(rtx: Path, tiny_wan_folder: Path) -> None:
+    """With every block's output, as ``wan-trt explain parity`` asks of an engine."""
+    settings, model = load_settings(environ={}).settings, resolve("tiny-wan", tiny_wan_folder)
+    graph = exported_model("dit", model, model.profile(), "fp16", settings, block_outputs=True)
+    (result,) = built([asdict(graph)], rtx)
+    assert "error" not in result, result
+    assert result["plan"] > 100_000
+    assert len(graph.block_outputs) > model.checkpoint.config("transformer")["num_layers"]
+
+
 def test_no_graph_pads_an_image_before_a_convolution(tiny_wan_folder: Path) -> None:
     """TensorRT-RTX takes that; TensorRT 10.6 fails where it fuses the two ("Cannot add shapes of unequal rank")."""
     import onnx

@@ -53,7 +53,7 @@ def test_engines_in_a_pipeline(
     model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
 ) -> None:
     path = tmp_path / FILE_NAME
-    with recorded_run(path, settings, {"model": "tiny-wan"}) as recording, store:
+    with recorded_run(path, "cpu", {"model": "tiny-wan"}) as recording, store:
         with recording.loads(model.checkpoint, store):
             stock = model.checkpoint.pipeline(on_host=REPLACED)
             pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
@@ -91,7 +91,7 @@ def test_engines_that_are_offloaded_come_again_within_the_stages_that_need_them(
     """And are no stage of a recording that is over."""
     path, offload = tmp_path / FILE_NAME, PipelineSettings(offload=True)
     with EngineStore(settings.model_copy(update={"pipeline": offload})) as store:
-        with recorded_run(path, settings, {}) as recording:
+        with recorded_run(path, "cpu", {}) as recording:
             with recording.loads(model.checkpoint, store):
                 stock = model.checkpoint.pipeline(on_host=REPLACED)
                 pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
@@ -114,7 +114,7 @@ def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: Engi
 
 def test_stock_modules(model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
-    with recorded_run(path, settings, {}) as recording:
+    with recorded_run(path, "cpu", {}) as recording:
         with recording.loads(model.checkpoint, store):
             pipe = model.checkpoint.pipeline()
         with recording.stages(pipe):
@@ -129,7 +129,7 @@ def test_a_decode_in_tiles_is_one_stage(
     path = tmp_path / FILE_NAME
     pipe = model.checkpoint.pipeline()
     pipe.vae.enable_tiling(16, 16, 8, 8)
-    with recorded_run(path, settings, {}) as recording:  # noqa: SIM117
+    with recorded_run(path, "cpu", {}) as recording:  # noqa: SIM117
         with recording.stages(pipe):
             generate(pipe, "red", SMALL)
     assert labels(MemoryRecord.read(path))[-2:] == ["decode", "postprocess"]
@@ -139,7 +139,7 @@ def test_a_module_is_an_owner_only_as_long_as_others_hold_it(
     model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
 ) -> None:
     path = tmp_path / FILE_NAME
-    with recorded_run(path, settings, {}) as recording, recording.loads(model.checkpoint, store):
+    with recorded_run(path, "cpu", {}) as recording, recording.loads(model.checkpoint, store):
         model.checkpoint.load("vae")
         model.checkpoint._modules.clear()
         gc.collect()
@@ -185,7 +185,7 @@ def test_the_frames_of_a_compiled_decoder_are_told_apart(
     pipe = model.checkpoint.pipeline()
     pipe.vae._modules["decoder"] = torch.compile(pipe.vae.decoder, backend="eager")
     short = dataclasses.replace(SMALL, num_frames=5, num_inference_steps=1, guidance_scale=1.0)
-    with recorded_run(path, settings, {}) as recording, recording.stages(pipe):
+    with recorded_run(path, "cpu", {}) as recording, recording.stages(pipe):
         generate(pipe, "red", short)
     stages = ["text encode", "denoise 1", "decode 1", "decode 2", "postprocess"]
     assert labels(MemoryRecord.read(path)) == stages

@@ -268,6 +268,7 @@ def _generate(
     events: Path | None,
 ) -> dict[str, Any]:
     """Build what is missing, generate, write the file; returns what ``run --json`` prints."""
+    from wan_trt_core.backends.registry import device_of
     from wan_trt_core.comparison.conditions import equal_conditions
     from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import generate
@@ -283,7 +284,7 @@ def _generate(
     with (
         progress() as report,
         equal_conditions(settings),
-        recorded_run(events, settings, facts) as recording,
+        recorded_run(events, device_of(settings), facts) as recording,
         EngineStore(settings, report) as store,
     ):
         with recording.loads(model.checkpoint, store):

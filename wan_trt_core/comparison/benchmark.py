@@ -14,9 +14,9 @@ from wan_trt_core.cases import Case, Limit, PerfGate
 from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.frames import keep_frames
-from wan_trt_core.comparison.memory import ArmName, in_fresh_process
+from wan_trt_core.comparison.memory import in_fresh_process
 from wan_trt_core.comparison.perf import time_target
-from wan_trt_core.comparison.targets import Asked, Outputs, PipelineTarget, Target
+from wan_trt_core.comparison.targets import ArmName, Asked, Outputs, PipelineTarget, Target
 from wan_trt_core.config import Settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
@@ -182,7 +182,7 @@ def memory_here(
     device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
     with equal_conditions(settings):
         target = PipelineTarget(case, Context(settings), asked)
-        side = target.candidate if arm == "candidate" else target.reference
+        side = target.arm(arm)
         call = partial(side.call, asked)
         call()
         if device is not None:

@@ -34,7 +34,7 @@ from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import PEAK_OVER_PLAN, PEAK_OVER_REFERENCE, Case
 from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Arm, PipelineTarget, Target, target_of
+from wan_trt_core.comparison.targets import Arm, ArmName, PipelineTarget, Target, target_of
 from wan_trt_core.config import Settings
 from wan_trt_core.gates.memory import BUDGET, DEVICE_GROWTH, DEVICE_RELEASE, GROWTH, RELEASE
 from wan_trt_core.measure.ballast import current_ballast
@@ -63,7 +63,6 @@ from wan_trt_core.records import Measurement, Metric
 from wan_trt_core.report.memory_plan import choice_of, predict, workload
 
 Metrics = dict[str, Metric]
-ArmName = Literal["candidate", "reference"]
 Result = TypeVar("Result")
 
 _IMPORTED = (__name__, "diffusers.pipelines.wan.pipeline_wan", "onnxruntime")
@@ -172,13 +171,13 @@ def _measure_loaded(
 def _recorded(events: Path | None, in_use: int | None, target: Target, arm: ArmName) -> Arm:
     """An arm, loaded; of a pipeline the loading and a first video are recorded into ``events``."""
     if events is None or not isinstance(target, PipelineTarget):
-        return target.candidate if arm == "candidate" else target.reference
+        return target.arm(arm)
     case, context, inputs = target.case, target.context, target.inputs()
     run = {"model": case.model, "backend": case.backend, "precision": case.precision, "case": case.id}
     facts = run | asdict(inputs.generation)
-    with recorded_run(events, context.settings, facts, in_use) as recording:
+    with recorded_run(events, target.device, facts, in_use) as recording:
         with recording.loads(target.model.checkpoint, context.engines):
-            side = target.candidate if arm == "candidate" else target.reference
+            side = target.arm(arm)
         with recording.stages(side.pipe):
             side.call(inputs)
     return side

@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ from wan_trt_core.pipeline.engines import (
 )
 from wan_trt_core.pipeline.generate import OnStep, generate, tell_what_is_cut
 from wan_trt_core.pipeline.tiling import tiled
+
+ArmName = Literal["candidate", "reference"]
 
 _RUNS_ON_CPU = ("onnxruntime",)
 """Backends whose engine is an ONNX file that any CPU runs node by node."""
@@ -154,6 +156,10 @@ class Target(ABC):
     @abstractmethod
     def candidate(self) -> Arm:
         """The case's backend."""
+
+    def arm(self, name: ArmName) -> Arm:
+        """The arm of that name, loaded."""
+        return self.candidate if name == "candidate" else self.reference
 
     @abstractmethod
     def inputs(self, point: Point = "opt") -> Any:

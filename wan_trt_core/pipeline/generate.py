@@ -149,14 +149,13 @@ def tell_what_is_cut(checkpoint: Checkpoint, length: int, prompt: str, negative_
     for name, text in (("prompt", prompt), ("negative prompt", negative_prompt)):
         tokens = tokenizer(text).input_ids
         if len(tokens) > length:
+            cut = tokens[length - 1 :]  # the last that counts is the mark of the end
             logger.warning(
                 "the %s has %d tokens; only the first %d count (max_sequence_length), which leaves out: %s",
                 name,
                 len(tokens),
                 length,
-                tokenizer.decode(
-                    tokens[length - 1 :], skip_special_tokens=True
-                ),  # the last that counts is its end
+                tokenizer.decode(cut, skip_special_tokens=True),
             )
 
 

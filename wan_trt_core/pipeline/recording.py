@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from wan_trt_core.backends.base import Engine
-    from wan_trt_core.config import Settings
+    from wan_trt_core.backends.registry import Device
     from wan_trt_core.models.catalogue import ResolvedModel
     from wan_trt_core.models.checkpoint import Checkpoint
     from wan_trt_core.models.profiles import ShapeProfile
@@ -31,11 +31,12 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def recorded_run(
-    path: Path | None, settings: Settings, run: Mapping[str, Any], in_use: int | None = None
+    path: Path | None, device: Device, run: Mapping[str, Any], in_use: int | None = None
 ) -> Iterator[RunRecording]:
-    """Record a run by these settings into ``path``, whatever it comes to; without a path nothing is.
+    """Record a run into ``path``, whatever it comes to; without a path nothing is.
 
     Args:
+        device: that it runs on.
         run: what runs, for the file.
         in_use: bytes in use on the device before this process came (see :class:`DeviceMemory`).
 
@@ -45,11 +46,9 @@ def recorded_run(
     if path is None:
         yield RunRecording(None)
         return
-    from wan_trt_core.backends.registry import device_of
     from wan_trt_core.measure.device_memory import current_device_memory
     from wan_trt_core.measure.environment import hardware_key
 
-    device = device_of(settings)
     meter = Meter(current_device_memory(in_use) if device == "cuda" else None)
     with MemoryRecorder(path, meter, hardware_key=hardware_key(device), run=run) as recorder:
         try:

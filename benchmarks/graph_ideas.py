@@ -39,7 +39,7 @@ from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.component import Component, Tensors, TensorSpec
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.graphs import dit, vae_decoder
-from wan_trt_core.models.graphs.vae_layers import Caches, CausalConv
+from wan_trt_core.models.graphs.vae_layers import CausalConv
 from wan_trt_core.models.profiles import ShapeProfile
 from wan_trt_core.models.vae_caches import CACHE_FRAMES
 
@@ -271,38 +271,16 @@ def _half_convolutions(graph: nn.Module) -> nn.Module:
 # ---- the VAE decoder: less memory --------------------------------------------------------------------------
 
 
-class _HalfCaches(nn.Module):
-    """The next step with caches in half precision, which has the 11 bits that a TF32 product takes of them."""
-
-    def __init__(self, graph: nn.Module) -> None:
-        super().__init__()
-        self.decoder = graph
-
-    def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
-        sample, *left = self.decoder(latents, *(cache.to(latents.dtype) for cache in taken))
-        return (sample, *(cache.half() for cache in left))
+def _half_caches(graph: nn.Module) -> nn.Module:
+    """Caches in half precision, which has the 11 bits that a TF32 product takes of them."""
+    graph.half_caches = True  # type: ignore[assignment]
+    return graph
 
 
-class _TopInHalves(nn.Module):
-    """The next step with the last block, where the frames are largest, on two of its four frames at a time."""
-
-    def __init__(self, graph: vae_decoder.VaeDecoderGraph) -> None:
-        super().__init__()
-        self.decoder = graph
-
-    def forward(self, latents: Tensor, *taken: Tensor) -> tuple[Tensor, ...]:
-        graph, given = self.decoder, iter(taken)
-        below = Caches(given)
-        frames = graph.mid_block(graph.conv_in(graph.post_quant_conv(latents), below), below)
-        for block in graph.up_blocks[:-1]:
-            frames = block(frames, below)
-        caches, made = list(given), []
-        for half in frames.chunk(2, dim=2):
-            past = Caches(iter(caches))
-            image = graph.norm_out(graph.up_blocks[-1](half, past))
-            made.append(graph.conv_out(functional.silu(image), past))
-            caches = past.left
-        return (torch.cat(made, dim=2).clamp(-1.0, 1.0), *below.left, *caches)
+def _top_in_pairs(graph: nn.Module) -> nn.Module:
+    """The last block, where the frames are largest, on two of its four frames at a time."""
+    graph.top_in_pairs = True  # type: ignore[assignment]
+    return graph
 
 
 # ---- the VAE decoder: other forms of twice the size and the convolution after it --------------------------
@@ -415,12 +393,9 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             latents=2,
         ),
         "half-caches": Idea(
-            _HalfCaches, "caches in half precision: half their memory and copies", half_caches=True
+            _half_caches, "caches in half precision: half their memory and copies", half_caches=True
         ),
-        "top-in-halves": Idea(
-            _TopInHalves,  # type: ignore[arg-type]
-            "the last block on two frames at a time: less scratch",
-        ),
+        "top-in-pairs": Idea(_top_in_pairs, "the last block on two frames at a time: less scratch"),
         "half-convolutions": Idea(
             _half_convolutions,
             "products of the convolutions in half precision between float32 norms and sums",

@@ -103,6 +103,11 @@ class PipelineSettings(_Model):
         description="latent frames that the VAE decoder's engine does a step; two halve the passes over its caches and"
         " need twice the scratch memory",
     )
+    vae_lean: bool = Field(
+        default=False,
+        description="the VAE decoder's engines keep their caches in half precision, which has the 11 bits that a TF32"
+        " product takes of them, and do their last block two frames at a time: half the caches and less scratch memory",
+    )
     attention_slicing: int | None = Field(
         default=None,
         ge=1,

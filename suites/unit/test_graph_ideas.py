@@ -49,7 +49,7 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("vae_decoder_next", "phased", "fp32", 1e-5),
         ("vae_decoder_next", "half-convolutions", "fp32", 1e-2),
         ("vae_decoder_next", "half-caches", "fp32", 1e-3),
-        ("vae_decoder_next", "top-in-halves", "fp32", 1e-5),
+        ("vae_decoder_next", "top-in-pairs", "fp32", 1e-5),
     ],
 )
 def test_an_idea_computes_what_the_graph_computes(

@@ -14,6 +14,7 @@ OPTIONS = (
     "pipeline.offload",
     "pipeline.text_encoder_device",
     "pipeline.vae_frames_per_step",
+    "pipeline.vae_lean",
     "pipeline.vae_tile",
     "pipeline.attention_slicing",
     "tensorrt.weight_streaming_budget_gib",

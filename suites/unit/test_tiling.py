@@ -109,6 +109,28 @@ def test_two_latent_frames_a_step(checkpoint: Checkpoint) -> None:
         decoder.decode(latents[:, :, :4])
 
 
+def test_a_decoder_in_less_memory(checkpoint: Checkpoint) -> None:
+    component = get_component("vae_decoder_next")
+    assert isinstance(component, VaeDecoder)
+    leaner = component.in_less_memory()
+    call = component.call_tensors(checkpoint, Sizes(32, 32, 17, 16))
+    given = leaner.prepare(checkpoint, "fp32")(call)
+    assert {str(value.dtype) for name, value in given.items() if name != "latents"} == {"torch.float16"}
+    with torch.no_grad():
+        found = leaner.graph(checkpoint, "fp32")(*given.values())
+    expected = leaner.reference(checkpoint, "fp32")(call)
+    for spec, value in zip(leaner.outputs(checkpoint), found, strict=True):
+        assert value.dtype == spec.torch_dtype("fp32")
+        error = float((value.double() - expected[spec.name]).norm() / expected[spec.name].norm())
+        assert error < 1e-3, spec.name
+    sizes = component.sizes(Sizes(32, 32, 17, 16))
+    caches, halves = (each.inputs(checkpoint)[1:] for each in (component, leaner))
+    assert 2 * sum(half.nbytes(sizes, "fp32") for half in halves) == sum(
+        cache.nbytes(sizes, "fp32") for cache in caches
+    )
+    assert not component.lean
+
+
 def test_another_engine_for_longer_steps(tiny_wan_folder: Path) -> None:
     model = resolve("tiny-wan", tiny_wan_folder)
     longer = Settings(device="cpu", pipeline=PipelineSettings(vae_frames_per_step=2))
@@ -119,7 +141,12 @@ def test_another_engine_for_longer_steps(tiny_wan_folder: Path) -> None:
     for component in ("dit", "vae_decoder_first"):
         assert identity(component, longer) == identity(component, Settings(device="cpu"))
     assert identity("vae_decoder_next", longer)["latents"] == 2
-    assert "latents" not in identity("vae_decoder_next", Settings(device="cpu"))
+    assert identity("vae_decoder_next", Settings(device="cpu"))["latents"] == 1
+
+    lean = Settings(device="cpu", pipeline=PipelineSettings(vae_lean=True))
+    assert identity("dit", lean) == identity("dit", Settings(device="cpu"))
+    for component in ("vae_decoder_first", "vae_decoder_next"):
+        assert identity(component, lean) != identity(component, Settings(device="cpu"))
 
 
 def test_the_engines_are_built_for_tiles() -> None:

@@ -73,6 +73,14 @@ VaeFramesOption = Annotated[
         rich_help_panel=_MEMORY,
     ),
 ]
+VaeLeanOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--vae-lean/--no-vae-lean",
+        help="Half-precision caches in the VAE decoder's engines, their last block two frames at a time.",
+        rich_help_panel=_MEMORY,
+    ),
+]
 AttentionSlicingOption = Annotated[
     int | None,
     typer.Option(

@@ -6,7 +6,6 @@ at its output. What the candidate adds (modulation, RoPE tables, casts, copies) 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -32,7 +31,7 @@ from wan_trt_core.comparison.operations import Operation, first_operation, modul
 from wan_trt_core.config import PipelineSettings
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
-from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
+from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
@@ -44,6 +43,7 @@ from wan_trt_core.pipeline.engines import (
     built_engine,
     components_run,
     exported_model,
+    form_of,
     precision_of,
     served,
 )
@@ -228,10 +228,14 @@ class Target(ABC):
             return {}
         return {name: self._divergence(name) for name in self.components}
 
+    def component(self, name: str) -> Component:
+        """A component of the case, in the form that its settings give it."""
+        return form_of(name, self.context.settings)
+
     def operation(self, name: str, block: str) -> Operation | None:
         """The first operation in a block of a component that computes what PyTorch does not, on the reference's inputs
         of that block at the profile's min; None where all agree. It is looked for in :meth:`looked_into`."""
-        component, checkpoint = get_component(name), self.model.checkpoint
+        component, checkpoint = self.component(name), self.model.checkpoint
         precision, blocks = self.precision(name), component.blocks(checkpoint)
         graph = self.graph(name, block_outputs=True)
         reference = component.reference_blocks(checkpoint, self.reference_precision(name))
@@ -371,17 +375,18 @@ class Target(ABC):
         streamed = next((pair for pair in (VAE_DECODER, VAE_ENCODER) if {*pair} <= {*self.components}), None)
         if not self._loaded() or streamed is None:
             return {}
-        following = get_component(streamed[1])
+        following = self.component(streamed[1])
         sizes = following.sizes(served(following.name, self.profile, self.context.settings).opt)
         _, *caches = following.inputs(self.model.checkpoint)  # what it takes beside them comes first
-        elements = sum(math.prod(cache.shape(sizes)) for cache in caches)
-        return {"engine_caches": 2 * elements * torch_dtype(self.precision(following.name)).itemsize}
+        dtype = self.precision(following.name)
+        held = sum(cache.nbytes(sizes, dtype) for cache in caches)
+        return {"engine_caches": 2 * held}
 
     def _reference_precisions(self) -> str:
         return ", ".join(f"{name} {self.reference_precision(name)}" for name in self.components)
 
     def _divergence(self, name: str) -> Divergence:
-        component, checkpoint = get_component(name), self.model.checkpoint
+        component, checkpoint = self.component(name), self.model.checkpoint
         prepare = component.prepare(checkpoint, self.precision(name))
         engine = self.engine(name, block_outputs=True)
         return trace(
@@ -425,7 +430,7 @@ class ComponentTarget(Target):
 
     @property
     def _component(self) -> Component:
-        return get_component(self.case.component)
+        return self.component(self.case.component)
 
 
 class VaeTarget(Target):

@@ -23,7 +23,7 @@ from wan_trt_core.backends.base import OnnxModel, Progress
 from wan_trt_core.export.errors import ExportError
 from wan_trt_core.export.module_names import MODULE_NAMES
 from wan_trt_core.models.catalogue import ResolvedModel
-from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
+from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
 from wan_trt_core.models.components import get_component, require_precision
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
@@ -264,8 +264,7 @@ def _as_signature(graph: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
 def _empty(spec: TensorSpec, sizes: Mapping[str, int], precision: str) -> Tensor:
     import torch
 
-    dtype = torch_dtype(precision) if spec.dtype == "precision" else getattr(torch, spec.dtype)
-    return torch.zeros(spec.shape(sizes), dtype=dtype)
+    return torch.zeros(spec.shape(sizes), dtype=spec.torch_dtype(precision))
 
 
 def _axis_names(model: Any, inputs: tuple[TensorSpec, ...]) -> dict[Any, str]:

@@ -6,12 +6,14 @@ A component is one file in ``models/components/`` whose name is the component's 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from wan_trt_core.models.checkpoint import Checkpoint
@@ -39,6 +41,21 @@ class TensorSpec:
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape for the given sizes of the dynamic axes."""
         return tuple(axis if isinstance(axis, int) else evaluate_axis(axis, sizes) for axis in self.axes)
+
+    def torch_dtype(self, precision: str) -> torch.dtype:
+        """What it is in a component of that precision."""
+        import torch
+
+        from wan_trt_core.models.checkpoint import torch_dtype
+
+        dtype: torch.dtype = (
+            torch_dtype(precision) if self.dtype == "precision" else getattr(torch, self.dtype)
+        )
+        return dtype
+
+    def nbytes(self, sizes: Mapping[str, int], precision: str) -> int:
+        """Of the tensor, for the given sizes of the dynamic axes."""
+        return math.prod(self.shape(sizes)) * self.torch_dtype(precision).itemsize
 
 
 def evaluate_axis(expression: str, sizes: Mapping[str, int]) -> int:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from wan_trt_core.models.checkpoint import INT8, OF_TRANSFORMERS, PARTS, Checkpoint, torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.components.dit import image_tokens
+from wan_trt_core.models.vae_decoder import VaeDecoder
 
 if TYPE_CHECKING:
     from wan_trt_core.models.profiles import Sizes
@@ -175,16 +176,21 @@ def encode_footprint(
 
 
 @functools.lru_cache(maxsize=256)
-def graph_footprint(checkpoint: Checkpoint, component: str, precision: str, video: Sizes) -> Footprint:
-    """Of the graph that an engine is built of, as PyTorch would run it."""
+def graph_footprint(
+    checkpoint: Checkpoint, component: str, precision: str, video: Sizes, *, lean: bool = False
+) -> Footprint:
+    """Of the graph that an engine is built of, as PyTorch would run it.
+
+    Args:
+        lean: the VAE decoder's in the form that needs less memory.
+    """
     part, empty = get_component(component), _emptied(checkpoint)
+    if lean and isinstance(part, VaeDecoder):
+        part = part.in_less_memory()
     with torch.device("meta"):
         graph = part.graph(empty, precision)
-    sizes, dtype = part.sizes(video), torch_dtype(precision)
-    inputs = [
-        _empty(spec.shape(sizes), dtype if spec.dtype == "precision" else getattr(torch, spec.dtype))
-        for spec in part.inputs(empty)
-    ]
+    sizes = part.sizes(video)
+    inputs = [_empty(spec.shape(sizes), spec.torch_dtype(precision)) for spec in part.inputs(empty)]
     return Footprint(weight_bytes(graph), *live_bytes(functools.partial(graph, *inputs), graph, layouts=True))
 
 

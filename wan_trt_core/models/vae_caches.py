@@ -22,6 +22,7 @@ class CacheSpec:
     Attributes:
         name: of the input that takes it.
         output: of the output that leaves it for the next step.
+        dtype: as of a :class:`TensorSpec`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class CacheSpec:
     channels: int
     scale: int
     frames: int = CACHE_FRAMES
+    dtype: str = "precision"
 
     @property
     def axes(self) -> tuple[int | str, ...]:
@@ -37,11 +39,11 @@ class CacheSpec:
 
     def taken(self) -> TensorSpec:
         """As an input."""
-        return TensorSpec(self.name, self.axes)
+        return TensorSpec(self.name, self.axes, self.dtype)
 
     def left(self) -> TensorSpec:
         """As an output."""
-        return TensorSpec(self.output, self.axes)
+        return TensorSpec(self.output, self.axes, self.dtype)
 
 
 def patch_size(config: Mapping[str, Any]) -> int:
@@ -54,11 +56,14 @@ def spatial_scale(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(config["dim_mult"]) - 1)) * patch_size(config)
 
 
-def decoder_caches(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
+def decoder_caches(config: Mapping[str, Any], *, half: bool = False) -> tuple[CacheSpec, ...]:
     """The caches of the decoder that an ``AutoencoderKLWan`` configuration describes, in order of use.
 
     There is one for each causal convolution that looks back: ``WanDecoder3d`` has two in a residual block,
     one in a temporal upsampling, and its first and last.
+
+    Args:
+        half: in half precision, whatever the decoder computes in.
     """
     base = config.get("decoder_base_dim") or config["base_dim"]
     mult = config["dim_mult"]
@@ -74,7 +79,8 @@ def decoder_caches(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
                 found.append((outer, scale))
             scale *= 2
     found.append((dims[-1], scale))
-    return _named((channels, factor, CACHE_FRAMES) for channels, factor in found)
+    dtype = "float16" if half else "precision"
+    return _named(((channels, factor, CACHE_FRAMES) for channels, factor in found), dtype)
 
 
 def encoder_caches(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
@@ -94,7 +100,8 @@ def encoder_caches(config: Mapping[str, Any]) -> tuple[CacheSpec, ...]:
     return _named(found)
 
 
-def _named(found: Iterable[tuple[int, int, int]]) -> tuple[CacheSpec, ...]:
+def _named(found: Iterable[tuple[int, int, int]], dtype: str = "precision") -> tuple[CacheSpec, ...]:
     return tuple(
-        CacheSpec(f"cache_{index:02d}", f"cache_out_{index:02d}", *sizes) for index, sizes in enumerate(found)
+        CacheSpec(f"cache_{index:02d}", f"cache_out_{index:02d}", *sizes, dtype)
+        for index, sizes in enumerate(found)
     )

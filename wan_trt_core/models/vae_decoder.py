@@ -28,6 +28,7 @@ class VaeDecoder(VaeStep):
 
     inside = "decoder"
     clamps = True
+    lean = False
 
     def of_tiles(self) -> VaeDecoder:
         """The component for tiles, which are blended before anything is clamped: its ``sample`` is as it comes."""
@@ -41,6 +42,12 @@ class VaeDecoder(VaeStep):
         longer.latents = 1 if self.first else latents
         return longer
 
+    def in_less_memory(self) -> VaeDecoder:
+        """The component whose caches are in half precision, and whose last block does two frames at a time."""
+        leaner = copy.copy(self)
+        leaner.lean = True
+        return leaner
+
     def takes(self, checkpoint: Checkpoint) -> TensorSpec:
         return self._latents(checkpoint)
 
@@ -48,14 +55,16 @@ class VaeDecoder(VaeStep):
         return self._sample(checkpoint, "out_channels")
 
     def caches(self, checkpoint: Checkpoint) -> tuple[CacheSpec, ...]:
-        return decoder_caches(self._config(checkpoint))
+        return decoder_caches(self._config(checkpoint), half=self.lean)
 
     def graph(self, checkpoint: Checkpoint, precision: str, *, block_outputs: bool = False) -> nn.Module:
         from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
 
         require_precision(self, precision)
         vae: Any = checkpoint.load(self.part, precision)
-        return VaeDecoderGraph(vae, first=self.first, block_outputs=block_outputs, clamp=self.clamps)
+        return VaeDecoderGraph(
+            vae, first=self.first, block_outputs=block_outputs, clamp=self.clamps, lean=self.lean
+        )
 
     def stock_step(self, vae: Any, call: Tensors, caches: Sequence[CacheSpec], *, first: bool) -> Tensors:
         from wan_trt_core.models.graphs.vae_reference import decode_step

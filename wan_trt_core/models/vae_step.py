@@ -84,20 +84,21 @@ class VaeStep(Component):
         return {name: last, **carried}
 
     def reference(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
+        from wan_trt_core.models.checkpoint import torch_dtype
+
         caches, name = self.caches(checkpoint), self.takes(checkpoint).name
-        prepare = self.prepare(checkpoint, precision)
+        dtype = torch_dtype(precision)
 
         def run(call: Tensors) -> Tensors:
             vae = checkpoint.load(self.part, precision, call[name].device)
-            return self.stock_step(vae, prepare(call), caches, first=self.first)
+            given = {each: tensor.to(dtype) for each, tensor in call.items()}
+            return self.stock_step(vae, given, caches, first=self.first)
 
         return run
 
     def prepare(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
-        from wan_trt_core.models.checkpoint import torch_dtype
-
-        dtype = torch_dtype(precision)
-        return lambda call: {name: tensor.to(dtype) for name, tensor in call.items()}
+        dtypes = {spec.name: spec.torch_dtype(precision) for spec in self.inputs(checkpoint)}
+        return lambda call: {name: tensor.to(dtypes[name]) for name, tensor in call.items()}
 
     def reference_blocks(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         from wan_trt_core.models.graphs.taps import tapped

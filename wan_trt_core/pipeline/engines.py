@@ -24,6 +24,7 @@ from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.config import ConfigError
 from wan_trt_core.engine_cache import EngineCache, Entry
+from wan_trt_core.models.component import Component
 from wan_trt_core.models.components import ComponentError, get_component, require_precision
 from wan_trt_core.models.profiles import POINTS, SPATIAL, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
@@ -378,6 +379,15 @@ def _engine_identity(
     }
 
 
+def form_of(component: str, settings: Settings) -> Component:
+    """The component in the form that the settings give it."""
+    part = get_component(component)
+    if isinstance(part, VaeDecoder):
+        part = part.of_steps(settings.pipeline.vae_frames_per_step)
+        part = part.in_less_memory() if settings.pipeline.vae_lean else part
+    return part
+
+
 def exported_model(
     component: str,
     model: ResolvedModel,
@@ -393,11 +403,9 @@ def exported_model(
     Raises:
         ComponentError, CheckpointError, ExportError, CacheError: from the stage that failed.
     """
-    part, tiles = get_component(component), served(component, profile, settings)
-    if isinstance(part, VaeDecoder):
-        part = part.of_steps(settings.pipeline.vae_frames_per_step)
-        if tiles != profile and not block_outputs:
-            part = part.of_tiles()
+    part, tiles = form_of(component, settings), served(component, profile, settings)
+    if isinstance(part, VaeDecoder) and tiles != profile and not block_outputs:
+        part = part.of_tiles()
     profile = tiles
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     identity = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
@@ -444,10 +452,10 @@ def onnx_identity(
     block_outputs: bool = False,
 ) -> dict[str, Any]:
     """Everything that an exported ONNX file depends on."""
-    part, latents = get_component(component), settings.pipeline.vae_frames_per_step
-    steps = {"latents": latents} if component == VAE_DECODER[1] and latents > 1 else {}
+    part = form_of(component, settings)
+    form = {"latents": part.latents, "lean": part.lean} if isinstance(part, VaeDecoder) else {}
     return {
-        **steps,
+        **form,
         "component": component,
         "precision": precision,
         "profile": part.profile_name(profile),

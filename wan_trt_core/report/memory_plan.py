@@ -6,7 +6,6 @@ term says where it comes from. A new option is a row of :data:`OPTIONS`.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,6 +92,7 @@ class Choice:
         offload: a component is on the device during its own stage only.
         vae_tile: pixels a side.
         vae_frames_per_step: latent frames.
+        vae_lean: the decoder's engines in the form that needs less memory.
         weight_streaming_budget_gib: weights of the DiT's engine on the device.
         share_scratch: engines that never run together share theirs.
     """
@@ -104,6 +104,7 @@ class Choice:
     offload: bool = False
     vae_tile: int | None = None
     vae_frames_per_step: int = 1
+    vae_lean: bool = False
     weight_streaming_budget_gib: float | None = None
     share_scratch: bool = True
 
@@ -304,7 +305,8 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
 
 def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
     seen = _seen(work, choice)
-    caches = [_cache_bytes(cache, choice, seen) for cache in decoder_caches(work.checkpoint.config("vae"))]
+    found = decoder_caches(work.checkpoint.config("vae"), half=choice.vae_lean)
+    caches = [_cache_bytes(cache, choice, seen) for cache in found]
     if work.device == "cuda":
         scratch, source = _scratch(work, choice, VAE_NEXT, seen)
         yield Term("scratch of the vae engines", choice.vae_frames_per_step * scratch, source)
@@ -332,7 +334,9 @@ def _arena(
 ) -> Term:
     """What engines on a CPU need at work, and keep from then on; of a pair the first one's results are the other's."""
     needs = [
-        graph_footprint(work.checkpoint, name, _precision(choice, name), seen or work.video)
+        graph_footprint(
+            work.checkpoint, name, _precision(choice, name), seen or work.video, lean=choice.vae_lean
+        )
         for name in components
     ]
     size = sum(each.working for each in needs) - sum(each.outputs for each in needs[:-1])
@@ -349,7 +353,7 @@ def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tup
     if kind == "transformer" and precision != "fp32":  # its attention is fused, as PyTorch's
         needs = stock_footprint(work.checkpoint, kind, precision, seen)
     else:
-        needs = graph_footprint(work.checkpoint, component, precision, seen)
+        needs = graph_footprint(work.checkpoint, component, precision, seen, lean=choice.vae_lean)
     return round(SCRATCH[kind] * (needs.working - needs.outputs)), "shapes"
 
 
@@ -381,7 +385,7 @@ def _video_bytes(work: Workload, precision: str) -> int:
 
 def _cache_bytes(cache: CacheSpec, choice: Choice, seen: Sizes) -> int:
     sizes = {"height": seen.latent_height, "width": seen.latent_width}
-    return math.prod(cache.taken().shape(sizes)) * torch_dtype(choice.vae).itemsize
+    return cache.taken().nbytes(sizes, choice.vae)
 
 
 # ---- options: what lowers the peak, and its price ----------------------------------------------------------
@@ -460,6 +464,14 @@ OPTIONS: tuple[Option, ...] = (
         _free,
         0,
         "more steps of the decode, not measured",
+    ),
+    Option(
+        "pipeline.vae_lean=true",
+        (("vae_lean", True),),
+        lambda work, choice: work.engines,
+        _free,
+        1,
+        "caches in half precision: rounding, as that of a TF32 product",
     ),
     Option(
         "pipeline.offload=true",
@@ -672,6 +684,7 @@ _SETTINGS: Mapping[str, str] = {
     "offload": "pipeline.offload",
     "text_encoder_device": "pipeline.text_encoder_device",
     "vae_tile": "pipeline.vae_tile",
+    "vae_lean": "pipeline.vae_lean",
     "vae_frames_per_step": "pipeline.vae_frames_per_step",
     "weight_streaming_budget_gib": "tensorrt.weight_streaming_budget_gib",
     "share_scratch": "tensorrt.share_scratch",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,16 +95,25 @@ class VaeDecoderGraph(nn.Module):
         first: decode the first latent frame (to one frame, no caches taken); else any other (to four).
         block_outputs: return the intermediate outputs too.
         clamp: the frames to [-1, 1]; tiles are blended before.
+        lean: less memory. The caches are in half precision, which has the 11 bits that a TF32 product takes of them;
+            and the last block, where the frames are largest, does two of them at a time.
     """
 
     def __init__(
-        self, vae: AutoencoderKLWan, *, first: bool, block_outputs: bool = False, clamp: bool = True
+        self,
+        vae: AutoencoderKLWan,
+        *,
+        first: bool,
+        block_outputs: bool = False,
+        clamp: bool = True,
+        lean: bool = False,
     ) -> None:
         super().__init__()
         decoder = vae.decoder
         self.first = first
         self.clamp = clamp
         self.block_outputs = block_outputs
+        self.half_caches = self.top_in_pairs = lean
         self.post_quant_conv = copying.conv3d(vae.post_quant_conv)
         self.conv_in = CausalConv(decoder.conv_in, first=first)
         self.mid_block = MidBlock(decoder.mid_block, first=first)
@@ -121,17 +131,35 @@ class VaeDecoderGraph(nn.Module):
                 with 48 channels, each covers 16 x 16 pixels of a frame.
             taken: the caches, each (1, channels, 2, scale * height, scale * width).
         """
-        caches = Caches(None if self.first else iter(taken))
+        given = None if self.first else (cache.to(latents.dtype) for cache in taken)
+        caches = Caches(given)
         outputs = []
         frames = self.conv_in(self.post_quant_conv(latents), caches)
         outputs.append(frames)
         frames = self.mid_block(frames, caches)
         outputs.append(frames)
-        for up_block in self.up_blocks:
+        for up_block in self.up_blocks[:-1]:
             frames = up_block(frames, caches)
             outputs.append(frames)
-        frames = self.conv_out(functional.silu(self.norm_out(frames)), caches)
-        outputs.append(frames)
+        outputs += self._top(frames, caches, given)
+        frames = outputs[-1]
         sample = frames if self.patch_size == 1 else unpatchified(frames, self.patch_size)
         sample = sample.clamp(-1.0, 1.0) if self.clamp else sample
-        return (sample, *caches.left, *outputs) if self.block_outputs else (sample, *caches.left)
+        left = [cache.half() for cache in caches.left] if self.half_caches else caches.left
+        return (sample, *left, *outputs) if self.block_outputs else (sample, *left)
+
+    def _top(self, frames: Tensor, caches: Caches, given: Iterator[Tensor] | None) -> list[Tensor]:
+        """The outputs of the last block and of the last convolution, from what the blocks before gave.
+
+        Args:
+            caches: of this step, to which those are added that are left here.
+            given: the caches that the blocks before left untaken.
+        """
+        made = []
+        for some in frames.split(2, dim=2) if self.top_in_pairs else (frames,):
+            mine = Caches(given)
+            image = self.up_blocks[-1](some, mine)
+            made.append((image, self.conv_out(functional.silu(self.norm_out(image)), mine)))
+            given = iter(mine.left)
+        caches.left += mine.left
+        return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in zip(*made, strict=True)]

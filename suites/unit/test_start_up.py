@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -80,3 +81,26 @@ def test_starts_are_processes_of_their_own(
         3,
         4,
     ]
+
+
+@pytest.mark.parametrize("fell_back", [False, True])
+def test_a_start_prints_its_seconds_unless_it_fell_back(
+    script: ModuleType, fell_back: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(settings: Settings, precision: Any, spent: Any) -> None:
+        assert (settings.profile, settings.on_missing_shape) == ("128p-17f", "torch")
+        assert precision == {"dit": "fp16", "vae": "fp32"}
+        if fell_back:
+            raise script.FellBack("diffusers' own vae ran")
+        spent.on("device")
+
+    monkeypatch.setenv("WAN_TRT_CONFIG", "")
+    monkeypatch.setattr(script, "start_up", start)
+    asked = ["--profile", "128p-17f", "--precision", "dit=fp16,vae=fp32", "--since", str(time.time() - 5)]
+    if fell_back:
+        with pytest.raises(SystemExit, match="invalid: diffusers' own vae ran"):
+            script.main(asked)
+    else:
+        script.main(asked)
+    out = capsys.readouterr().out
+    assert not out if fell_back else json.loads(out)["imports"] >= 5

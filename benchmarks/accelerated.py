@@ -118,7 +118,7 @@ def measure(
             "stock": [pair.reference for pair in timed],
             "accelerated": [pair.candidate for pair in timed],
         }
-        interval = ratio_interval(*seconds.values(), TAIL)
+        interval = ratio_interval(seconds["stock"], seconds["accelerated"], TAIL)
         result = {
             "model": models[0].name,
             "hardware": hardware_key(device),

@@ -23,7 +23,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +32,8 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from wan_trt_core.hashing import file_sha256
+
 Kind = Literal["onnx", "engines"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -40,10 +41,6 @@ SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 
 _KEYS = frozenset({"kind", "key", "identity", "versions", "created", "files", "facts", "sha256"})
-
-PIECE = 4 << 20
-"""Bytes of a file that are hashed at once: the pieces of an engine of gigabytes are hashed on all cores, where one core
-would take seconds of every start."""
 
 FULL_BELOW = 1 << 20
 """Free bytes under which a failed build is put down to a full disk, whatever the library in it said."""
@@ -65,8 +62,8 @@ class Entry:
 
     Attributes:
         manifest: ``schema_version``, ``kind``, ``key``, ``identity``, ``versions``, ``created``, ``files``
-            (name to bytes and sha256, see :data:`PIECE`), ``facts`` (what the maker returned, and ``seconds`` it
-            took).
+            (name to bytes and :func:`~wan_trt_core.hashing.file_sha256`), ``facts`` (what the maker returned, and
+            ``seconds`` it took).
         made: it was made by this very call, rather than found.
     """
 
@@ -387,7 +384,7 @@ def _check(
     for name, expected in files.items():
         try:
             size = (folder / name).stat().st_size
-            same = size == expected["bytes"] and _sha256(folder / name) == expected["sha256"]
+            same = size == expected["bytes"] and file_sha256(folder / name) == expected["sha256"]
         except OSError as error:
             raise _BadEntry(f"corrupted: {name} is not readable: {error}") from error
         if size != expected["bytes"]:
@@ -433,7 +430,7 @@ def _write_manifest(
         "versions": identity.get("versions", {}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": {
-            path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+            path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
             for path in paths
         },
         "facts": _as_json(facts),
@@ -456,19 +453,6 @@ def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
 def _key(identity: Mapping[str, Any]) -> str:
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    """Hash over the hashes of a file's pieces (hex)."""
-
-    def of_piece(start: int) -> bytes:
-        with path.open("rb") as stream:
-            stream.seek(start)
-            return hashlib.sha256(stream.read(PIECE)).digest()
-
-    with ThreadPoolExecutor() as pool:  # reading and hashing are done outside of the interpreter's lock
-        digests = pool.map(of_piece, range(0, path.stat().st_size, PIECE))
-        return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from wan_trt_core import engine_cache
+from wan_trt_core import engine_cache, hashing
 from wan_trt_core.engine_cache import MANIFEST, CacheError, EngineCache
 
 IDENTITY = {"component": "dit", "precision": "fp16", "device": "cpu A", "versions": {}}
@@ -61,7 +61,7 @@ def test_what_was_made_is_found(cache: EngineCache) -> None:
 def test_every_piece_of_a_file_counts_and_their_order(
     cache: EngineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_cache, "PIECE", 64)
+    monkeypatch.setattr(hashing, "PIECE", 64)
     file = cache.get_or_make("engines", IDENTITY, make).folder / "dit_fp16.onnx"
     assert [entry.problem for entry in cache.verify()] == [None]
     for damaged in (CONTENT[:-1] + b"?", CONTENT[64:128] + CONTENT[:64] + CONTENT[128:]):

@@ -32,10 +32,12 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from wan_trt_core.hashing import file_sha256
+
 Kind = Literal["onnx", "engines"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 
 _KEYS = frozenset({"kind", "key", "identity", "versions", "created", "files", "facts", "sha256"})
@@ -60,7 +62,8 @@ class Entry:
 
     Attributes:
         manifest: ``schema_version``, ``kind``, ``key``, ``identity``, ``versions``, ``created``, ``files``
-            (name to sha256 and bytes), ``facts`` (what the maker returned, and ``seconds`` it took).
+            (name to bytes and :func:`~wan_trt_core.hashing.file_sha256`), ``facts`` (what the maker returned, and
+            ``seconds`` it took).
         made: it was made by this very call, rather than found.
     """
 
@@ -381,7 +384,7 @@ def _check(
     for name, expected in files.items():
         try:
             size = (folder / name).stat().st_size
-            same = size == expected["bytes"] and _sha256(folder / name) == expected["sha256"]
+            same = size == expected["bytes"] and file_sha256(folder / name) == expected["sha256"]
         except OSError as error:
             raise _BadEntry(f"corrupted: {name} is not readable: {error}") from error
         if size != expected["bytes"]:
@@ -427,7 +430,7 @@ def _write_manifest(
         "versions": identity.get("versions", {}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": {
-            path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+            path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
             for path in paths
         },
         "facts": _as_json(facts),
@@ -450,11 +453,6 @@ def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
 def _key(identity: Mapping[str, Any]) -> str:
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from scripts import load_script
 
 from wan_trt_core.config import Settings
+from wan_trt_core.models.catalogue import resolve
 
 GENERATION = {
     "height": 128,
@@ -18,7 +20,6 @@ GENERATION = {
     "num_inference_steps": 1,
     "max_sequence_length": 32,
 }
-
 
 pytestmark = pytest.mark.usefixtures("on_modules")
 
@@ -37,17 +38,68 @@ def test_both_arms_and_their_stages_are_timed(
     monkeypatch.setenv("WAN_TRT_CONFIG", "")
     monkeypatch.setenv("WAN_TRT_CACHE", str(tmp_path))
     size = ["--height", "64", "--width", "64", "--frames", "5", "--steps", "1"]
-    benchmark_file.main([*size, "--pairs", "3", "--staged", "1", "--json", str(tmp_path / "times.json")])
+    counts = ["--pairs", "3", "--staged", "1", "--warm-up", "0", "--full-steps", "2"]
+    written: list[set[str]] = []
+    write = benchmark_file.write_json
+    monkeypatch.setattr(
+        benchmark_file, "write_json", lambda path, result: (written.append({*result}), write(path, result))
+    )
+    benchmark_file.main([*size, *counts, "--json", str(tmp_path / "times.json")])
     result = json.loads((tmp_path / "times.json").read_text())
     assert 0 < result["low"] <= result["speedup"] <= result["high"]
     assert result["difference"] < 1e-3
     assert {len(times) for times in result["seconds"].values()} == {3}
-    for stages in result["stages"].values():
-        assert list(stages) == ["text encoder", "transformer", "vae", "the rest"]
-        assert all(seconds > 0 for seconds in stages.values())
+    for part in (result, result["full"]):
+        for stages in part["stages"].values():
+            assert list(stages) == ["text encoder", "transformer", "vae", "the rest"]
+            assert all(seconds > 0 for times in stages.values() for seconds in times)
+    assert [{"speedup", "ratios", "full"} & keys for keys in written] == [
+        {"speedup"},
+        {"speedup", "ratios"},
+        {"speedup", "ratios", "full"},
+    ], "an interruption loses one part"
     out = capsys.readouterr().out
     assert f"accelerated is {result['speedup']:.2f}x as fast as stock" in out
     assert "tiny-wan, 5 frames of 64x64, 1 steps" in out
+    assert "one generation of 2 steps: stock " in out
+
+
+def test_pairs_of_stages_take_turns_and_give_ratios(
+    benchmark_file: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def parts(pipe: str, call: Any) -> dict[str, float]:
+        ran.append(pipe)
+        call()
+        slower = 1 + 0.1 * len(ran)
+        return {"transformer": slower * (2 if pipe == "a" else 1), "vae": 1.0}
+
+    monkeypatch.setattr(benchmark_file, "_parts", parts)
+    pipes = {"stock": "a", "accelerated": "b"}
+    stages = benchmark_file._stages(pipes, dict.fromkeys(pipes, lambda asked: asked), None, 4)
+    assert ran == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert stages["accelerated"]["transformer"] == pytest.approx([1.2, 1.3, 1.6, 1.7])
+    ratios = benchmark_file._ratios(stages)
+    assert ratios["vae"] == {"ratio": 1, "low": 1, "high": 1}
+    assert ratios["transformer"]["low"] < 2 < ratios["transformer"]["high"]
+
+
+def test_what_a_full_run_comes_to(benchmark_file: ModuleType) -> None:
+    stock = {"text encoder": [1.0], "transformer": [60.0], "vae": [38.0], "the rest": [1.0]}
+    ours = {"text encoder": [1.0], "transformer": [30.0], "vae": [18.0], "the rest": [1.0]}
+    summed = benchmark_file._summed({"stock": stock, "accelerated": ours})
+    assert summed["seconds"] == {"stock": 100, "accelerated": 50}
+    assert summed["speedup"] == 2
+    assert summed["outside"] == pytest.approx({"stock": 0.02, "accelerated": 0.04})
+
+
+def test_a_named_profile_gives_the_sizes(benchmark_file: ModuleType) -> None:
+    model = resolve("wan2.1-t2v-1.3b")
+    asked = benchmark_file.asked_of(model, "480p-17f", {"num_inference_steps": 4})
+    assert (asked.height, asked.width, asked.num_frames, asked.num_inference_steps) == (480, 832, 17, 4)
+    assert benchmark_file.asked_of(model, "480p-17f", {"num_frames": 9}).num_frames == 9
+    assert benchmark_file.asked_of(model, None, {}) == model.generation
 
 
 def test_a_fallback_is_not_timed(benchmark_file: ModuleType, tmp_path: Path) -> None:

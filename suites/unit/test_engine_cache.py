@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from wan_trt_core import engine_cache
+from wan_trt_core import engine_cache, hashing
 from wan_trt_core.engine_cache import MANIFEST, CacheError, EngineCache
 
 IDENTITY = {"component": "dit", "precision": "fp16", "device": "cpu A", "versions": {}}
@@ -56,6 +56,18 @@ def test_what_was_made_is_found(cache: EngineCache) -> None:
     assert set(found.manifest["files"]) == {"dit_fp16.onnx", "data/weights"}
     assert found.manifest["identity"] == IDENTITY
     assert leftovers(cache) == []
+
+
+def test_every_piece_of_a_file_counts_and_their_order(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "PIECE", 64)
+    file = cache.get_or_make("engines", IDENTITY, make).folder / "dit_fp16.onnx"
+    assert [entry.problem for entry in cache.verify()] == [None]
+    for damaged in (CONTENT[:-1] + b"?", CONTENT[64:128] + CONTENT[:64] + CONTENT[128:]):
+        file.write_bytes(damaged)
+        (entry,) = cache.verify()
+        assert entry.problem is not None and "dit_fp16.onnx differs" in entry.problem
 
 
 def test_facts_are_read_without_handing_out_the_entry(cache: EngineCache) -> None:
@@ -118,7 +130,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a JSON list": (lambda folder: (folder / MANIFEST).write_text("[]"), "no JSON object"),
     "an edited fact": (lambda folder: _edit_manifest(folder, facts={"x": 1}), "differs from its own hash"),
     "a manifest without its hash": (
-        lambda folder: (folder / MANIFEST).write_text('{"schema_version": 1}'),
+        lambda folder: (folder / MANIFEST).write_text(f'{{"schema_version": {engine_cache.SCHEMA_VERSION}}}'),
         "differs from its own hash",
     ),
     "another schema": (lambda folder: _edit_manifest(folder, schema_version=99), "foreign: .* schema 99"),

@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engine_cache", "measure", "backends", "export"}),
     frozenset({"models"}),
     frozenset({"gates"}),
-    frozenset({"config", "cases", "records", "logs", "progress"}),
+    frozenset({"config", "cases", "records", "logs", "progress", "hashing"}),
 )
 """From the top down: a module may import from its own layer and from those below it."""
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from wan_trt_core.hashing import file_sha256
+
 if TYPE_CHECKING:
     import torch
     from diffusers import WanPipeline
@@ -205,8 +207,7 @@ class Checkpoint:
         if part not in self._hashes:
             digest = hashlib.sha256()
             for file in (self.folder / part / "config.json", *self.weight_files(part)):
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+                digest.update(bytes.fromhex(file_sha256(file)))
             self._hashes[part] = digest.hexdigest()
         return self._hashes[part]
 

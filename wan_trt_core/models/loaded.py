@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wan_trt_core.hashing import PIECE
 from wan_trt_core.models.checkpoint import (
     OF_TRANSFORMERS,
     PARTS,
@@ -154,7 +155,7 @@ class LoadedCheckpoint(Checkpoint):
             return None
         files = (folder.folder / part / "config.json", *folder.weight_files(part))
         stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        name = hashlib.sha256(json.dumps([self._own_sha256(part), stats]).encode())
+        name = hashlib.sha256(json.dumps([self._own_sha256(part), stats, PIECE]).encode())
         return self._notes / name.hexdigest()
 
     def _own_sha256(self, part: str) -> str:

@@ -1,0 +1,224 @@
+"""How long from the start of a process to the end of the first denoising step, with the engines in the cache?
+
+    python benchmarks/start_up.py
+    WAN_TRT_PERF__ALLOW_TF32=true python benchmarks/start_up.py --model wan2.1-t2v-1.3b --profile 480p-81f \\
+        --backend tensorrt --precision dit=fp16,vae=fp32
+
+Every run is a process of its own that does what a user's script does: it imports, loads a pipeline's modules, calls
+``wan_trt_core.accelerate`` and generates. One process before them, which is not counted, builds what the cache lacks
+and reads every file once. Loading the modules is the user's own ``from_pretrained`` and has nothing to do with engines;
+random weights, which are drawn and not read, say nothing about it. So the sum is told with it and without. Where
+diffusers' own modules run in the place of an engine no time is told, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+if TYPE_CHECKING:  # what a run imports is timed
+    from wan_trt_core.config import Settings
+
+IMPORTS, DEVICE, MODULES, WEIGHTS, LOOKED_UP, LOADED, ACCELERATE, TEXT, STEP = STAGES = (
+    "imports",
+    "device",
+    "modules",
+    "hash of the weights",
+    "hash of the engines",
+    "engines loaded",
+    "the rest of accelerate",
+    "text encoder",
+    "first step",
+)
+"""What time goes to. The first is from the start of the process, with Python's own; ``device`` is the first use of a
+GPU; both hashes say which engine it is, and that its files are whole."""
+
+
+class FellBack(RuntimeError):
+    """One of diffusers' own modules ran in the place of an engine."""
+
+
+class FirstStep(Exception):
+    """The first denoising step has ended."""
+
+
+class Spent:
+    """Seconds by stage: at every moment time is spent on one of them.
+
+    Args:
+        since: when the first of :data:`STAGES` began.
+        clock: seconds, the same in every process; injected so that times can be tested.
+    """
+
+    def __init__(self, since: float, clock: Callable[[], float] = time.time) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._stage, self._since, self._clock = STAGES[0], since, clock
+
+    def on(self, stage: str) -> str:
+        """From now on time is spent on this; returns what it was spent on before."""
+        now, before = self._clock(), self._stage
+        self.seconds[before] += now - self._since
+        self._stage, self._since = stage, now
+        return before
+
+    @contextmanager
+    def in_calls(self, owner: type, name: str, stage: str) -> Iterator[None]:
+        """Meanwhile calls of a method are a stage of their own."""
+        method = getattr(owner, name)
+
+        @wraps(method)
+        def call(*args: Any, **keywords: Any) -> Any:
+            before = self.on(stage)
+            try:
+                return method(*args, **keywords)
+            finally:
+                self.on(before)
+
+        with mock.patch.object(owner, name, call):
+            yield
+
+
+def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent) -> None:
+    """One start, in this process.
+
+    Args:
+        precision: of the modules and the engines.
+        spent: notes where the time goes.
+
+    Raises:
+        FellBack: when a module of diffusers ran.
+    """
+    import torch
+
+    import wan_trt_core
+    from wan_trt_core.backends.registry import device_of, get_backend
+    from wan_trt_core.comparison.conditions import equal_conditions, synchronize
+    from wan_trt_core.engine_cache import EngineCache
+    from wan_trt_core.models.catalogue import resolve
+    from wan_trt_core.models.loaded import LoadedCheckpoint
+    from wan_trt_core.models.prompts import PROMPT
+    from wan_trt_core.pipeline.acceleration import originals
+    from wan_trt_core.pipeline.engines import precision_of
+    from wan_trt_core.pipeline.generate import generate
+    from wan_trt_core.pipeline.stages import stages
+
+    backend = get_backend(settings.backend)
+    spent.on(DEVICE)
+    torch.zeros(1, device=device_of(settings))
+    spent.on(MODULES)
+    model = resolve(settings.model, settings.checkpoint)
+    profile = model.profile(settings.profile)
+    components = {"transformer": "dit", "transformer_2": "dit_2", "vae": "vae_decoder_first"}
+    pipe = model.checkpoint.pipeline(
+        {part: precision_of(precision, component) for part, component in components.items()}
+    )
+    spent.on(ACCELERATE)
+    parts = (
+        (LoadedCheckpoint, "weights_sha256", WEIGHTS),
+        (EngineCache, "get_or_make", LOOKED_UP),
+        (type(backend), "load", LOADED),
+    )
+    with ExitStack() as timed:
+        for owner, name, stage in parts:
+            timed.enter_context(spent.in_calls(owner, name, stage))
+        wan_trt_core.accelerate(pipe, profile, precision=precision, settings=settings)
+    for name, module in originals(pipe).items():
+        module.register_forward_pre_hook(_refuse(name))
+
+    def begin(stage: str, _index: int | None) -> None:
+        spent.on(TEXT if stage == "text_encode" else STEP)
+
+    def stop(_done: int, _steps: int) -> None:
+        synchronize()
+        raise FirstStep
+
+    video = profile.opt
+    size = {"height": video.height, "width": video.width, "num_frames": video.frames}
+    asked = replace(model.generation, **size)
+    try:
+        with equal_conditions(settings), stages(pipe, begin):
+            generate(pipe, PROMPT, asked, on_step=stop)
+    except FirstStep:
+        spent.on(STEP)
+
+
+def _refuse(name: str) -> Callable[..., None]:
+    def ran(*_: object) -> None:
+        raise FellBack(f"diffusers' own {name} ran; see the log")
+
+    return ran
+
+
+def in_new_process(arguments: Sequence[str]) -> dict[str, float]:
+    """The seconds by stage of a start of its own."""
+    command = [sys.executable, __file__, *arguments, "--since", repr(time.time())]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # it has told why
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def told(runs: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """Medians and ranges, as a table."""
+    rows = [(stage, [run[stage] for run in runs]) for stage in STAGES]
+    whole = [sum(run.values()) for run in runs]
+    rows += [("all", whole), ("all but modules", [sum(run.values()) - run[MODULES] for run in runs])]
+    yield f"{'':24}{'median':>10}   range over {len(runs)} starts"
+    for name, seconds in rows:
+        yield f"{name:24}{median(seconds):8.2f} s   {min(seconds):.2f} to {max(seconds):.2f} s"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table; write the seconds of every start to ``--json``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for option in ("model", "checkpoint", "backend", "profile"):
+        parser.add_argument(f"--{option}")
+    parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32")
+    parser.add_argument("--runs", type=int, default=3, help="starts that count")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--since", type=float, help=argparse.SUPPRESS)  # when this process was started
+    given = parser.parse_args(arguments)
+    if given.runs < 1:
+        parser.error(f"--runs is {given.runs}, at least 1 is needed")
+    if given.since is not None:
+        _start(given)
+        return
+    in_new_process(arguments)
+    runs = [in_new_process(arguments) for _ in range(given.runs)]
+    print("\n".join(told(runs)))
+    if given.json:
+        given.json.write_text(json.dumps({"arguments": arguments, "seconds": runs}, indent=2) + "\n")
+
+
+def _start(given: argparse.Namespace) -> None:
+    """What a process of its own does."""
+    from wan_trt_core.config import load_settings
+
+    named = {name: getattr(given, name) for name in ("model", "checkpoint", "backend", "profile")}
+    settings = load_settings(overrides={**named, "on_missing_shape": "torch"}).settings
+    precision: Any = given.precision
+    if "=" in precision:
+        precision = dict(part.split("=") for part in precision.split(","))
+    spent = Spent(given.since)
+    try:
+        start_up(settings, precision, spent)
+    except FellBack as error:
+        raise SystemExit(f"invalid: {error}") from error  # exit code 1
+    print(json.dumps(spent.seconds))
+
+
+if __name__ == "__main__":
+    main()

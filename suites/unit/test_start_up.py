@@ -1,0 +1,106 @@
+"""``benchmarks/start_up.py`` charges every moment of a start to what it is spent on."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import count
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from module_engine import component_engine
+from scripts import load_script
+
+from wan_trt_core.backends.onnxruntime import OnnxRuntimeBackend
+from wan_trt_core.config import Settings
+from wan_trt_core.models.checkpoint import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load_script("benchmarks/start_up.py")
+
+
+@pytest.fixture
+def settings(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """With a cache whose engines name a component, and are loaded as its graph in PyTorch."""
+
+    def build(_: Any, onnx: Any, folder: Path, *__: Any) -> dict[str, Any]:
+        (folder / "component").write_text(onnx.sha256)
+        return {}
+
+    def load(_: Any, folder: Path, __: Settings) -> Any:
+        return component_engine((folder / "component").read_text(), Checkpoint.open(small_checkpoint))
+
+    def exported(component: str, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(sha256=component)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "build", build)
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", load)
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.exported_model", exported)
+    return Settings(model=str(small_checkpoint), cache=tmp_path, on_missing_shape="torch")
+
+
+def test_every_moment_is_charged_once(script: ModuleType, settings: Settings) -> None:
+    ticks = count(1)
+    spent = script.Spent(0, lambda: next(ticks))
+    script.start_up(settings, "fp32", spent)
+    assert sum(spent.seconds.values()) == next(ticks) - 1
+    assert all(spent.seconds[stage] > 0 for stage in script.STAGES)
+    # three engines: each is looked up and loaded, and time passes on the rest between
+    assert spent.seconds["hash of the engines"] == spent.seconds["engines loaded"] == 3
+
+
+def test_a_fallback_is_told(script: ModuleType, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.covers", lambda *_: False)
+    with pytest.raises(script.FellBack, match="own transformer ran"):
+        script.start_up(settings, "fp32", script.Spent(0))
+
+
+def test_starts_are_processes_of_their_own(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str], **_: Any) -> Any:
+        starts.append(command)
+        seconds = {stage: float(len(starts)) for stage in script.STAGES}
+        return SimpleNamespace(returncode=0, stdout=f"a library's line\n{json.dumps(seconds)}\n")
+
+    starts: list[list[str]] = []
+    monkeypatch.setattr(script.subprocess, "run", run)
+    asked = ["--model", "tiny-wan", "--json", str(tmp_path / "start.json")]
+    script.main(asked)
+    assert all(command[2:-2] == asked and command[-2] == "--since" for command in starts)
+    assert len(starts) == 4, "the first does not count: it may have built engines"
+    out = capsys.readouterr().out
+    assert "all                        27.00 s   18.00 to 36.00 s" in out
+    assert "all but modules            24.00 s" in out
+    assert [run["imports"] for run in json.loads((tmp_path / "start.json").read_text())["seconds"]] == [
+        2,
+        3,
+        4,
+    ]
+
+
+@pytest.mark.parametrize("fell_back", [False, True])
+def test_a_start_prints_its_seconds_unless_it_fell_back(
+    script: ModuleType, fell_back: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(settings: Settings, precision: Any, spent: Any) -> None:
+        assert (settings.profile, settings.on_missing_shape) == ("128p-17f", "torch")
+        assert precision == {"dit": "fp16", "vae": "fp32"}
+        if fell_back:
+            raise script.FellBack("diffusers' own vae ran")
+        spent.on("device")
+
+    monkeypatch.setenv("WAN_TRT_CONFIG", "")
+    monkeypatch.setattr(script, "start_up", start)
+    asked = ["--profile", "128p-17f", "--precision", "dit=fp16,vae=fp32", "--since", str(time.time() - 5)]
+    if fell_back:
+        with pytest.raises(SystemExit, match="invalid: diffusers' own vae ran"):
+            script.main(asked)
+    else:
+        script.main(asked)
+    out = capsys.readouterr().out
+    assert not out if fell_back else json.loads(out)["imports"] >= 5

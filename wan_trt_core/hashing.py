@@ -1,0 +1,27 @@
+"""A hash over a file, made on all cores: weights and engines of gigabytes are hashed at every start."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PIECE = 2 << 20
+"""Bytes of a file that are hashed at once, and that each core holds of it."""
+
+
+def file_sha256(path: Path) -> str:
+    """Hash over the hashes of a file's pieces, in their order (hex); so it is not what ``sha256sum`` says.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+
+    def of_piece(start: int) -> bytes:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            return hashlib.sha256(stream.read(PIECE)).digest()
+
+    with ThreadPoolExecutor() as pool:  # reading and hashing are done outside of the interpreter's lock
+        digests = pool.map(of_piece, range(0, path.stat().st_size, PIECE))
+        return hashlib.sha256(b"".join(digests)).hexdigest()

@@ -50,12 +50,12 @@ class Denoising:
     def __init__(
         self, model: ResolvedModel, sizes: Sizes, precision: str, steps: int, settings: Settings, path: Path
     ) -> None:
-        self._settings, self._path, self._steps = settings, path, steps
+        self._device, self._path, self._steps = device_of(settings), path, steps
         self._checkpoint, self._store = model.checkpoint, EngineStore(settings)
-        self._loaded = "transformer", precision, device_of(settings)
-        self._pipe = model.checkpoint.pipeline({"transformer": precision}, device_of(settings))
+        self._loaded = "transformer", precision, self._device
+        self._pipe = model.checkpoint.pipeline({"transformer": precision}, self._device)
         self._pipe.set_progress_bar_config(disable=True)
-        self._clock = time.perf_counter if device_of(settings) == "cuda" else time.process_time
+        self._clock = time.perf_counter if self._device == "cuda" else time.process_time
         states = random_states("a red square", sizes.text_length, self._pipe.transformer.config.text_dim)
         self._call: dict[str, Any] = {
             "prompt_embeds": states.to(self._pipe.device),
@@ -74,14 +74,14 @@ class Denoising:
 
     def recorded(self) -> tuple[float, torch.Tensor]:
         """With one."""
-        with recorded_run(self._path, self._settings, {}) as recording:
+        with recorded_run(self._path, self._device, {}) as recording:
             self._know_owner(recording)
             return self._run(recording)
 
     def look_seconds(self) -> float:
         """What beginning a stage costs, in the middle of a run: the median of many."""
         times = []
-        with recorded_run(self._path, self._settings, {}) as recording:
+        with recorded_run(self._path, self._device, {}) as recording:
             self._know_owner(recording)
             idle = _IdlePipe(LOOKS + 1)
             with recording.stages(idle):

@@ -79,6 +79,8 @@ def pytest_wan_explain(case, suite, session):
         raise MemoryError("no room for every block's output")
     if case.id.startswith("bad-stopped"):
         raise KeyboardInterrupt
+    if case.id.startswith("bad-killed"):
+        os._exit(3)
     return ("first diverging block: blocks.3",) if suite == "parity" else None
 
 def metric(value, unit="dB", better="higher", **more):

@@ -77,6 +77,10 @@ def test_this_repository_s_own_file() -> None:
         "wan-1.3b-pipeline-17f-encoder-cpu", "wan-14b-dit-17f-10-layers", "wan-14b-dit-81f-10-layers",
         "wan-2.2-5b-dit-121f",
     ]  # fmt: skip
+    for case in on_gpu:  # a band on what is never measured could have no baseline
+        lends = case.settings.get("tensorrt.share_scratch", True)
+        banded = {name for name in (case.memory.bands if case.memory else ()) if name.endswith("scratch")}
+        assert banded <= {"engine_scratch" if lends else "engine_own_scratch"}, case.id
 
 
 def test_own_keys_win_over_defaults(load: Load) -> None:

@@ -95,13 +95,20 @@ def test_what_could_not_be_measured_fails_and_stays_in_the_report(
     assert ("conftest.py:" in result.stdout.str()) is traceback
 
 
-def test_killed_run_leaves_what_it_judged(project: Project) -> None:
-    project.cases("good-one", "dies-one", "good-two")
+@pytest.mark.parametrize(
+    ("case", "verdict"),
+    [
+        ("dies-one", ("invalid", "not_measured")),
+        ("bad-killed", ("fail", "beyond_limit")),  # while the reason of its failure was looked for
+    ],
+)
+def test_killed_run_leaves_what_it_judged(project: Project, case: str, verdict: tuple[str, str]) -> None:
+    project.cases("good-one", case, "good-two")
     result = project.pytester.runpytest_subprocess(*PLUGIN_ARGS, "-p", "no:xdist", "-m", "parity")
     assert result.ret == 3  # of the process itself: nothing of pytest ran after it
     assert project.verdicts() == {
         ("parity", "good-one"): ("pass", "within_limit"),
-        ("parity", "dies-one"): ("invalid", "not_measured"),
+        ("parity", case): verdict,
     }
 
 

@@ -200,6 +200,13 @@ def test_the_benchmark_times_both_arms(
     benchmark = load_script("benchmarks/memory_events.py")
     monkeypatch.setattr(benchmark, "LOOKS", 5)
     monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
+    devices = []
+
+    def told(path: Path, device: Any, run: Any) -> Any:
+        devices.append(device)
+        return recorded_run(path, device, run)
+
+    monkeypatch.setattr(benchmark, "recorded_run", told)
     written = tmp_path / "found.json"
     benchmark.main(
         ["--model", str(small_checkpoint), "--steps", "3", "--rounds", "3", "--json", str(written)]
@@ -209,3 +216,4 @@ def test_the_benchmark_times_both_arms(
     low, centre, high = found["added"]["recorded"]
     assert low <= centre <= high and found["rounds"] == 3
     assert "| a step | recording adds" in capsys.readouterr().out
+    assert {*devices} == {"cpu"}, "on a GPU its memory would not be recorded"

@@ -132,7 +132,7 @@ class EngineVAE(Part):
 
     Args:
         decoder: the two engines of the VAE decoder, over whole frames or in tiles.
-        prepare: the ``prepare`` of their components, and of the encoder's.
+        prepare: the ``prepare`` of their components.
         config: the original's configuration.
         encoder: gives the two engines of the VAE encoder; it is called when something is encoded.
     """
@@ -177,7 +177,7 @@ class EngineVAE(Part):
         require_batch_1("x", x)
         if self._encoder is None:
             raise UnsupportedCall("the engines decode; encode with the checkpoint's own VAE")
-        mode = LatentMode(self._encoder().encode(self._prepare({"sample": x})["sample"]))
+        mode = LatentMode(self._encoder().encode(x))  # which rounds to what its engines compute in
         return AutoencoderKLOutput(latent_dist=mode) if return_dict else (mode,)
 
 

@@ -38,6 +38,7 @@ def judge_item(
     seconds = time.perf_counter() - item.stash.get(STARTED, time.perf_counter())
     record = judge_case(session, case, suite, measurement, seconds)
     if record.verdict is Verdict.FAIL and record.reason is not Reason.BETTER_THAN_BAND:
+        session.keep(record)  # a run that is killed while it looks for the reason leaves the numbers
         try:
             record = _explained(session, case, suite, record)
         except KeyboardInterrupt:  # finding out why may take engines of its own; the verdict stands without

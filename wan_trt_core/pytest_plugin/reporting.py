@@ -63,17 +63,19 @@ class Collector:
         self._started = datetime.now(UTC)
         self._run: RunRecord | None = None
         self._not_written: str | None = None
+        session.keep = self.keep
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the record of a case; a later one (of the call) replaces an earlier one (of the setup).
-
-        What is known is written each time: a killed run (a job's time limit, a system out of memory) leaves it.
-        """
+        """Keep the record of a case; a later one (of the call) replaces an earlier one (of the setup)."""
         record = judging.received(report)
         if record is not None:
-            self._records[record.suite, record.case] = record
-            with suppress(OSError):  # told at the end, if it is still so
-                self.run_record().write(self.session.settings.report / RESULTS)
+            self.keep(record)
+
+    def keep(self, record: CaseRecord) -> None:
+        """Write what is known, each time: a killed run (a job's time limit, a system out of memory) leaves it."""
+        self._records[record.suite, record.case] = record
+        with suppress(OSError):  # told at the end, if it is still so
+            self.run_record().write(self.session.settings.report / RESULTS)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write ``results.json``, ``report.md`` and ``report.html``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wan_trt_core.comparison.context import Context
     from wan_trt_core.config import Loaded, Settings
     from wan_trt_core.gates.bands import BaselineEntry
+    from wan_trt_core.records import CaseRecord
 
 SESSION = pytest.StashKey["WanSession"]()
 
@@ -48,6 +49,7 @@ class WanSession:
         refusal: why this session must not judge anything; set while collecting.
         selected: suites of the collected tests.
         throttle_before: the machine's throttling counters before the first test.
+        keep: told of a record before its test has ended; the process that reports writes it.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -55,6 +57,7 @@ class WanSession:
         self.refusal: str | None = None
         self.selected: frozenset[str] = frozenset()
         self.throttle_before: Mapping[str, int] | None = None
+        self.keep: Callable[[CaseRecord], object] = lambda record: None
         self._baselines: dict[tuple[str, str], BaselineFile | None] = {}
         self._closing = ExitStack()
 

@@ -340,7 +340,7 @@ class DitGraph(nn.Module):
         # has to be divided and every output axis stays a plain multiple of an input axis
         grid = rope_cos.shape[:3]
         rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
-        rows = _rows(modulation.flatten(0, 1), 6 * len(self.blocks))
+        rows = _rows(_stacked(modulation), 6 * len(self.blocks))
         patches = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
         patches = patches.to(hidden_states.dtype)
         hidden = patches.flatten(2).squeeze(0).transpose(0, 1)
@@ -377,6 +377,17 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Of ``query`` (1, heads, tokens, head_dim), already scaled, to keys and values (1, tokens, heads, head_dim)."""
     value = value.transpose(1, 2)
     return torch.softmax(query @ key.permute(0, 2, 3, 1), dim=-1) @ value
+
+
+def _stacked(modulation: Tensor) -> Tensor:
+    """(layers, 6, …) to (6 layers, …).
+
+    With frames in two steps: merging two axes outside of one of dynamic size makes torch 2.11 guard which stride is
+    smaller, and refuse a dynamic size for it.
+    """
+    if modulation.dim() == 3:
+        return modulation.flatten(0, 1)
+    return modulation.flatten(1).reshape(-1, *modulation.shape[2:])
 
 
 def _rows(modulation: Tensor, count: int) -> tuple[Tensor, ...]:

@@ -76,9 +76,13 @@ def _split(frames: Tensor, factors: Factors) -> Tensor:
 
 
 def _joined(pieces: Tensor) -> Tensor:
-    """The inverse of :func:`_split`."""
+    """The inverse of :func:`_split`.
+
+    In two steps over the same order of values: merging two axes outside of one of dynamic size makes torch 2.11 guard
+    which stride is smaller, and refuse a dynamic size for it.
+    """
     _, channels, time, a, height, b, width, c = pieces.shape
-    return pieces.reshape(1, channels, time * a, height * b, width * c)
+    return pieces.flatten(5, 7).reshape(1, channels, time * a, height * b, width * c)
 
 
 def _factors(shortcut: Any) -> Factors:

@@ -57,6 +57,12 @@ def test_no_more_than_the_budget_can_be_had() -> None:
         assert left == before  # there is nothing to take
 
 
+def test_what_the_driver_takes_to_map_the_ballast_is_the_budgets_no_more() -> None:
+    device = FakeDevice(others=1000 * MIB)
+    with ballast(BYTES, device, lambda size: Held(device, size + size // 100)) as left:
+        assert BYTES - 8 * MIB <= left <= BYTES
+
+
 def test_a_budget_that_cannot_be_held() -> None:
     device = FakeDevice(others=1000 * MIB)
     asked = "a memory budget of 15 GiB cannot be given: 14.54 GiB of 16 GiB are free"

@@ -197,7 +197,8 @@ def test_the_suite_sets_the_measured_peak_beside_the_plans() -> None:
 def test_terms_come_from_shapes_or_engines_or_measurements() -> None:
     facts = {"weights": 111, "scratch": 222}
     built = replace(tiny(), built=lambda component, precision: facts if component != "dit" else None)
-    shapes, engine = (predict(work, Choice()).stages["decode"] for work in (tiny(), built))
+    apart = Choice(share_scratch=False)
+    shapes, engine = (predict(work, apart).stages["decode"] for work in (tiny(), built))
     assert {term.source for term in shapes} == {"shapes", "measured"}
     found = {term.owner: (term.size, term.source) for term in engine}
     assert found["scratch of the vae engines"] == (222, "engine")
@@ -209,6 +210,19 @@ def test_scratch_of_an_engine_for_whole_frames_says_nothing_of_tiles() -> None:
     work = replace(tiny(), built=lambda component, precision: {"weights": 111, "scratch": 222})
     tiled = predict(work, Choice(vae_tile=64)).stages["decode"]
     assert {t.source for t in tiled if t.owner == "scratch of the vae engines"} == {"shapes"}
+
+
+def test_scratch_that_is_lent_is_as_large_as_any_engine_needs_it() -> None:
+    needs = {"dit": 10**9, "vae_decoder_next": 10**8}
+    work = replace(tiny(), built=lambda component, precision: {"scratch": needs.get(component)})
+
+    def lent(choice: Choice) -> list[int]:
+        return [t.size for t in predict(work, choice).stages["decode"] if t.owner.startswith("scratch")]
+
+    assert lent(Choice()) == [10**9]
+    assert lent(Choice(vae_frames_per_step=2)) == [10**9]  # of the engine that was built for them
+    assert lent(Choice(offload=True)) == [10**8]
+    assert sorted(lent(Choice(share_scratch=False))) == [10**8, 10**9]
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "torch"])

@@ -41,9 +41,17 @@ def ballast(budget: int, cuda: Any, allocate: Callable[[int], object]) -> Iterat
             f"a memory budget of {quantity(budget, 'B')} cannot be given: {quantity(free, 'B')} of"
             f" {quantity(total, 'B')} are free"
         )
-    held = allocate(-(-(free - budget) // GRANULE) * GRANULE) if free > budget else None
+    held, left = None, free
+    size = -(-(free - budget) // GRANULE) * GRANULE
     try:
-        left, _ = cuda.mem_get_info()
+        for _ in range(2):  # the second time without what the driver took to map the first
+            held = None
+            cuda.empty_cache()
+            held = allocate(size) if size > 0 else None
+            left, _ = cuda.mem_get_info()
+            size -= max(0, budget - left) // GRANULE * GRANULE
+            if left >= budget - 4 * GRANULE:
+                break
         if not budget - 4 * GRANULE <= left <= budget:
             raise BudgetError(
                 f"a memory budget of {quantity(budget, 'B')} does not hold: {quantity(left, 'B')} are free beside the"

@@ -309,11 +309,18 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
     caches = [_cache_bytes(cache, choice, seen) for cache in found]
     if work.device == "cuda":
         scratch, source = _scratch(work, choice, VAE_NEXT, seen)
-        yield Term("scratch of the vae engines", choice.vae_frames_per_step * scratch, source)
+        known = source == "engine"  # of the engine for these steps
+        own = Term(
+            "scratch of the vae engines", (1 if known else choice.vae_frames_per_step) * scratch, source
+        )
+        others = [
+            Term(f"scratch of the {name} engine", *_scratch(work, choice, name, work.video))
+            for name in (*work.dits, *((ENCODER_NEXT,) if work.from_image else ()))
+        ]
         if not choice.share_scratch:
-            apart = (*work.dits, *((ENCODER_NEXT,) if work.from_image else ()))
-            for name in apart:
-                yield Term(f"scratch of the {name} engine", *_scratch(work, choice, name, work.video))
+            yield from (own, *others)
+        else:  # what is lent to one at a time is as large as any that is loaded needs it
+            yield max((own, *(() if choice.offload else others)), key=lambda term: term.size)
         from wan_trt_core.backends.tensorrt.runtime import OWN_OUTPUT_BYTES
 
         small = sum(size for size in caches if size < OWN_OUTPUT_BYTES)

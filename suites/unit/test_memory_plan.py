@@ -355,7 +355,7 @@ def test_a_budget_that_cannot_be_met_is_missed_by_so_much() -> None:
     assert "nothing fits into 512 MiB" in headline(found) and found.smallest.name in headline(found)
     assert plan_json(found, {})["missing"] == found.missing
     work = tiny()
-    assert re.search(r"\| a name \| 0\.\d \| −0\.\d \| ✓ \|", sizes_table([("a name", work)], HALF, (0, 4)))
+    assert re.search(r"\| a name \| 1\.\d \| −0\.\d \| ✓ \|", sizes_table([("a name", work)], HALF, (0, 4)))
 
 
 def test_the_report_adds_up() -> None:

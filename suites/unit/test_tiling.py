@@ -18,7 +18,7 @@ from wan_trt_core.models.graphs.vae_reference import random_latents
 from wan_trt_core.models.profiles import ShapeProfile, Sizes, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
 from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, onnx_identity, served
-from wan_trt_core.pipeline.streaming import StreamingDecoder
+from wan_trt_core.pipeline.streaming import StreamingDecoder, _side_by_side
 from wan_trt_core.pipeline.tiling import TiledDecoder, tiled
 
 TILE = 64
@@ -107,6 +107,18 @@ def test_two_latent_frames_a_step(checkpoint: Checkpoint) -> None:
         ValueError, match=r"4 latent frames are the first and 3 more.*vae_frames_per_step to 1"
     ):
         decoder.decode(latents[:, :, :4])
+
+
+def test_the_caches_that_are_written_lie_in_one_piece_of_memory() -> None:
+    given = {"a": torch.ones(1, 3, 2), "b": torch.ones(5, dtype=torch.float16), "c": torch.ones(1, 3, 2)}
+    room = _side_by_side(given)
+    for name, tensor in given.items():
+        room[name].fill_(2)
+        assert (room[name].dtype, room[name].shape) == (tensor.dtype, tensor.shape)
+        assert room[name].data_ptr() % 256 == room["a"].data_ptr() % 256
+    room["b"].fill_(3)
+    assert all(bool((room[name] == 2).all()) for name in ("a", "c"))  # none lies in another
+    assert len({tensor.untyped_storage().data_ptr() for tensor in room.values()}) == 1
 
 
 def test_a_decoder_in_less_memory(checkpoint: Checkpoint) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from wan_trt_core.backends.base import Engine, EngineError
+
+_ALIGNMENT = 512
+"""Bytes to which the address of every tensor is aligned, as PyTorch's allocator does."""
 
 LATENTS = "latents"
 SAMPLE = "sample"
@@ -61,7 +64,7 @@ class _Streaming:
         taken = {name: outputs[left] for name, left in zip(self._taken, self._left_by_first, strict=True)}
         yield outputs.pop(self.gives)
         del outputs
-        spare = {name: torch.empty_like(cache) for name, cache in taken.items()} if len(chunks) > 1 else {}
+        spare = _side_by_side(taken) if len(chunks) > 1 else {}
         for chunk in chunks[1:]:
             yield self._step(chunk.to(self.dtype), taken, spare)
             taken, spare = spare, taken
@@ -95,6 +98,24 @@ class _Streaming:
                 f" expected {self.gives} and {count} caches"
             )
         return names
+
+
+def _side_by_side(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Empty tensors of the same kinds in one piece of memory.
+
+    PyTorch's allocator keeps what is freed, in the pieces in which it was asked for. A cache's own would be too small
+    for the copies of the video that are made behind the decode: 0.8 GB more for 81 frames of 480x832, on an H200.
+    """
+    starts, end = {}, 0
+    for name, tensor in tensors.items():
+        starts[name] = end
+        end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    some = next(iter(tensors.values()))
+    room = torch.empty(end, dtype=torch.uint8, device=some.device)
+    return {
+        name: room[starts[name] : starts[name] + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for name, tensor in tensors.items()
+    }
 
 
 class StreamingDecoder(_Streaming):

@@ -54,14 +54,16 @@ ENCODER_FIRST, ENCODER_NEXT = COMPOSITES["vae_encoder"]
 
 # ---- measured numbers: one NVIDIA H200, PyTorch 2.11, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md)
 
-CUDA_OWN = 800_000_000
-"""Context, kernels and graphs, in no other book: 0.65 to 0.85 GB."""
+CUDA_OWN = 840_000_000
+"""Context, kernels and graphs, in no other book: 0.80 GB beside one component, 0.82 to 0.86 beside a pipeline."""
 KEPT_BY_CUDA = 0.32
 """Of what stock PyTorch's decode needs, what its allocator keeps beside it in blocks that do not fit: 0.26 at 17
 frames, 0.38 at 81."""
 SCRATCH: Mapping[str, float] = {"transformer": 1.7, "vae": 1.2}
 """TensorRT's scratch memory over what PyTorch would hold, by part: 0.66 GB for 0.39, 9.40 GB for 7.81. Of the engines
 that encode nothing was measured: they are taken to be as those that decode."""
+LEAN_SCRATCH = 0.9
+"""That of the lean decoder's engines over the usual ones': 7.68 GB for 8.60."""
 ENGINE_LOADING = 0.7e9
 """Bytes a second at which an engine is loaded: 2.8 GB in 3.9 s."""
 DECODE_SECONDS = 1.516 / (480 * 832 * 81)
@@ -321,9 +323,10 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
             yield from (own, *others)
         else:  # what is lent to one at a time is as large as any that is loaded needs it
             yield max((own, *(() if choice.offload else others)), key=lambda term: term.size)
-        from wan_trt_core.backends.tensorrt.runtime import OWN_OUTPUT_BYTES
+        from wan_trt_core.backends.tensorrt.runtime import OWN_OUTPUT_BYTES, STAGED_BYTES
 
-        small = sum(size for size in caches if size < OWN_OUTPUT_BYTES)
+        # what the first step's engine leaves in its own buffers, and what that of the others copies to its own
+        small = sum(size for most in (OWN_OUTPUT_BYTES, STAGED_BYTES) for size in caches if size < most)
         yield Term("buffers of the vae engines", small, "shapes")
         yield Term("caches of the vae, two sets", 2 * sum(caches), "shapes")
     else:
@@ -360,8 +363,9 @@ def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tup
     if kind == "transformer" and precision != "fp32":  # its attention is fused, as PyTorch's
         needs = stock_footprint(work.checkpoint, kind, precision, seen)
     else:
-        needs = graph_footprint(work.checkpoint, component, precision, seen, lean=choice.vae_lean)
-    return round(SCRATCH[kind] * (needs.working - needs.outputs)), "shapes"
+        needs = graph_footprint(work.checkpoint, component, precision, seen)
+    lean = LEAN_SCRATCH if kind == "vae" and choice.vae_lean else 1.0
+    return round(lean * SCRATCH[kind] * (needs.working - needs.outputs)), "shapes"
 
 
 def _precision(choice: Choice, component: str) -> str:

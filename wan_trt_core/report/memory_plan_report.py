@@ -108,6 +108,7 @@ _LETTERS = {
     "text_encoder=int8": "I",
     "dit=fp16": "D",
     "vae=fp16": "H",
+    "pipeline.vae_lean=true": "L",
     "pipeline.vae_tile=256": "T",
 }
 LEGEND = "; ".join(f"{letter} `{name}`" for name, letter in _LETTERS.items()) + "; ? tight"

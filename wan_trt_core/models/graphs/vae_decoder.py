@@ -45,7 +45,7 @@ class _Upsample(nn.Module):
         if self.time_conv is not None:
             frames = self._double(self.time_conv(frames, caches))
         elif self.temporal:
-            caches.left.append(functional.pad(torch.zeros_like(frames), (0, 0, 0, 0, CACHE_FRAMES - 1, 0)))
+            caches.leave(functional.pad(torch.zeros_like(frames), (0, 0, 0, 0, CACHE_FRAMES - 1, 0)))
         made: Tensor = functional.conv_transpose3d(
             frames, self.weight, self.bias, stride=(1, 2, 2), padding=(0, 1, 1)
         )
@@ -131,8 +131,8 @@ class VaeDecoderGraph(nn.Module):
                 with 48 channels, each covers 16 x 16 pixels of a frame.
             taken: the caches, each (1, channels, 2, scale * height, scale * width).
         """
-        given = None if self.first else (cache.to(latents.dtype) for cache in taken)
-        caches = Caches(given)
+        given = None if self.first else iter(taken)
+        caches = Caches(given, half=self.half_caches)
         outputs = []
         frames = self.conv_in(self.post_quant_conv(latents), caches)
         outputs.append(frames)
@@ -145,8 +145,7 @@ class VaeDecoderGraph(nn.Module):
         frames = outputs[-1]
         sample = frames if self.patch_size == 1 else unpatchified(frames, self.patch_size)
         sample = sample.clamp(-1.0, 1.0) if self.clamp else sample
-        left = [cache.half() for cache in caches.left] if self.half_caches else caches.left
-        return (sample, *left, *outputs) if self.block_outputs else (sample, *left)
+        return (sample, *caches.left, *outputs) if self.block_outputs else (sample, *caches.left)
 
     def _top(self, frames: Tensor, caches: Caches, given: Iterator[Tensor] | None) -> list[Tensor]:
         """The outputs of the last block and of the last convolution, from what the blocks before gave.
@@ -157,7 +156,7 @@ class VaeDecoderGraph(nn.Module):
         """
         made = []
         for some in frames.split(2, dim=2) if self.top_in_pairs else (frames,):
-            mine = Caches(given)
+            mine = Caches(given, half=self.half_caches)
             image = self.up_blocks[-1](some, mine)
             made.append((image, self.conv_out(functional.silu(self.norm_out(image)), mine)))
             given = iter(mine.left)

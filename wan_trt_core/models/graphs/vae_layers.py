@@ -19,22 +19,32 @@ from wan_trt_core.models.graphs import copying
 
 
 class Caches:
-    """Hands each causal convolution its cache and collects what it leaves, in the order of use."""
+    """Hands each causal convolution its cache and collects what it leaves, in the order of use.
 
-    def __init__(self, taken: Iterator[Tensor] | None) -> None:
+    Args:
+        taken: the caches of the step before; None in the first.
+        half: leave them in half precision. Taken they are in that of the frames.
+    """
+
+    def __init__(self, taken: Iterator[Tensor] | None, *, half: bool = False) -> None:
         self._taken = taken
+        self._half = half
         self.left: list[Tensor] = []
+
+    def leave(self, frames: Tensor) -> None:
+        """For the next step."""
+        self.left.append(frames.half() if self._half else frames)
 
     def exchange(self, frames: Tensor, count: int) -> Tensor:
         """The past frames, if any, and the present ones. Leaves the last ``count`` for the next step."""
         if self._taken is None:
-            self.left.append(functional.pad(frames, (0, 0, 0, 0, count - 1, 0)))
+            self.leave(functional.pad(frames, (0, 0, 0, 0, count - 1, 0)))
             return frames
-        joined = torch.cat((next(self._taken), frames), dim=2)
+        joined = torch.cat((next(self._taken).to(frames.dtype), frames), dim=2)
         # from the present frames where they are enough: the convolution's own copy has another memory layout,
         # and TensorRT would turn it back whole to cut two frames from it
         enough = frames.shape[2] >= count
-        self.left.append((frames if enough else joined)[:, :, -count:])
+        self.leave((frames if enough else joined)[:, :, -count:])
         return joined
 
 

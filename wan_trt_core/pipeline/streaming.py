@@ -64,10 +64,17 @@ class _Streaming:
         taken = {name: outputs[left] for name, left in zip(self._taken, self._left_by_first, strict=True)}
         yield outputs.pop(self.gives)
         del outputs
-        spare = _side_by_side(taken) if len(chunks) > 1 else {}
+        spare = self._spare(taken) if len(chunks) > 1 else {}
         for chunk in chunks[1:]:
             yield self._step(chunk.to(self.dtype), taken, spare)
             taken, spare = spare, taken
+
+    @staticmethod
+    def _spare(taken: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The second set of caches."""
+        if next(iter(taken.values())).device.type == "cpu":  # what is freed there goes back to the system
+            return {name: torch.empty_like(cache) for name, cache in taken.items()}
+        return _side_by_side(taken)
 
     def _step(self, chunk: Tensor, taken: dict[str, Tensor], spare: dict[str, Tensor]) -> Tensor:
         written = {left: spare[name] for name, left in zip(self._taken, self._left, strict=True)}

@@ -4,7 +4,8 @@
     python benchmarks/graph_ideas.py vae_decoder_next --model wan2.1-t2v-1.3b --profile 480p-17f --backend tensorrt
 
 An idea changes the graph only, and must compute what the graph computes: its error against the graph in float32 in
-PyTorch is printed beside its gain, as is that of the graph as it is. What wins here is then put into
+PyTorch is printed beside its gain, as is that of the graph as it is. ``--point max`` runs all at the largest shape of
+the profile, where attention has the most keys to sum over. What wins here is then put into
 ``wan_trt_core/models/graphs``; ``docs/performance.md`` has the outcome of each. Random weights at the true shapes are
 made where no checkpoint is given.
 """
@@ -40,7 +41,7 @@ from wan_trt_core.models.component import Component, Tensors, TensorSpec
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.graphs import dit, vae_decoder
 from wan_trt_core.models.graphs.vae_layers import CausalConv
-from wan_trt_core.models.profiles import ShapeProfile
+from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile
 from wan_trt_core.models.vae_caches import CACHE_FRAMES
 
 AS_IS = "as it is"
@@ -162,16 +163,54 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
     class Attention(dit._Attention):
         def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
             assert image is None, "an idea of text to video"
-            query = self._heads(dit._rms_norm(self.to_q(tokens), self.norm_q, self.eps))
-            key = self._heads(dit._rms_norm(self.to_k(source), self.norm_k, self.eps))
-            value = self._heads(self.to_v(source)).transpose(1, 2)
-            if rope is not None:
-                query, key = (dit._rotate(each, *rope).to(value.dtype) for each in (query, key))
+            query, key, value = _to_attend(self, tokens, source, rope, tokens.dtype)
             scores = query.transpose(1, 2).float() @ key.permute(0, 2, 3, 1).float()
-            attended = torch.softmax(scores, dim=-1).to(value.dtype) @ value
+            attended = torch.softmax(scores, dim=-1).to(value.dtype) @ value.transpose(1, 2)
             return self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
 
     return _attentions_as(graph, Attention)
+
+
+def _bf16_attention(graph: nn.Module) -> nn.Module:
+    """Attention of tensors in bfloat16, whose kernels sum in float32."""
+
+    class Attention(dit._Attention):
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+            assert image is None, "an idea of text to video"
+            query, key, value = _to_attend(self, tokens, source, rope, torch.bfloat16)
+            attended = dit._attend(query.transpose(1, 2), key, value).to(tokens.dtype)
+            return self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
+
+    return _attentions_as(graph, Attention)
+
+
+def _by_head(graph: nn.Module) -> nn.Module:
+    """Self-attention one head after the other: at a large shape a GPU cannot hold the float32 scores of all."""
+
+    class Attention(dit._Attention):
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+            if rope is None:
+                return super().forward(tokens, source, rope, image)
+            taken = _to_attend(self, tokens, source, rope, tokens.dtype)
+            heads = zip(*(each.split(1, dim=2) for each in taken), strict=True)
+            attended = [dit._attend(query.transpose(1, 2), key, value) for query, key, value in heads]
+            return self.to_out(torch.cat(attended, dim=-1).squeeze(0, 1))
+
+    return _attentions_as(graph, Attention)
+
+
+def _to_attend(
+    attention: Any, tokens: Tensor, source: Tensor, rope: Any, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """Query, key and value (1, tokens, heads, head_dim), rounded to ``dtype`` after RMSNorm and RoPE.
+
+    The casts come before the transposes: one right before a product reads as a wish for its sums alone.
+    """
+    query = attention._heads(dit._rms_norm(attention.to_q(tokens), attention.norm_q, attention.eps))
+    key = attention._heads(dit._rms_norm(attention.to_k(source), attention.norm_k, attention.eps))
+    if rope is not None:
+        query, key = dit._rotate(query, *rope), dit._rotate(key, *rope)
+    return (each.to(dtype) for each in (query, key, attention._heads(attention.to_v(source))))
 
 
 def _blocks_as(graph: nn.Module, kind: type) -> nn.Module:
@@ -377,6 +416,7 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             _float32_sums, "the linear layers' sums in float32, their tensors in half precision"
         ),
         "float32-scores": Idea(_float32_scores, "the scores of attention summed in float32"),
+        "bf16-attention": Idea(_bf16_attention, "attention in bfloat16, whose kernels sum in float32"),
     },
     "vae_decoder_next": {
         "channels-last": Idea(
@@ -460,7 +500,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a component of a model at a shape and precision, as an engine of a backend."""
+    """What is measured: a component of a model at a shape and precision, as an engine of a backend.
+
+    Attributes:
+        point: of the profile, at which the engine runs; it is built for all of them.
+    """
 
     component: str
     model: str
@@ -469,6 +513,7 @@ class Subject:
     precision: str
     backend: str
     settings: Settings
+    point: Point
 
     def resolved(self) -> tuple[ResolvedModel, ShapeProfile]:
         """The model, and the profile of it."""
@@ -531,6 +576,8 @@ def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iter
 def _exact(subject: Subject, calls: Tensors, device: str) -> Tensor:
     """What the graph computes in float32 in PyTorch, without TF32: (…) float64."""
     graph = get_component(subject.component).graph(subject.resolved()[0].checkpoint, "fp32").to(device)
+    if isinstance(graph, dit.DitGraph):
+        graph = _by_head(graph)
     with without_tf32():
         return graph(*(value.float() for value in calls.values()))[0].double()
 
@@ -550,14 +597,16 @@ def _time(
 def _random_inputs(subject: Subject, latents: int, device: str) -> Tensors:
     model, profile = subject.resolved()
     component = _of_steps(get_component(subject.component), latents)
-    sizes, half = component.sizes(profile.opt), {"fp16": torch.float16}.get(subject.precision, torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    return {
-        spec.name: torch.randn(spec.shape(sizes), generator=generator).to(
-            device, half if spec.dtype == "precision" else getattr(torch, spec.dtype)
-        )
-        for spec in component.inputs(model.checkpoint)
-    }
+    sizes, generator = component.sizes(profile.at(subject.point)), torch.Generator().manual_seed(0)
+    specs = component.inputs(model.checkpoint)
+    made = {spec.name: torch.randn(spec.shape(sizes), generator=generator) for spec in specs}
+    tables = [name for name in made if name.startswith("rope_")]
+    if (
+        tables
+    ):  # rotations, as a video's are: anything else changes the size of the scores, and so the softmax
+        length = torch.hypot(*(made[name] for name in tables))
+        made |= {name: made[name] / length for name in tables}
+    return {spec.name: made[spec.name].to(device, spec.torch_dtype(subject.precision)) for spec in specs}
 
 
 def _into(engine: Engine, calls: Tensors) -> Callable[[], object]:
@@ -577,6 +626,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="tiny-wan")
     parser.add_argument("--layers", type=int, help="of the transformer, with random weights")
     parser.add_argument("--profile")
+    parser.add_argument("--point", choices=POINTS, default="opt", help="of the profile, to run at")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--backend", default="tensorrt")
     parser.add_argument("--tf32", action="store_true")
@@ -597,7 +647,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder, equal_conditions(settings):
         measured = []
         ideas = given.ideas or list(IDEAS[given.component])
-        for row in measure(Subject(*named, settings), ideas, Path(folder), given.jobs):
+        for row in measure(Subject(*named, settings, given.point), ideas, Path(folder), given.jobs):
             measured.append(row)
             print(
                 f"{row.name:18} {row.milliseconds:8.2f} ms  gain {row.gain:5.3f}x  relative L2"

@@ -131,9 +131,9 @@ class TestLimit:
         ("bounds", "value", "expected", "bound", "text"),
         [
             ({"min": 90}, 90.0, Verdict.PASS, 90, "psnr_db 90 dB >= 90 dB"),
-            ({"min": 90}, 89.0, Verdict.FAIL, 90, "psnr_db 89 dB < 90 dB (limit: why)"),
+            ({"min": 90}, 89.0, Verdict.FAIL, 90, "psnr_db 89 dB < 90 dB (no weights; limit: why)"),
             ({"max": 10}, 10.0, Verdict.PASS, 10, "psnr_db 10 dB <= 10 dB"),
-            ({"max": 10}, 11.0, Verdict.FAIL, 10, "psnr_db 11 dB > 10 dB (limit: why)"),
+            ({"max": 10}, 11.0, Verdict.FAIL, 10, "psnr_db 11 dB > 10 dB (no weights; limit: why)"),
             ({"min": 5, "max": 10}, 4.0, Verdict.FAIL, 5, "< 5 dB"),
             ({"min": 5, "max": 10}, 11.0, Verdict.FAIL, 10, "> 10 dB"),
             ({"min": 5, "max": 10}, 7.0, Verdict.PASS, 5, ">= 5 dB"),
@@ -581,16 +581,26 @@ class TestBands:
     @pytest.mark.parametrize(
         ("value", "better", "limit", "text"),
         [
-            (1.2, "lower", 1.1, "time 1200 ms > 1100 ms is worse than its band (baseline 1000 ms, +20.0%)"),
+            (
+                1.2,
+                "lower",
+                1.1,
+                "time 1200 ms > 1100 ms is worse than its band (baseline 1000 ms, +20.0%; at max)",
+            ),
             (0.8, "lower", 0.9, "time 800 ms < 900 ms is better than its band (baseline 1000 ms, -20.0%)"),
-            (0.8, "higher", 0.9, "time 800 ms < 900 ms is worse than its band (baseline 1000 ms, -20.0%)"),
+            (
+                0.8,
+                "higher",
+                0.9,
+                "time 800 ms < 900 ms is worse than its band (baseline 1000 ms, -20.0%; at max)",
+            ),
             (1.2, "higher", 1.1, "time 1200 ms > 1100 ms is better than its band (baseline 1000 ms, +20.0%)"),
             (1.0, "lower", 1.1, "time 1000 ms is within its band (baseline 1000 ms, +0.0%)"),
             (1.0, "higher", 0.9, "time 1000 ms is within its band (baseline 1000 ms, +0.0%)"),
         ],
     )
     def test_message_and_limit(self, value: float, better: Any, limit: float, text: str) -> None:
-        metrics = {"time": Metric(value=value, unit="s", better=better)}
+        metrics = {"time": Metric(value=value, unit="s", better=better, detail="at max")}
         (check,) = judge_bands(
             "dit-fp32",
             "perf",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scripts import load_script
 
+from wan_trt_core.config import load_settings
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.components import get_component
@@ -43,6 +44,7 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("dit", "one-product", "fp32", 1e-5),
         ("dit", "float32-sums", "fp16", 1e-2),
         ("dit", "float32-scores", "fp16", 1e-2),
+        ("dit", "bf16-attention", "fp16", 1e-2),
         ("vae_decoder_next", "channels-last", "fp32", 1e-5),
         ("vae_decoder_next", "resized", "fp32", 1e-5),
         ("vae_decoder_next", "transposed-images", "fp32", 1e-5),
@@ -73,6 +75,38 @@ def test_an_idea_computes_what_the_graph_computes(
         assert torch.allclose(cache.to(reference.dtype), reference, atol=1e-4 if tolerance < 1e-4 else 1e-2)
     for spec, value in zip(variant.outputs(checkpoint), found, strict=True):
         assert tuple(value.shape) == spec.shape(component.sizes(VIDEO)), spec
+
+
+def test_attention_in_bf16_is_given_nothing_else(
+    ideas: ModuleType, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, component = Checkpoint.open(small_checkpoint), get_component("dit")
+    graph = ideas.changed(component, ideas.IDEAS["dit"]["bf16-attention"]).graph(checkpoint, "fp16")
+    attend, taken = ideas.dit._attend, []
+    monkeypatch.setattr(
+        ideas.dit, "_attend", lambda *given: taken.append({each.dtype for each in given}) or attend(*given)
+    )
+    assert graph(*inputs(component, checkpoint, torch.float16))[0].dtype == torch.float16
+    assert taken == [{torch.bfloat16}] * 2 * len(graph.blocks)
+
+
+def test_inputs_of_a_point_and_the_exact_outputs(ideas: ModuleType) -> None:
+    named = ("dit", "tiny-wan", None, None, "fp16", "onnxruntime", load_settings(environ={}).settings)
+    made = {point: ideas._random_inputs(ideas.Subject(*named, point), 1, "cpu") for point in ideas.POINTS}
+    model, component = resolve("tiny-wan"), get_component("dit")
+    for point, calls in made.items():
+        sizes = component.sizes(model.profile().at(point))
+        for spec in component.inputs(model.checkpoint):
+            assert (tuple(calls[spec.name].shape), calls[spec.name].dtype) == (
+                spec.shape(sizes),
+                spec.torch_dtype("fp16"),
+            )
+        length = torch.hypot(calls["rope_cos"], calls["rope_sin"])
+        assert torch.allclose(length, torch.ones_like(length)), "no rotation"
+    least = made["min"]
+    expected = component.graph(model.checkpoint, "fp32")(*(value.float() for value in least.values()))[0]
+    found = ideas._exact(ideas.Subject(*named, "min"), least, "cpu")
+    assert torch.allclose(found, expected.double(), atol=1e-5), "by heads it is the same"
 
 
 def test_two_latents_in_one_step_are_two_steps(ideas: ModuleType, small_checkpoint: Path) -> None:
@@ -108,7 +142,7 @@ def test_the_table_of_a_cpu(
 ) -> None:
     monkeypatch.setenv("WAN_TRT_CONFIG", "")
     assert resolve("tiny-wan").profiles
-    options = ["--backend", "onnxruntime", "--json", str(tmp_path / "rows.json")]
+    options = ["--backend", "onnxruntime", "--point", "min", "--json", str(tmp_path / "rows.json")]
     ideas.main(["vae_decoder_next", *options, "channels-last"])  # options may stand before the ideas
     assert "channels-last" in capsys.readouterr().out
     base, row = json.loads((tmp_path / "rows.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from pathlib import Path
@@ -24,10 +25,13 @@ from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.records import Measurement, Metric, RunRecord
 from wan_trt_core.report.charts import case_charts
 from wan_trt_core.report.github import annotate
+from wan_trt_core.report.html import html_report
 from wan_trt_core.report.junit import junit_properties
 from wan_trt_core.report.markdown import markdown_report, write_markdown
 from wan_trt_core.report.summary import WHY, headline, perf_rows, totals, worst_first
 from wan_trt_core.report.terminal import render
+
+AT_EACH_POINT = "worst at max; min 120 dB, opt 101.5 dB, max 90 dB"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def record() -> RunRecord:
             make_case("dit-fp16"),
             Measurement(
                 metrics={
-                    "psnr_db": Metric(value=89.99999, unit="dB", better="higher"),
+                    "psnr_db": Metric(value=89.99999, unit="dB", better="higher", detail=AT_EACH_POINT),
                     "non_finite": Metric(value=0.0, unit="", better="lower"),
                 }
             ),
@@ -127,6 +131,13 @@ def test_random_weights_are_marked_in_their_row() -> None:
     assert "(perf, BELOW GATE, RANDOM WEIGHTS)" in page
     assert "tiny-wan (seeded random, 10 of 40 layers) / dit" in page
     assert dict(junit_properties(case))["wan.random_weights"] == "seeded random, 10 of 40 layers"
+
+
+def test_a_failure_says_what_it_was_at_each_point(record: RunRecord) -> None:
+    """In the message, not only in the table of metrics: whether the failure is at the shape that one runs."""
+    for text in (terminal(record), markdown_report(record), html_report(record)):
+        message = f"psnr_db 89.99999 dB < 90 dB ({AT_EACH_POINT}; limit: "
+        assert message in re.sub(r"\s+", " ", html.unescape(text))
 
 
 def test_worst_first(record: RunRecord) -> None:

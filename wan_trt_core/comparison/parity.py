@@ -13,6 +13,7 @@ from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.frames import keep_frames
 from wan_trt_core.comparison.operations import Operation
 from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
+from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.quality import VIDEO_METRICS, tensor_metrics, video_metrics
 from wan_trt_core.records import Measurement, Metric
 
@@ -59,7 +60,7 @@ def measure(case: Case, context: Context) -> Measurement:
             if source == _worst_source(by_source, "video.psnr_db"):
                 frames |= keep_frames(context.report, f"{case.id}-parity", expected, found, target.fps)
         return Measurement(
-            metrics=worst(by_source) | (_of_each(by_source) if case.prompts else {}),
+            metrics=worst(by_source, listed=not case.prompts) | (_of_each(by_source) if case.prompts else {}),
             facts={"conditions": snapshot(), **target.facts(), **frames},
             problems=target.problems(),
         )
@@ -168,8 +169,12 @@ def compare(
     return metrics
 
 
-def worst(by_source: dict[str, dict[str, Metric]]) -> dict[str, Metric]:
-    """Each metric at its worst over several sources, which its detail names; the samples are all of them."""
+def worst(by_source: dict[str, dict[str, Metric]], *, listed: bool = False) -> dict[str, Metric]:
+    """Each metric at its worst over several sources, which its detail names; the samples are all of them.
+
+    Args:
+        listed: the detail says what it is at every source, for sources as few as the points of a profile.
+    """
     if len(by_source) == 1:
         return dict(*by_source.values())
     merged: dict[str, Metric] = {}
@@ -177,12 +182,9 @@ def worst(by_source: dict[str, dict[str, Metric]]) -> dict[str, Metric]:
         found = {source: metrics[name] for source, metrics in by_source.items() if name in metrics}
         source, metric = min(found.items(), key=lambda item: _badness(item[1]))
         samples = tuple(other.value for other in found.values() if other.value is not None)
-        merged[name] = metric.model_copy(
-            update={
-                "detail": "; ".join(filter(None, (f"worst at {source}", metric.detail))),
-                "samples": samples,
-            }
-        )
+        each = ", ".join(f"{at} {quantity(other.value, other.unit)}" for at, other in found.items())
+        told = (f"worst at {source}", each if listed else "", metric.detail)
+        merged[name] = metric.model_copy(update={"detail": "; ".join(filter(None, told)), "samples": samples})
     return merged
 
 

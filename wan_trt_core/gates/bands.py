@@ -185,11 +185,14 @@ def _one(
         )
         return _check(name, Verdict.INVALID, Reason.BASELINE_INVALID, message, value)
     if not math.isfinite(value):
-        return _check(name, Verdict.FAIL, Reason.NON_FINITE, f"{name} is {value}", value)
-    return _compare(name, value, stored, command, strict)
+        why = f" ({metric.detail})" if metric.detail else ""
+        return _check(name, Verdict.FAIL, Reason.NON_FINITE, f"{name} is {value}{why}", value)
+    return _compare(name, value, stored, command, strict, metric.detail)
 
 
-def _compare(name: str, value: float, stored: BaselineMetric, command: str, strict: bool) -> Check:
+def _compare(
+    name: str, value: float, stored: BaselineMetric, command: str, strict: bool, detail: str
+) -> Check:
     reason = position(value, stored)
     low, high = band_limits(stored)
     limit = low if value < stored.value else high
@@ -216,8 +219,9 @@ def _compare(name: str, value: float, stored: BaselineMetric, command: str, stri
         )
         verdict = Verdict.FAIL if strict else Verdict.PASS
         return Check("band", name, verdict, reason, message, value, limit, evidence=evidence)
+    told = "; ".join(filter(None, (f"baseline {base}, {change:+.1%}", detail)))
     message = (
-        f"{name} {shown} {sign} {bound} is worse than its band (baseline {base}, {change:+.1%}); "
+        f"{name} {shown} {sign} {bound} is worse than its band ({told}); "
         f"find the cause, or accept it with: {command} --accept-regression REASON"
     )
     return Check("band", name, Verdict.FAIL, reason, message, value, limit, evidence=evidence)

@@ -37,20 +37,20 @@ def judge_limit(gate: str, name: str, limit: Limit, metric: Metric | None) -> Ch
             f"{name} is required and could not be computed: {why}",
             limit=limit.min if limit.min is not None else limit.max,
         )
-    value, unit = metric.value, metric.unit
+    value = metric.value
     if not math.isfinite(value):
         why = f" ({metric.detail})" if metric.detail else ""
         bound = limit.min if limit.min is not None else limit.max
         return Check(gate, name, Verdict.FAIL, Reason.NON_FINITE, f"{name} is {value}{why}", value, bound)
     if limit.min is not None and value < limit.min:
-        return _beyond(gate, name, value, limit.min, unit, "<", limit.reason)
+        return _beyond(gate, name, metric, value, limit.min, "<", limit.reason)
     if limit.max is not None and value > limit.max:
-        return _beyond(gate, name, value, limit.max, unit, ">", limit.reason)
+        return _beyond(gate, name, metric, value, limit.max, ">", limit.reason)
     bound = limit.min if limit.min is not None else limit.max
     if bound is None:
         message = f"the limit of {name} has neither min nor max, so it holds nothing; mend the case file"
         return Check(gate, name, Verdict.INVALID, Reason.BEYOND_LIMIT, message, value)
-    shown, text = pair(value, bound, unit)
+    shown, text = pair(value, bound, metric.unit)
     sign = ">=" if limit.min is not None else "<="
     return Check(gate, name, Verdict.PASS, Reason.WITHIN_LIMIT, f"{name} {shown} {sign} {text}", value, bound)
 
@@ -73,7 +73,8 @@ def _finite(name: str, metric: Metric) -> Check:
     return Check("finite", name, Verdict.FAIL, Reason.NON_FINITE, message, metric.value, 0.0)
 
 
-def _beyond(gate: str, name: str, value: float, bound: float, unit: str, sign: str, why: str) -> Check:
-    shown, text = pair(value, bound, unit)
-    message = f"{name} {shown} {sign} {text} (limit: {why})"
+def _beyond(gate: str, name: str, metric: Metric, value: float, bound: float, sign: str, why: str) -> Check:
+    shown, text = pair(value, bound, metric.unit)
+    told = "; ".join(filter(None, (metric.detail, f"limit: {why}")))
+    message = f"{name} {shown} {sign} {text} ({told})"
     return Check(gate, name, Verdict.FAIL, Reason.BEYOND_LIMIT, message, value, bound)

@@ -244,7 +244,9 @@ def _judge_beside(name: str, metric: str, limit: Limit, measurement: Measurement
     except ValueError as error:
         message = f"the paired times of {name} cannot be judged: {error}"
         return Check("beside", metric, Verdict.INVALID, Reason.NOT_MEASURED, message, limit=limit.min)
-    check = judge_limit("beside", metric, limit, found.model_copy(update={"value": interval.low}))
+    check = judge_limit(
+        "beside", metric, limit, found.model_copy(update={"value": interval.low, "detail": ""})
+    )
     message = f"{check.message}, at the lower end of {describe(interval, rule)}"
     if check.verdict is Verdict.FAIL and limit.min is not None and interval.high >= limit.min:
         check = replace(check, verdict=Verdict.INCONCLUSIVE, reason=Reason.BUDGET_EXHAUSTED)

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from fabricated import HARDWARE, STAGES, case_record, entry, make_case, perf_measurement, run_record
@@ -26,13 +28,17 @@ from wan_trt_core.cases import Case
 from wan_trt_core.cli import making
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.cli.videos import profile_for
-from wan_trt_core.config import Loaded
+from wan_trt_core.config import Loaded, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.measure.memory_events import MemoryRecord
 from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.pipeline import engines
+from wan_trt_core.pipeline.engines import load_engine
+from wan_trt_core.pipeline.video import write_video
 from wan_trt_core.progress import progress
 from wan_trt_core.records import Measurement, Metric, RunRecord
+from wan_trt_core.report import memory_plan
 
 CASES = """
 version: 1
@@ -497,6 +503,13 @@ class TestRun:
         assert code == 3 and "1 MiB are free. No settings fit: make a smaller video" in " ".join(
             err.split()
         ), err
+        planned: list[Any] = []
+        nothing = SimpleNamespace(fitting=())
+        monkeypatch.setattr(memory_plan, "plan", lambda *asked: (planned.append(asked[1]), nothing)[1])
+        on_engines = ("--backend", "onnxruntime", "--precision", "fp16", "--text-encoder-engine")
+        code, _, err = wan(*given, *on_engines)
+        assert code == 3 and "No settings fit" in err, err
+        assert (planned[0].text_encoder_engine, planned[0].text_encoder) == (True, "fp16")
 
     def test_the_profile_is_one_that_serves_the_video(self) -> None:
         model = resolve("wan2.1-t2v-1.3b")
@@ -506,6 +519,54 @@ class TestRun:
             profile_for(model, "480p-17f", model.generation)
         with pytest.raises(typer.BadParameter, match="121 is outside the profile 480p-17f"):
             profile_for(model, None, replace(model.generation, num_frames=121))
+
+    def test_the_text_encoder_on_an_engine_makes_the_same_video(
+        self, wan: Wan, tiny_wan_folder: Path, on_modules: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A real engine beside stand-ins of the others, from the user's own cache, where other tests look too."""
+        stand_in, made = engines.load_engine, []
+
+        def load(name: str, *given: Any, **more: Any) -> Any:
+            return (load_engine if name == "text_encoder" else stand_in)(name, *given, **more)
+
+        def write(path: Path, frames: Any, fps: float) -> Any:
+            made.append(frames)
+            return write_video(path, frames, fps)
+
+        monkeypatch.setattr(engines, "load_engine", load)
+        monkeypatch.setattr("wan_trt_core.pipeline.video.write_video", write)
+        monkeypatch.setenv("WAN_TRT_CACHE", str(load_settings(environ={}).settings.cache))
+        size = ("--steps", 1, "--height", 64, "--width", 64, "--frames", 5)
+        run = ("run", "--prompt", "red", "--out", "v.mp4", "--model", tiny_wan_folder, *size)
+        for options in ((), ("--text-encoder-engine", "--profile-memory")):
+            code, _, err = wan(*run, *options)
+            assert code == 0, err
+        in_pytorch, on_engine = made
+        assert 0 < np.abs(on_engine - in_pytorch).max() < 1e-4
+        record = MemoryRecord.read(Path("outputs/report/v/memory_events.json"))
+        labels = [event.label for event in record.events]
+        assert {f"{stage} text_encoder engine" for stage in ("build", "load", "unload")} <= set(labels)
+        assert record.of("denoise")[0].held["host"]["text_encoder engine weights"] > 2**16
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            (("--backend", "torch"), "the backend torch runs PyTorch modules and has no engines"),
+            (("--precision", "dit=fp32,vae=fp32"), "precision names dit, vae, but not text_encoder"),
+            (("--precision", "dit=fp32,vae=fp32,text_encoder=int8"), "text_encoder has no precision 'int8'"),
+            (
+                ("--backend", "tensorrt", "--text-encoder-device", "cpu"),
+                "pipeline.text_encoder_device is cpu, and tensorrt runs on cuda",
+            ),
+        ],
+    )
+    def test_a_text_encoder_that_no_engine_can_run(
+        self, wan: Wan, tiny_wan_folder: Path, options: tuple[str, ...], told: str
+    ) -> None:
+        run = ("run", "--prompt", "x", "--out", "v.mp4", "--model", tiny_wan_folder, "--text-encoder-engine")
+        code, out, err = wan(*run, *options)
+        assert (code, out) == (2, "")
+        assert f"--text-encoder-engine: {told}" in " ".join(err.replace("│", " ").split()), err
 
     @pytest.mark.slow
     def test_export_build_and_run_on_engines(self, wan: Wan, small_checkpoint: Path, tmp_path: Path) -> None:

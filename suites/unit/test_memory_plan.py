@@ -246,6 +246,26 @@ def test_a_stage_holds_what_it_needs_and_with_offload_nothing_else(backend: str)
     assert "text" not in held(Choice(text_encoder_device="cpu"))["text_encode"]
 
 
+def test_the_text_encoder_on_an_engine_is_in_the_plan() -> None:
+    """In its own precision, in its own turn, and not streamed to and fro for each step; no option moves it."""
+    whole, half = (Choice(text_encoder=each, text_encoder_engine=True) for each in ("fp32", "fp16"))
+
+    def weights(choice: Choice, stage: Any = "text_encode") -> dict[str, int]:
+        terms = predict(tiny(), choice).stages[stage]
+        return {t.owner: t.size for t in terms if t.owner.startswith("text") and "weights" in t.owner}
+
+    assert weights(half).keys() == weights(half, "decode").keys() == {"text_encoder engine weights"}
+    assert sum(weights(half).values()) < sum(weights(whole).values())
+    offloaded = replace(half, offload=True)
+    assert weights(offloaded) == weights(half) and not weights(offloaded, "denoise")
+    assert not any("text_encoder" in option.name for option in OPTIONS if option.where(tiny(), half))
+    streamed = replace(half, weight_streaming_budget_gib=0.0)
+    assert set(weights(streamed).values()) == {0}
+    (option,) = (option for option in OPTIONS if option.name.startswith("tensorrt.weight_streaming"))
+    in_pytorch = replace(streamed, text_encoder_engine=False)
+    assert option.seconds(tiny(), streamed) == option.seconds(tiny(), in_pytorch) > 0
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_holds_all_its_parts_and_with_offload_one_at_a_time(name: str) -> None:
     model = model_of(name)

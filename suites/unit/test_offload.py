@@ -103,15 +103,16 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ModuleEngine]]:
 def test_engines_take_turns(model: ResolvedModel, loaded: list[ModuleEngine]) -> None:
     expected = video(model.checkpoint.pipeline())
     with EngineStore(OFFLOAD) as store:
-        pipe = on_engines(model, model.profile(), "fp32", "torch", store, OFFLOAD, "cpu")
-        made = store.pipeline(model, model.profile(), "fp32", "torch")
-        names = {"dit": made.dit, "first": made.vae_first, "next": made.vae_next}
+        given = (model, model.profile(), "fp32", "torch")
+        pipe = on_engines(*given, store, OFFLOAD, "cpu", text_encoder=True)
+        made = store.pipeline(*given, text_encoder=True)
+        names = {"text": made.text_encoder, "dit": made.dit, "first": made.vae_first, "next": made.vae_next}
         holding = [name for name, engine in names.items() if engine.memory()["weights"]]
-        assert holding == ["first", "next"]  # the last to be loaded
+        assert holding == ["text"]  # the last to be loaded
         assert np.abs(video(pipe) - expected).max() < 1e-3
         holding = [name for name, engine in names.items() if engine.memory()["weights"]]
         assert holding == ["first", "next"]
-        assert len(loaded) == 6  # each once to know it, and once in its turn
+        assert len(loaded) == 7  # each once to know it, and again in its turn: the text encoder's is first
         assert sum(not engine.closed for engine in loaded) == 2
     assert all(engine.closed for engine in loaded)
     with pytest.raises(EngineError, match="closed"):

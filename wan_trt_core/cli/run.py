@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
     from PIL.Image import Image
 
+    from wan_trt_core.backends.base import Backend
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
     from wan_trt_core.models.profiles import ShapeProfile
@@ -87,6 +88,10 @@ def run(
     profile: ProfileOption = None,
     cache: CacheOption = None,
     threads: ThreadsOption = None,
+    text_encoder_engine: Annotated[
+        bool,
+        typer.Option("--text-encoder-engine", help="Run the text encoder as an engine too, not in PyTorch."),
+    ] = False,
     text_encoder_device: TextEncoderDeviceOption = None,
     offload: OffloadOption = None,
     vae_tile: VaeTileOption = None,
@@ -142,7 +147,7 @@ def run(
         check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
         length, by_part = generation.max_sequence_length, parse_precision(precision)
         tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
-        _check(settings, resolved, generation, by_part)
+        _check(settings, resolved, generation, by_part, text_encoder_engine)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
         snapshot = None
         if memory_snapshot:
@@ -154,6 +159,7 @@ def run(
                 resolved,
                 generation,
                 by_part,
+                text_encoder_engine,
                 prompt,
                 negative_prompt,
                 begins_with,
@@ -192,7 +198,11 @@ def _check_snapshot(profile_memory: bool, device: str) -> None:
 
 
 def _check(
-    settings: Settings, model: ResolvedModel, generation: GenerationDefaults, precision: str | dict[str, str]
+    settings: Settings,
+    model: ResolvedModel,
+    generation: GenerationDefaults,
+    precision: str | dict[str, str],
+    text_encoder_engine: bool,
 ) -> None:
     """Raise unless the backend can make such a video here, as far as that is known before any work.
 
@@ -206,6 +216,8 @@ def _check(
     from wan_trt_core.pipeline.engines import check_engines, components_run, precision_of
 
     backend = get_backend(settings.backend)
+    if text_encoder_engine:
+        _check_text_encoder(backend, settings, precision)
     backend.require(settings)
     if isinstance(backend, EngineBackend):
         shapes = profile_for(model, settings.profile, generation)
@@ -215,7 +227,27 @@ def _check(
         for name in components_run("pipeline", model.checkpoint):
             torch_dtype(precision_of(precision, name))
     if device_of(settings) == "cuda":
-        _check_memory(settings, model, shapes, generation, precision)
+        _check_memory(settings, model, shapes, generation, precision, text_encoder_engine)
+
+
+def _check_text_encoder(backend: Backend, settings: Settings, precision: str | dict[str, str]) -> None:
+    """Raise unless the backend can run the text encoder as an engine where the settings want it.
+
+    Raises:
+        typer.BadParameter: naming the option.
+    """
+    from wan_trt_core.backends.base import EngineBackend, EngineError
+    from wan_trt_core.backends.registry import device_of
+    from wan_trt_core.pipeline.assembly import TEXT_ENCODER, check_text_encoder
+    from wan_trt_core.pipeline.engines import check_precision, precision_of
+
+    try:
+        if not isinstance(backend, EngineBackend):
+            raise EngineError(f"the backend {backend.name} runs PyTorch modules and has no engines")
+        check_precision(backend, TEXT_ENCODER, precision_of(precision, TEXT_ENCODER))
+        check_text_encoder(backend.name, settings, device_of(settings))
+    except (EngineError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--text-encoder-engine") from error
 
 
 def _check_memory(
@@ -224,6 +256,7 @@ def _check_memory(
     shapes: ShapeProfile,
     generation: GenerationDefaults,
     precision: str | dict[str, str],
+    text_encoder_engine: bool,
 ) -> None:
     """Raise where the GPU has clearly less free memory than is predicted (``wan-trt memory plan``).
 
@@ -234,6 +267,8 @@ def _check_memory(
 
     from wan_trt_core.gates.formatting import quantity
     from wan_trt_core.models.profiles import Sizes
+    from wan_trt_core.pipeline.assembly import TEXT_ENCODER
+    from wan_trt_core.pipeline.engines import precision_of
     from wan_trt_core.pipeline.generate import GenerationError
     from wan_trt_core.report.memory_plan import choice_of, plan, predict, unplanned, workload
 
@@ -245,6 +280,9 @@ def _check_memory(
         workload(model, shapes, settings.backend, "cuda", settings), video=Sizes(*asked, model.spatial)
     )
     choice, budget = choice_of(settings, precision), round(free * PREDICTED_WITHIN)
+    if text_encoder_engine:
+        own = precision_of(precision, TEXT_ENCODER)
+        choice = replace(choice, text_encoder=own, text_encoder_engine=True)
     needed = predict(work, choice)
     if needed.peak <= budget:
         return
@@ -263,6 +301,7 @@ def _generate(
     model: ResolvedModel,
     generation: GenerationDefaults,
     precision: str | dict[str, str],
+    text_encoder_engine: bool,
     prompt: str,
     negative_prompt: str,
     image: Image | None,
@@ -291,7 +330,7 @@ def _generate(
         EngineStore(settings, report) as store,
     ):
         with recording.loads(model.checkpoint, store):
-            pipe = _pipeline(settings, model, generation, precision, store)
+            pipe = _pipeline(settings, model, generation, precision, text_encoder_engine, store)
         steps = generation.num_inference_steps
         report("generate", 0.0)
         started = time.perf_counter()
@@ -328,6 +367,7 @@ def _pipeline(
     model: ResolvedModel,
     generation: GenerationDefaults,
     precision: str | dict[str, str],
+    text_encoder_engine: bool,
     store: EngineStore,
 ) -> WanPipeline:
     """The checkpoint's pipeline with the backend's engines, or its modules, in it; what :func:`_check` has let pass."""
@@ -339,4 +379,5 @@ def _pipeline(
     if isinstance(backend, ModuleBackend):
         return on_modules(model, precision, backend, settings, device)
     profile = profile_for(model, settings.profile, generation)
-    return on_engines(model, profile, precision, backend.name, store, settings, device)
+    made = (model, profile, precision, backend.name, store, settings, device)
+    return on_engines(*made, text_encoder=text_encoder_engine)

@@ -25,7 +25,7 @@ from wan_trt_core.models.components import get_component
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
-from wan_trt_core.pipeline.assembly import TEXT_ENCODER, offloading, staying
+from wan_trt_core.pipeline.assembly import TEXT_ENCODER, check_text_encoder, offloading, staying
 from wan_trt_core.pipeline.compatibility import require_compatible
 from wan_trt_core.pipeline.engines import (
     VAE_DECODER,
@@ -133,11 +133,8 @@ def accelerate(
         raise EngineError(
             f"the pipeline is on {pipe.device}, and {backend} runs on {device}: name another backend, or move it there"
         )
-    if text_encoder and TEXT_ENCODER in staying(settings) and device.type != "cpu":
-        raise EngineError(
-            f"pipeline.text_encoder_device is cpu, and {backend} runs on {device}: the text encoder's engine cannot be"
-            " on both; change that setting, or leave text_encoder out"
-        )
+    if text_encoder:
+        check_text_encoder(backend, settings, device)
     parts = (*replaceable(pipe), *((TEXT_ENCODER,) if text_encoder else ()))
     acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, parts, precision, runs), device)
     check_tiles(acceleration.model.spatial, settings)

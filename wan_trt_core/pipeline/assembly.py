@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from wan_trt_core.backends.base import EngineError
 from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
 from wan_trt_core.pipeline.offload import Turns, offload
 from wan_trt_core.pipeline.slicing import with_sliced_attention
@@ -34,19 +35,24 @@ def on_engines(
     settings: Settings,
     device: torch.device | str,
     dtypes: Mapping[str, str] | None = None,
+    *,
+    text_encoder: bool = False,
 ) -> WanPipeline:
     """A model's pipeline with engines in the place of its transformer and VAE decoder.
 
     Args:
         dtypes: of the modules, by part, where another arm has them loaded so; the text encoder's comes first from
             ``precision``.
+        text_encoder: also put one in the place of the text encoder; ``precision`` then has to name that one's too.
 
     Raises:
         BackendUnavailable, CheckpointError, ExportError, EngineError, CacheError: from the stage that failed.
     """
-    dtypes = {**(dtypes or {}), TEXT_ENCODER: text_precision(precision)}
-    stock = placed(model.checkpoint, dtypes, device, settings, store.turns, replaced=REPLACED)
-    return swap(stock, store.pipeline(model, profile, precision, backend), device)
+    own = precision_of(precision, TEXT_ENCODER) if text_encoder else text_precision(precision)
+    dtypes = {**(dtypes or {}), TEXT_ENCODER: own}
+    replaced = (*REPLACED, TEXT_ENCODER) if text_encoder else REPLACED
+    stock = placed(model.checkpoint, dtypes, device, settings, store.turns, replaced=replaced)
+    return swap(stock, store.pipeline(model, profile, precision, backend, text_encoder=text_encoder), device)
 
 
 def on_modules(
@@ -119,6 +125,19 @@ def in_tiles(pipe: WanPipeline, settings: Settings) -> WanPipeline:
 def staying(settings: Settings) -> tuple[str, ...]:
     """The parts that run on the CPU, wherever the others do."""
     return (TEXT_ENCODER,) if settings.pipeline.text_encoder_device == "cpu" else ()
+
+
+def check_text_encoder(backend: str, settings: Settings, device: torch.device | str) -> None:
+    """Raise where the settings keep the text encoder on the CPU and its engine would run elsewhere.
+
+    Raises:
+        EngineError: naming the setting.
+    """
+    if TEXT_ENCODER in staying(settings) and torch.device(device).type != "cpu":
+        raise EngineError(
+            f"pipeline.text_encoder_device is cpu, and {backend} runs on {device}: the text encoder's engine cannot be"
+            " on both; change that setting, or leave the engine out"
+        )
 
 
 def offloading(settings: Settings, device: torch.device | str) -> bool:

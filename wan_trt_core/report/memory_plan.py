@@ -93,6 +93,7 @@ class Choice:
     Attributes:
         dit, vae, text_encoder: precisions; of ``dit`` where there are two both.
         text_encoder_device: ``auto`` or ``cpu``.
+        text_encoder_engine: an engine does its work, beside engines of the others; at work it needs what PyTorch does.
         offload: a component is on the device during its own stage only.
         vae_tile: pixels a side.
         vae_frames_per_step: latent frames.
@@ -105,12 +106,18 @@ class Choice:
     vae: str = "fp32"
     text_encoder: str = "fp32"
     text_encoder_device: str = "auto"
+    text_encoder_engine: bool = False
     offload: bool = False
     vae_tile: int | None = None
     vae_frames_per_step: int = 1
     vae_lean: bool = False
     weight_streaming_budget_gib: float | None = None
     share_scratch: bool = True
+
+    @property
+    def encodes_in_pytorch(self) -> bool:
+        """Whether PyTorch runs the text encoder on the device."""
+        return self.text_encoder_device != "cpu" and not self.text_encoder_engine
 
 
 @dataclass(frozen=True)
@@ -216,7 +223,7 @@ def predict(work: Workload, choice: Choice) -> Prediction:
 def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
     """Weights by the part of the model whose stage they are needed in."""
     on_host = work.device == "cpu"
-    if work.text_encoder and (on_host or choice.text_encoder_device != "cpu"):
+    if work.text_encoder and (on_host or choice.encodes_in_pytorch):
         size = _stock(work, "text_encoder", choice.text_encoder).weights
         yield "text_encoder", Term("text encoder weights", size, "shapes")
     if "image_encoder" in work.checkpoint.parts:
@@ -228,14 +235,15 @@ def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
             yield part, Term(f"{part} weights", _stock(work, part, precision).weights, "shapes")
     if work.engines:
         encoders = (ENCODER_FIRST, ENCODER_NEXT) if work.from_image else ()
-        for component in (*work.dits, VAE_FIRST, VAE_NEXT, *encoders):
+        text = ("text_encoder",) if work.text_encoder and choice.text_encoder_engine else ()
+        for component in (*work.dits, VAE_FIRST, VAE_NEXT, *encoders, *text):
             part, precision = get_component(component).part, _precision(choice, component)
             facts = work.built(component, precision) or {}
             size = int(
                 facts.get("weights")
                 or graph_footprint(work.checkpoint, component, precision, work.video).weights
             )
-            if component in work.dits and choice.weight_streaming_budget_gib is not None:
+            if part != "vae" and choice.weight_streaming_budget_gib is not None:
                 size = min(size, round(choice.weight_streaming_budget_gib * GIB))
             yield (
                 part,
@@ -371,7 +379,8 @@ def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tup
 
 
 def _precision(choice: Choice, component: str) -> str:
-    return choice.vae if get_component(component).part == "vae" else choice.dit
+    part = get_component(component).part
+    return {"vae": choice.vae, "text_encoder": choice.text_encoder}.get(part, choice.dit)
 
 
 def _stock(work: Workload, part: str, precision: str) -> Footprint:
@@ -426,7 +435,7 @@ class Option:
 
 
 def _encodes(work: Workload, choice: Choice) -> bool:
-    return work.text_encoder and work.device == "cuda" and choice.text_encoder_device != "cpu"
+    return work.text_encoder and work.device == "cuda" and choice.encodes_in_pytorch
 
 
 def _free(work: Workload, choice: Choice) -> float:
@@ -452,10 +461,11 @@ def _tile_seconds(work: Workload, choice: Choice) -> float:
 
 
 def _stream_seconds(work: Workload, choice: Choice) -> float:
-    whole = _weights(work, replace(choice, weight_streaming_budget_gib=None))
-    held = sum(term.size for _, term in _weights(work, choice))
+    def size(choice: Choice) -> int:
+        return sum(term.size for part, term in _weights(work, choice) if part != "text_encoder")
+
     calls = work.calls / len(work.dits)  # of each
-    return calls * (sum(term.size for _, term in whole) - held) / BUS
+    return calls * (size(replace(choice, weight_streaming_budget_gib=None)) - size(choice)) / BUS
 
 
 TILE = 256

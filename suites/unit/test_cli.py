@@ -491,11 +491,11 @@ class TestRun:
     def test_a_gpu_with_too_little_memory_is_told_before_any_work(
         self, wan: Wan, tiny_wan_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (760 * 2**20, 2**40))
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (1500 * 2**20, 2**40))
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
         monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
         given = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", tiny_wan_folder)
-        code, _, err = wan(*given)
+        code, _, err = wan(*given, "--height", "512", "--width", "512")
         told = " ".join(err.split())
         assert code == 3 and "are free. What fits: " in told and "needs" in told, err
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**20, 2**40))

@@ -32,6 +32,7 @@ from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.records import Metric
 from wan_trt_core.report.memory_plan import (
     GIB,
+    LEAN_SCRATCH,
     OPTIONS,
     Choice,
     Workload,
@@ -196,7 +197,7 @@ def test_the_suite_sets_the_measured_peak_beside_the_plans() -> None:
 
 def test_terms_come_from_shapes_or_engines_or_measurements() -> None:
     facts = {"weights": 111, "scratch": 222}
-    built = replace(tiny(), built=lambda component, precision: facts if component != "dit" else None)
+    built = replace(tiny(), built=lambda component, precision, choice: facts if component != "dit" else None)
     apart = Choice(share_scratch=False)
     shapes, engine = (predict(work, apart).stages["decode"] for work in (tiny(), built))
     assert {term.source for term in shapes} == {"shapes", "measured"}
@@ -207,14 +208,14 @@ def test_terms_come_from_shapes_or_engines_or_measurements() -> None:
 
 
 def test_scratch_of_an_engine_for_whole_frames_says_nothing_of_tiles() -> None:
-    work = replace(tiny(), built=lambda component, precision: {"weights": 111, "scratch": 222})
+    work = replace(tiny(), built=lambda component, precision, choice: {"weights": 111, "scratch": 222})
     tiled = predict(work, Choice(vae_tile=64)).stages["decode"]
     assert {t.source for t in tiled if t.owner == "scratch of the vae engines"} == {"shapes"}
 
 
 def test_scratch_that_is_lent_is_as_large_as_any_engine_needs_it() -> None:
     needs = {"dit": 10**9, "vae_decoder_next": 10**8}
-    work = replace(tiny(), built=lambda component, precision: {"scratch": needs.get(component)})
+    work = replace(tiny(), built=lambda component, precision, choice: {"scratch": needs.get(component)})
 
     def lent(choice: Choice) -> list[int]:
         return [t.size for t in predict(work, choice).stages["decode"] if t.owner.startswith("scratch")]
@@ -223,6 +224,39 @@ def test_scratch_that_is_lent_is_as_large_as_any_engine_needs_it() -> None:
     assert lent(Choice(vae_frames_per_step=2)) == [10**9]  # of the engine that was built for them
     assert lent(Choice(offload=True)) == [10**8]
     assert sorted(lent(Choice(share_scratch=False))) == [10**8, 10**9]
+
+
+def decode_terms(work: Workload, choice: Choice) -> dict[str, int]:
+    return {term.owner: term.size for term in predict(work, choice).stages["decode"]}
+
+
+def test_another_form_of_the_decoder_is_another_engine() -> None:
+    built = {(False, 1): 10**9, (False, 2): 2 * 10**9}
+    work = replace(
+        tiny(),
+        built=lambda component, precision, choice: {
+            "scratch": built.get((choice.vae_lean, choice.vae_frames_per_step))
+        },
+    )
+    scratch = "scratch of the vae engines"
+    assert decode_terms(work, Choice())[scratch] == 10**9
+    assert decode_terms(work, Choice(vae_frames_per_step=2))[scratch] == 2 * 10**9
+    lean, usual = (decode_terms(tiny(), Choice(vae_lean=each, share_scratch=False)) for each in (True, False))
+    assert decode_terms(work, Choice(vae_lean=True))[scratch] == lean[scratch]  # that one is not built
+    assert lean[scratch] == pytest.approx(LEAN_SCRATCH * usual[scratch], rel=1e-6)
+    assert 2 * lean["caches of the vae, two sets"] == usual["caches of the vae, two sets"]
+
+
+def test_every_shape_of_tiles_has_buffers_of_its_own() -> None:
+    work, buffers = tiny(), "buffers of the vae engines"
+    video = replace(work.video, height=160, width=160)  # tiles of 64 every 48: 64, 64, 64 and 16
+    whole, small = (
+        decode_terms(replace(work, video=replace(video, height=height, width=width)), Choice())[buffers]
+        for height, width in ((64, 64), (16, 16))
+    )
+    mixed = decode_terms(replace(work, video=replace(video, height=64, width=16)), Choice())[buffers]
+    tiled = decode_terms(replace(work, video=video), Choice(vae_tile=64))[buffers]
+    assert tiled == whole + 2 * mixed + small
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "torch"])

@@ -121,6 +121,19 @@ def test_the_caches_that_are_written_lie_in_one_piece_of_memory() -> None:
     assert len({tensor.untyped_storage().data_ptr() for tensor in room.values()}) == 1
 
 
+@pytest.mark.parametrize(("device", "tile", "pieces"), [("meta", None, 1), ("meta", 64, 2), ("cpu", None, 2)])
+def test_where_the_caches_lie_in_one_piece(
+    checkpoint: Checkpoint, device: str, tile: int | None, pieces: int
+) -> None:
+    decoder = StreamingDecoder(
+        *(component_engine(name, checkpoint) for name in ("vae_decoder_first", "vae_decoder_next"))
+    )
+    if tile is not None:
+        TiledDecoder(decoder, tile)
+    room = decoder._spare({name: torch.empty(3, device=device) for name in "ab"})
+    assert len({tensor.untyped_storage()._cdata for tensor in room.values()}) == pieces
+
+
 def test_a_decoder_in_less_memory(checkpoint: Checkpoint) -> None:
     component = get_component("vae_decoder_next")
     assert isinstance(component, VaeDecoder)

@@ -27,6 +27,9 @@ class _Streaming:
         EngineError: when the caches that one leaves are not those that the other takes.
     """
 
+    in_one_piece = True
+    """Whether the second set of caches lies in one piece of memory, on a GPU."""
+
     half: ClassVar[str]
     takes: ClassVar[str]
     gives: ClassVar[str]
@@ -62,19 +65,19 @@ class _Streaming:
         """What the engines give for each chunk. Every tensor is the caller's to keep."""
         outputs = self._first.run({self.takes: chunks[0].to(self.dtype)})
         taken = {name: outputs[left] for name, left in zip(self._taken, self._left_by_first, strict=True)}
+        # before what is given is taken up: the video would be cut from the piece that the last one's caches left
+        spare = self._spare(taken) if len(chunks) > 1 else {}
         yield outputs.pop(self.gives)
         del outputs
-        spare = self._spare(taken) if len(chunks) > 1 else {}
         for chunk in chunks[1:]:
             yield self._step(chunk.to(self.dtype), taken, spare)
             taken, spare = spare, taken
 
-    @staticmethod
-    def _spare(taken: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The second set of caches."""
-        if next(iter(taken.values())).device.type == "cpu":  # what is freed there goes back to the system
-            return {name: torch.empty_like(cache) for name, cache in taken.items()}
-        return _side_by_side(taken)
+    def _spare(self, taken: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The second set of caches. On a CPU each by itself: what is freed there goes back to the system."""
+        if self.in_one_piece and next(iter(taken.values())).device.type != "cpu":
+            return _side_by_side(taken)
+        return {name: torch.empty_like(cache) for name, cache in taken.items()}
 
     def _step(self, chunk: Tensor, taken: dict[str, Tensor], spare: dict[str, Tensor]) -> Tensor:
         written = {left: spare[name] for name, left in zip(self._taken, self._left, strict=True)}

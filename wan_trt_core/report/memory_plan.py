@@ -130,7 +130,8 @@ class Workload:
         calls: of the transformer, a video.
         process: bytes of a process that has imported what a run imports, measured here; of a ``cpu`` only.
         gives_back: the process's allocator keeps nothing that was freed.
-        built: facts of the manifest of the engine that would be loaded, by component and precision, where there is one.
+        built: facts of the manifest of the engine that would be loaded, by component, precision and what else makes it
+            another engine, where there is one.
     """
 
     checkpoint: Checkpoint
@@ -141,7 +142,7 @@ class Workload:
     calls: int = 100
     process: int = 0
     gives_back: bool = False
-    built: Callable[[str, str], Mapping[str, Any] | None] = lambda component, precision: None
+    built: Callable[[str, str, Choice], Mapping[str, Any] | None] = lambda component, precision, choice: None
 
     @property
     def engines(self) -> bool:
@@ -238,7 +239,7 @@ def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
         text = ("text_encoder",) if work.text_encoder and choice.text_encoder_engine else ()
         for component in (*work.dits, VAE_FIRST, VAE_NEXT, *encoders, *text):
             part, precision = get_component(component).part, _precision(choice, component)
-            facts = work.built(component, precision) or {}
+            facts = work.built(component, precision, choice) or {}
             size = int(
                 facts.get("weights")
                 or graph_footprint(work.checkpoint, component, precision, work.video).weights
@@ -302,7 +303,9 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
     working = stock_footprint(work.checkpoint, "vae", choice.vae, seen, layouts=on_device).working
     yield Term("vae at work, its caches and the video", working, "shapes")
     if seen != work.video:  # every tile is kept until all are blended
-        height, width = (_tiled(size, choice.vae_tile or 0) for size in (work.video.height, work.video.width))
+        height, width = (
+            sum(_tiles(size, choice.vae_tile or size)) for size in (work.video.height, work.video.width)
+        )
         whole = _video_bytes(work, choice.vae)
         tiles = round(whole * height * width / (work.video.height * work.video.width))
         yield Term("tiles of the video, and it whole", whole + tiles, "shapes")
@@ -318,7 +321,12 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
 def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
     seen = _seen(work, choice)
     found = decoder_caches(work.checkpoint.config("vae"), half=choice.vae_lean)
-    caches = [_cache_bytes(cache, choice, seen) for cache in found]
+
+    def of(height: int, width: int) -> list[int]:
+        sizes = replace(work.video, height=height, width=width)
+        return [_cache_bytes(cache, choice, sizes) for cache in found]
+
+    caches = of(seen.height, seen.width)
     if work.device == "cuda":
         scratch, source = _scratch(work, choice, VAE_NEXT, seen)
         known = source == "engine"  # of the engine for these steps
@@ -335,9 +343,20 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
             yield max((own, *(() if choice.offload else others)), key=lambda term: term.size)
         from wan_trt_core.backends.tensorrt.runtime import OWN_OUTPUT_BYTES, STAGED_BYTES
 
-        # what the first step's engine leaves in its own buffers, and what that of the others copies to its own
-        small = sum(size for most in (OWN_OUTPUT_BYTES, STAGED_BYTES) for size in caches if size < most)
-        yield Term("buffers of the vae engines", small, "shapes")
+        # what the first step's engine leaves in its own buffers, and what that of the others copies to its own: a set
+        # for each shape of tiles
+        heights, widths = (
+            {*_tiles(size, choice.vae_tile or size)} for size in (work.video.height, work.video.width)
+        )
+        shapes = [of(height, width) for height in heights for width in widths]
+        buffers = [
+            size
+            for most in (OWN_OUTPUT_BYTES, STAGED_BYTES)
+            for each in shapes
+            for size in each
+            if size < most
+        ]
+        yield Term("buffers of the vae engines", sum(buffers), "shapes")
         yield Term("caches of the vae, two sets", 2 * sum(caches), "shapes")
     else:
         yield _arena(work, choice, (VAE_FIRST, VAE_NEXT), "vae engines at work", seen)
@@ -366,7 +385,7 @@ def _arena(
 def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tuple[int, Source]:
     """Of a TensorRT engine, as it was built, else by shapes."""
     precision = _precision(choice, component)
-    known = (work.built(component, precision) or {}).get("scratch")
+    known = (work.built(component, precision, choice) or {}).get("scratch")
     if known and seen == work.video:
         return int(known), "engine"
     kind = "vae" if get_component(component).part == "vae" else "transformer"
@@ -395,10 +414,9 @@ def _seen(work: Workload, choice: Choice) -> Sizes:
     return replace(work.video, height=min(work.video.height, tile), width=min(work.video.width, tile))
 
 
-def _tiled(size: int, tile: int) -> int:
-    """Pixels of all tiles along a side, which overlap by a quarter as in diffusers."""
-    stride = tile_stride(tile)
-    return sum(min(tile, size - at) for at in range(0, size, stride)) if size > tile else size
+def _tiles(size: int, tile: int) -> list[int]:
+    """Pixels of each tile along a side; they overlap by a quarter as in diffusers."""
+    return [min(tile, size - at) for at in range(0, size, tile_stride(tile))] if size > tile else [size]
 
 
 def _video_bytes(work: Workload, precision: str) -> int:
@@ -455,8 +473,11 @@ def _encode_seconds(work: Workload, choice: Choice) -> float:
 
 
 def _tile_seconds(work: Workload, choice: Choice) -> float:
-    video, tile = work.video, choice.vae_tile or 0
-    pixels = TILE_PIXEL * _tiled(video.height, tile) * _tiled(video.width, tile) - video.height * video.width
+    video, tile = work.video, choice.vae_tile or TILE
+    pixels = (
+        TILE_PIXEL * sum(_tiles(video.height, tile)) * sum(_tiles(video.width, tile))
+        - video.height * video.width
+    )
     return DECODE_SECONDS * video.frames * pixels
 
 
@@ -673,8 +694,13 @@ def workload(
     from wan_trt_core.pipeline.engines import cached_facts
 
     @cache
-    def built(component: str, precision: str) -> Mapping[str, Any] | None:
-        return cached_facts(component, model, profile, precision, backend, settings)
+    def of_form(component: str, precision: str, lean: bool, latents: int) -> Mapping[str, Any] | None:
+        form = {"vae_lean": lean, "vae_frames_per_step": latents}
+        chosen = settings.model_copy(update={"pipeline": settings.pipeline.model_copy(update=form)})
+        return cached_facts(component, model, profile, precision, backend, chosen)
+
+    def built(component: str, precision: str, choice: Choice) -> Mapping[str, Any] | None:
+        return of_form(component, precision, choice.vae_lean, choice.vae_frames_per_step)
 
     generation = model.generation
     own = "text_encoder" in model.checkpoint.parts

@@ -32,11 +32,14 @@ from wan_trt_core.baselines import (
     read_baselines,
     write_baselines,
 )
-from wan_trt_core.cases import Band
+from wan_trt_core.cases import Band, load_cases
 from wan_trt_core.gates import decide, judge
+from wan_trt_core.gates.bands import Tolerance
 from wan_trt_core.gates.verdict import Reason, Verdict
+from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.records import Measurement, Metric
 
+ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -414,3 +417,21 @@ def test_new_and_removed_metrics_are_rows() -> None:
     rows = compare_entries("dit-fp32", more, entry())
     assert next(row for row in rows if row.metric == "speedup").loosens
     assert {row.kind for row in compare_entries("dit-fp32", None, entry())} == {Change.NEW}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "baselines").glob("*/*/*.json")), ids=lambda path: "/".join(path.parts[-3:])
+)
+def test_what_is_stored_here_has_the_bands_of_the_case_file(path: Path) -> None:
+    """One of another width is invalid, and its case fails on the machine that it is of, which is not this one."""
+    cases = {case.id: case for case in load_cases(ROOT / "suites" / "cases.yaml", allowed_names()).cases}
+    hardware, model, suite = path.parent.parent.name, path.parent.name, path.stem
+    stored = read_baselines(ROOT / "baselines", hardware, model, suite)
+    assert stored is not None and stored.cases
+    for name, case in stored.cases.items():
+        gate = getattr(cases[name], suite)
+        for metric, kept in case.metrics.items():
+            (band,) = (  # of prompts each by itself
+                band for banded, band in gate.bands.items() if f".{metric}".endswith(f".{banded}")
+            )
+            assert kept.tolerance.same_width(Tolerance(band.rel, band.abs, band.reason)), f"{name}: {metric}"

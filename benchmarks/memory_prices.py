@@ -51,7 +51,7 @@ def prices(cases: Sequence[Case], stored: Stored) -> Iterator[tuple[str, ...]]:
             if plain is None:
                 without = _first(case, suite, [_of_reference(metric) for metric in metrics], stored)
             for value in (without, _first(case, suite, metrics, stored)):
-                known = "not measured" if suite in case.suites else ""
+                known = "no baseline" if suite in case.suites else ""
                 cells.append(known if value is None or not known else quantity(value, unit))
         yield option(case), case.id, *cells
 

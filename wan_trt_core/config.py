@@ -105,8 +105,8 @@ class PipelineSettings(_Model):
     )
     vae_lean: bool = Field(
         default=False,
-        description="the VAE decoder's engines keep their caches in half precision, which has the 11 bits that a TF32"
-        " product takes of them, and do their last block two frames at a time: half the caches and less scratch memory",
+        description="the VAE decoder's engines keep their caches in half precision (the 11 bits that a TF32 product"
+        " takes of them, up to 65,504) and do their last block two frames at a time: half the caches, less scratch",
     )
     attention_slicing: int | None = Field(
         default=None,

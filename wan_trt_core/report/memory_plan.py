@@ -515,7 +515,7 @@ OPTIONS: tuple[Option, ...] = (
         lambda work, choice: work.engines,
         _free,
         1,
-        "caches in half precision: rounding, as that of a TF32 product",
+        "caches in half precision: its rounding, as a TF32 product's, and its range",
     ),
     Option(
         "pipeline.offload=true",

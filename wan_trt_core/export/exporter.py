@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from wan_trt_core.backends.base import OnnxModel, Progress
 from wan_trt_core.export.errors import ExportError
 from wan_trt_core.export.module_names import MODULE_NAMES
+from wan_trt_core.hashing import file_sha256
 from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
@@ -338,8 +339,7 @@ def _strip_value(value: Any) -> None:
 def _hash(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()
 
 

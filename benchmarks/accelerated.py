@@ -47,8 +47,8 @@ TAIL = 0.01
 ENGINES = ("transformer", "vae")
 """The stages that engines take."""
 
-TOLD = 1e-3
-"""Seconds of a stage from which on its ratio is printed: a model with random weights encodes no text."""
+DRAWN = "random states"
+"""The stage in the place of ``text encoder`` where a pipeline has none: both arms draw them, which is no ratio."""
 
 Stages = Mapping[str, Mapping[str, Sequence[float]]]
 """Seconds by arm and stage, one of each generation, in pairs."""
@@ -188,7 +188,7 @@ def _parts(pipe: Any, call: Callable[[], object]) -> dict[str, float]:
     times = time_stages(pipe, call, synchronize=synchronize)
     by_stage = dict(times.stages)
     parts = {
-        "text encoder": by_stage["text encode"],
+        DRAWN if pipe.text_encoder is None else "text encoder": by_stage["text encode"],
         "transformer": times.transformer,
         "vae": by_stage["decode"],
     }
@@ -196,9 +196,11 @@ def _parts(pipe: Any, call: Callable[[], object]) -> dict[str, float]:
 
 
 def _ratios(stages: Stages) -> dict[str, dict[str, float]]:
-    """Of every stage, with its interval where there are pairs enough for one."""
+    """Of every stage that has one, with its interval where there are pairs enough for that."""
     found = {}
     for name, stock in stages["stock"].items():
+        if name == DRAWN:
+            continue
         ours = stages["accelerated"][name]
         found[name] = {"ratio": paired_ratio(stock, ours)}
         if len(stock) >= 3:
@@ -249,8 +251,9 @@ def _told(result: dict[str, Any]) -> Iterator[str]:
 def _table(stages: Stages) -> Iterator[str]:
     stock, ours = ({name: median(times) for name, times in stages[arm].items()} for arm in stages)
     yield f"{'':14}{'stock':>10}{'accelerated':>13}{'ratio':>8}{'share':>8}"
-    for name, ratio in _ratios(stages).items():
-        told = f"{ratio['ratio']:.2f}x" if ours[name] >= TOLD else ""
+    ratios = _ratios(stages)
+    for name in stock:
+        told = f"{ratios[name]['ratio']:.2f}x" if name in ratios else ""
         share = f"{ours[name] / sum(ours.values()):.0%}"
         yield f"{name:14}{stock[name]:8.3f} s{ours[name]:11.3f} s{told:>8}{share:>8}"
 

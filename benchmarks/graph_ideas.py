@@ -601,9 +601,8 @@ def _random_inputs(subject: Subject, latents: int, device: str) -> Tensors:
     specs = component.inputs(model.checkpoint)
     made = {spec.name: torch.randn(spec.shape(sizes), generator=generator) for spec in specs}
     tables = [name for name in made if name.startswith("rope_")]
-    if (
-        tables
-    ):  # rotations, as a video's are: anything else changes the size of the scores, and so the softmax
+    if tables:
+        # rotations, as a video's are: anything else changes the size of the scores, and so the softmax
         length = torch.hypot(*(made[name] for name in tables))
         made |= {name: made[name] / length for name in tables}
     return {spec.name: made[spec.name].to(device, spec.torch_dtype(subject.precision)) for spec in specs}

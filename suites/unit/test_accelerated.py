@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from scripts import load_script
 
 from wan_trt_core.config import Settings
 from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.pipeline.stages import StageTimes
 
 GENERATION = {
     "height": 128,
@@ -83,6 +84,21 @@ def test_pairs_of_stages_take_turns_and_give_ratios(
     ratios = benchmark_file._ratios(stages)
     assert ratios["vae"] == {"ratio": 1, "low": 1, "high": 1}
     assert ratios["transformer"]["low"] < 2 < ratios["transformer"]["high"]
+
+
+def test_drawing_random_states_has_no_ratio(
+    benchmark_file: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = StageTimes((("text encode", 0.05), ("denoise 1", 2.0), ("decode", 1.0)), transformer=1.5)
+    monkeypatch.setattr(benchmark_file, "time_stages", lambda *_, **__: times)
+    for encoder, name, told in ((None, "random states", 0), (object(), "text encoder", 1)):
+        parts = benchmark_file._parts(SimpleNamespace(text_encoder=encoder), lambda: None)
+        stages = {
+            arm: {each: [seconds] for each, seconds in parts.items()} for arm in ("stock", "accelerated")
+        }
+        assert (next(iter(parts)), len(benchmark_file._ratios(stages))) == (name, 3 + told)
+        row = next(line for line in benchmark_file._table(stages) if line.startswith(name))
+        assert (row.count("0.050 s"), row.count("1.00x")) == (2, told)
 
 
 def test_what_a_full_run_comes_to(benchmark_file: ModuleType) -> None:

@@ -26,9 +26,10 @@ from wan_trt_core.backends.base import EngineError
 from wan_trt_core.baselines import BaselineFile, write_baselines
 from wan_trt_core.cases import Case
 from wan_trt_core.cli import making
+from wan_trt_core.cli import run as run_command
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.cli.videos import profile_for
-from wan_trt_core.config import Loaded, load_settings
+from wan_trt_core.config import Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.measure.memory_events import MemoryRecord
@@ -539,11 +540,12 @@ class TestRun:
         size = ("--steps", 1, "--height", 64, "--width", 64, "--frames", 5)
         run = ("run", "--prompt", "red", "--out", "v.mp4", "--model", tiny_wan_folder, *size)
         for options in ((), ("--text-encoder-engine", "--profile-memory")):
-            code, _, err = wan(*run, *options)
-            assert code == 0, err
+            code, out, err = wan(*run, *options, "--json")
+            assert (code, json.loads(out)["text_encoder_engine"]) == (0, bool(options)), err
         in_pytorch, on_engine = made
         assert 0 < np.abs(on_engine - in_pytorch).max() < 1e-4
         record = MemoryRecord.read(Path("outputs/report/v/memory_events.json"))
+        assert record.run["text_encoder_engine"] is True
         labels = [event.label for event in record.events]
         assert {f"{stage} text_encoder engine" for stage in ("build", "load", "unload")} <= set(labels)
         assert record.of("denoise")[0].held["host"]["text_encoder engine weights"] > 2**16
@@ -790,17 +792,28 @@ class TestMemory:
         assert (code, "out of memory in decode 1, which asked for 3 GiB" in out) == (0, True)
         assert "## Held when it ended" in out
 
-    def test_a_run_that_needs_less(self, wan: Wan, small_checkpoint: Path) -> None:
+    def test_a_run_that_needs_less(
+        self, wan: Wan, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         run = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", small_checkpoint)
         size = ("--steps", 1, "--frames", 5, "--height", 128, "--width", 64, "--profile-memory")
         less = ("--vae-tile", 64, "--attention-slicing", 32, "--text-encoder-device", "cpu", "--offload")
+        lean = ("--vae-lean",)  # of which PyTorch makes nothing
         int8 = ("--precision", "dit=fp32,vae=fp32,text_encoder=int8")
-        held = {}
-        for options in ((), (*less, *int8)):
+        held, asked = {}, []
+        generate = run_command._generate
+
+        def noted(settings: Settings, *given: Any, **more: Any) -> dict[str, Any]:
+            asked.append(settings.pipeline.vae_lean)
+            return generate(settings, *given, **more)
+
+        monkeypatch.setattr(run_command, "_generate", noted)
+        for options in ((), (*less, *lean, *int8)):
             code, _, err = wan(*run, *size, *options)
             assert code == 0, err
             record = MemoryRecord.read(Path("outputs/report/v/memory_events.json"))
             held[len(record.of("decode"))] = record.events[-1].held["host"]["text_encoder weights"]
+        assert asked == [False, True]
         assert held[1] < 0.3 * held[2]  # in tiles, whose frames no stage can be told by; and with eight bits
 
     @pytest.mark.parametrize(

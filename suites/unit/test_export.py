@@ -29,7 +29,7 @@ import wan_trt_core
 from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import OnnxModel
 from wan_trt_core.cases import COMPOSITES
-from wan_trt_core.config import ExportSettings, Settings
+from wan_trt_core.config import ExportSettings, PipelineSettings, Settings
 from wan_trt_core.export import ExportError, checks, export_component, exporter, ranges
 from wan_trt_core.export.coverage import operator_counts
 from wan_trt_core.export.exporter import TRACE_LOGGER
@@ -40,6 +40,7 @@ from wan_trt_core.models.component import Tensors, TensorSpec
 from wan_trt_core.models.components import ComponentError, component_names, get_component
 from wan_trt_core.models.components.text_encoder import TextEncoder
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
+from wan_trt_core.pipeline.engines import form_of
 
 NAMES = tuple(name for name in component_names() if name != "dit_2")  # its graph is that of dit
 PROFILE = ShapeProfile("test", Sizes(32, 32, 5, 16), Sizes(64, 48, 9, 16), Sizes(64, 80, 13, 24))
@@ -128,6 +129,17 @@ def test_a_model_that_comes_near_the_end_of_fp16_is_refused(
         match=rf"dit fp16: blocks\.1\.ffn\.net\.2 {said}.*: use bf16, which has the range of float32, or fp32 \(",
     ):
         export_component("dit", scaled(largest), PROFILE, "fp16", tmp_path, UNCHECKED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_decoder_whose_caches_would_leave_fp16_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
+    own = Checkpoint.open(small_checkpoint)
+    layer: Any = own.load("vae", "fp32").get_submodule("decoder.conv_in")
+    layer.weight.mul_(1e9)
+    lean = form_of("vae_decoder_next", Settings(pipeline=PipelineSettings(vae_lean=True)))
+    told = r"vae_decoder_next fp32: decoder\.conv_in reaches .*: turn pipeline\.vae_lean off"
+    with pytest.raises(ExportError, match=told):
+        export_component(lean, own, PROFILE, "fp32", tmp_path, UNCHECKED)
     assert list(tmp_path.iterdir()) == []
 
 

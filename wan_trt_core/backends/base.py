@@ -49,7 +49,8 @@ class OnnxModel:
         sha256: hash over the graph file and its external data: the identity of the engine's source.
         profile: the shape profile (name and per-input min, opt, max shapes) that it was checked at.
         block_outputs: names of the extra per-block outputs; empty in a model that is built for speed.
-        largest_activation: of an FP16 model, the ``layer`` of the stock module with the largest one and its ``value``.
+        largest_activation: of a model in FP16, or with caches in it, the ``layer`` of the stock module with the largest
+            one and its ``value``.
     """
 
     component: str

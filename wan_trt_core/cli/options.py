@@ -69,7 +69,7 @@ VaeFramesOption = Annotated[
     int | None,
     typer.Option(
         "--vae-frames-per-step",
-        help="Latent frames that the VAE decoder's engine does a step: 1 or 2.",
+        help="Latent frames that the VAE decoder's engine does a step: 1 or 2; engines only.",
         rich_help_panel=_MEMORY,
     ),
 ]
@@ -77,7 +77,7 @@ VaeLeanOption = Annotated[
     bool | None,
     typer.Option(
         "--vae-lean/--no-vae-lean",
-        help="Half-precision caches in the VAE decoder's engines, their last block two frames at a time.",
+        help="Half-precision caches in the VAE decoder's engines, their last block in pairs of frames; engines only.",
         rich_help_panel=_MEMORY,
     ),
 ]

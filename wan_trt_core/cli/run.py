@@ -147,7 +147,7 @@ def run(
         check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
         length, by_part = generation.max_sequence_length, parse_precision(precision)
         tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
-        _check(settings, resolved, generation, by_part, text_encoder_engine)
+        _check(settings, resolved, generation, by_part, text_encoder_engine=text_encoder_engine)
         events = settings.report / out.stem / FILE_NAME if profile_memory else None
         snapshot = None
         if memory_snapshot:
@@ -159,13 +159,13 @@ def run(
                 resolved,
                 generation,
                 by_part,
-                text_encoder_engine,
                 prompt,
                 negative_prompt,
                 begins_with,
                 seed,
                 out,
                 events,
+                text_encoder_engine=text_encoder_engine,
             )
     if as_json:
         print_json(result)
@@ -202,6 +202,7 @@ def _check(
     model: ResolvedModel,
     generation: GenerationDefaults,
     precision: str | dict[str, str],
+    *,
     text_encoder_engine: bool,
 ) -> None:
     """Raise unless the backend can make such a video here, as far as that is known before any work.
@@ -227,7 +228,7 @@ def _check(
         for name in components_run("pipeline", model.checkpoint):
             torch_dtype(precision_of(precision, name))
     if device_of(settings) == "cuda":
-        _check_memory(settings, model, shapes, generation, precision, text_encoder_engine)
+        _check_memory(settings, model, shapes, generation, precision, text_encoder_engine=text_encoder_engine)
 
 
 def _check_text_encoder(backend: Backend, settings: Settings, precision: str | dict[str, str]) -> None:
@@ -256,6 +257,7 @@ def _check_memory(
     shapes: ShapeProfile,
     generation: GenerationDefaults,
     precision: str | dict[str, str],
+    *,
     text_encoder_engine: bool,
 ) -> None:
     """Raise where the GPU has clearly less free memory than is predicted (``wan-trt memory plan``).
@@ -301,13 +303,14 @@ def _generate(
     model: ResolvedModel,
     generation: GenerationDefaults,
     precision: str | dict[str, str],
-    text_encoder_engine: bool,
     prompt: str,
     negative_prompt: str,
     image: Image | None,
     seed: int,
     out: Path,
     events: Path | None,
+    *,
+    text_encoder_engine: bool,
 ) -> dict[str, Any]:
     """Build what is missing, generate, write the file; returns what ``run --json`` prints."""
     from wan_trt_core.backends.registry import device_of
@@ -321,6 +324,7 @@ def _generate(
         "model": model.name,
         "backend": settings.backend,
         "precision": precision,
+        "text_encoder_engine": text_encoder_engine,
         **asdict(generation),
     }
     with (
@@ -330,7 +334,9 @@ def _generate(
         EngineStore(settings, report) as store,
     ):
         with recording.loads(model.checkpoint, store):
-            pipe = _pipeline(settings, model, generation, precision, text_encoder_engine, store)
+            pipe = _pipeline(
+                settings, model, generation, precision, store, text_encoder_engine=text_encoder_engine
+            )
         steps = generation.num_inference_steps
         report("generate", 0.0)
         started = time.perf_counter()
@@ -355,6 +361,7 @@ def _generate(
         "model": model.name,
         "backend": settings.backend,
         "precision": precision,
+        "text_encoder_engine": text_encoder_engine,
         "steps": steps,
         "seconds": round(seconds, 3),
         **asdict(info),
@@ -367,8 +374,9 @@ def _pipeline(
     model: ResolvedModel,
     generation: GenerationDefaults,
     precision: str | dict[str, str],
-    text_encoder_engine: bool,
     store: EngineStore,
+    *,
+    text_encoder_engine: bool,
 ) -> WanPipeline:
     """The checkpoint's pipeline with the backend's engines, or its modules, in it; what :func:`_check` has let pass."""
     from wan_trt_core.backends.base import ModuleBackend

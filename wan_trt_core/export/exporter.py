@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 from wan_trt_core.backends.base import OnnxModel, Progress
 from wan_trt_core.export.errors import ExportError
 from wan_trt_core.export.module_names import MODULE_NAMES
+from wan_trt_core.hashing import file_sha256
 from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
 from wan_trt_core.models.components import get_component, require_precision
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
+from wan_trt_core.models.vae_decoder import VaeDecoder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +60,7 @@ def export_component(
     The names and symbolic shapes of inputs and outputs must be the declared ones, ``onnx`` must accept the
     model and infer its shapes, and (``settings.export.check``) ONNX Runtime must compute what PyTorch does at
     the profile's min, opt and max. Before all that (``settings.export.check_range``) no activation of the stock
-    module may come near the end of FP16 where that is asked for.
+    module may come near the end of FP16 where that is asked for, be it for a decoder's caches only.
 
     Args:
         folder: where the two files go; nothing is left there unless everything succeeded.
@@ -127,13 +129,15 @@ def _range(
 
     from wan_trt_core.export import ranges
 
-    if precision != "fp16" or not settings.export.check_range:
+    lean = isinstance(component, VaeDecoder) and component.lean  # whose caches are FP16 in every precision
+    if (precision != "fp16" and not lean) or not settings.export.check_range:
         return None
     report("range", 0.0)
     device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
     with _explained(component, precision, "looking for its largest activation"):
         largest = ranges.largest_activations(component, checkpoint, precision, profile.min, device)
-    return ranges.judge_fp16(f"{component.name} {precision}", largest, component.precisions)
+    what = f"{component.name} {precision}"
+    return ranges.judge_fp16(what, largest, component.precisions, caches_only=precision != "fp16")
 
 
 def _write_onnx(
@@ -338,8 +342,7 @@ def _strip_value(value: Any) -> None:
 def _hash(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()
 
 

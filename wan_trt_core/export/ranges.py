@@ -57,11 +57,14 @@ def largest_activations(
     return largest
 
 
-def judge_fp16(what: str, largest: Mapping[str, float], precisions: Collection[str]) -> dict[str, Any]:
+def judge_fp16(
+    what: str, largest: Mapping[str, float], precisions: Collection[str], *, caches_only: bool = False
+) -> dict[str, Any]:
     """The layer with the largest activation, and its value, for the record.
 
     Args:
         precisions: that the component has, for the way out.
+        caches_only: nothing but its caches is to be FP16, for the way out.
 
     Raises:
         ExportError: when no layer was seen, or one is over :data:`FP16_LIMIT`, naming the first that is and the way
@@ -72,9 +75,12 @@ def judge_fp16(what: str, largest: Mapping[str, float], precisions: Collection[s
     for layer, value in largest.items():
         if value > FP16_LIMIT:
             reached = f"reaches {value:,.0f}" if math.isfinite(value) else "leaves FP16's range"
+            wider = "bf16, which has the range of float32, or " if "bf16" in precisions else ""
+            way_out = (
+                "turn pipeline.vae_lean off, whose caches are FP16" if caches_only else f"use {wider}fp32"
+            )
             raise ExportError(
-                f"{what}: {layer} {reached}; FP16 ends at 65,504 and is refused over {FP16_LIMIT:,.0f}: use"
-                f" {'bf16, which has the range of float32, or ' if 'bf16' in precisions else ''}fp32"
+                f"{what}: {layer} {reached}; FP16 ends at 65,504 and is refused over {FP16_LIMIT:,.0f}: {way_out}"
                 " (export.check_range: false exports FP16 all the same)"
             )
     layer = max(largest, key=largest.__getitem__)

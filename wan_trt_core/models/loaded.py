@@ -155,6 +155,7 @@ class LoadedCheckpoint(Checkpoint):
             return None
         files = (folder.folder / part / "config.json", *folder.weight_files(part))
         stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        # PIECE is what decides how files are hashed: a note of a hash made in another way is not found
         name = hashlib.sha256(json.dumps([self._own_sha256(part), stats, PIECE]).encode())
         return self._notes / name.hexdigest()
 

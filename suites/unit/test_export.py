@@ -285,6 +285,7 @@ def test_the_graph_of_text_to_video_is_what_it_was_before_the_variants(
     assert hashlib.sha256(b"".join(told)).hexdigest() == TEXT_TO_VIDEO
 
 
+@pytest.mark.slow  # a process of its own imports everything anew
 def test_an_export_repeats_to_the_byte(
     exported: Callable[..., OnnxModel], small_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 import wan_trt_core
 from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import OnnxModel
-from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.config import ExportSettings, PipelineSettings, Settings
 from wan_trt_core.export import ExportError, checks, export_component, exporter, ranges
 from wan_trt_core.export.coverage import operator_counts
@@ -40,7 +39,7 @@ from wan_trt_core.models.component import Tensors, TensorSpec
 from wan_trt_core.models.components import ComponentError, component_names, get_component
 from wan_trt_core.models.components.text_encoder import TextEncoder
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
-from wan_trt_core.pipeline.engines import form_of
+from wan_trt_core.pipeline.engines import components_run, form_of
 
 NAMES = tuple(name for name in component_names() if name != "dit_2")  # its graph is that of dit
 PROFILE = ShapeProfile("test", Sizes(32, 32, 5, 16), Sizes(64, 48, 9, 16), Sizes(64, 80, 13, 24))
@@ -637,7 +636,8 @@ def test_values_that_only_onnxruntime_makes_infinite_are_told() -> None:
 def test_what_tiny_wan_needs_for_a_video_is_exported_within_a_minute(
     tiny_wan_folder: Path, tmp_path: Path
 ) -> None:
-    model, names = resolve("tiny-wan", tiny_wan_folder), (*COMPOSITES["pipeline"], "text_encoder")
+    model = resolve("tiny-wan", tiny_wan_folder)
+    names = (*components_run("pipeline", model.checkpoint), "text_encoder")
     started = time.perf_counter()
     for name in names:
         export_component(name, model, model.profile(), "fp32", tmp_path, Settings(threads=2))

@@ -109,7 +109,7 @@ def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent) 
     from wan_trt_core.models.loaded import LoadedCheckpoint
     from wan_trt_core.models.prompts import PROMPT
     from wan_trt_core.pipeline.acceleration import originals
-    from wan_trt_core.pipeline.engines import precision_of
+    from wan_trt_core.pipeline.assembly import replaced_precisions
     from wan_trt_core.pipeline.generate import generate
     from wan_trt_core.pipeline.stages import stages
 
@@ -119,10 +119,7 @@ def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent) 
     spent.on(MODULES)
     model = resolve(settings.model, settings.checkpoint)
     profile = model.profile(settings.profile)
-    components = {"transformer": "dit", "transformer_2": "dit_2", "vae": "vae_decoder_first"}
-    pipe = model.checkpoint.pipeline(
-        {part: precision_of(precision, component) for part, component in components.items()}
-    )
+    pipe = model.checkpoint.pipeline(replaced_precisions(precision))
     spent.on(ACCELERATE)
     parts = (
         (LoadedCheckpoint, "weights_sha256", WEIGHTS),
@@ -210,7 +207,7 @@ def _start(given: argparse.Namespace) -> None:
     named = {name: getattr(given, name) for name in ("model", "checkpoint", "backend", "profile")}
     settings = load_settings(overrides={**named, "on_missing_shape": "torch"}).settings
     precision: Any = given.precision
-    if "=" in precision:
+    if "=" in precision:  # read here: the command line's own reading imports what a user's script does not
         precision = dict(part.split("=") for part in precision.split(","))
     spent = Spent(given.since)
     try:

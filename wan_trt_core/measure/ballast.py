@@ -41,7 +41,7 @@ def ballast(budget: int, cuda: Any, allocate: Callable[[int], object]) -> Iterat
             f"a memory budget of {quantity(budget, 'B')} cannot be given: {quantity(free, 'B')} of"
             f" {quantity(total, 'B')} are free"
         )
-    held, left = None, free
+    held = None
     size = -(-(free - budget) // GRANULE) * GRANULE
     try:
         for _ in range(2):  # the second time without what the driver took to map the first

@@ -67,14 +67,18 @@ def on_modules(
     Raises:
         CheckpointError: for what cannot be loaded.
     """
-    dtypes = {
+    dtypes = {**replaced_precisions(precision), TEXT_ENCODER: text_precision(precision)}
+    pipe = placed(model.checkpoint, dtypes, device, settings)
+    return with_parts(pipe, **{name: backend.wrap(own, settings) for name, own in replaceable(pipe).items()})
+
+
+def replaced_precisions(precision: Precision) -> dict[str, str]:
+    """Those of the modules whose place engines take, by part."""
+    return {
         "transformer": precision_of(precision, "dit"),
         "transformer_2": precision_of(precision, "dit_2"),
         "vae": precision_of(precision, VAE_DECODER[0]),
-        TEXT_ENCODER: text_precision(precision),
     }
-    pipe = placed(model.checkpoint, dtypes, device, settings)
-    return with_parts(pipe, **{name: backend.wrap(own, settings) for name, own in replaceable(pipe).items()})
 
 
 def text_precision(precision: Precision) -> str:

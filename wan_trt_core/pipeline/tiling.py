@@ -24,9 +24,8 @@ class TiledDecoder:
 
     def __init__(self, decoder: StreamingDecoder, tile: int) -> None:
         self._decoder, self._tile = decoder, tile
-        decoder.in_one_piece = (
-            False  # what is kept of a tile would be cut from it, and the next tile take another
-        )
+        # what is kept of a tile would be cut from that piece, and the next tile take another
+        decoder.in_one_piece = False
 
     @property
     def dtype(self) -> torch.dtype:

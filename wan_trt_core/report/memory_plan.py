@@ -303,11 +303,9 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
     working = stock_footprint(work.checkpoint, "vae", choice.vae, seen, layouts=on_device).working
     yield Term("vae at work, its caches and the video", working, "shapes")
     if seen != work.video:  # every tile is kept until all are blended
-        height, width = (
-            sum(_tiles(size, choice.vae_tile or size)) for size in (work.video.height, work.video.width)
-        )
+        heights, widths = _tiles(work, choice)
         whole = _video_bytes(work, choice.vae)
-        tiles = round(whole * height * width / (work.video.height * work.video.width))
+        tiles = round(whole * sum(heights) * sum(widths) / (work.video.height * work.video.width))
         yield Term("tiles of the video, and it whole", whole + tiles, "shapes")
     if on_device:
         yield Term("kept by PyTorch's allocator", round(KEPT_BY_CUDA * working), "measured")
@@ -345,10 +343,8 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
 
         # what the first step's engine leaves in its own buffers, and what that of the others copies to its own: a set
         # for each shape of tiles
-        heights, widths = (
-            {*_tiles(size, choice.vae_tile or size)} for size in (work.video.height, work.video.width)
-        )
-        shapes = [of(height, width) for height in heights for width in widths]
+        heights, widths = _tiles(work, choice)
+        shapes = [of(height, width) for height in {*heights} for width in {*widths}]
         buffers = [
             size
             for most in (OWN_OUTPUT_BYTES, STAGED_BYTES)
@@ -408,15 +404,19 @@ def _stock(work: Workload, part: str, precision: str) -> Footprint:
 
 def _seen(work: Workload, choice: Choice) -> Sizes:
     """What the VAE sees at once."""
-    tile = choice.vae_tile
-    if tile is None:
-        return work.video
-    return replace(work.video, height=min(work.video.height, tile), width=min(work.video.width, tile))
+    heights, widths = _tiles(work, choice)
+    return replace(work.video, height=heights[0], width=widths[0])
 
 
-def _tiles(size: int, tile: int) -> list[int]:
-    """Pixels of each tile along a side; they overlap by a quarter as in diffusers."""
-    return [min(tile, size - at) for at in range(0, size, tile_stride(tile))] if size > tile else [size]
+def _tiles(work: Workload, choice: Choice) -> tuple[list[int], list[int]]:
+    """Pixels in height and in width of the tiles along each side, the largest first; they overlap by a quarter as in
+    diffusers. One each where whole frames are decoded."""
+
+    def along(size: int) -> list[int]:
+        tile = choice.vae_tile or size
+        return [min(tile, size - at) for at in range(0, size, tile_stride(tile))] if size > tile else [size]
+
+    return along(work.video.height), along(work.video.width)
 
 
 def _video_bytes(work: Workload, precision: str) -> int:
@@ -473,11 +473,8 @@ def _encode_seconds(work: Workload, choice: Choice) -> float:
 
 
 def _tile_seconds(work: Workload, choice: Choice) -> float:
-    video, tile = work.video, choice.vae_tile or TILE
-    pixels = (
-        TILE_PIXEL * sum(_tiles(video.height, tile)) * sum(_tiles(video.width, tile))
-        - video.height * video.width
-    )
+    video, (heights, widths) = work.video, _tiles(work, choice)
+    pixels = TILE_PIXEL * sum(heights) * sum(widths) - video.height * video.width
     return DECODE_SECONDS * video.frames * pixels
 
 

@@ -27,7 +27,8 @@ import numpy as np
 
 import wan_trt_core
 from wan_trt_core.backends.registry import device_of
-from wan_trt_core.comparison.conditions import equal_conditions, snapshot, synchronize
+from wan_trt_core.cli.videos import parse_precision
+from wan_trt_core.comparison.conditions import equal_conditions, mark, snapshot, synchronize
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.gates.statistics import paired_ratio, ratio_interval
@@ -36,7 +37,7 @@ from wan_trt_core.measure.timing import PairedTimer
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.acceleration import originals
-from wan_trt_core.pipeline.engines import precision_of
+from wan_trt_core.pipeline.assembly import replaced_precisions
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.stages import time_stages
 from wan_trt_core.records import write_json
@@ -90,11 +91,7 @@ def measure(
         FellBack: when the accelerated arm ran diffusers' own modules.
     """
     device = device_of(settings)
-    dtypes = {
-        "transformer": precision_of(precision, "dit"),
-        "transformer_2": precision_of(precision, "dit_2"),
-        "vae": precision_of(precision, "vae_decoder_first"),
-    }
+    dtypes = replaced_precisions(precision)
     # opened twice: accelerate takes diffusers' modules off the device, and the reference needs them there
     models = [resolve(settings.model, settings.checkpoint) for _ in range(2)]
     stock = models[0].checkpoint.pipeline(dtypes, device)
@@ -185,7 +182,7 @@ def _stages(
 def _parts(pipe: Any, call: Callable[[], object]) -> dict[str, float]:
     """Seconds of one generation: in the text encoder, the transformer, the VAE, and all the rest, which is the
     scheduler, guidance, and frames to NumPy."""
-    times = time_stages(pipe, call, synchronize=synchronize)
+    times = time_stages(pipe, call, mark=mark)
     by_stage = dict(times.stages)
     parts = {
         DRAWN if pipe.text_encoder is None else "text encoder": by_stage["text encode"],
@@ -283,9 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--{option.replace('_', '-')} is {given[option]}, at least {least} is needed")
     named = {name: given[name] for name in ("model", "checkpoint", "backend", "profile", "threads")}
     settings = load_settings(overrides={**named, "on_missing_shape": "torch"}).settings
-    precision: Any = given["precision"]
-    if "=" in precision:
-        precision = dict(part.split("=") for part in precision.split(","))
+    precision = parse_precision(given["precision"])
     generation = {name: given[option] for option, name in sizes.items() if given[option] is not None}
 
     def report(result: dict[str, Any]) -> None:

@@ -8,7 +8,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from wan_trt_core.measure.timing import Pair, PairedTimer, PairedTimes, measure_pairs, time_calls
+from wan_trt_core.measure.timing import (
+    DeviceMoment,
+    HostMoment,
+    Pair,
+    PairedTimer,
+    PairedTimes,
+    measure_pairs,
+    time_calls,
+)
 
 
 class FakeClock:
@@ -233,3 +241,21 @@ def test_the_machine_is_watched_once_both_arms_are_warm() -> None:
         timer, lambda pairs: True, max_pairs=3, noise_pairs=2, time_budget=50.0, clock=clock, watch=watch()
     )
     assert "".join(log) == "ab[bbbbab]"
+
+
+def test_moments_of_the_host_and_of_a_gpu() -> None:
+    assert HostMoment(1.0).until(HostMoment(3.5)) == 2.5
+    waited: list[float] = []
+
+    class Event:
+        def __init__(self, milliseconds: float) -> None:
+            self.milliseconds = milliseconds
+
+        def synchronize(self) -> None:
+            waited.append(self.milliseconds)
+
+        def elapsed_time(self, later: Event) -> float:
+            return later.milliseconds - self.milliseconds
+
+    assert DeviceMoment(Event(500.0)).until(DeviceMoment(Event(1750.0))) == 1.25
+    assert waited == [1750.0], "the later event may not have come yet, and the earlier one has by then"

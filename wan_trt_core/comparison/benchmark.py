@@ -11,7 +11,7 @@ from typing import Any
 
 from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import Case, Limit, PerfGate
-from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
+from wan_trt_core.comparison.conditions import equal_conditions, mark, release, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.frames import keep_frames
 from wan_trt_core.comparison.memory import in_fresh_process
@@ -28,7 +28,7 @@ from wan_trt_core.progress import Report
 from wan_trt_core.records import CaseRecord, Measurement
 
 STAGED = 3
-"""Videos of each arm whose stages are timed: waiting for the device at each stage is not in the paired times."""
+"""Videos of each arm whose stages are timed, apart from the pairs."""
 
 MEMORY_STEPS = 2
 """Denoising steps at most of the video whose memory is measured."""
@@ -140,7 +140,7 @@ def stage_facts(target: Target) -> dict[str, Any]:
     for _ in range(STAGED):
         for name, arm in arms.items():  # in turns, as the pairs
             call = partial(arm.call, target.inputs())
-            runs[name].append(time_stages(arm.pipe, call, synchronize=synchronize))
+            runs[name].append(time_stages(arm.pipe, call, mark=mark))
     times = {name: median_call(each) for name, each in runs.items()}
     return {
         "stages": {name: [list(stage) for stage in each.stages] for name, each in times.items()},

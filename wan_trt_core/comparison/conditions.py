@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from wan_trt_core.config import Settings
+from wan_trt_core.measure.timing import DeviceMoment, HostMoment, Moment
 
 
 @contextmanager
@@ -64,6 +66,15 @@ def release() -> None:
     """Give the GPU memory that PyTorch only caches back: engines and other processes cannot use it."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def mark() -> Moment:
+    """Now: where a GPU is at work, when it has done what it was asked for so far."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return DeviceMoment(event)
+    return HostMoment(time.perf_counter())
 
 
 def synchronize() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from wan_trt_core.gates.statistics import drift, noise_floor, paired_ratio
 from wan_trt_core.records import Metric
@@ -32,6 +32,35 @@ StoppedBy = Literal["decided", "max_pairs", "time_budget"]
 
 def no_synchronize() -> None:
     """For the CPU, where a call has done its work when it returns."""
+
+
+class Moment(Protocol):
+    """When something was, on the clock of those made alike."""
+
+    def until(self, later: Any) -> float:
+        """Seconds to a later moment; waits until that has come."""
+
+
+@dataclass(frozen=True)
+class HostMoment:
+    """On the host's clock: seconds of :func:`time.perf_counter`."""
+
+    at: float
+
+    def until(self, later: HostMoment) -> float:
+        return later.at - self.at
+
+
+@dataclass(frozen=True)
+class DeviceMoment:
+    """In the work of a GPU: a recorded ``torch.cuda.Event``. To mark it the host need not wait, and so launches ahead
+    as it does where nothing is timed."""
+
+    event: Any
+
+    def until(self, later: DeviceMoment) -> float:
+        later.event.synchronize()
+        return float(self.event.elapsed_time(later.event)) / 1e3
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from wan_trt_core.measure.memory_events import label
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
+
+    from wan_trt_core.measure.timing import Moment
 
 Stage = Literal["text_encode", "denoise", "decode", "postprocess"]
 Begin = Callable[[Stage, int | None], object]
@@ -72,35 +73,23 @@ def stages(pipe: WanPipeline, begin: Begin) -> Iterator[None]:
         yield
 
 
-def time_stages(
-    pipe: WanPipeline,
-    call: Callable[[], object],
-    *,
-    synchronize: Callable[[], object],
-    clock: Callable[[], float] = time.perf_counter,
-) -> StageTimes:
+def time_stages(pipe: WanPipeline, call: Callable[[], object], *, mark: Callable[[], Moment]) -> StageTimes:
     """Time one call of ``pipe`` by stage.
 
     Args:
         call: generates a video with ``pipe``.
-        synchronize: waits for the device; called where a stage or the transformer begins and ends.
-        clock: seconds; injected so that times can be tested.
+        mark: notes a moment; called where a stage or the transformer begins and ends, and read when all is over.
     """
-    began: list[tuple[str, float]] = []
-    transformer = 0.0
-
-    def now() -> float:
-        synchronize()
-        return clock()
+    began: list[tuple[str, Moment]] = []
+    forwards: list[tuple[Moment, Moment]] = []
 
     def begin(stage: Stage, index: int | None) -> None:
-        began.append((label(stage, index=index), now()))
+        began.append((label(stage, index=index), mark()))
 
     def forward(original: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-        nonlocal transformer
-        started = now()
+        started = mark()
         flow = original(*args, **keywords)
-        transformer += now() - started
+        forwards.append((started, mark()))
         return flow
 
     with ExitStack() as watched:
@@ -109,9 +98,10 @@ def time_stages(
                 watched.enter_context(through(module, "forward", forward))
         watched.enter_context(stages(pipe, begin))
         call()
-    began.append(("end", now()))
+    began.append(("end", mark()))
     return StageTimes(
-        tuple((name, until - since) for (name, since), (_, until) in pairwise(began)), transformer
+        tuple((name, start.until(end)) for (name, start), (_, end) in pairwise(began)),
+        sum(start.until(end) for start, end in forwards),
     )
 
 

@@ -130,9 +130,7 @@ def _one_product(graph: nn.Module) -> nn.Module:
             query = self._heads(dit._rms_norm(query, self.norm_q, self.eps))
             key = self._heads(dit._rms_norm(key, self.norm_k, self.eps))
             query, key = (dit._rotate(each, *rope).to(value.dtype) for each in (query, key))
-            query, value = query.transpose(1, 2), self._heads(value).transpose(1, 2)
-            attended = torch.softmax(query @ key.permute(0, 2, 3, 1), dim=-1) @ value
-            return self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
+            return _mixed(self, dit._attend(query.transpose(1, 2), key, self._heads(value)))
 
     for block in graph.blocks:
         layers = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
@@ -165,23 +163,16 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
             assert image is None, "an idea of text to video"
             query, key, value = _to_attend(self, tokens, source, rope, tokens.dtype)
             scores = query.transpose(1, 2).float() @ key.permute(0, 2, 3, 1).float()
-            attended = torch.softmax(scores, dim=-1).to(value.dtype) @ value.transpose(1, 2)
-            return self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
+            return _mixed(self, torch.softmax(scores, dim=-1).to(value.dtype) @ value.transpose(1, 2))
 
     return _attentions_as(graph, Attention)
 
 
 def _bf16_attention(graph: nn.Module) -> nn.Module:
-    """Attention of tensors in bfloat16, whose kernels sum in float32."""
-
-    class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
-            assert image is None, "an idea of text to video"
-            query, key, value = _to_attend(self, tokens, source, rope, torch.bfloat16)
-            attended = dit._attend(query.transpose(1, 2), key, value).to(tokens.dtype)
-            return self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
-
-    return _attentions_as(graph, Attention)
+    """Attention in BF16, as ``export.bf16_attention`` has it."""
+    for block in graph.blocks:
+        block.attn1.attended_in = block.attn2.attended_in = torch.bfloat16
+    return graph
 
 
 def _by_head(graph: nn.Module) -> nn.Module:
@@ -202,15 +193,20 @@ def _by_head(graph: nn.Module) -> nn.Module:
 def _to_attend(
     attention: Any, tokens: Tensor, source: Tensor, rope: Any, dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """Query, key and value (1, tokens, heads, head_dim), rounded to ``dtype`` after RMSNorm and RoPE.
-
-    The casts come before the transposes: one right before a product reads as a wish for its sums alone.
-    """
+    """Query, key and value (1, tokens, heads, head_dim), rounded to ``dtype`` after RMSNorm and RoPE."""
     query = attention._heads(dit._rms_norm(attention.to_q(tokens), attention.norm_q, attention.eps))
     key = attention._heads(dit._rms_norm(attention.to_k(source), attention.norm_k, attention.eps))
     if rope is not None:
         query, key = dit._rotate(query, *rope), dit._rotate(key, *rope)
     return (each.to(dtype) for each in (query, key, attention._heads(attention.to_v(source))))
+
+
+def _mixed(attention: Any, attended: Tensor) -> Tensor:
+    """What attention gives, of (1, heads, tokens, head_dim)."""
+    mixed: Tensor = attention.to_out(
+        attended.transpose(1, 2).reshape(-1, attention.heads * attention.head_dim)
+    )
+    return mixed
 
 
 def _blocks_as(graph: nn.Module, kind: type) -> nn.Module:
@@ -416,7 +412,7 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             _float32_sums, "the linear layers' sums in float32, their tensors in half precision"
         ),
         "float32-scores": Idea(_float32_scores, "the scores of attention summed in float32"),
-        "bf16-attention": Idea(_bf16_attention, "attention in bfloat16, whose kernels sum in float32"),
+        "bf16-attention": Idea(_bf16_attention, "attention in BF16, whose kernels sum in float32"),
     },
     "vae_decoder_next": {
         "channels-last": Idea(

@@ -54,6 +54,10 @@ class ExportSettings(_Model):
     check_range: bool = Field(
         default=True, description="refuse FP16 where a layer's largest activation comes near its end (3e4)"
     )
+    bf16_attention: bool = Field(
+        default=False,
+        description="attention of an FP16 transformer in BF16, whose sums are float32 in TensorRT: for long videos",
+    )
     fp32_tolerance: float = Field(
         default=1e-4, gt=0, lt=1, description="largest relative L2 difference of a float32 graph from PyTorch"
     )

@@ -26,6 +26,7 @@ from wan_trt_core.config import ConfigError
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models.component import Component
 from wan_trt_core.models.components import ComponentError, get_component, require_precision
+from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.profiles import POINTS, SPATIAL, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
 from wan_trt_core.pipeline.offload import OffloadedEngine, Turns
@@ -385,6 +386,8 @@ def form_of(component: str, settings: Settings) -> Component:
     if isinstance(part, VaeDecoder):
         part = part.of_steps(settings.pipeline.vae_frames_per_step)
         part = part.in_less_memory() if settings.pipeline.vae_lean else part
+    if isinstance(part, Dit) and settings.export.bf16_attention:
+        part = part.with_bf16_attention()
     return part
 
 
@@ -453,7 +456,11 @@ def onnx_identity(
 ) -> dict[str, Any]:
     """Everything that an exported ONNX file depends on."""
     part = form_of(component, settings)
-    form = {"latents": part.latents, "lean": part.lean} if isinstance(part, VaeDecoder) else {}
+    form: dict[str, Any] = {}
+    if isinstance(part, VaeDecoder):
+        form = {"latents": part.latents, "lean": part.lean}
+    elif isinstance(part, Dit):
+        form = {"bf16_attention": part.bf16_attention and precision == "fp16"}
     return {
         **form,
         "component": component,
@@ -463,7 +470,9 @@ def onnx_identity(
         "block_outputs": block_outputs,
         "inputs": {spec.name: spec.axes for spec in part.inputs(model.checkpoint)},
         "weights": model.checkpoint.weights_sha256(part.part),
-        "export": settings.export.model_dump(mode="json"),
+        "export": settings.export.model_dump(
+            mode="json", exclude={"bf16_attention"}
+        ),  # only transformers know it
         "versions": distribution_versions(*EXPORTERS),
         "sources": sources_sha256(),
     }

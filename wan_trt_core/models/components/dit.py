@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,13 @@ class Dit(Component):
     inside = "blocks.0"
     precisions = ("fp32", "fp16", "bf16")
     fp32_islands = ("time embedding", "modulation and gates", "layer norms", "RMS norm factors", "RoPE")
+    bf16_attention = False
+
+    def with_bf16_attention(self) -> Dit:
+        """The component whose attention is in BF16 where the rest is in FP16."""
+        other = copy.copy(self)
+        other.bf16_attention = True
+        return other
 
     def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
         config = self._config(checkpoint)
@@ -78,7 +86,8 @@ class Dit(Component):
         require_precision(self, precision)
         self._config(checkpoint)
         model: Any = checkpoint.load(self.part, precision)
-        return DitGraph(model, block_outputs=block_outputs)
+        bf16_attention = self.bf16_attention and precision == "fp16"
+        return DitGraph(model, block_outputs=block_outputs, bf16_attention=bf16_attention)
 
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """What the pipeline's first denoising step receives: noise, the first timestep, a real prompt."""

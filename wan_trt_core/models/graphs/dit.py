@@ -21,7 +21,8 @@ What the variants add, each only where the checkpoint has it, so that the others
   where diffusers has one a token: 31 instead of 27,280 for 121 frames of 1280x704.
 
 In half precision the float32 islands are diffusers' own: layer norms, modulation, gates and the rotation; the
-residual stream is rounded to half where diffusers rounds it.
+residual stream is rounded to half where diffusers rounds it. Attention may be in BF16 inside an FP16 graph: its kernels
+sum in float32, where TensorRT's of FP16 lose precision with every further key (``docs/performance.md``).
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def equal_within_frames(timestep: Tensor, frames: int) -> bool:
 
 
 class _Attention(nn.Module):
-    def __init__(self, attention: Any, *, rotated: bool) -> None:
+    def __init__(self, attention: Any, *, rotated: bool, bf16: bool) -> None:
         super().__init__()
         self.heads = attention.heads
         self.eps = attention.norm_q.eps
@@ -195,6 +196,7 @@ class _Attention(nn.Module):
         self.to_k = copying.linear(attention.to_k, rows)
         self.to_v = copying.linear(attention.to_v)
         self.to_out = copying.linear(attention.to_out[0])
+        self.attended_in = torch.bfloat16 if bf16 else self.to_q.weight.dtype
         self.norm_q = copying.parameter(attention.norm_q.weight[rows] * (1 / math.sqrt(self.head_dim)))
         self.norm_k = copying.parameter(attention.norm_k.weight[rows])
         if attention.add_k_proj is not None:
@@ -214,13 +216,17 @@ class _Attention(nn.Module):
         key = self._heads(_rms_norm(self.to_k(source), self.norm_k, self.eps))
         value = self._heads(self.to_v(source))
         if rope is not None:
-            query, key = _rotate(query, *rope).to(value.dtype), _rotate(key, *rope).to(value.dtype)
+            query, key = _rotate(query, *rope), _rotate(key, *rope)
+        # rounded before the transposes: TensorRT reads a cast right before a product as a wish for its sums alone
+        query, key, value = (each.to(self.attended_in) for each in (query, key, value))
         query = query.transpose(1, 2)
         attended = _attend(query, key, value)
         if image is not None:
-            key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps))
-            attended = attended + _attend(query, key, self._heads(self.add_v(image)))
-        mixed: Tensor = self.to_out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
+            key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(self.attended_in)
+            value = self._heads(self.add_v(image)).to(self.attended_in)
+            attended = attended + _attend(query, key, value)
+        tokens = attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim).to(tokens.dtype)
+        mixed: Tensor = self.to_out(tokens)
         return mixed
 
     def _heads(self, tokens: Tensor) -> Tensor:
@@ -229,11 +235,11 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, *, bf16_attention: bool) -> None:
         super().__init__()
         self.eps = block.norm1.eps
-        self.attn1 = _Attention(block.attn1, rotated=True)
-        self.attn2 = _Attention(block.attn2, rotated=False)
+        self.attn1 = _Attention(block.attn1, rotated=True, bf16=bf16_attention)
+        self.attn2 = _Attention(block.attn2, rotated=False, bf16=bf16_attention)
         self.cross_norm = isinstance(block.norm2, nn.LayerNorm)
         if self.cross_norm:
             self.norm2_weight = copying.parameter(block.norm2.weight.float())
@@ -294,9 +300,12 @@ class DitGraph(nn.Module):
     Args:
         model: diffusers' transformer, in the precision of the graph.
         block_outputs: return the intermediate outputs that ``Dit.blocks`` names too.
+        bf16_attention: queries, keys and values are rounded to BF16 where they meet.
     """
 
-    def __init__(self, model: WanTransformer3DModel, *, block_outputs: bool = False) -> None:
+    def __init__(
+        self, model: WanTransformer3DModel, *, block_outputs: bool = False, bf16_attention: bool = False
+    ) -> None:
         super().__init__()
         config = model.config
         self.patch_size = tuple(config.patch_size)
@@ -311,7 +320,7 @@ class DitGraph(nn.Module):
         self.text_out = copying.linear(text_embedder.linear_2)
         embedder = model.condition_embedder.image_embedder
         self.image_embedder = None if embedder is None else _ImageEmbedder(embedder)
-        self.blocks = nn.ModuleList(_Block(block) for block in model.blocks)
+        self.blocks = nn.ModuleList(_Block(block, bf16_attention=bf16_attention) for block in model.blocks)
         self.proj_out = copying.linear(model.proj_out)
         self.requires_grad_(False).eval()
 

@@ -132,7 +132,7 @@ class _Graph:
         one in float32, as ONNX has none in BF16.
         """
         made = self.tensors[product.output[0]].dtype
-        if product.op_type == "Conv":
+        if product.op_type == "Conv" or made != "float32":
             return made
         given = self.tensors.get(maker.input[0]) if maker is not None and maker.op_type == "Cast" else None
         return given.dtype if given is not None and given.dtype in FUSABLE else made

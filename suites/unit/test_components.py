@@ -22,6 +22,7 @@ from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component
 from wan_trt_core.models.components import ComponentError, component_names, get_component
+from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.graphs import dit
 from wan_trt_core.models.graphs.text_encoder import TextEncoderGraph
 from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
@@ -500,6 +501,31 @@ def test_half_precision_stays_near_float32(
     expected = next(iter(component.reference(checkpoint, "fp32")(call).values()))
     assert found.dtype == dtype
     assert relative(found, expected) < tolerance
+
+
+@pytest.mark.parametrize("model", ["small", "tiny-wan2.1-i2v"])
+def test_bf16_attention_is_given_nothing_else(
+    model: str, of_model: Callable[[str], tuple[Checkpoint, Sizes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkpoint, video), component = of_model(model), Dit().with_bf16_attention()
+    call = component.call_tensors(checkpoint, video)
+    attend, taken = dit._attend, set()
+    monkeypatch.setattr(
+        dit, "_attend", lambda *given: taken.add(tuple(each.dtype for each in given)) or attend(*given)
+    )
+
+    def run(component: Component, precision: str) -> Tensor:
+        tensors = component.prepare(checkpoint, precision)(call)
+        return component.graph(checkpoint, precision)(*tensors.values())[0]
+
+    found = run(component, "fp16")
+    assert taken == {(torch.bfloat16,) * 3}
+    assert found.dtype == torch.float16
+    expected = component.reference(checkpoint, "fp32")(call)["sample"]
+    rounded = run(Dit(), "fp16")
+    assert relative(rounded, expected) < relative(found, expected) < 1e-2, "eight bits of eleven"
+    for other in ("fp32", "bf16"):
+        assert torch.equal(run(component, other), run(Dit(), other)), f"nothing else is in {other}"
 
 
 def test_hooks_are_gone_after_the_blocks_were_taken(checkpoint: Checkpoint) -> None:

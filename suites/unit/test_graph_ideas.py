@@ -77,19 +77,6 @@ def test_an_idea_computes_what_the_graph_computes(
         assert tuple(value.shape) == spec.shape(component.sizes(VIDEO)), spec
 
 
-def test_attention_in_bf16_is_given_nothing_else(
-    ideas: ModuleType, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint, component = Checkpoint.open(small_checkpoint), get_component("dit")
-    graph = ideas.changed(component, ideas.IDEAS["dit"]["bf16-attention"]).graph(checkpoint, "fp16")
-    attend, taken = ideas.dit._attend, []
-    monkeypatch.setattr(
-        ideas.dit, "_attend", lambda *given: taken.append({each.dtype for each in given}) or attend(*given)
-    )
-    assert graph(*inputs(component, checkpoint, torch.float16))[0].dtype == torch.float16
-    assert taken == [{torch.bfloat16}] * 2 * len(graph.blocks)
-
-
 def test_inputs_of_a_point_and_the_exact_outputs(ideas: ModuleType) -> None:
     named = ("dit", "tiny-wan", None, None, "fp16", "onnxruntime", load_settings(environ={}).settings)
     made = {point: ideas._random_inputs(ideas.Subject(*named, point), 1, "cpu") for point in ideas.POINTS}

@@ -171,7 +171,7 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
 def _bf16_attention(graph: nn.Module) -> nn.Module:
     """Attention in BF16, as ``export.bf16_attention`` has it."""
     for block in graph.blocks:
-        block.attn1.attended_in = block.attn2.attended_in = torch.bfloat16
+        block.attn1.bf16 = block.attn2.bf16 = True
     return graph
 
 

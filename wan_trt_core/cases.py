@@ -48,9 +48,8 @@ HIGHER_IS_BETTER = frozenset(
 )
 """Metrics (by the last part of their name) that a limit must bound from below; all others from above."""
 
-CASE_SETTINGS = ("export.bf16_attention", "pipeline.", "tensorrt.")
-"""Settings and sections of them that a case may set for itself: what its candidate is and does, not how it is
-measured."""
+CASE_SETTINGS = ("pipeline.", "tensorrt.")
+"""Sections of the settings that a case may set for itself: what its candidate does, not how it is measured."""
 
 CEILINGS = {
     "psnr_db": 200.0,

@@ -54,10 +54,6 @@ class ExportSettings(_Model):
     check_range: bool = Field(
         default=True, description="refuse FP16 where a layer's largest activation comes near its end (3e4)"
     )
-    bf16_attention: bool = Field(
-        default=False,
-        description="attention of an FP16 transformer in BF16, whose sums are float32 in TensorRT: for long videos",
-    )
     fp32_tolerance: float = Field(
         default=1e-4, gt=0, lt=1, description="largest relative L2 difference of a float32 graph from PyTorch"
     )
@@ -145,6 +141,11 @@ class TensorRtSettings(_Model):
     optimization_level: int = Field(default=3, ge=0, le=5, description="effort of the builder, 0 to 5")
     timing_cache: bool = Field(
         default=True, description="keep the timings of kernels in the cache, for all builds on this GPU"
+    )
+    bf16_attention: bool | None = Field(
+        default=None,
+        description="attention of an FP16 transformer in BF16, whose sums are float32; by default where a video may"
+        " have more than 16,384 tokens",
     )
     weight_streaming: bool = Field(
         default=False, description="build engines whose weights may stay in host memory"

@@ -344,7 +344,7 @@ def test_settings_of_a_case(load: Load) -> None:
     assert case.settings == {"pipeline.vae_tile": 256, "tensorrt.max_graphs": 1}
     for wrong, message in {
         "pipeline.vae_tiles: 256": "'settings.pipeline.vae_tiles' is unknown; did you mean 'pipeline.vae_tile'",
-        "perf.confidence: 0.9": "'settings.perf.confidence' is unknown.*allowed: export.bf16_attention",  # how it is measured
+        "perf.confidence: 0.9": "'settings.perf.confidence' is unknown.*allowed: tensorrt.profiles",  # how it is measured
         "pipeline.vae_tile: 100": r"'settings.pipeline.vae_tile': given: pipeline.vae_tile: 100 is not allowed",
     }.items():
         with pytest.raises(CaseFileError, match=rf"cases.yaml:5: case 'a': key {message}"):

@@ -66,7 +66,9 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(settings: Settings) -> Exported:
     target = target_of(case_of("dit", settings), Context(settings))
-    model = exported_model("dit", target.model, target.profile, "fp32", settings, block_outputs=True)
+    model = exported_model(
+        "dit", target.model, target.profile, "fp32", "onnxruntime", settings, block_outputs=True
+    )
     return Exported(model.path, target)
 
 

@@ -37,6 +37,7 @@ from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Tensors, TensorSpec
 from wan_trt_core.models.components import ComponentError, component_names, get_component
+from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.components.text_encoder import TextEncoder
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline.engines import components_run, form_of
@@ -135,7 +136,9 @@ def test_a_decoder_whose_caches_would_leave_fp16_is_refused(small_checkpoint: Pa
     own = Checkpoint.open(small_checkpoint)
     layer: Any = own.load("vae", "fp32").get_submodule("decoder.conv_in")
     layer.weight.mul_(1e9)
-    lean = form_of("vae_decoder_next", Settings(pipeline=PipelineSettings(vae_lean=True)))
+    lean = form_of(
+        "vae_decoder_next", PROFILE, "tensorrt", Settings(pipeline=PipelineSettings(vae_lean=True))
+    )
     told = r"vae_decoder_next fp32: decoder\.conv_in reaches .*: turn pipeline\.vae_lean off"
     with pytest.raises(ExportError, match=told):
         export_component(lean, own, PROFILE, "fp32", tmp_path, UNCHECKED)
@@ -189,12 +192,25 @@ def test_a_bf16_dit_is_compared_in_float32(
     component, model = get_component("dit"), exported("dit", "bf16")
     call = component.call_tensors(checkpoint, ELSEWHERE, seed=5)
     inputs = {name: tensor.float() for name, tensor in component.prepare(checkpoint, "bf16")(call).items()}
-    wide = checks.in_float32(model.path, tmp_path)
+    wide = checks.without_bf16(model.path, tmp_path)
     found = run(replace(model, path=wide), inputs)["sample"]
     rounded = component.reference(checkpoint, "bf16")(call)["sample"]
     assert relative(found, rounded) < 3e-2  # eight bits
     types = {value.type.tensor_type.elem_type for value in onnx.load(str(model.path)).graph.value_info}
     assert onnx.TensorProto.BFLOAT16 in types and onnx.TensorProto.FLOAT in types  # with its islands
+
+
+def test_attention_in_bf16_is_exported_and_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    component = Dit().with_bf16_attention()
+    model = export_component(component, checkpoint, PROFILE, "fp16", tmp_path, SETTINGS)
+    graph = onnx.load(str(model.path)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+
+    def computed_in(kind: str) -> set[int]:
+        return {types[node.output[0]] for node in graph.node if node.op_type == kind}
+
+    assert computed_in("Softmax") == computed_in("MatMul") == {onnx.TensorProto.BFLOAT16}
+    assert computed_in("Gemm") == {onnx.TensorProto.FLOAT16}
 
 
 def test_a_wrong_bf16_export_is_found(

@@ -19,7 +19,7 @@ from module_engine import ModuleEngine, component_engine
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.registry import UnknownBackend
-from wan_trt_core.config import Settings
+from wan_trt_core.config import Settings, TensorRtSettings
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.components import ComponentError, get_component
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
@@ -351,7 +351,7 @@ def test_an_engine_is_made_once_and_survives_interruptions(
     assert set(phases.seen) == {"build text_encoder fp32: optimise"}
     assert "corrupted: text_encoder_fp32.onnx differs" in caplog.text
 
-    onnx = exported_model("text_encoder", model, PROFILE, "fp32", settings)
+    onnx = exported_model("text_encoder", model, PROFILE, "fp32", "onnxruntime", settings)
     assert onnx.path.is_file()
     assert (onnx.component, onnx.precision, onnx.profile) == ("text_encoder", "fp32", "tiny")
     assert onnx.shapes["input_ids"] == {"min": (1, 16), "opt": (1, 16), "max": (1, 16)}
@@ -404,10 +404,14 @@ def test_the_identity_of_an_export_covers_what_it_depends_on(
     model: ResolvedModel, settings: Settings
 ) -> None:
     def identity(
-        component: str = "dit", profile: ShapeProfile = PROFILE, precision: str = "fp32", **changes: Any
+        component: str = "dit",
+        profile: ShapeProfile = PROFILE,
+        precision: str = "fp32",
+        backend: str = "onnxruntime",
+        **changes: Any,
     ) -> Any:
         chosen = settings.model_copy(update=changes.pop("settings", {}))
-        return engines_module.onnx_identity(component, model, profile, precision, chosen, **changes)
+        return engines_module.onnx_identity(component, model, profile, precision, backend, chosen, **changes)
 
     base = identity()
     assert identity() == base
@@ -425,8 +429,27 @@ def test_the_identity_of_an_export_covers_what_it_depends_on(
     longer = ShapeProfile("tiny-9f", *(dataclasses.replace(sizes, frames=9) for sizes in (PROFILE.opt,) * 3))
     short = dataclasses.replace(longer, name="tiny-5f", opt=PROFILE.opt)
     assert identity("vae_decoder_next", longer) == identity("vae_decoder_next", short)
+    for bf16 in (True, False):
+        chosen = {"tensorrt": settings.tensorrt.model_copy(update={"bf16_attention": bf16})}
+        other = identity(precision="fp16", backend="tensorrt", settings=chosen) != identity(precision="fp16")
+        assert other == bf16, "another graph"
+        assert identity(backend="tensorrt", settings=chosen) == base, "only in FP16"
+        assert identity(precision="fp16", settings=chosen) == identity(precision="fp16"), "only of TensorRT"
     assert identity(profile=longer) != identity(profile=short)
     assert {"torch", "onnx", "diffusers"} <= set(base["versions"])
+
+
+def test_attention_among_many_tokens_is_in_bf16_unless_told_otherwise() -> None:
+    wan = resolve("wan2.1-t2v-1.3b")
+
+    def bf16(profile: str, backend: str = "tensorrt", **chosen: Any) -> Any:
+        settings = Settings(tensorrt=TensorRtSettings(**chosen))
+        form: Any = engines_module.form_of("dit", wan.profile(profile), backend, settings)
+        return form.bf16_attention
+
+    assert [bf16("480p-17f"), bf16("480p-81f")] == [False, True]
+    assert [bf16("480p-17f", bf16_attention=True), bf16("480p-81f", bf16_attention=False)] == [True, False]
+    assert not bf16("480p-81f", "onnxruntime", bf16_attention=True), "it has no such products on a CPU"
 
 
 def test_the_identity_covers_the_source_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,10 @@ def test_every_graph_of_tiny_wan_is_parsed_and_built(rtx: Path, tiny_wan_folder:
     """The graphs come from the user's own cache, where the suites look for them as well."""
     settings = load_settings(environ={}).settings
     model = resolve("tiny-wan", tiny_wan_folder)
-    graphs = [exported_model(name, model, model.profile(), precision, settings) for name, precision in GRAPHS]
+    graphs = [
+        exported_model(name, model, model.profile(), precision, "tensorrt", settings)
+        for name, precision in GRAPHS
+    ]
     assert {name for name, _ in GRAPHS} == set(components_of(model.checkpoint)), (
         "a component that is not built here"
     )
@@ -59,7 +62,7 @@ def test_every_graph_of_tiny_wan_is_parsed_and_built(rtx: Path, tiny_wan_folder:
 def test_the_graph_that_explains_a_failure_is_built_too(rtx: Path, tiny_wan_folder: Path) -> None:
     """With every block's output, as ``wan-trt explain parity`` asks of an engine."""
     settings, model = load_settings(environ={}).settings, resolve("tiny-wan", tiny_wan_folder)
-    graph = exported_model("dit", model, model.profile(), "fp16", settings, block_outputs=True)
+    graph = exported_model("dit", model, model.profile(), "fp16", "tensorrt", settings, block_outputs=True)
     (result,) = built([asdict(graph)], rtx)
     assert "error" not in result, result
     assert result["plan"] > 100_000
@@ -73,7 +76,7 @@ def test_no_graph_pads_an_image_before_a_convolution(tiny_wan_folder: Path) -> N
     settings = load_settings(environ={}).settings
     model = resolve("tiny-wan", tiny_wan_folder)
     for name in (name for name, precision in GRAPHS if name.startswith("vae") and precision == "fp32"):
-        path = exported_model(name, model, model.profile(), "fp32", settings).path
+        path = exported_model(name, model, model.profile(), "fp32", "tensorrt", settings).path
         nodes = onnx.load(str(path), load_external_data=False).graph.node
         padded = {output for node in nodes if node.op_type == "Pad" for output in node.output}
         convolved = {node.input[0] for node in nodes if node.op_type == "Conv"}

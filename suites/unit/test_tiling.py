@@ -171,7 +171,7 @@ def test_another_engine_for_longer_steps(tiny_wan_folder: Path) -> None:
     longer = Settings(device="cpu", pipeline=PipelineSettings(vae_frames_per_step=2))
 
     def identity(component: str, settings: Settings) -> dict[str, Any]:
-        return onnx_identity(component, model, model.profile(), "fp32", settings)
+        return onnx_identity(component, model, model.profile(), "fp32", "onnxruntime", settings)
 
     for component in ("dit", "vae_decoder_first"):
         assert identity(component, longer) == identity(component, Settings(device="cpu"))

@@ -65,7 +65,8 @@ def export(
         settings = loaded.settings
 
         def export_one(name: str, resolved: ResolvedModel, shapes: ShapeProfile, report: Report) -> Facts:
-            onnx = exported_model(name, resolved, shapes, precision, settings, progress=report)
+            made = (name, resolved, shapes, precision, settings.backend, settings)
+            onnx = exported_model(*made, progress=report)
             path = _copy_files(onnx.path.parent, out, onnx.path.name) if out else onnx.path
             return {"file": str(path), "bytes": _folder_bytes(onnx.path.parent)}
 

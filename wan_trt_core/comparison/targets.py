@@ -230,7 +230,7 @@ class Target(ABC):
 
     def component(self, name: str) -> Component:
         """A component of the case, in the form that its settings give it."""
-        return form_of(name, self.context.settings)
+        return form_of(name, self.profile, self.case.backend, self.context.settings)
 
     def operation(self, name: str, block: str) -> Operation | None:
         """The first operation in a block of a component that computes what PyTorch does not, on the reference's inputs
@@ -253,12 +253,12 @@ class Target(ABC):
 
     def graph(self, name: str, *, block_outputs: bool = False) -> Graph:
         """The files of a component's graph."""
-        made = (name, self.model, self.profile, self.precision(name))
-        settings = self.context.settings
-        onnx = exported_model(*made, settings, block_outputs=block_outputs).path
-        if self.case.backend not in _RUNS_ON_CPU:
+        case, settings = self.case, self.context.settings
+        made = (name, self.model, self.profile, self.precision(name), case.backend, settings)
+        onnx = exported_model(*made, block_outputs=block_outputs).path
+        if case.backend not in _RUNS_ON_CPU:
             return Graph(onnx, None)
-        engine = built_engine(*made, self.case.backend, settings, block_outputs=block_outputs)
+        engine = built_engine(*made, block_outputs=block_outputs)
         return Graph(onnx, engine.folder / onnx.name)
 
     def graphs(self) -> dict[str, tuple[OnnxRuntimeEngine, Graph]]:

@@ -107,7 +107,7 @@ def check_model(path: Path) -> None:
     )
 
 
-def in_float32(path: Path, folder: Path) -> Path:
+def without_bf16(path: Path, folder: Path) -> Path:
     """A copy of the model with float32 wherever it has BF16, which ONNX Runtime computes nothing in on a CPU.
 
     Every node and every weight is there, so that what the export made of the graph can be compared all the same.

@@ -27,6 +27,7 @@ from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
 from wan_trt_core.models.components import get_component, require_precision
+from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
 from wan_trt_core.models.vae_decoder import VaeDecoder
 
@@ -218,7 +219,8 @@ def _check(
         _explained(component, precision, "running the model with ONNX Runtime"),
         _temporary_folder(path.parent) as temporary,
     ):
-        runs = checks.in_float32(path, temporary) if precision == "bf16" else path
+        in_bf16 = precision == "bf16" or (isinstance(component, Dit) and component.bf16_attention)
+        runs = checks.without_bf16(path, temporary) if in_bf16 else path
         session = checks.open_session(runs, settings.threads)
     prepare = component.prepare(checkpoint, precision)
     with _explained(component, precision, "preparing its inputs"):

@@ -51,6 +51,10 @@ VAE_DECODER = COMPOSITES["vae_decoder"]
 VAE_ENCODER = COMPOSITES["vae_encoder"]
 """The components that encode a video together."""
 
+FP16_ATTENTION_TOKENS = 16_384
+"""Up to so many tokens attention in FP16, which TensorRT 10.6 sums in FP16 too, keeps the transformer 60 dB from
+float32: 62.0 dB with up to 13,520, 59.3 with 32,760 (``docs/performance.md``)."""
+
 _GROUPS = {**dict.fromkeys((*VAE_DECODER, *VAE_ENCODER), "vae"), "dit_2": "dit"}
 """Names by which a precision mapping means several components at once."""
 
@@ -331,12 +335,13 @@ def built_engine(
     check_precision(runs, component, precision)
     asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
-    source = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
+    made_for = (precision, backend, settings)
+    source = onnx_identity(component, model, profile, *made_for, block_outputs=block_outputs)
     identity = _engine_identity(runs, source, precision, settings)
 
     def build(folder: Path) -> dict[str, Any]:
         onnx = exported_model(
-            component, model, asked, precision, settings, block_outputs=block_outputs, progress=progress
+            component, model, asked, *made_for, block_outputs=block_outputs, progress=progress
         )
         facts = runs.build(onnx, folder, settings, _titled(progress, f"build {component} {precision}"))
         return {**facts, "onnx_sha256": onnx.sha256}
@@ -361,7 +366,8 @@ def cached_facts(
         runs.require(settings)
     except BackendUnavailable:
         return None
-    source = onnx_identity(component, model, served(component, profile, settings), precision, settings)
+    asked = (component, model, served(component, profile, settings), precision, backend, settings)
+    source = onnx_identity(*asked)
     identity = _engine_identity(runs, source, precision, settings)
     return EngineCache(settings.cache, settings.engine_lock_timeout).facts("engines", identity)
 
@@ -380,14 +386,16 @@ def _engine_identity(
     }
 
 
-def form_of(component: str, settings: Settings) -> Component:
-    """The component in the form that the settings give it."""
+def form_of(component: str, profile: ShapeProfile, backend: str, settings: Settings) -> Component:
+    """The component in the form that the settings give it for a backend's engine of a profile."""
     part = get_component(component)
     if isinstance(part, VaeDecoder):
         part = part.of_steps(settings.pipeline.vae_frames_per_step)
         part = part.in_less_memory() if settings.pipeline.vae_lean else part
-    if isinstance(part, Dit) and settings.export.bf16_attention:
-        part = part.with_bf16_attention()
+    if isinstance(part, Dit) and backend == "tensorrt":
+        asked = settings.tensorrt.bf16_attention
+        if part.tokens(profile.max) > FP16_ATTENTION_TOKENS if asked is None else asked:
+            part = part.with_bf16_attention()
     return part
 
 
@@ -396,22 +404,25 @@ def exported_model(
     model: ResolvedModel,
     profile: ShapeProfile,
     precision: str,
+    backend: str,
     settings: Settings,
     *,
     block_outputs: bool = False,
     progress: Progress | None = None,
 ) -> OnnxModel:
-    """The checked ONNX model of a component, exported unless the cache holds it.
+    """The checked ONNX model of a component for a backend's engine, exported unless the cache holds it.
 
     Raises:
         ComponentError, CheckpointError, ExportError, CacheError: from the stage that failed.
     """
-    part, tiles = form_of(component, settings), served(component, profile, settings)
+    tiles = served(component, profile, settings)
+    part = form_of(component, tiles, backend, settings)
     if isinstance(part, VaeDecoder) and tiles != profile and not block_outputs:
         part = part.of_tiles()
     profile = tiles
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
-    identity = onnx_identity(component, model, profile, precision, settings, block_outputs=block_outputs)
+    asked = (component, model, profile, precision, backend, settings)
+    identity = onnx_identity(*asked, block_outputs=block_outputs)
 
     def export(folder: Path) -> dict[str, Any]:
         from wan_trt_core.export.exporter import export_component
@@ -450,12 +461,13 @@ def onnx_identity(
     model: ResolvedModel,
     profile: ShapeProfile,
     precision: str,
+    backend: str,
     settings: Settings,
     *,
     block_outputs: bool = False,
 ) -> dict[str, Any]:
     """Everything that an exported ONNX file depends on."""
-    part = form_of(component, settings)
+    part = form_of(component, profile, backend, settings)
     form: dict[str, Any] = {}
     if isinstance(part, VaeDecoder):
         form = {"latents": part.latents, "lean": part.lean}
@@ -470,9 +482,7 @@ def onnx_identity(
         "block_outputs": block_outputs,
         "inputs": {spec.name: spec.axes for spec in part.inputs(model.checkpoint)},
         "weights": model.checkpoint.weights_sha256(part.part),
-        "export": settings.export.model_dump(
-            mode="json", exclude={"bf16_attention"}
-        ),  # only transformers know it
+        "export": settings.export.model_dump(mode="json"),
         "versions": distribution_versions(*EXPORTERS),
         "sources": sources_sha256(),
     }

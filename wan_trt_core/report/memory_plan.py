@@ -361,7 +361,16 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
             yield _arena(work, choice, (name,), f"arena of the {name} engine")
         if work.from_image:
             yield _arena(work, choice, (ENCODER_FIRST, ENCODER_NEXT), "arenas of the vae's encoder engines")
-    yield Term("the video", _video_bytes(work, choice.vae), "shapes")
+    video = _video_bytes(work, choice.vae)
+    yield Term("the video", video, "shapes")
+    if work.device == "cuda" and seen != work.video:
+        # whole frames leave caches in which these find room; of a tile's none is large enough
+        yield Term("copies of the video behind the decode", 2 * video, "shapes")
+        heights, widths = _tiles(work, choice)
+        tile = video * heights[0] * widths[0] / (work.video.height * work.video.width)
+        # blended in a copy of the edge and two of its products; a row's lower edges and one right one wait for theirs
+        edges = (3 + len(widths) + 1) * (1 - tile_stride(heights[0]) / heights[0])
+        yield Term("a tile and edges of others", round(tile * (1 + edges)), "shapes")
 
 
 def _arena(

@@ -80,6 +80,11 @@ class Dit(Component):
             "text_length": video.text_length,
         }
 
+    def tokens(self, video: Sizes) -> int:
+        """What attention is among: one for each 16x16 pixels of every latent frame."""
+        sizes = self.sizes(video)
+        return sizes["frames"] * sizes["half_height"] * sizes["half_width"]
+
     def graph(self, checkpoint: Checkpoint, precision: str, *, block_outputs: bool = False) -> nn.Module:
         from wan_trt_core.models.graphs.dit import DitGraph
 

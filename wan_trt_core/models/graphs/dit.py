@@ -196,7 +196,7 @@ class _Attention(nn.Module):
         self.to_k = copying.linear(attention.to_k, rows)
         self.to_v = copying.linear(attention.to_v)
         self.to_out = copying.linear(attention.to_out[0])
-        self.attended_in = torch.bfloat16 if bf16 else self.to_q.weight.dtype
+        self.bf16 = bf16
         self.norm_q = copying.parameter(attention.norm_q.weight[rows] * (1 / math.sqrt(self.head_dim)))
         self.norm_k = copying.parameter(attention.norm_k.weight[rows])
         if attention.add_k_proj is not None:
@@ -218,12 +218,13 @@ class _Attention(nn.Module):
         if rope is not None:
             query, key = _rotate(query, *rope), _rotate(key, *rope)
         # rounded before the transposes: TensorRT reads a cast right before a product as a wish for its sums alone
-        query, key, value = (each.to(self.attended_in) for each in (query, key, value))
+        dtype = torch.bfloat16 if self.bf16 else value.dtype
+        query, key, value = (each.to(dtype) for each in (query, key, value))
         query = query.transpose(1, 2)
         attended = _attend(query, key, value)
         if image is not None:
-            key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(self.attended_in)
-            value = self._heads(self.add_v(image)).to(self.attended_in)
+            key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(dtype)
+            value = self._heads(self.add_v(image)).to(dtype)
             attended = attended + _attend(query, key, value)
         tokens = attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim).to(tokens.dtype)
         mixed: Tensor = self.to_out(tokens)

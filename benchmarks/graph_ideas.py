@@ -169,10 +169,34 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
 
 
 def _bf16_attention(graph: nn.Module) -> nn.Module:
-    """Attention in BF16, as ``export.bf16_attention`` has it."""
+    """Attention in BF16, as ``tensorrt.bf16_attention`` has it."""
     for block in graph.blocks:
         block.attn1.bf16 = block.attn2.bf16 = True
     return graph
+
+
+def _bf16_self_attention(graph: nn.Module) -> nn.Module:
+    """Self-attention alone in BF16: attention to the prompt sums over 512 keys."""
+    for block in graph.blocks:
+        block.attn1.bf16 = True
+    return graph
+
+
+def _centred_values(graph: nn.Module) -> nn.Module:
+    """Values less their mean over the tokens, which is added to what self-attention makes of them: the weights of a
+    softmax come to one. Sums in half precision then lose a share of less."""
+
+    class Attention(dit._Attention):
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+            if rope is None:
+                return super().forward(tokens, source, rope, image)
+            query, key, value = _to_attend(self, tokens, source, rope, torch.float32)
+            mean = value.mean(1, keepdim=True)
+            query, key, value = (each.to(tokens.dtype) for each in (query, key, value - mean))
+            attended = dit._attend(query.transpose(1, 2), key, value).float() + mean.transpose(1, 2)
+            return _mixed(self, attended.to(tokens.dtype))
+
+    return _attentions_as(graph, Attention)
 
 
 def _by_head(graph: nn.Module) -> nn.Module:
@@ -413,6 +437,10 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         ),
         "float32-scores": Idea(_float32_scores, "the scores of attention summed in float32"),
         "bf16-attention": Idea(_bf16_attention, "attention in BF16, whose kernels sum in float32"),
+        "bf16-self-attention": Idea(_bf16_self_attention, "the same, but for attention to the prompt"),
+        "centred-values": Idea(
+            _centred_values, "values of self-attention about their mean: its sums in half precision lose less"
+        ),
     },
     "vae_decoder_next": {
         "channels-last": Idea(

@@ -115,6 +115,21 @@ class TestVerification:
             "convolved": "float32",
         }
 
+    def test_a_cast_from_bf16_to_half_before_a_product_asks_for_nothing(self, tmp_path: Path) -> None:
+        """What attention in BF16 gives goes into the next linear layer in FP16."""
+        import onnx
+        from onnx import TensorProto, helper
+
+        cast = helper.make_node("Cast", ["x"], ["half"], "cast", to=TensorProto.FLOAT16)
+        product = helper.make_node("MatMul", ["half", "half"], ["y"], "product")
+        taken = helper.make_tensor_value_info("x", TensorProto.BFLOAT16, [2, 2])
+        half, made = (
+            helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2, 2]) for name in ("half", "y")
+        )
+        graph = helper.make_graph([cast, product], "g", [taken], [made], value_info=[half])
+        onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
+        assert _Graph(tmp_path / "m.onnx").products == {"product": "float16"}
+
     def test_a_report_that_tells_of_no_product_proves_nothing(self) -> None:
         found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})
         assert found == ("no layer of the inspector's report tells of any product",)

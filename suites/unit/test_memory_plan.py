@@ -259,6 +259,20 @@ def test_every_shape_of_tiles_has_buffers_of_its_own() -> None:
     assert tiled == whole + 2 * mixed + small
 
 
+def test_a_tiled_decode_leaves_no_room_for_copies_of_the_video() -> None:
+    work = tiny()
+    video = replace(work.video, height=128, width=128)  # tiles of 64 every 48: 64, 64 and 32
+    small = replace(work, video=replace(video, height=64, width=64))
+    terms = decode_terms(replace(work, video=video), Choice(vae_tile=64))
+    assert terms["copies of the video behind the decode"] == 2 * terms["the video"]
+    tile = terms["the video"] / 4
+    assert terms["a tile and edges of others"] == tile + 7 * tile / 4, (
+        "3 of one row, 1 to the left, 3 to blend"
+    )
+    behind = {"copies of the video behind the decode", "a tile and edges of others"}
+    assert not behind & {*decode_terms(small, Choice(vae_tile=64)), *decode_terms(work, Choice())}
+
+
 @pytest.mark.parametrize("backend", ["tensorrt", "torch"])
 def test_a_stage_holds_what_it_needs_and_with_offload_nothing_else(backend: str) -> None:
     def held(choice: Choice) -> dict[str, set[str]]:

@@ -142,11 +142,8 @@ def measure(
 
 def asked_of(model: ResolvedModel, profile: str | None, generation: dict[str, int]) -> GenerationDefaults:
     """The video of a profile, where one is named, else the model's own; ``generation`` comes before both."""
-    sizes = {}
-    if profile is not None:
-        video = model.profile(profile).opt
-        sizes = {"height": video.height, "width": video.width, "num_frames": video.frames}
-    return replace(model.generation, **{**sizes, **generation})
+    usual = model.generation if profile is None else model.generation.of_size(model.profile(profile).opt)
+    return replace(usual, **generation)
 
 
 def _video(pipe: Any, generation: GenerationDefaults) -> Outputs:

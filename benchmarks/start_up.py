@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from statistics import median
@@ -140,9 +139,7 @@ def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent) 
         synchronize()
         raise FirstStep
 
-    video = profile.opt
-    size = {"height": video.height, "width": video.width, "num_frames": video.frames}
-    asked = replace(model.generation, **size)
+    asked = model.generation.of_size(profile.opt)
     try:
         with equal_conditions(settings), stages(pipe, begin):
             generate(pipe, PROMPT, asked, on_step=stop)

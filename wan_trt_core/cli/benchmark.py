@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -111,10 +110,8 @@ def benchmark(
         settings = loaded.settings
         resolved = resolve(settings.model, settings.checkpoint)
         shapes = resolved.profile(settings.profile)
-        size = {"height": shapes.opt.height, "width": shapes.opt.width, "num_frames": shapes.opt.frames}
-        generation = with_options(
-            replace(resolved.generation, **size), steps, guidance, height, width, frames, guidance_2
-        )
+        usual = resolved.generation.of_size(shapes.opt)
+        generation = with_options(usual, steps, guidance, height, width, frames, guidance_2)
         check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
         by_part = parse_precision(precision)
         stock = parse_precision(reference_precision, "--reference-precision") if reference_precision else None

@@ -36,7 +36,14 @@ from wan_trt_core.models.component import Component, Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
-from wan_trt_core.pipeline.assembly import TEXT_ENCODER, in_tiles, on_engines, placed, text_precision
+from wan_trt_core.pipeline.assembly import (
+    TEXT_ENCODER,
+    in_tiles,
+    on_engines,
+    placed,
+    replaced_precisions,
+    text_precision,
+)
 from wan_trt_core.pipeline.engines import (
     VAE_DECODER,
     VAE_ENCODER,
@@ -556,14 +563,8 @@ class PipelineTarget(Target):
         """The video that is asked for, else that of ``PROMPT``; the same seed gives both arms the same noise."""
         if self._asked is not None:
             return self._with_image(self._asked)
-        video = self.profile.at(point)
-        generation = replace(
-            self.model.generation,
-            height=video.height,
-            width=video.width,
-            num_frames=video.frames,
-            num_inference_steps=self.steps,
-        )
+        generation = self.model.generation.of_size(self.profile.at(point))
+        generation = replace(generation, num_inference_steps=self.steps)
         return self._with_image(Asked(generation, Prompt(id=point, prompt=PROMPT)))
 
     def parity_inputs(self) -> Iterator[tuple[str, Asked]]:
@@ -599,12 +600,8 @@ class PipelineTarget(Target):
 
     def _dtypes(self) -> dict[str, str]:
         """Of the reference's modules."""
-        return {
-            "transformer": self.reference_precision("dit"),
-            "transformer_2": self.reference_precision("dit_2"),
-            "vae": self.reference_precision(VAE_DECODER[0]),
-            TEXT_ENCODER: "fp32",
-        }
+        precision = self.case.reference_precision or self.case.precision
+        return {**replaced_precisions(precision), TEXT_ENCODER: "fp32"}
 
     def _with_image(self, asked: Asked) -> Asked:
         """With a smooth image of random colours, where one is needed and none given."""

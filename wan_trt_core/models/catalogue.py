@@ -47,6 +47,10 @@ class GenerationDefaults:
     fps: int = 16
     guidance_scale_2: float | None = None
 
+    def of_size(self, video: Sizes) -> GenerationDefaults:
+        """The same for a video of another size."""
+        return replace(self, height=video.height, width=video.width, num_frames=video.frames)
+
 
 @dataclass(frozen=True)
 class ResolvedModel:

@@ -314,6 +314,20 @@ def test_the_text_encoder_on_an_engine_is_in_the_plan() -> None:
     assert option.seconds(tiny(), streamed) == option.seconds(tiny(), in_pytorch) > 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_beside_engines_the_modules_that_they_replace_hold_no_weights(device: str) -> None:
+    """Of the text encoder too, where an engine does its work."""
+
+    def held(backend: str, choice: Choice) -> set[str]:
+        terms = predict(tiny(backend, device), choice).stages["decode"]
+        return {term.owner.removesuffix(" weights") for term in terms if term.owner.endswith(" weights")}
+
+    engines = {f"{name} engine" for name in ("dit", "vae_decoder_first", "vae_decoder_next")}
+    assert held("onnxruntime", Choice()) == {"text encoder", *engines}
+    assert held("onnxruntime", Choice(text_encoder_engine=True)) == {"text_encoder engine", *engines}
+    assert held("torch", Choice()) == {"text encoder", "transformer", "vae"}
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_holds_all_its_parts_and_with_offload_one_at_a_time(name: str) -> None:
     model = model_of(name)

@@ -55,7 +55,7 @@ def test_engines_in_a_pipeline(
     path = tmp_path / FILE_NAME
     with recorded_run(path, "cpu", {"model": "tiny-wan"}) as recording, store:
         with recording.loads(model.checkpoint, store):
-            stock = model.checkpoint.pipeline(on_host=REPLACED)
+            stock = model.checkpoint.pipeline(replaced=REPLACED)
             pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
         with recording.stages(pipe):
             video = generate(pipe, "red", SMALL).frames
@@ -64,24 +64,17 @@ def test_engines_in_a_pipeline(
         assert not {"decode", "encode_prompt", "step"} & {*vars(pipe.vae), *vars(pipe), *vars(pipe.scheduler)}
         assert "decode_steps" not in vars(pipe.vae.decoder)
     record = MemoryRecord.read(path)
-    loads = (
-        "transformer",
-        "vae",
-        "text_encoder",
-        "dit engine",
-        "vae_decoder_first engine",
-        "vae_decoder_next engine",
-    )
+    loads = ("dit engine", "vae_decoder_first engine", "vae_decoder_next engine")
     assert labels(record) == [
-        *(f"load {name}" for name in loads[:3]),
-        *(f"{stage} {name}" for name in loads[3:] for stage in ("build", "load")),
+        "load text_encoder",
+        *(f"{stage} {name}" for name in loads for stage in ("build", "load")),
         *STAGES,
-        *(f"unload {name}" for name in loads[3:]),
+        *(f"unload {name}" for name in loads),
     ]
     assert record.precisions["dit engine weights"] == "fp32"
     held = [set(event.held.get("host", {})) for event in record.events]
-    engines = {f"{name} weights" for name in loads[3:]}
-    assert engines <= held[-len(loads[3:]) - 1] and not engines & held[-1], "closed engines hold nothing"
+    engines = {f"{name} weights" for name in loads}
+    assert engines <= held[-len(loads) - 1] and not engines & held[-1], "closed engines hold nothing"
     assert np.array_equal(video, unwatched), "watching changes nothing"
 
 
@@ -93,7 +86,7 @@ def test_engines_that_are_offloaded_come_again_within_the_stages_that_need_them(
     with EngineStore(settings.model_copy(update={"pipeline": offload})) as store:
         with recorded_run(path, "cpu", {}) as recording:
             with recording.loads(model.checkpoint, store):
-                stock = model.checkpoint.pipeline(on_host=REPLACED)
+                stock = model.checkpoint.pipeline(replaced=REPLACED)
                 pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
             with recording.stages(pipe):
                 generate(pipe, "red", SMALL)

@@ -16,7 +16,7 @@ from wan_trt_core.hashing import file_sha256
 if TYPE_CHECKING:
     import torch
     from diffusers import WanPipeline
-    from torch import nn
+    from torch import Tensor, nn
 
 PARTS: Mapping[str, str] = {
     "transformer": "WanTransformer3DModel",
@@ -59,6 +59,9 @@ LISTS: Mapping[str, tuple[str, ...]] = {
     "image_encoder": (),
 }
 """The same for lists."""
+
+TIME_PATH = frozenset({"time_embedder", "time_proj", "scale_shift_table"})
+"""What of a transformer makes the modulation of its blocks from a timestep: these names are in its parameters'."""
 
 INDEX = "model_index.json"
 """The file that makes a folder one in diffusers format: the pipeline, and the class of each part."""
@@ -236,6 +239,52 @@ class Checkpoint:
                 self._modules[key] = self._load(part, torch_dtype(dtype), device)
         return self._modules[key]
 
+    def empty(self, part: str) -> nn.Module:
+        """The stock module of a part without memory for its weights (PyTorch's device ``meta``), in float32.
+
+        Raises:
+            CheckpointError: where there is no such part, or diffusers cannot make it of its configuration.
+        """
+        import diffusers
+        import torch
+        import transformers
+
+        config = self.config(part)
+        kind = getattr(transformers if part in OF_TRANSFORMERS else diffusers, PARTS[part])
+        with _explained(Path(self.source, part)), torch.device("meta"):
+            module: nn.Module = (
+                kind(kind.config_class(**config)) if part in OF_TRANSFORMERS else kind.from_config(config)
+            )
+        return module.eval().requires_grad_(False)
+
+    def time_path(self, part: str, dtype: str = "fp32") -> nn.Module:
+        """A transformer in host memory of which only the time path (:data:`TIME_PATH`) and the rotation have values:
+        those of :meth:`load`. All its other weights are on ``meta``, and nothing of it is kept.
+
+        Raises:
+            CheckpointError: as :meth:`load`.
+        """
+        module: Any = self.empty(part)
+        shapes = {
+            name: parameter.shape
+            for name, parameter in module.named_parameters()
+            if TIME_PATH & {*name.split(".")}
+        }
+        found = self._values(part, shapes.keys())
+        unfit = [name for name, shape in shapes.items() if name not in found or found[name].shape != shape]
+        if unfit:
+            raise CheckpointError(
+                f"{Path(self.source, part)}: the weights do not fit config.json: {len(unfit)} are missing or of"
+                f" another shape, such as {sorted(unfit)[0]}; {_AGAIN}"
+            )
+        kept = {
+            name: value.to("cpu", kept_in(module, name, torch_dtype(dtype))) for name, value in found.items()
+        }
+        module.load_state_dict(kept, strict=False, assign=True)
+        module.rope = rope_of(module)
+        time_path: nn.Module = module.requires_grad_(False)
+        return time_path
+
     def apart(self) -> Self:
         """The same checkpoint with modules of its own, which its owner may change."""
         twin = copy.copy(self)
@@ -295,6 +344,7 @@ class Checkpoint:
         dtypes: Mapping[str, str] | None = None,
         device: torch.device | str = "cpu",
         on_host: Collection[str] = (),
+        replaced: Collection[str] = (),
     ) -> WanPipeline:
         """A new stock pipeline (one of :data:`PIPELINES`) over the cached modules; without a text encoder where there
         is none.
@@ -302,7 +352,9 @@ class Checkpoint:
         Args:
             dtypes: precision by part; a part that is not named is loaded in ``fp32``.
             device: where the modules go.
-            on_host: parts that stay in host memory, because engines will take their place on the device.
+            on_host: parts that stay in host memory.
+            replaced: parts that engines will take the place of: they have a configuration and no weights, see
+                :meth:`empty`.
 
         Raises:
             CheckpointError: for an unknown part or dtype.
@@ -317,7 +369,9 @@ class Checkpoint:
             )
         modules: dict[str, Any] = {"text_encoder": None, "tokenizer": None}
         modules |= {
-            part: self.load(part, dtypes.get(part, "fp32"), "cpu" if part in on_host else device)
+            part: self.empty(part)
+            if part in replaced
+            else self.load(part, dtypes.get(part, "fp32"), "cpu" if part in on_host else device)
             for part in self.parts
         }
         if "text_encoder" in self.parts:
@@ -360,6 +414,17 @@ class Checkpoint:
         """The dtype that most of a part's weights are stored in."""
         stored: dict[str, int] = self._inspect(part)["dtypes"]
         return torch_dtype({"F16": "fp16", "BF16": "bf16"}.get(max(stored, key=stored.__getitem__), "fp32"))
+
+    def _values(self, part: str, names: Collection[str]) -> dict[str, Tensor]:
+        """Those of some parameters, as far as there are any, as they are stored. Nothing else is read."""
+        from safetensors import safe_open
+
+        found: dict[str, Tensor] = {}
+        for file in self.weight_files(part):
+            with _explained(file.parent), safe_open(file, framework="pt") as tensors:
+                stored = {*tensors.keys()}
+                found |= {name: tensors.get_tensor(name) for name in names if name in stored}
+        return found
 
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         folder = self.folder / part
@@ -416,6 +481,22 @@ class Checkpoint:
         for key in LISTS[part]:
             if not isinstance(config.get(key), list):
                 raise CheckpointError(f"{path}: {key} is {config.get(key)!r}, expected a list; {_AGAIN}")
+
+
+def kept_in(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a parameter of a model that is loaded in ``dtype``: diffusers keeps some in float32."""
+    import torch
+
+    return torch.float32 if set(module._keep_in_fp32_modules or ()) & set(name.split(".")) else dtype
+
+
+def rope_of(transformer: Any) -> nn.Module:
+    """The rotation of a transformer made anew on the CPU: its tables are computed, and no weights."""
+    config = transformer.config
+    rope: nn.Module = type(transformer.rope)(
+        config.attention_head_dim, config.patch_size, config.rope_max_seq_len
+    )
+    return rope
 
 
 def check_index(folder: Path) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wan_trt_core.models.checkpoint import INT8, OF_TRANSFORMERS, PARTS, Checkpoint, torch_dtype
+from wan_trt_core.models.checkpoint import INT8, Checkpoint, kept_in, torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.components.dit import image_tokens
 from wan_trt_core.models.vae_decoder import VaeDecoder
@@ -80,27 +80,12 @@ class EmptyCheckpoint(Checkpoint):
         return self._of.pipeline_config()
 
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-        with torch.device("meta"):
-            module = self._made(part)
-        # some layers stay in float32 in a half-precision module; transformers' only in float16
-        in_fp32 = set(module._keep_in_fp32_modules or ())
-        if part == "text_encoder" and dtype != torch.float16:
-            in_fp32 = set()
+        module = self.empty(part)
         for name, parameter in module.named_parameters():
-            kept = torch.float32 if in_fp32 & set(name.split(".")) else dtype
-            parameter.data = parameter.data.to(kept)
-        empty: nn.Module = module.eval().requires_grad_(False)
-        return empty.to("meta")
-
-    def _made(self, part: str) -> Any:
-        if part in OF_TRANSFORMERS:
-            import transformers
-
-            kind = getattr(transformers, PARTS[part])
-            return kind(kind.config_class(**self.config(part)))
-        import diffusers
-
-        return getattr(diffusers, PARTS[part]).from_config(self.config(part))
+            # some layers stay in float32 in a half-precision module; transformers' only in float16
+            all_in_it = part == "text_encoder" and dtype != torch.float16
+            parameter.data = parameter.data.to(dtype if all_in_it else kept_in(module, name, dtype))
+        return module.to("meta")
 
 
 @functools.lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from wan_trt_core.models.checkpoint import (
     PARTS,
     Checkpoint,
     CheckpointError,
+    kept_in,
     located,
     torch_dtype,
 )
@@ -116,6 +117,20 @@ class LoadedCheckpoint(Checkpoint):
             return in_memory
         return super().load(part, dtype, device)
 
+    def time_path(self, part: str, dtype: str = "fp32") -> nn.Module:
+        """As :meth:`Checkpoint.time_path`: the module in memory itself, wherever it lies, where it is what is asked
+        for."""
+        module: Any = self._pipe[part]
+        if _is_as_loaded(module, torch_dtype(dtype)):
+            in_memory: nn.Module = module
+            return in_memory
+        origin = self.origin(part)
+        if origin is not None:
+            return origin.time_path(part, dtype)
+        found = super().time_path(part, dtype)
+        found.rope = module.rope  # no weight, and whoever made these may have changed it too
+        return found
+
     def tokenizer(self) -> Any:
         return self._tokenizer
 
@@ -132,9 +147,13 @@ class LoadedCheckpoint(Checkpoint):
             return origin.load(part, str(dtype).removeprefix("torch."), device)
         module: Any = copy.deepcopy(self._pipe[part]).requires_grad_(False)
         for name, parameter in module.named_parameters():
-            parameter.data = parameter.data.to(device, _kept_in(module, name, dtype))
+            parameter.data = parameter.data.to(device, kept_in(module, name, dtype))
         stock: nn.Module = module.to(device).eval()
         return stock
+
+    def _values(self, part: str, names: Collection[str]) -> dict[str, Tensor]:
+        in_memory = self._pipe[part].state_dict()
+        return {name: in_memory[name] for name in names}
 
     def _is_of(self, folder: Checkpoint, part: str) -> bool:
         """Whether a module is that of a folder: every value is compared, unless that is noted."""
@@ -234,16 +253,9 @@ def _as_json(config: dict[str, Any]) -> dict[str, Any]:
     return as_json
 
 
-def _kept_in(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a parameter of a model that is loaded in ``dtype``: diffusers keeps some in float32."""
-    import torch
-
-    return torch.float32 if set(module._keep_in_fp32_modules or ()) & set(name.split(".")) else dtype
-
-
 def _is_as_loaded(module: Any, dtype: torch.dtype) -> bool:
     return all(
-        parameter.dtype == _kept_in(module, name, dtype) for name, parameter in module.named_parameters()
+        parameter.dtype == kept_in(module, name, dtype) for name, parameter in module.named_parameters()
     )
 
 

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.models.checkpoint import (
@@ -21,6 +21,8 @@ from wan_trt_core.models.checkpoint import (
     TEXT_TO_VIDEO,
     Checkpoint,
     CheckpointError,
+    kept_in,
+    rope_of,
 )
 
 if TYPE_CHECKING:
@@ -197,7 +199,7 @@ class RandomCheckpoint(Checkpoint):
         return getattr(diffusers, config["_class_name"]).from_config(config)
 
     def _inspect(self, part: str) -> dict[str, Any]:
-        parameters = dict(self._empty(part).named_parameters())
+        parameters = dict(self.empty(part).named_parameters())
         count = sum(parameter.numel() for parameter in parameters.values())
         tensors = {name: {"dtype": "F32", "shape": list(value.shape)} for name, value in parameters.items()}
         return {
@@ -210,21 +212,16 @@ class RandomCheckpoint(Checkpoint):
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         import torch
 
-        module: Any = self._empty(part)
-        in_fp32 = set(module._keep_in_fp32_modules or ())  # what from_pretrained keeps, by its own rule
+        module: Any = self.empty(part)
         for path, layer in module.named_modules():
-            fan_in = _fan_in(layer)
-            for name, shaped in layer.named_parameters(recurse=False):
+            for name, _ in list(layer.named_parameters(recurse=False)):
                 full = f"{path}.{name}" if path else name
-                centre, spread = _range(full, shaped, fan_in)
-                noise = uniform(f"{self._seed}:{part}.{full}", shaped.shape, _maker(device))
-                kept = torch.float32 if in_fp32 & set(full.split(".")) else dtype
-                value = (noise * spread + centre).to(kept).to(device)
+                value = self._drawn(part, module, full, _maker(device))
+                kept = kept_in(module, full, dtype)  # what from_pretrained keeps, by its own rule
+                value = value.to(kept).to(device)
                 layer.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
-        config = module.config  # buffers are computed and not stored
-        if part in _transformers(self._configs):
-            sizes = (config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
-            module.rope = type(module.rope)(*sizes).to(device)
+        if part in _transformers(self._configs):  # buffers are computed and not stored
+            module.rope = rope_of(module).to(device)
         elif part == "image_encoder":
             (embeddings,) = (layer for layer in module.modules() if "position_ids" in layer._buffers)
             positions = embeddings.position_ids.shape[-1]
@@ -232,16 +229,15 @@ class RandomCheckpoint(Checkpoint):
         stock: nn.Module = module.eval()
         return stock
 
-    def _empty(self, part: str) -> nn.Module:
-        """The module without memory for its weights."""
-        import torch
+    def _values(self, part: str, names: Collection[str]) -> dict[str, Tensor]:
+        module = self.empty(part)
+        return {name: self._drawn(part, module, name, _maker("cpu")) for name in names}
 
-        kind, config = self._kind(part), self.config(part)
-        with torch.device("meta"):
-            module: nn.Module = (
-                kind(kind.config_class(**config)) if part in OF_TRANSFORMERS else kind(**config)
-            )
-        return module
+    def _drawn(self, part: str, module: nn.Module, name: str, device: torch.device) -> Tensor:
+        """The values of a parameter in float32; ``module`` tells its shape and its layer."""
+        shaped, layer = module.get_parameter(name), module.get_submodule(name.rpartition(".")[0])
+        centre, spread = _range(name, shaped, _fan_in(layer))
+        return uniform(f"{self._seed}:{part}.{name}", shaped.shape, device) * spread + centre
 
     def _kind(self, part: str) -> Any:
         if part not in self.parts:

@@ -99,7 +99,7 @@ def placed(
     Args:
         dtypes: precision by part.
         turns: by which engines share the device with these modules.
-        replaced: parts that engines will take the place of; they stay in host memory.
+        replaced: parts that engines will take the place of; their weights are not loaded.
 
     Raises:
         CheckpointError: for what cannot be loaded.
@@ -107,7 +107,7 @@ def placed(
     stay, offloads = set(staying(settings)), offloading(settings, device)
     if offloads:
         checkpoint = checkpoint.apart()  # modules that come and go are nobody else's
-    pipe = checkpoint.pipeline(dtypes, "cpu" if offloads else device, on_host={*replaced, *stay})
+    pipe = checkpoint.pipeline(dtypes, "cpu" if offloads else device, on_host=stay, replaced=replaced)
     if "vae" not in replaced:
         pipe = in_tiles(pipe, settings)
     if (queries := settings.pipeline.attention_slicing) is not None:

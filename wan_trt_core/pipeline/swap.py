@@ -31,7 +31,8 @@ def swap(
 
     Args:
         device: of the engines and the parts that stay; that of ``pipe`` unless given. Give it where the parts that
-            are replaced lie elsewhere (see ``on_host`` of :meth:`~wan_trt_core.models.checkpoint.Checkpoint.pipeline`).
+            are replaced lie elsewhere, or nowhere (``replaced`` of
+            :meth:`~wan_trt_core.models.checkpoint.Checkpoint.pipeline`).
 
     Raises:
         EngineError: when the two engines of the VAE decoder do not fit together.

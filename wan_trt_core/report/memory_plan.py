@@ -224,7 +224,7 @@ def predict(work: Workload, choice: Choice) -> Prediction:
 def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
     """Weights by the part of the model whose stage they are needed in."""
     on_host = work.device == "cpu"
-    if work.text_encoder and (on_host or choice.encodes_in_pytorch):
+    if work.text_encoder and not choice.text_encoder_engine and (on_host or choice.encodes_in_pytorch):
         size = _stock(work, "text_encoder", choice.text_encoder).weights
         yield "text_encoder", Term("text encoder weights", size, "shapes")
     if "image_encoder" in work.checkpoint.parts:
@@ -232,7 +232,7 @@ def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
         yield "image_encoder", Term("image encoder weights", size, "shapes")
     transformers = {get_component(name).part: choice.dit for name in work.dits}
     for part, precision in (*transformers.items(), ("vae", choice.vae)):
-        if on_host or not work.engines:  # beside engines on a device the modules stay in host memory
+        if not work.engines:  # which are in the place of modules without weights
             yield part, Term(f"{part} weights", _stock(work, part, precision).weights, "shapes")
     if work.engines:
         encoders = (ENCODER_FIRST, ENCODER_NEXT) if work.from_image else ()

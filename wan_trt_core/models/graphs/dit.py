@@ -80,14 +80,19 @@ class Modulation:
 
     The tables of all blocks are stacked once; each step then costs two small linear layers, a projection and
     one addition.
+
+    Args:
+        model: only its time path has to have weights (:meth:`~wan_trt_core.models.checkpoint.Checkpoint.time_path`).
     """
 
     def __init__(self, model: WanTransformer3DModel, device: torch.device | str = "cpu") -> None:
-        self._embedder = copy.deepcopy(model.condition_embedder).to(device)
+        names = ("timesteps_proj", "time_embedder", "act_fn", "time_proj")
+        own = nn.ModuleDict({name: model.condition_embedder.get_submodule(name) for name in names})
+        self._embedder: Any = copy.deepcopy(own).to(device)
         with torch.no_grad():
             tables = torch.cat([block.scale_shift_table for block in model.blocks]).float()
             self._tables, self._output_table = (
-                table.to(device) for table in (tables, model.scale_shift_table[0].float())
+                table.to(device, copy=True) for table in (tables, model.scale_shift_table[0].float())
             )
 
     def __call__(
@@ -148,8 +153,7 @@ class DitInputs:
     def sources(self, device: torch.device) -> tuple[Modulation, RopeTables]:
         """The two makers of inputs on a device, so that each can be timed apart."""
         if device not in self._sources:
-            # from host memory: of the whole model on the device only the time path would be used
-            model: Any = self._checkpoint.load(self._part, self._precision)
+            model: Any = self._checkpoint.time_path(self._part, self._precision)
             self._sources[device] = Modulation(model, device), RopeTables(model, device)
         return self._sources[device]
 

@@ -32,17 +32,19 @@ from wan_trt_core.backends.tensorrt.verification import Layer, layers_of
 if TYPE_CHECKING:
     from wan_trt_core.config import TensorRtSettings
 
-STAGED_BYTES = 16 << 20
-"""Inputs under this size are copied (in microseconds) to an address that never changes."""
+STAGED_BYTES = 8 << 20
+"""Inputs under this size are copied (in microseconds) to an address that never changes: every latent of a transformer
+up to 81 frames of 480p, and not the VAE's caches, of which there would be copies for every shape of tiles."""
 
 ALIGNMENT = 256
 """Bytes to which TensorRT wants the address of a tensor aligned."""
 
-OWN_OUTPUT_BYTES = 64 << 20
+OWN_OUTPUT_BYTES = 8 << 20
 """Outputs under this size are written to a buffer of the engine's own and copied out: the address never changes, so one
 graph serves every call. From this size on the copy would cost memory that counts (the first step of the VAE leaves
-3.8 GB of caches at 480p), so they are written into a new tensor. Its address is the one that PyTorch's allocator
-gives: mostly the same again in a loop, and where it is not the call is enqueued without a graph."""
+3.8 GB of caches at 480p, each under 64 MiB in tiles), so they are written into a new tensor. Its address is the one
+that PyTorch's allocator gives: mostly the same again in a loop, and where it is not the call is enqueued without a
+graph."""
 
 MAX_CONTEXTS = 4
 """Sets of shapes for which a context is kept."""

@@ -1,9 +1,10 @@
-"""A hash over a file, made on all cores: weights and engines of gigabytes are hashed at every start."""
+"""Hashes over files, made on all cores: weights and engines of gigabytes are hashed at every start."""
 
 from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,3 +28,13 @@ def file_sha256(path: Path) -> str:
     with ThreadPoolExecutor() as pool:  # reading and hashing are done outside of the interpreter's lock
         digests = pool.map(of_piece, range(0, path.stat().st_size, PIECE))
         return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """Hash over the hashes of files, in their order (hex).
+
+    Raises:
+        OSError: when one cannot be read.
+    """
+    digests = (bytes.fromhex(file_sha256(path)) for path in paths)
+    return hashlib.sha256(b"".join(digests)).hexdigest()

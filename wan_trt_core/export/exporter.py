@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import hashlib
 import logging
 import os
 import tempfile
@@ -22,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 from wan_trt_core.backends.base import OnnxModel, Progress
 from wan_trt_core.export.errors import ExportError
 from wan_trt_core.export.module_names import MODULE_NAMES
-from wan_trt_core.hashing import file_sha256
+from wan_trt_core.hashing import files_sha256
 from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
 from wan_trt_core.models.components import get_component, require_precision
 from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
-from wan_trt_core.models.vae_decoder import VaeDecoder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -89,7 +87,7 @@ def export_component(
         _write_onnx(component, checkpoint, graph, precision, path, settings.export.opset, blocks, report)
         _check(component, checkpoint, graph, profile, precision, path, settings, blocks, report)
         files = sorted(temporary.iterdir())
-        sha256 = _hash(files)
+        sha256 = files_sha256(files)
         for file in files:
             os.replace(file, folder / file.name)
     report("done", 1.0)
@@ -130,8 +128,8 @@ def _range(
 
     from wan_trt_core.export import ranges
 
-    lean = isinstance(component, VaeDecoder) and component.lean  # whose caches are FP16 in every precision
-    if (precision != "fp16" and not lean) or not settings.export.check_range:
+    caches = any(spec.dtype == "float16" for spec in component.outputs(checkpoint))  # in every precision
+    if (precision != "fp16" and not caches) or not settings.export.check_range:
         return None
     report("range", 0.0)
     device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
@@ -339,13 +337,6 @@ def _strip_value(value: Any) -> None:
     if value.const_value is not None:
         value.const_value.metadata_props.clear()
         value.const_value.doc_string = None
-
-
-def _hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(bytes.fromhex(file_sha256(file)))
-    return digest.hexdigest()
 
 
 def _reporter(what: str, progress: Progress | None) -> Callable[[str, float], None]:

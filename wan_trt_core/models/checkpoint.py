@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from wan_trt_core.hashing import file_sha256
+from wan_trt_core.hashing import files_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -208,10 +207,8 @@ class Checkpoint:
     def weights_sha256(self, part: str) -> str:
         """Hash over a part's configuration and weights (hex), computed once."""
         if part not in self._hashes:
-            digest = hashlib.sha256()
-            for file in (self.folder / part / "config.json", *self.weight_files(part)):
-                digest.update(bytes.fromhex(file_sha256(file)))
-            self._hashes[part] = digest.hexdigest()
+            files = (self.folder / part / "config.json", *self.weight_files(part))
+            self._hashes[part] = files_sha256(files)
         return self._hashes[part]
 
     def load(self, part: str, dtype: str = "fp32", device: torch.device | str = "cpu") -> nn.Module:

@@ -275,8 +275,8 @@ def _walk(
 
 
 def _run(part: BlockGraph, fed: Tensors) -> Tensors:
-    """The values of a block on the CPU, none of ONNX Runtime's optimisations applied (any more); those in BF16, of which
-    it has none there, in float32."""
+    """The values of a block on the CPU, none of ONNX Runtime's optimisations applied (any more); in float32 what is BF16,
+    of which it has nothing there."""
     import onnxruntime
 
     widen_bf16(part.model)

@@ -275,8 +275,8 @@ def _walk(
 
 
 def _run(part: BlockGraph, fed: Tensors) -> Tensors:
-    """The values of a block on the CPU, none of ONNX Runtime's optimisations applied (any more); in float32 what is BF16,
-    of which it has nothing there."""
+    """The values of a block on the CPU, none of ONNX Runtime's optimisations applied (any more); what is BF16, of which
+    it has nothing there, in float32."""
     import onnxruntime
 
     widen_bf16(part.model)

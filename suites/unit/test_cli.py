@@ -570,6 +570,23 @@ class TestRun:
         assert (code, out) == (2, "")
         assert f"--text-encoder-engine: {told}" in " ".join(err.replace("│", " ").split()), err
 
+    def test_an_export_is_for_the_engines_of_a_backend(
+        self, wan: Wan, tiny_wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+
+        def exported(
+            component: str, model: Any, profile: Any, precision: str, backend: str, *_: Any, **__: Any
+        ) -> Any:
+            asked.append(backend)
+            raise EngineError("enough")
+
+        monkeypatch.setattr(engines, "exported_model", exported)
+        for options in ((), ("--backend", "tensorrt")):
+            code, _, err = wan("export", "dit", "--model", tiny_wan_folder, *options)
+            assert code != 2 and "enough" in err
+        assert asked == ["onnxruntime", "tensorrt"]
+
     @pytest.mark.slow
     def test_export_build_and_run_on_engines(self, wan: Wan, small_checkpoint: Path, tmp_path: Path) -> None:
         model = ("--model", small_checkpoint)

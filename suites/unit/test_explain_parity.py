@@ -23,7 +23,7 @@ from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.operations import Operation, first_operation, modules_of, nodes_of
 from wan_trt_core.comparison.parity import explanations_of
 from wan_trt_core.comparison.targets import Target, target_of
-from wan_trt_core.config import Settings
+from wan_trt_core.config import Settings, TensorRtSettings
 from wan_trt_core.models.components import get_component
 from wan_trt_core.pipeline.engines import exported_model
 from wan_trt_core.records import Measurement
@@ -42,6 +42,7 @@ class Exported:
 
     path: Path
     target: Target
+    precision: str = "fp32"
 
     def first(self, folder: Path, fault: Callable[[ModelProto], None], block: str) -> Operation | None:
         model = onnx.load(str(self.path))
@@ -56,9 +57,9 @@ class Exported:
                 folder / "changed.onnx",
                 block,
                 blocks[: blocks.index(block)],
-                component.prepare(checkpoint, "fp32")(call) | reference(call),
+                component.prepare(checkpoint, self.precision)(call) | reference(call),
                 lambda: reference(call),
-                limits("fp32"),
+                limits(self.precision),
                 modules_of(nodes_of(self.path)),
             )
 
@@ -70,6 +71,15 @@ def exported(settings: Settings) -> Exported:
         "dit", target.model, target.profile, "fp32", "onnxruntime", settings, block_outputs=True
     )
     return Exported(model.path, target)
+
+
+@pytest.fixture(scope="module", params=["fp16", "bf16"])
+def in_bf16(request: pytest.FixtureRequest, settings: Settings) -> Exported:
+    """As TensorRT gets it: with attention in BF16, or all of it."""
+    case = case_of("dit", settings).model_copy(update={"backend": "tensorrt", "precision": request.param})
+    chosen = settings.model_copy(update={"tensorrt": TensorRtSettings(bf16_attention=True)})
+    target = target_of(case, Context(chosen))
+    return Exported(target.graph("dit", block_outputs=True).runs, target, request.param)
 
 
 def nodes(model: ModelProto, module: str, op: str) -> list[NodeProto]:
@@ -159,6 +169,15 @@ def test_a_factor_is_told_where_it_comes_in(exported: Exported, tmp_path: Path) 
 def test_a_healthy_block_has_none(block: str, exported: Exported, tmp_path: Path) -> None:
     """A fault elsewhere is no fault here: every block starts from the reference's own inputs."""
     assert exported.first(tmp_path, weight(f"{BLOCK}.attn1.to_q.weight", noisy), block) is None
+
+
+def test_operations_in_bf16_are_looked_into_on_the_cpu(in_bf16: Exported, tmp_path: Path) -> None:
+    """ONNX Runtime has none of them there."""
+    fault, op, module = FAULTS["another weight"]
+    assert in_bf16.first(tmp_path, fault, "blocks.0") is None
+    found = in_bf16.first(tmp_path, fault, BLOCK)
+    assert found is not None
+    assert (found.op, found.module) == (op, f"{BLOCK}.{module}"), found.describe()
 
 
 def faulty_eps(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

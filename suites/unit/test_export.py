@@ -213,6 +213,14 @@ def test_attention_in_bf16_is_exported_and_compared(checkpoint: Checkpoint, tmp_
     assert computed_in("Gemm") == {onnx.TensorProto.FLOAT16}
 
 
+def test_a_float32_export_is_not_copied_to_be_compared(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention of a long video is in BF16 in a graph in FP16 alone; the copy would be of all weights."""
+    monkeypatch.setattr(checks, "without_bf16", lambda path, folder: pytest.fail("copied"))
+    export_component(Dit().with_bf16_attention(), checkpoint, PROFILE, "fp32", tmp_path, SETTINGS)
+
+
 def test_a_wrong_bf16_export_is_found(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

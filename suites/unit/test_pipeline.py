@@ -22,6 +22,7 @@ from wan_trt_core.backends.registry import UnknownBackend
 from wan_trt_core.config import Settings, TensorRtSettings
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.components import ComponentError, get_component
+from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline.engines import (
@@ -442,6 +443,9 @@ def test_attention_among_many_tokens_is_in_bf16_unless_told_otherwise() -> None:
     assert [bf16("480p-17f"), bf16("480p-81f")] == [False, True]
     assert [bf16("480p-17f", bf16_attention=True), bf16("480p-81f", bf16_attention=False)] == [True, False]
     assert not bf16("480p-81f", "onnxruntime", bf16_attention=True), "it has no such products on a CPU"
+    larger_latents = resolve("wan2.2-ti2v-5b").profile("704p-121f").opt
+    assert Dit().tokens(wan.profile("480p-81f").opt) == 32_760
+    assert Dit().tokens(larger_latents) == 27_280, "of 32x32 pixels each"
 
 
 def test_the_identity_covers_the_source_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

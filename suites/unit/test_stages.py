@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from wan_trt_core.measure.timing import HostMoment
+from wan_trt_core.comparison.conditions import mark
+from wan_trt_core.measure.timing import DeviceMoment, HostMoment
 from wan_trt_core.pipeline.stages import StageTimes, median_call, peaks_by_stage, stages, time_stages
 
 
@@ -63,6 +64,25 @@ def test_every_stage_has_its_own_time() -> None:
     )
     assert times.transformer == 6.0
     assert sum(seconds for _, seconds in times.stages) == pipe.now, "nothing is left out"
+
+
+def test_a_moment_is_on_the_clock_of_what_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        recorded = False
+
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing, "else it has no time"
+
+        def record(self) -> None:
+            self.recorded = True
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
+    assert isinstance(mark(), HostMoment), "a GPU that nothing was asked of"
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    moment = mark()
+    assert isinstance(moment, DeviceMoment) and moment.event.recorded
 
 
 def test_a_pipeline_is_left_as_it_was_even_by_a_call_that_fails() -> None:

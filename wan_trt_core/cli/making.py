@@ -54,12 +54,17 @@ def export(
     ] = None,
     model: ModelOption = None,
     checkpoint: CheckpointOption = None,
+    backend: BackendOption = None,
     profile: ProfileOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export components to ONNX, and check the files against PyTorch."""
-    with settings_of(context, model=model, checkpoint=checkpoint, profile=profile, cache=cache) as loaded:
+    """Export components to ONNX, and check the files against PyTorch.
+
+    For engines of a backend: an FP16 transformer for tensorrt may attend in BF16 (tensorrt.bf16_attention).
+    """
+    options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
+    with settings_of(context, **options, cache=cache) as loaded:
         from wan_trt_core.pipeline.engines import exported_model
 
         settings = loaded.settings

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wan_trt_core.export.checks import widen_bf16
 from wan_trt_core.export.module_names import module_of
 from wan_trt_core.models.component import Tensors
 
@@ -274,9 +275,11 @@ def _walk(
 
 
 def _run(part: BlockGraph, fed: Tensors) -> Tensors:
-    """The values of a block on the CPU, none of ONNX Runtime's optimisations applied (any more)."""
+    """The values of a block on the CPU, none of ONNX Runtime's optimisations applied (any more); what is BF16, of which
+    it has nothing there, in float32."""
     import onnxruntime
 
+    widen_bf16(part.model)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3

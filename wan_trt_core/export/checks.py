@@ -13,7 +13,7 @@ from wan_trt_core.models.component import TensorSpec
 
 if TYPE_CHECKING:
     import numpy
-    from onnx import ValueInfoProto
+    from onnx import ModelProto, ValueInfoProto
     from onnxruntime import InferenceSession
     from torch import Tensor, nn
 
@@ -113,9 +113,18 @@ def without_bf16(path: Path, folder: Path) -> Path:
     Every node and every weight is there, so that what the export made of the graph can be compared all the same.
     """
     import onnx
-    from onnx import TensorProto, numpy_helper
 
     model = onnx.load(str(path))
+    widen_bf16(model)
+    wide = folder / f"float32_{path.name}"
+    onnx.save(model, str(wide), save_as_external_data=True, location=f"{wide.name}.data")
+    return wide
+
+
+def widen_bf16(model: ModelProto) -> None:
+    """Make float32 of all that is BF16 in a model whose weights are loaded."""
+    from onnx import TensorProto, numpy_helper
+
     graph = model.graph
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.BFLOAT16:
@@ -128,9 +137,6 @@ def without_bf16(path: Path, folder: Path) -> Path:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
                 attribute.i = TensorProto.FLOAT
-    wide = folder / f"float32_{path.name}"
-    onnx.save(model, str(wide), save_as_external_data=True, location=f"{wide.name}.data")
-    return wide
 
 
 def open_session(path: Path, threads: int | None) -> InferenceSession:

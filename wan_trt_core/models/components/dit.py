@@ -81,7 +81,7 @@ class Dit(Component):
         }
 
     def tokens(self, video: Sizes) -> int:
-        """What attention is among: one for each 16x16 pixels of every latent frame."""
+        """What attention is among: one for each 2x2 latents of every latent frame."""
         sizes = self.sizes(video)
         return sizes["frames"] * sizes["half_height"] * sizes["half_width"]
 

@@ -43,6 +43,7 @@ from wan_trt_core.models.graphs import dit, vae_decoder
 from wan_trt_core.models.graphs.vae_layers import CausalConv
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile
 from wan_trt_core.models.vae_caches import CACHE_FRAMES
+from wan_trt_core.pipeline.engines import form_of
 
 AS_IS = "as it is"
 PAIRS = 8
@@ -129,8 +130,10 @@ def _one_product(graph: nn.Module) -> nn.Module:
             query, key, value = functional.linear(tokens, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
             query = self._heads(dit._rms_norm(query, self.norm_q, self.eps))
             key = self._heads(dit._rms_norm(key, self.norm_k, self.eps))
-            query, key = (dit._rotate(each, *rope).to(value.dtype) for each in (query, key))
-            return _mixed(self, dit._attend(query.transpose(1, 2), key, self._heads(value)))
+            query, key = dit._rotate(query, *rope), dit._rotate(key, *rope)
+            dtype = torch.bfloat16 if self.bf16 else tokens.dtype
+            query, key, value = (each.to(dtype) for each in (query, key, self._heads(value)))
+            return _mixed(self, dit._attend(query.transpose(1, 2), key, value))
 
     for block in graph.blocks:
         layers = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
@@ -168,18 +171,15 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
     return _attentions_as(graph, Attention)
 
 
-def _bf16_attention(graph: nn.Module) -> nn.Module:
-    """Attention in BF16, as ``tensorrt.bf16_attention`` has it."""
-    for block in graph.blocks:
-        block.attn1.bf16 = block.attn2.bf16 = True
-    return graph
+def _in_bf16(*, video: bool, text: bool) -> Callable[[nn.Module], nn.Module]:
+    """Attention of the video's tokens to themselves and to the prompt in BF16, or in the graph's precision."""
 
+    def change(graph: nn.Module) -> nn.Module:
+        for block in graph.blocks:
+            block.attn1.bf16, block.attn2.bf16 = video, text
+        return graph
 
-def _bf16_self_attention(graph: nn.Module) -> nn.Module:
-    """Self-attention alone in BF16: attention to the prompt sums over 512 keys."""
-    for block in graph.blocks:
-        block.attn1.bf16 = True
-    return graph
+    return change
 
 
 def _centred_values(graph: nn.Module) -> nn.Module:
@@ -193,10 +193,9 @@ def _centred_values(graph: nn.Module) -> nn.Module:
             query, key, value = _to_attend(self, tokens, source, rope, torch.float32)
             mean = value.mean(1, keepdim=True)
             query, key, value = (each.to(tokens.dtype) for each in (query, key, value - mean))
-            attended = dit._attend(query.transpose(1, 2), key, value).float() + mean.transpose(1, 2)
-            return _mixed(self, attended.to(tokens.dtype))
+            return _mixed(self, dit._attend(query.transpose(1, 2), key, value).float() + mean.transpose(1, 2))
 
-    return _attentions_as(graph, Attention)
+    return _attentions_as(_in_bf16(video=False, text=False)(graph), Attention)
 
 
 def _by_head(graph: nn.Module) -> nn.Module:
@@ -227,9 +226,8 @@ def _to_attend(
 
 def _mixed(attention: Any, attended: Tensor) -> Tensor:
     """What attention gives, of (1, heads, tokens, head_dim)."""
-    mixed: Tensor = attention.to_out(
-        attended.transpose(1, 2).reshape(-1, attention.heads * attention.head_dim)
-    )
+    tokens = attended.transpose(1, 2).reshape(-1, attention.heads * attention.head_dim)
+    mixed: Tensor = attention.to_out(tokens.to(attention.to_out.weight.dtype))
     return mixed
 
 
@@ -436,10 +434,15 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             _float32_sums, "the linear layers' sums in float32, their tensors in half precision"
         ),
         "float32-scores": Idea(_float32_scores, "the scores of attention summed in float32"),
-        "bf16-attention": Idea(_bf16_attention, "attention in BF16, whose kernels sum in float32"),
-        "bf16-self-attention": Idea(_bf16_self_attention, "the same, but for attention to the prompt"),
+        "bf16-attention": Idea(
+            _in_bf16(video=True, text=True), "attention in BF16, whose kernels sum in float32"
+        ),
+        "bf16-self-attention": Idea(
+            _in_bf16(video=True, text=False), "the same, but for attention to the prompt"
+        ),
+        "fp16-attention": Idea(_in_bf16(video=False, text=False), "attention in FP16, however many tokens"),
         "centred-values": Idea(
-            _centred_values, "values of self-attention about their mean: its sums in half precision lose less"
+            _centred_values, "the same, values about their mean: sums in half precision then lose less"
         ),
     },
     "vae_decoder_next": {
@@ -493,7 +496,9 @@ def changed(component: Component, idea: Idea) -> Component:
                 return (axes[0], *axes[2:], axes[1])
             return axes
 
-    return _of_steps(Changed(), idea.latents)
+    form = Changed()
+    vars(form).update(vars(component))
+    return _of_steps(form, idea.latents)
 
 
 def _of_steps(component: Any, latents: int) -> Any:
@@ -546,7 +551,7 @@ class Subject:
 
     def form(self, idea: str) -> Component:
         """The component as an idea has it, or as it is."""
-        component = get_component(self.component)
+        component = form_of(self.component, self.resolved()[1], self.backend, self.settings)
         return component if idea == AS_IS else changed(component, IDEAS[self.component][idea])
 
 

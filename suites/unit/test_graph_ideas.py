@@ -46,6 +46,7 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("dit", "float32-scores", "fp16", 1e-2),
         ("dit", "bf16-attention", "fp16", 1e-2),
         ("dit", "bf16-self-attention", "fp16", 1e-2),
+        ("dit", "fp16-attention", "fp16", 1e-2),
         ("dit", "centred-values", "fp32", 1e-5),
         ("dit", "centred-values", "fp16", 1e-2),
         ("vae_decoder_next", "channels-last", "fp32", 1e-5),
@@ -97,6 +98,30 @@ def test_inputs_of_a_point_and_the_exact_outputs(ideas: ModuleType) -> None:
     expected = component.graph(model.checkpoint, "fp32")(*(value.float() for value in least.values()))[0]
     found = ideas._exact(ideas.Subject(*named, "min"), least, "cpu")
     assert torch.allclose(found, expected.double(), atol=1e-5), "by heads it is the same"
+
+
+def test_ideas_change_the_form_that_is_served(
+    ideas: ModuleType, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among many tokens that attends in BF16."""
+    settings = load_settings(environ={}).settings
+    named = ("dit", "wan2.1-t2v-1.3b", None, "480p-81f", "fp16", "tensorrt", settings, "opt")
+    subject, checkpoint = ideas.Subject(*named), Checkpoint.open(small_checkpoint)
+    attend, taken = ideas.dit._attend, set()
+    monkeypatch.setattr(
+        ideas.dit, "_attend", lambda *given: taken.add((given[2].shape[1], given[0].dtype)) or attend(*given)
+    )
+
+    def attended_in(idea: str) -> dict[int, torch.dtype]:
+        taken.clear()
+        subject.form(idea).graph(checkpoint, "fp16")(*inputs(get_component("dit"), checkpoint, torch.float16))
+        return dict(taken)
+
+    text, video = VIDEO.text_length, get_component("dit").tokens(VIDEO)
+    half, bf16 = torch.float16, torch.bfloat16
+    assert attended_in(ideas.AS_IS) == attended_in("one-product") == {text: bf16, video: bf16}
+    assert attended_in("bf16-self-attention") == {text: half, video: bf16}
+    assert attended_in("fp16-attention") == attended_in("centred-values") == {text: half, video: half}
 
 
 def test_two_latents_in_one_step_are_two_steps(ideas: ModuleType, small_checkpoint: Path) -> None:

@@ -217,7 +217,7 @@ def _check(
         _explained(component, precision, "running the model with ONNX Runtime"),
         _temporary_folder(path.parent) as temporary,
     ):
-        attends_in_bf16 = isinstance(component, Dit) and component.bf16_attention and precision == "fp16"
+        attends_in_bf16 = isinstance(component, Dit) and component.attends_in_bf16(precision)
         in_bf16 = precision == "bf16" or attends_in_bf16
         runs = checks.without_bf16(path, temporary) if in_bf16 else path
         session = checks.open_session(runs, settings.threads)

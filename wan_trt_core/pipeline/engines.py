@@ -472,7 +472,7 @@ def onnx_identity(
     if isinstance(part, VaeDecoder):
         form = {"latents": part.latents, "lean": part.lean}
     elif isinstance(part, Dit):
-        form = {"bf16_attention": part.bf16_attention and precision == "fp16"}
+        form = {"bf16_attention": part.attends_in_bf16(precision)}
     return {
         **form,
         "component": component,

@@ -80,6 +80,10 @@ class Dit(Component):
             "text_length": video.text_length,
         }
 
+    def attends_in_bf16(self, precision: str) -> bool:
+        """Whether its graph of that precision has BF16 beside it."""
+        return self.bf16_attention and precision == "fp16"
+
     def tokens(self, video: Sizes) -> int:
         """What attention is among: one for each 2x2 latents of every latent frame."""
         sizes = self.sizes(video)
@@ -91,7 +95,7 @@ class Dit(Component):
         require_precision(self, precision)
         self._config(checkpoint)
         model: Any = checkpoint.load(self.part, precision)
-        bf16_attention = self.bf16_attention and precision == "fp16"
+        bf16_attention = self.attends_in_bf16(precision)
         return DitGraph(model, block_outputs=block_outputs, bf16_attention=bf16_attention)
 
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:

@@ -133,7 +133,7 @@ def _one_product(graph: nn.Module) -> nn.Module:
             query, key = dit._rotate(query, *rope), dit._rotate(key, *rope)
             dtype = torch.bfloat16 if self.bf16 else tokens.dtype
             query, key, value = (each.to(dtype) for each in (query, key, self._heads(value)))
-            return _mixed(self, dit._attend(query.transpose(1, 2), key, value))
+            return self.mixed(dit._attend(query.transpose(1, 2), key, value))
 
     for block in graph.blocks:
         layers = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
@@ -164,9 +164,9 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
     class Attention(dit._Attention):
         def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
             assert image is None, "an idea of text to video"
-            query, key, value = _to_attend(self, tokens, source, rope, tokens.dtype)
+            query, key, value = self.to_attend(tokens, source, rope, tokens.dtype)
             scores = query.transpose(1, 2).float() @ key.permute(0, 2, 3, 1).float()
-            return _mixed(self, torch.softmax(scores, dim=-1).to(value.dtype) @ value.transpose(1, 2))
+            return self.mixed(torch.softmax(scores, dim=-1).to(value.dtype) @ value.transpose(1, 2))
 
     return _attentions_as(graph, Attention)
 
@@ -190,10 +190,10 @@ def _centred_values(graph: nn.Module) -> nn.Module:
         def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
             if rope is None:
                 return super().forward(tokens, source, rope, image)
-            query, key, value = _to_attend(self, tokens, source, rope, torch.float32)
+            query, key, value = self.to_attend(tokens, source, rope, torch.float32)
             mean = value.mean(1, keepdim=True)
             query, key, value = (each.to(tokens.dtype) for each in (query, key, value - mean))
-            return _mixed(self, dit._attend(query.transpose(1, 2), key, value).float() + mean.transpose(1, 2))
+            return self.mixed(dit._attend(query.transpose(1, 2), key, value).float() + mean.transpose(1, 2))
 
     return _attentions_as(_in_bf16(video=False, text=False)(graph), Attention)
 
@@ -205,30 +205,12 @@ def _by_head(graph: nn.Module) -> nn.Module:
         def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
             if rope is None:
                 return super().forward(tokens, source, rope, image)
-            taken = _to_attend(self, tokens, source, rope, tokens.dtype)
+            taken = self.to_attend(tokens, source, rope, tokens.dtype)
             heads = zip(*(each.split(1, dim=2) for each in taken), strict=True)
             attended = [dit._attend(query.transpose(1, 2), key, value) for query, key, value in heads]
             return self.to_out(torch.cat(attended, dim=-1).squeeze(0, 1))
 
     return _attentions_as(graph, Attention)
-
-
-def _to_attend(
-    attention: Any, tokens: Tensor, source: Tensor, rope: Any, dtype: torch.dtype
-) -> Iterator[Tensor]:
-    """Query, key and value (1, tokens, heads, head_dim), rounded to ``dtype`` after RMSNorm and RoPE."""
-    query = attention._heads(dit._rms_norm(attention.to_q(tokens), attention.norm_q, attention.eps))
-    key = attention._heads(dit._rms_norm(attention.to_k(source), attention.norm_k, attention.eps))
-    if rope is not None:
-        query, key = dit._rotate(query, *rope), dit._rotate(key, *rope)
-    return (each.to(dtype) for each in (query, key, attention._heads(attention.to_v(source))))
-
-
-def _mixed(attention: Any, attended: Tensor) -> Tensor:
-    """What attention gives, of (1, heads, tokens, head_dim)."""
-    tokens = attended.transpose(1, 2).reshape(-1, attention.heads * attention.head_dim)
-    mixed: Tensor = attention.to_out(tokens.to(attention.to_out.weight.dtype))
-    return mixed
 
 
 def _blocks_as(graph: nn.Module, kind: type) -> nn.Module:

@@ -256,6 +256,11 @@ class Case(_Model):
         }
 
     @property
+    def stock_precision(self) -> str | dict[str, str]:
+        """That of the reference's modules: the candidate's unless ``reference_precision`` is given."""
+        return self.reference_precision or self.precision
+
+    @property
     def precision_label(self) -> str:
         """The precision in one word: ``fp32``, or ``dit=fp16,vae=fp32``."""
         if isinstance(self.precision, str):

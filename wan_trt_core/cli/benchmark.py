@@ -171,7 +171,7 @@ def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -
     backend = get_backend(case.backend)
     backend.require(settings)
     for name in COMPOSITES[case.component]:
-        torch_dtype(precision_of(case.reference_precision or case.precision, name))
+        torch_dtype(precision_of(case.stock_precision, name))
     if isinstance(backend, EngineBackend):
         check_engines(backend, model, case.precision, settings)
         check_size(model.profile(case.profile), asked.generation)

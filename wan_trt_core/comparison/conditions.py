@@ -64,13 +64,13 @@ def _products(tf32: bool, *, cudnn_benchmark: bool) -> Iterator[None]:
 
 def release() -> None:
     """Give the GPU memory that PyTorch only caches back: engines and other processes cannot use it."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _gpu_in_use():
         torch.cuda.empty_cache()
 
 
 def mark() -> Moment:
     """Now: where a GPU is at work, when it has done what it was asked for so far."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _gpu_in_use():
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return DeviceMoment(event)
@@ -79,5 +79,9 @@ def mark() -> Moment:
 
 def synchronize() -> None:
     """Wait for the device: a host clock read before this would time the launch, not the work."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _gpu_in_use():
         torch.cuda.synchronize()
+
+
+def _gpu_in_use() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()

@@ -185,8 +185,7 @@ class Target(ABC):
         if name == "no-cuda-graphs":
             yield self._without_graphs()
             return
-        precision = self.case.reference_precision or self.case.precision
-        case = self.case.model_copy(update={"backend": name, "precision": precision})
+        case = self.case.model_copy(update={"backend": name, "precision": self.case.stock_precision})
         settings = self.context.settings
         stock = PipelineSettings(
             vae_tile=settings.pipeline.vae_tile
@@ -297,7 +296,7 @@ class Target(ABC):
 
     def reference_precision(self, component: str) -> str:
         """Precision of a component in the reference."""
-        return precision_of(self.case.reference_precision or self.case.precision, component)
+        return precision_of(self.case.stock_precision, component)
 
     def engine(self, component: str, *, block_outputs: bool = False) -> Engine:
         """The loaded engine of a component."""
@@ -600,8 +599,7 @@ class PipelineTarget(Target):
 
     def _dtypes(self) -> dict[str, str]:
         """Of the reference's modules."""
-        precision = self.case.reference_precision or self.case.precision
-        return {**replaced_precisions(precision), TEXT_ENCODER: "fp32"}
+        return {**replaced_precisions(self.case.stock_precision), TEXT_ENCODER: "fp32"}
 
     def _with_image(self, asked: Asked) -> Asked:
         """With a smooth image of random colours, where one is needed and none given."""

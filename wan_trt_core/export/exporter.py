@@ -26,7 +26,6 @@ from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
 from wan_trt_core.models.components import get_component, require_precision
-from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
 
 if TYPE_CHECKING:
@@ -217,9 +216,7 @@ def _check(
         _explained(component, precision, "running the model with ONNX Runtime"),
         _temporary_folder(path.parent) as temporary,
     ):
-        attends_in_bf16 = isinstance(component, Dit) and component.attends_in_bf16(precision)
-        in_bf16 = precision == "bf16" or attends_in_bf16
-        runs = checks.without_bf16(path, temporary) if in_bf16 else path
+        runs = checks.without_bf16(path, temporary) if component.has_bf16(precision) else path
         session = checks.open_session(runs, settings.threads)
     prepare = component.prepare(checkpoint, precision)
     with _explained(component, precision, "preparing its inputs"):

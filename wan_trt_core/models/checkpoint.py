@@ -267,7 +267,7 @@ class Checkpoint:
             for name, parameter in module.named_parameters()
             if TIME_PATH & {*name.split(".")}
         }
-        found = self._values(part, shapes.keys())
+        found = self._values(part, module, shapes.keys())
         unfit = [name for name, shape in shapes.items() if name not in found or found[name].shape != shape]
         if unfit:
             raise CheckpointError(
@@ -279,7 +279,7 @@ class Checkpoint:
         }
         module.load_state_dict(kept, strict=False, assign=True)
         module.rope = rope_of(module)
-        time_path: nn.Module = module.requires_grad_(False)
+        time_path: nn.Module = module
         return time_path
 
     def apart(self) -> Self:
@@ -412,8 +412,9 @@ class Checkpoint:
         stored: dict[str, int] = self._inspect(part)["dtypes"]
         return torch_dtype({"F16": "fp16", "BF16": "bf16"}.get(max(stored, key=stored.__getitem__), "fp32"))
 
-    def _values(self, part: str, names: Collection[str]) -> dict[str, Tensor]:
-        """Those of some parameters, as far as there are any, as they are stored. Nothing else is read."""
+    def _values(self, part: str, module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+        """Those of some parameters of a part that ``module`` is, as far as there are any, as they are stored. Nothing
+        else is read."""
         from safetensors import safe_open
 
         found: dict[str, Tensor] = {}

@@ -137,6 +137,14 @@ class Component(ABC):
     def reference_blocks(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         """As :meth:`reference`, but returns the outputs of :meth:`blocks`, taken by forward hooks."""
 
+    def form(self, precision: str) -> dict[str, Any]:
+        """What tells this form of the component in a precision from its other forms: part of what is made of it."""
+        return {}
+
+    def has_bf16(self, precision: str) -> bool:
+        """Whether its graph in a precision has BF16, which ONNX Runtime computes nothing in on a CPU."""
+        return precision == "bf16"
+
     def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Name, part, inputs, outputs and islands, for ``wan-trt inspect``."""
         return {

@@ -151,7 +151,7 @@ class LoadedCheckpoint(Checkpoint):
         stock: nn.Module = module.to(device).eval()
         return stock
 
-    def _values(self, part: str, names: Collection[str]) -> dict[str, Tensor]:
+    def _values(self, part: str, module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
         in_memory = self._pipe[part].state_dict()
         return {name: in_memory[name] for name in names}
 

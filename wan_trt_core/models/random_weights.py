@@ -229,8 +229,7 @@ class RandomCheckpoint(Checkpoint):
         stock: nn.Module = module.eval()
         return stock
 
-    def _values(self, part: str, names: Collection[str]) -> dict[str, Tensor]:
-        module = self.empty(part)
+    def _values(self, part: str, module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
         return {name: self._drawn(part, module, name, _maker("cpu")) for name in names}
 
     def _drawn(self, part: str, module: nn.Module, name: str, device: torch.device) -> Tensor:

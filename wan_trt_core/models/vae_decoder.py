@@ -48,6 +48,9 @@ class VaeDecoder(VaeStep):
         leaner.lean = True
         return leaner
 
+    def form(self, precision: str) -> dict[str, Any]:
+        return {"latents": self.latents, "lean": self.lean}
+
     def takes(self, checkpoint: Checkpoint) -> TensorSpec:
         return self._latents(checkpoint)
 

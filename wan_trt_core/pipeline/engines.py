@@ -468,13 +468,8 @@ def onnx_identity(
 ) -> dict[str, Any]:
     """Everything that an exported ONNX file depends on."""
     part = form_of(component, profile, backend, settings)
-    form: dict[str, Any] = {}
-    if isinstance(part, VaeDecoder):
-        form = {"latents": part.latents, "lean": part.lean}
-    elif isinstance(part, Dit):
-        form = {"bf16_attention": part.attends_in_bf16(precision)}
     return {
-        **form,
+        **part.form(precision),
         "component": component,
         "precision": precision,
         "profile": part.profile_name(profile),

@@ -317,7 +317,7 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
 
 
 def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
-    seen = _seen(work, choice)
+    seen, (heights, widths) = _seen(work, choice), _tiles(work, choice)
     found = decoder_caches(work.checkpoint.config("vae"), half=choice.vae_lean)
 
     def of(height: int, width: int) -> list[int]:
@@ -343,7 +343,6 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
 
         # what the first step's engine leaves in its own buffers, and what that of the others copies to its own: a set
         # for each shape of tiles
-        heights, widths = _tiles(work, choice)
         shapes = [of(height, width) for height in {*heights} for width in {*widths}]
         buffers = [
             size
@@ -366,7 +365,6 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
     if work.device == "cuda" and seen != work.video:
         # whole frames leave caches in which these find room; of a tile's none is large enough
         yield Term("copies of the video behind the decode", 2 * video, "shapes")
-        heights, widths = _tiles(work, choice)
         tile = video * heights[0] * widths[0] / (work.video.height * work.video.width)
         # blended in a copy of the edge and two of its products; a row's lower edges and one right one wait for theirs
         edges = (3 + len(widths) + 1) * (1 - tile_stride(heights[0]) / heights[0])

@@ -80,9 +80,11 @@ class Dit(Component):
             "text_length": video.text_length,
         }
 
-    def attends_in_bf16(self, precision: str) -> bool:
-        """Whether its graph of that precision has BF16 beside it."""
-        return self.bf16_attention and precision == "fp16"
+    def form(self, precision: str) -> dict[str, Any]:
+        return {"bf16_attention": self.bf16_attention and precision == "fp16"}
+
+    def has_bf16(self, precision: str) -> bool:
+        return super().has_bf16(precision) or self.form(precision)["bf16_attention"]
 
     def tokens(self, video: Sizes) -> int:
         """What attention is among: one for each 2x2 latents of every latent frame."""
@@ -95,8 +97,7 @@ class Dit(Component):
         require_precision(self, precision)
         self._config(checkpoint)
         model: Any = checkpoint.load(self.part, precision)
-        bf16_attention = self.attends_in_bf16(precision)
-        return DitGraph(model, block_outputs=block_outputs, bf16_attention=bf16_attention)
+        return DitGraph(model, block_outputs=block_outputs, **self.form(precision))
 
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """What the pipeline's first denoising step receives: noise, the first timestep, a real prompt."""

@@ -216,22 +216,32 @@ class _Attention(nn.Module):
         image: Tensor | None = None,
     ) -> Tensor:
         """Attention of ``tokens`` to ``source``, each (tokens, dim), and to ``image`` where there is one."""
-        query = self._heads(_rms_norm(self.to_q(tokens), self.norm_q, self.eps))
-        key = self._heads(_rms_norm(self.to_k(source), self.norm_k, self.eps))
-        value = self._heads(self.to_v(source))
-        if rope is not None:
-            query, key = _rotate(query, *rope), _rotate(key, *rope)
-        # rounded before the transposes: TensorRT reads a cast right before a product as a wish for its sums alone
-        dtype = torch.bfloat16 if self.bf16 else value.dtype
-        query, key, value = (each.to(dtype) for each in (query, key, value))
+        dtype = torch.bfloat16 if self.bf16 else tokens.dtype
+        query, key, value = self.to_attend(tokens, source, rope, dtype)
         query = query.transpose(1, 2)
         attended = _attend(query, key, value)
         if image is not None:
             key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(dtype)
             value = self._heads(self.add_v(image)).to(dtype)
             attended = attended + _attend(query, key, value)
-        tokens = attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim).to(tokens.dtype)
-        mixed: Tensor = self.to_out(tokens)
+        return self.mixed(attended)
+
+    def to_attend(
+        self, tokens: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query of ``tokens``, key and value of ``source``, each (1, tokens, heads, head_dim) in ``dtype``."""
+        query = self._heads(_rms_norm(self.to_q(tokens), self.norm_q, self.eps))
+        key = self._heads(_rms_norm(self.to_k(source), self.norm_k, self.eps))
+        value = self._heads(self.to_v(source))
+        if rope is not None:
+            query, key = _rotate(query, *rope), _rotate(key, *rope)
+        # rounded before the transposes: TensorRT reads a cast right before a product as a wish for its sums alone
+        return query.to(dtype), key.to(dtype), value.to(dtype)
+
+    def mixed(self, attended: Tensor) -> Tensor:
+        """(tokens, dim) of what was attended to, (1, heads, tokens, head_dim)."""
+        tokens = attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim)
+        mixed: Tensor = self.to_out(tokens.to(self.to_out.weight.dtype))
         return mixed
 
     def _heads(self, tokens: Tensor) -> Tensor:

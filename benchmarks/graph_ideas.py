@@ -4,8 +4,9 @@
     python benchmarks/graph_ideas.py vae_decoder_next --model wan2.1-t2v-1.3b --profile 480p-17f --backend tensorrt
 
 An idea changes the graph only, and must compute what the graph computes: its error against the graph in float32 in
-PyTorch is printed beside its gain, as is that of the graph as it is. ``--point max`` runs all at the largest shape of
-the profile, where attention has the most keys to sum over. What wins here is then put into
+PyTorch is printed beside its gain, as is that of the graph as it is. ``half-rotation+bf16-output`` is both at once.
+``--point opt max`` runs all at the largest shape of the profile too, where attention has the most keys to sum over.
+What wins here is then put into
 ``wan_trt_core/models/graphs``; ``docs/performance.md`` has the outcome of each. Random weights at the true shapes are
 made where no checkpoint is given.
 """
@@ -130,7 +131,7 @@ def _one_product(graph: nn.Module) -> nn.Module:
             query, key, value = functional.linear(tokens, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
             query = self._heads(dit._rms_norm(query, self.norm_q, self.eps))
             key = self._heads(dit._rms_norm(key, self.norm_k, self.eps))
-            query, key = dit._rotate(query, *rope), dit._rotate(key, *rope)
+            query, key = self.rotate(query, *rope), self.rotate(key, *rope)
             dtype = torch.bfloat16 if self.bf16 else tokens.dtype
             query, key, value = (each.to(dtype) for each in (query, key, self._heads(value)))
             return self.mixed(dit._attend(query.transpose(1, 2), key, value))
@@ -183,19 +184,58 @@ def _in_bf16(*, video: bool, text: bool) -> Callable[[nn.Module], nn.Module]:
 
 
 def _centred_values(graph: nn.Module) -> nn.Module:
-    """Values less their mean over the tokens, which is added to what self-attention makes of them: the weights of a
-    softmax come to one. Sums in half precision then lose a share of less."""
+    """Values less a row near their mean, which self-attention gives back as it is, for the weights of a softmax come to
+    one: it is added behind the next product. Sums in half precision then lose a share of less.
+    """
 
     class Attention(dit._Attention):
         def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
             if rope is None:
                 return super().forward(tokens, source, rope, image)
-            query, key, value = self.to_attend(tokens, source, rope, torch.float32)
-            mean = value.mean(1, keepdim=True)
-            query, key, value = (each.to(tokens.dtype) for each in (query, key, value - mean))
-            return self.mixed(dit._attend(query.transpose(1, 2), key, value).float() + mean.transpose(1, 2))
+            query, key, value = self.to_attend(tokens, source, rope, tokens.dtype)
+            centre = self.to_v(source[::64]).float().mean(0, keepdim=True).to(tokens.dtype)
+            attended = dit._attend(query.transpose(1, 2), key, value - self._heads(centre))
+            return self.mixed(attended) + functional.linear(centre, self.to_out.weight)
 
     return _attentions_as(_in_bf16(video=False, text=False)(graph), Attention)
+
+
+class _RotatedByHeads(dit._Attention):
+    """RoPE on (heads, tokens, head_dim), the order in which attention reads."""
+
+    @staticmethod
+    def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turned = dit._Attention.rotate(heads.transpose(1, 2), cos.transpose(0, 1), sin.transpose(0, 1))
+        return turned.transpose(1, 2)
+
+
+class _RotatedBySums(dit._Attention):
+    """RoPE as a sum of two products, with nothing to cut and to join."""
+
+    @staticmethod
+    def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turns = torch.stack((torch.stack((cos, -sin), -2), torch.stack((sin, cos), -2)), -3)
+        return (heads.unflatten(-1, (1, 2, -1)) * turns).sum(-2).flatten(-2)
+
+
+class _Bf16Product(nn.Linear):
+    """A product of BF16 weights, whatever it is given."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens.bfloat16())
+
+
+def _bf16_products(*names: str) -> Callable[[nn.Module], nn.Module]:
+    """Linear layers of self-attention in BF16, which then takes or gives what they have: no tensor is cast."""
+
+    def change(graph: nn.Module) -> nn.Module:
+        for block in graph.blocks:
+            for name in names:
+                layer = getattr(block.attn1, name).bfloat16()
+                layer.__class__ = _Bf16Product
+        return graph
+
+    return change
 
 
 def _by_head(graph: nn.Module) -> nn.Module:
@@ -221,7 +261,9 @@ def _blocks_as(graph: nn.Module, kind: type) -> nn.Module:
 
 def _attentions_as(graph: nn.Module, kind: type) -> nn.Module:
     for block in graph.blocks:
-        block.attn1.__class__ = block.attn2.__class__ = kind
+        for part in (block.attn1, block.attn2):
+            # one more idea on top of others
+            part.__class__ = type(kind.__name__, (kind, type(part)), {})
     return graph
 
 
@@ -423,6 +465,16 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             _in_bf16(video=True, text=False), "the same, but for attention to the prompt"
         ),
         "fp16-attention": Idea(_in_bf16(video=False, text=False), "attention in FP16, however many tokens"),
+        "rotation-by-heads": Idea(
+            lambda graph: _attentions_as(graph, _RotatedByHeads), "RoPE in the order in which attention reads"
+        ),
+        "rotation-by-sums": Idea(
+            lambda graph: _attentions_as(graph, _RotatedBySums), "RoPE as a sum: nothing to cut and to join"
+        ),
+        "bf16-output": Idea(_bf16_products("to_out"), "the product behind BF16 self-attention in BF16 too"),
+        "bf16-values": Idea(
+            _bf16_products("to_v"), "the values of BF16 self-attention in BF16 from the start"
+        ),
         "centred-values": Idea(
             _centred_values, "the same, values about their mean: sums in half precision then lose less"
         ),
@@ -451,6 +503,32 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         ),
     },
 }
+
+
+def idea_named(component: str, name: str) -> Idea:
+    """One idea of a component, or several with a plus between them: ``half-rotation+bf16-output``.
+
+    Raises:
+        ValueError: when one of them is not known.
+    """
+    known, named = IDEAS[component], name.split("+")
+    unknown = set(named) - set(known)
+    if unknown:
+        raise ValueError(f"no idea {min(unknown)!r}; there are {', '.join(known)}")
+    ideas = [known[each] for each in named]
+
+    def change(graph: nn.Module) -> nn.Module:
+        for idea in ideas:
+            graph = idea.change(graph)
+        return graph
+
+    return Idea(
+        change,
+        " and ".join(idea.text for idea in ideas),
+        channels_last=any(idea.channels_last for idea in ideas),
+        half_caches=any(idea.half_caches for idea in ideas),
+        latents=max(idea.latents for idea in ideas),
+    )
 
 
 def changed(component: Component, idea: Idea) -> Component:
@@ -500,6 +578,7 @@ class Row:
     """
 
     name: str
+    point: Point
     milliseconds: float
     as_it_is_milliseconds: float
     gain: float
@@ -514,7 +593,7 @@ class Subject:
     """What is measured: a component of a model at a shape and precision, as an engine of a backend.
 
     Attributes:
-        point: of the profile, at which the engine runs; it is built for all of them.
+        points: of the profile, at which the engines run; they are built for all of it.
     """
 
     component: str
@@ -524,7 +603,7 @@ class Subject:
     precision: str
     backend: str
     settings: Settings
-    point: Point
+    points: tuple[Point, ...] = ("opt",)
 
     def resolved(self) -> tuple[ResolvedModel, ShapeProfile]:
         """The model, and the profile of it."""
@@ -534,7 +613,7 @@ class Subject:
     def form(self, idea: str) -> Component:
         """The component as an idea has it, or as it is."""
         component = form_of(self.component, self.resolved()[1], self.backend, self.settings)
-        return component if idea == AS_IS else changed(component, IDEAS[self.component][idea])
+        return component if idea == AS_IS else changed(component, idea_named(self.component, idea))
 
 
 def export(subject: Subject, idea: str, folder: Path) -> OnnxModel:
@@ -562,26 +641,40 @@ def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iter
     backend = get_backend(subject.backend)
     assert isinstance(backend, EngineBackend)
     device = device_of(subject.settings, backend.name)
-    run: Callable[[], object] | None = None
+    as_it_is: dict[Point, Callable[[], object]] = {}
     for name, exported in zip(names, models, strict=True):
         engine_folder = folder / name / "engine"
         engine_folder.mkdir()
         seconds = float(backend.build(exported, engine_folder, subject.settings).get("build_seconds", 0.0))
         engine = backend.load(engine_folder, subject.settings)
-        idea = IDEAS[subject.component].get(name, Idea(lambda graph: graph, AS_IS))
-        calls = _random_inputs(subject, idea.latents, device)
-        expected = _exact(subject, calls, device)
-        if idea.channels_last:
-            calls = {key: _last(value) if key.startswith("cache") else value for key, value in calls.items()}
-        if idea.half_caches:
-            calls = {key: value.half() if key.startswith("cache") else value for key, value in calls.items()}
-        found = engine.run(calls)["sample"].double()
-        error = float((found - expected).norm() / expected.norm())
-        candidate = _into(engine, calls)
-        run = run or candidate
-        before, after, gain = _time(run, candidate, device)
-        scratch = engine.memory().get("scratch", 0) / 2**20
-        yield Row(name, after / idea.latents, before, gain * idea.latents, error, seconds, scratch, candidate)
+        idea = Idea(lambda graph: graph, AS_IS) if name == AS_IS else idea_named(subject.component, name)
+        for point in subject.points:
+            calls = _random_inputs(subject, point, idea.latents, device)
+            expected = _exact(subject, calls, device)
+            if idea.channels_last:
+                calls = {
+                    key: _last(value) if key.startswith("cache") else value for key, value in calls.items()
+                }
+            if idea.half_caches:
+                calls = {
+                    key: value.half() if key.startswith("cache") else value for key, value in calls.items()
+                }
+            found = engine.run(calls)["sample"].double()
+            error = float((found - expected).norm() / expected.norm())
+            candidate = _into(engine, calls)
+            before, after, gain = _time(as_it_is.setdefault(point, candidate), candidate, device)
+            scratch = engine.memory().get("scratch", 0) / 2**20
+            yield Row(
+                name,
+                point,
+                after / idea.latents,
+                before,
+                gain * idea.latents,
+                error,
+                seconds,
+                scratch,
+                candidate,
+            )
 
 
 def _exact(subject: Subject, calls: Tensors, device: str) -> Tensor:
@@ -605,10 +698,10 @@ def _time(
     return 1e3 * median(first), 1e3 * median(second), paired_ratio(first, second)
 
 
-def _random_inputs(subject: Subject, latents: int, device: str) -> Tensors:
+def _random_inputs(subject: Subject, point: Point, latents: int, device: str) -> Tensors:
     model, profile = subject.resolved()
     component = _of_steps(get_component(subject.component), latents)
-    sizes, generator = component.sizes(profile.at(subject.point)), torch.Generator().manual_seed(0)
+    sizes, generator = component.sizes(profile.at(point)), torch.Generator().manual_seed(0)
     specs = component.inputs(model.checkpoint)
     made = {spec.name: torch.randn(spec.shape(sizes), generator=generator) for spec in specs}
     tables = [name for name in made if name.startswith("rope_")]
@@ -636,16 +729,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="tiny-wan")
     parser.add_argument("--layers", type=int, help="of the transformer, with random weights")
     parser.add_argument("--profile")
-    parser.add_argument("--point", choices=POINTS, default="opt", help="of the profile, to run at")
+    parser.add_argument(
+        "--point", choices=POINTS, nargs="+", default=["opt"], help="of the profile, to run at"
+    )
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--backend", default="tensorrt")
     parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="exports side by side")
     parser.add_argument("--json", type=Path)
     given = parser.parse_intermixed_args(arguments)
-    unknown = set(given.ideas) - set(IDEAS[given.component])
-    if unknown:
-        parser.error(f"no idea {sorted(unknown)[0]!r}; there are {', '.join(IDEAS[given.component])}")
+    try:
+        for name in given.ideas:
+            idea_named(given.component, name)
+    except ValueError as error:
+        parser.error(str(error))
     settings = load_settings(overrides={"export.check": False, "perf.allow_tf32": given.tf32}).settings
     backend = get_backend(given.backend)
     if not isinstance(backend, EngineBackend):
@@ -657,10 +754,10 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder, equal_conditions(settings):
         measured = []
         ideas = given.ideas or list(IDEAS[given.component])
-        for row in measure(Subject(*named, settings, given.point), ideas, Path(folder), given.jobs):
+        for row in measure(Subject(*named, settings, tuple(given.point)), ideas, Path(folder), given.jobs):
             measured.append(row)
             print(
-                f"{row.name:18} {row.milliseconds:8.2f} ms  gain {row.gain:5.3f}x  relative L2"
+                f"{row.name:18} {row.point} {row.milliseconds:8.2f} ms  gain {row.gain:5.3f}x  relative L2"
                 f" {row.relative_l2:.1e}  build {row.build_seconds:4.0f} s  scratch {row.scratch_mib:,.0f} MiB",
                 flush=True,
             )
@@ -670,7 +767,7 @@ def main(arguments: list[str] | None = None) -> None:
             groups = {name: spent for name, spent in rows[-1]["kernels"]["groups_ms"].items() if spent}
             if groups:
                 told = ", ".join(f"{name} {spent:.1f} ms" for name, spent in groups.items())
-                print(f"{row.name:18} {told}", flush=True)
+                print(f"{row.name:18} {row.point} {told}", flush=True)
             if given.json:
                 given.json.write_text(json.dumps(rows, indent=2) + "\n")
 

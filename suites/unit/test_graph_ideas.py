@@ -47,6 +47,10 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("dit", "bf16-attention", "fp16", 1e-2),
         ("dit", "bf16-self-attention", "fp16", 1e-2),
         ("dit", "fp16-attention", "fp16", 1e-2),
+        ("dit", "rotation-by-heads", "fp32", 1e-5),
+        ("dit", "rotation-by-sums", "fp32", 1e-5),
+        ("dit", "bf16-output", "fp16", 1e-2),
+        ("dit", "bf16-values", "fp16", 1e-2),
         ("dit", "centred-values", "fp32", 1e-5),
         ("dit", "centred-values", "fp16", 1e-2),
         ("vae_decoder_next", "channels-last", "fp32", 1e-5),
@@ -62,7 +66,7 @@ def test_an_idea_computes_what_the_graph_computes(
     ideas: ModuleType, small_checkpoint: Path, name: str, idea: str, precision: str, tolerance: float
 ) -> None:
     checkpoint = Checkpoint.open(small_checkpoint)
-    chosen, component = ideas.IDEAS[name][idea], get_component(name)
+    chosen, component = ideas.idea_named(name, idea), get_component(name)
     variant = ideas.changed(component, chosen)
     call = inputs(component, checkpoint, torch.float16 if precision == "fp16" else torch.float32)
     theirs = [
@@ -83,7 +87,8 @@ def test_an_idea_computes_what_the_graph_computes(
 
 def test_inputs_of_a_point_and_the_exact_outputs(ideas: ModuleType) -> None:
     named = ("dit", "tiny-wan", None, None, "fp16", "onnxruntime", load_settings(environ={}).settings)
-    made = {point: ideas._random_inputs(ideas.Subject(*named, point), 1, "cpu") for point in ideas.POINTS}
+    subject = ideas.Subject(*named)
+    made = {point: ideas._random_inputs(subject, point, 1, "cpu") for point in ideas.POINTS}
     model, component = resolve("tiny-wan"), get_component("dit")
     for point, calls in made.items():
         sizes = component.sizes(model.profile().at(point))
@@ -96,7 +101,7 @@ def test_inputs_of_a_point_and_the_exact_outputs(ideas: ModuleType) -> None:
         assert torch.allclose(length, torch.ones_like(length)), "no rotation"
     least = made["min"]
     expected = component.graph(model.checkpoint, "fp32")(*(value.float() for value in least.values()))[0]
-    found = ideas._exact(ideas.Subject(*named, "min"), least, "cpu")
+    found = ideas._exact(subject, least, "cpu")
     assert torch.allclose(found, expected.double(), atol=1e-5), "by heads it is the same"
 
 
@@ -105,7 +110,7 @@ def test_ideas_change_the_form_that_is_served(
 ) -> None:
     """Among many tokens that attends in BF16."""
     settings = load_settings(environ={}).settings
-    named = ("dit", "wan2.1-t2v-1.3b", None, "480p-81f", "fp16", "tensorrt", settings, "opt")
+    named = ("dit", "wan2.1-t2v-1.3b", None, "480p-81f", "fp16", "tensorrt", settings)
     subject, checkpoint = ideas.Subject(*named), Checkpoint.open(small_checkpoint)
     attend, taken = ideas.dit._attend, set()
     monkeypatch.setattr(

@@ -234,9 +234,15 @@ class _Attention(nn.Module):
         key = self._heads(_rms_norm(self.to_k(source), self.norm_k, self.eps))
         value = self._heads(self.to_v(source))
         if rope is not None:
-            query, key = _rotate(query, *rope), _rotate(key, *rope)
+            query, key = self.rotate(query, *rope), self.rotate(key, *rope)
         # rounded before the transposes: TensorRT reads a cast right before a product as a wish for its sums alone
         return query.to(dtype), key.to(dtype), value.to(dtype)
+
+    @staticmethod
+    def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Heads (1, tokens, heads, head_dim) turned by tables (tokens, 1, head_dim / 2), half with half."""
+        first, second = heads.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
     def mixed(self, attended: Tensor) -> Tensor:
         """(tokens, dim) of what was attended to, (1, heads, tokens, head_dim)."""
@@ -450,8 +456,3 @@ def _layer_norm(
 ) -> Tensor:
     wide = tensor.float()
     return functional.layer_norm(wide, wide.shape[-1:], weight, bias, eps)
-
-
-def _rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = tensor.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)

@@ -76,14 +76,14 @@ def _half_layer_norm(graph: nn.Module) -> nn.Module:
     """Layer norms take and give half precision; ONNX's LayerNormalization still computes in float32."""
 
     class Block(dit._Block):
-        def forward(self, hidden: Tensor, text: Tensor, modulation: Any, rope: Any, image: Any) -> Tensor:
+        def forward(self, hidden: Tensor, text: Any, modulation: Any, rope: Any, image: Any) -> Tensor:
             shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
             dtype, width = hidden.dtype, hidden.shape[-1:]
             normed = functional.layer_norm(hidden, width, eps=self.eps).float() * (1 + scale) + shift
             hidden = (hidden.float() + self.attn1(normed.to(dtype), normed.to(dtype), rope) * gate).to(dtype)
             weight, bias = self.norm2_weight.to(dtype), self.norm2_bias.to(dtype)
             hidden = hidden + self.attn2(
-                functional.layer_norm(hidden, width, weight, bias, self.eps), text, None, image
+                functional.layer_norm(hidden, width, weight, bias, self.eps), text[0], None, text[1], image
             )
             normed = functional.layer_norm(hidden, width, eps=self.eps).float() * (1 + ffn_scale) + ffn_shift
             fed = self.ffn_out(functional.gelu(self.ffn_in(normed.to(dtype)), approximate="tanh"))
@@ -96,13 +96,13 @@ def _half_modulation(graph: nn.Module) -> nn.Module:
     """Modulation, gates and residual sums in half precision."""
 
     class Block(dit._Block):
-        def forward(self, hidden: Tensor, text: Tensor, modulation: Any, rope: Any, image: Any) -> Tensor:
+        def forward(self, hidden: Tensor, text: Any, modulation: Any, rope: Any, image: Any) -> Tensor:
             dtype = hidden.dtype
             shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (row.to(dtype) for row in modulation)
             normed = dit._layer_norm(hidden, self.eps).to(dtype) * (1 + scale) + shift
             hidden = hidden + self.attn1(normed, normed, rope) * gate
             normed = dit._layer_norm(hidden, self.eps, self.norm2_weight, self.norm2_bias).to(dtype)
-            hidden = hidden + self.attn2(normed, text, None, image)
+            hidden = hidden + self.attn2(normed, text[0], None, text[1], image)
             normed = dit._layer_norm(hidden, self.eps).to(dtype) * (1 + ffn_scale) + ffn_shift
             fed = self.ffn_out(functional.gelu(self.ffn_in(normed), approximate="tanh"))
             return hidden + fed * ffn_gate
@@ -114,9 +114,9 @@ def _half_rotation(graph: nn.Module) -> nn.Module:
     """RoPE in half precision."""
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, *more: Any) -> Tensor:
             halves = None if rope is None else tuple(table.to(tokens.dtype) for table in rope)
-            return super().forward(tokens, source, halves, image)
+            return super().forward(tokens, source, halves, *more)
 
     return _attentions_as(graph, Attention)
 
@@ -125,9 +125,9 @@ def _one_product(graph: nn.Module) -> nn.Module:
     """Query, key and value of self-attention in one product."""
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, *more: Any) -> Tensor:
             if rope is None:
-                return super().forward(tokens, source, rope, image)
+                return super().forward(tokens, source, rope, *more)
             query, key, value = functional.linear(tokens, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
             query = self._heads(dit._rms_norm(query, self.norm_q, self.eps))
             key = self._heads(dit._rms_norm(key, self.norm_k, self.eps))
@@ -163,10 +163,13 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
     """The scores of attention summed in float32, up to the softmax."""
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+        def forward(
+            self, tokens: Tensor, source: Tensor, rope: Any, added: Any = None, image: Any = None
+        ) -> Tensor:
             assert image is None, "an idea of text to video"
             query, key, value = self.to_attend(tokens, source, rope, tokens.dtype)
             scores = query.transpose(1, 2).float() @ key.permute(0, 2, 3, 1).float()
+            scores = scores if added is None else scores + added.float()
             return self.mixed(torch.softmax(scores, dim=-1).to(value.dtype) @ value.transpose(1, 2))
 
     return _attentions_as(graph, Attention)
@@ -189,9 +192,9 @@ def _centred_values(graph: nn.Module) -> nn.Module:
     """
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, *more: Any) -> Tensor:
             if rope is None:
-                return super().forward(tokens, source, rope, image)
+                return super().forward(tokens, source, rope, *more)
             query, key, value = self.to_attend(tokens, source, rope, tokens.dtype)
             centre = self.to_v(source[::64]).float().mean(0, keepdim=True).to(tokens.dtype)
             attended = dit._attend(query.transpose(1, 2), key, value - self._heads(centre))
@@ -242,9 +245,9 @@ def _by_head(graph: nn.Module) -> nn.Module:
     """Self-attention one head after the other: at a large shape a GPU cannot hold the float32 scores of all."""
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any, image: Any = None) -> Tensor:
+        def forward(self, tokens: Tensor, source: Tensor, rope: Any, *more: Any) -> Tensor:
             if rope is None:
-                return super().forward(tokens, source, rope, image)
+                return super().forward(tokens, source, rope, *more)
             taken = self.to_attend(tokens, source, rope, tokens.dtype)
             heads = zip(*(each.split(1, dim=2) for each in taken), strict=True)
             attended = [dit._attend(query.transpose(1, 2), key, value) for query, key, value in heads]
@@ -459,10 +462,7 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         ),
         "float32-scores": Idea(_float32_scores, "the scores of attention summed in float32"),
         "bf16-attention": Idea(
-            _in_bf16(video=True, text=True), "attention in BF16, whose kernels sum in float32"
-        ),
-        "bf16-self-attention": Idea(
-            _in_bf16(video=True, text=False), "the same, but for attention to the prompt"
+            _in_bf16(video=True, text=True), "attention in BF16, to the prompt too: sums in float32"
         ),
         "fp16-attention": Idea(_in_bf16(video=False, text=False), "attention in FP16, however many tokens"),
         "rotation-by-heads": Idea(
@@ -701,7 +701,7 @@ def _time(
 def _random_inputs(subject: Subject, point: Point, latents: int, device: str) -> Tensors:
     model, profile = subject.resolved()
     component = _of_steps(get_component(subject.component), latents)
-    sizes, generator = component.sizes(profile.at(point)), torch.Generator().manual_seed(0)
+    sizes, generator = component.sizes_at(profile, point), torch.Generator().manual_seed(0)
     specs = component.inputs(model.checkpoint)
     made = {spec.name: torch.randn(spec.shape(sizes), generator=generator) for spec in specs}
     tables = [name for name in made if name.startswith("rope_")]

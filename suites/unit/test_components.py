@@ -105,12 +105,17 @@ def transformer(**changes: Any) -> Any:
     return randomised(WanTransformer3DModel(**config))
 
 
-def dit_call(shape: tuple[int, int, int] = (3, 8, 12), text_length: int = 20) -> dict[str, Tensor]:
+def dit_call(
+    shape: tuple[int, int, int] = (3, 8, 12), text_length: int = 20, tokens: int | None = None
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
+    states = torch.randn((1, text_length, 48), generator=generator)
+    if tokens is not None:
+        states[:, tokens:] = 0
     return {
         "hidden_states": torch.randn((1, 16, *shape), generator=generator),
         "timestep": torch.tensor([637]),
-        "encoder_hidden_states": torch.randn((1, text_length, 48), generator=generator),
+        "encoder_hidden_states": states,
     }
 
 
@@ -120,7 +125,10 @@ def run_dit(model: Any, call: dict[str, Tensor], fault: Callable[[Any], None] | 
         fault(graph)
     modulation = dit.Modulation(model)(call["timestep"], call["encoder_hidden_states"].dtype)
     rope = dit.RopeTables(model)(call["hidden_states"])
-    sample: Tensor = graph(call["hidden_states"], *modulation, *rope, call["encoder_hidden_states"])[0]
+    states = call["encoder_hidden_states"]
+    rows = dit.TextRows()(states)
+    text = (states[:, :rows], dit.text_scores(states.shape[1], rows))
+    sample: Tensor = graph(call["hidden_states"], *modulation, *rope, *text)[0]
     return sample
 
 
@@ -143,6 +151,53 @@ def test_dit_equals_diffusers(shape: tuple[int, int, int]) -> None:
 def test_dit_equals_diffusers_in_every_configuration(changes: dict[str, Any]) -> None:
     model, call = transformer(**changes), dit_call()
     assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("text_length", "tokens", "rows"),
+    [
+        (20, 0, 5),
+        (20, 3, 5),  # and two of padding, which stand for 17
+        (20, 4, 10),  # one of padding would have to
+        (20, 18, 20),
+        (20, 20, 20),
+        (512, 64, 128),
+        (512, 65, 256),
+        (512, 512, 512),
+        (6, 1, 2),
+        (3, 1, 2),
+        (1, 1, 1),
+    ],
+)
+def test_few_rows_of_padding_stand_for_all(text_length: int, tokens: int, rows: int) -> None:
+    model, call = transformer(), dit_call(text_length=text_length, tokens=tokens)
+    assert dit.TextRows()(call["encoder_hidden_states"]) == rows
+    assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) < TOLERANCE
+
+
+def test_padding_that_counts_for_itself_alone_is_far_beyond_the_tolerance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, call = transformer(), dit_call(tokens=3)
+    monkeypatch.setattr(dit, "text_scores", lambda length, rows: torch.zeros(rows))
+    assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) > FAULT
+
+
+def test_rows_of_a_prompt_are_read_once_and_again_where_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    tokens_of = dit.tokens_of
+    monkeypatch.setattr(dit, "tokens_of", lambda states: reads.append(1) or tokens_of(states))
+    rows, states = dit.TextRows(), dit_call(text_length=64, tokens=5)["encoder_hidden_states"]
+    assert rows(states) == rows(states) == 16
+    assert len(reads) == 1
+    states[:, 5:40] = 1.0
+    assert rows(states) == 48
+    assert rows(states[:, :48].clone()) == 48, "another prompt"
+    assert len(reads) == 3
+    with torch.inference_mode():
+        untracked = torch.ones(1, 64, 48)
+        assert rows(untracked) == rows(untracked) == 64
+    assert len(reads) == 4
 
 
 @pytest.mark.parametrize("fault", [drop_block, swap_heads, scale_block])
@@ -457,8 +512,10 @@ def test_a_component_keeps_what_it_declares(
     component, sizes = get_component(name), get_component(name).sizes(video)
     call = component.call_tensors(checkpoint, video)
     tensors = component.prepare(checkpoint, "fp32")(call)
+    taken = {**sizes, "text_rows": len(tensors.get("text_scores", ()))}  # as many as the prompt needs
+    assert taken["text_rows"] <= video.text_length
     assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
-        spec.name: spec.shape(sizes) for spec in component.inputs(checkpoint)
+        spec.name: spec.shape(taken) for spec in component.inputs(checkpoint)
     }
     assert list(tensors) == [spec.name for spec in component.inputs(checkpoint)]
 
@@ -504,22 +561,25 @@ def test_half_precision_stays_near_float32(
 
 
 @pytest.mark.parametrize("model", ["small", "tiny-wan2.1-i2v"])
-def test_bf16_attention_is_given_nothing_else(
+def test_bf16_attention_is_that_of_the_video_to_itself(
     model: str, of_model: Callable[[str], tuple[Checkpoint, Sizes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (checkpoint, video), component = of_model(model), Dit().with_bf16_attention()
     call = component.call_tensors(checkpoint, video)
-    attend, taken = dit._attend, set()
-    monkeypatch.setattr(
-        dit, "_attend", lambda *given: taken.add(tuple(each.dtype for each in given)) or attend(*given)
-    )
+    attend, taken, tokens = dit._attend, set(), component.tokens(video)
+
+    def seen(query: Tensor, key: Tensor, value: Tensor, *added: Tensor | None) -> Tensor:
+        taken.add((key.shape[1] == tokens, query.dtype, key.dtype, value.dtype))
+        return attend(query, key, value, *added)
+
+    monkeypatch.setattr(dit, "_attend", seen)
 
     def run(component: Component, precision: str) -> Tensor:
         tensors = component.prepare(checkpoint, precision)(call)
         return component.graph(checkpoint, precision)(*tensors.values())[0]
 
     found = run(component, "fp16")
-    assert taken == {(torch.bfloat16,) * 3}
+    assert taken == {(True, *(torch.bfloat16,) * 3), (False, *(torch.float16,) * 3)}
     assert found.dtype == torch.float16
     expected = component.reference(checkpoint, "fp32")(call)["sample"]
     rounded = run(Dit(), "fp16")

@@ -45,7 +45,6 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("dit", "float32-sums", "fp16", 1e-2),
         ("dit", "float32-scores", "fp16", 1e-2),
         ("dit", "bf16-attention", "fp16", 1e-2),
-        ("dit", "bf16-self-attention", "fp16", 1e-2),
         ("dit", "fp16-attention", "fp16", 1e-2),
         ("dit", "rotation-by-heads", "fp32", 1e-5),
         ("dit", "rotation-by-sums", "fp32", 1e-5),
@@ -91,7 +90,7 @@ def test_inputs_of_a_point_and_the_exact_outputs(ideas: ModuleType) -> None:
     made = {point: ideas._random_inputs(subject, point, 1, "cpu") for point in ideas.POINTS}
     model, component = resolve("tiny-wan"), get_component("dit")
     for point, calls in made.items():
-        sizes = component.sizes(model.profile().at(point))
+        sizes = component.sizes_at(model.profile(), point)
         for spec in component.inputs(model.checkpoint):
             assert (tuple(calls[spec.name].shape), calls[spec.name].dtype) == (
                 spec.shape(sizes),
@@ -124,8 +123,8 @@ def test_ideas_change_the_form_that_is_served(
 
     text, video = VIDEO.text_length, get_component("dit").tokens(VIDEO)
     half, bf16 = torch.float16, torch.bfloat16
-    assert attended_in(ideas.AS_IS) == attended_in("one-product") == {text: bf16, video: bf16}
-    assert attended_in("bf16-self-attention") == {text: half, video: bf16}
+    assert attended_in(ideas.AS_IS) == attended_in("one-product") == {text: half, video: bf16}
+    assert attended_in("bf16-attention") == {text: bf16, video: bf16}
     assert attended_in("fp16-attention") == attended_in("centred-values") == {text: half, video: half}
 
 

@@ -79,7 +79,9 @@ class TestVerification:
         widened = {**GEMM, "Outputs": [{"Name": "b", "Format/Datatype": "Float"}]}
         gate = {"Name": "gate", "Format/Datatype": "Float"}
         gated = {**widened, "Inputs": [gate, *GEMM["Inputs"]]}  # as H200's __myl_FcCasMulAdd
-        for entry in (GEMM, widened, gated):
+        tables = [{"Format/Datatype": "Float"}, {"Format/Datatype": "Half"}]
+        rotated = {**widened, "Inputs": tables[:1], "Outputs": tables}  # and cast what other layers take
+        for entry in (GEMM, widened, gated, rotated):
             assert unplanned_precisions(layers_of(report(entry)), {"node_linear": "float16"}) == ()
 
     def test_a_product_in_another_precision_is_named_with_its_layer(self) -> None:

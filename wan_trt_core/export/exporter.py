@@ -109,7 +109,7 @@ def profile_shapes(
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """The shape of every input at the profile's ``min``, ``opt`` and ``max``."""
     return {
-        spec.name: {point: spec.shape(component.sizes(profile.at(point))) for point in POINTS}
+        spec.name: {point: spec.shape(component.sizes_at(profile, point)) for point in POINTS}
         for spec in component.inputs(checkpoint)
     }
 
@@ -239,7 +239,7 @@ def _points(
     """The profile's points and the shape of each input there; a point that repeats another is left out."""
     points: dict[str, tuple[Point, dict[str, tuple[int, ...]]]] = {}
     for point in POINTS:
-        sizes = component.sizes(profile.at(point))
+        sizes = component.sizes_at(profile, point)
         shapes = {spec.name: spec.shape(sizes) for spec in component.inputs(checkpoint)}
         points.setdefault(str(shapes), (point, shapes))
     return list(points.values())

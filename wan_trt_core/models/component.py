@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wan_trt_core.models.checkpoint import Checkpoint
-    from wan_trt_core.models.profiles import ShapeProfile, Sizes
+    from wan_trt_core.models.profiles import Point, ShapeProfile, Sizes
 
 Tensors = dict[str, "Tensor"]
 """Named tensors: the only thing that flows between components, engines and measurements."""
@@ -100,6 +100,10 @@ class Component(ABC):
     @abstractmethod
     def sizes(self, video: Sizes) -> dict[str, int]:
         """Sizes of the graph's dynamic axes for a video of the given pixels, frames and text length."""
+
+    def sizes_at(self, profile: ShapeProfile, point: Point) -> dict[str, int]:
+        """:meth:`sizes` of the video at a point of a profile, which an engine is built for."""
+        return self.sizes(profile.at(point))
 
     def profile_name(self, profile: ShapeProfile) -> str:
         """The profile's name as far as its sizes matter to this component: one engine serves all that agree."""

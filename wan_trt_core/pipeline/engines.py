@@ -473,7 +473,7 @@ def onnx_identity(
         "component": component,
         "precision": precision,
         "profile": part.profile_name(profile),
-        "sizes": {point: part.sizes(profile.at(point)) for point in POINTS},
+        "sizes": {point: part.sizes_at(profile, point) for point in POINTS},
         "block_outputs": block_outputs,
         "inputs": {spec.name: spec.axes for spec in part.inputs(model.checkpoint)},
         "weights": model.checkpoint.weights_sha256(part.part),

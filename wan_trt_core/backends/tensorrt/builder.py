@@ -117,7 +117,7 @@ class _Graph:
         self.fusable = tuple(
             node.name
             for node in self.nodes
-            if node.op_type == "Softmax" and self._is_fusable(node, makers.get(node.input[0]))
+            if node.op_type == "Softmax" and self._is_fusable(node, _scored_by(node, makers))
         )
 
     def module_of(self, node: str) -> str:
@@ -138,7 +138,10 @@ class _Graph:
         return given.dtype if given is not None and given.dtype in FUSABLE else made
 
     def _is_fusable(self, softmax: Any, product: Any | None) -> bool:
-        """Whether TensorRT has a fused kernel for the attention of a softmax, with the product that feeds it."""
+        """Whether TensorRT has a fused kernel for the attention of a softmax, with the product that feeds it.
+
+        Something may be added to the scores between the two.
+        """
         query = self.tensors.get(product.input[0]) if product is not None else None
         head = query.shape[-1] if query is not None else None
         too_wide = isinstance(head, int) and head > FUSABLE_HEAD
@@ -150,6 +153,12 @@ class _Graph:
         shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
         dtype = {"float": "float32", "double": "float64"}.get(name := self._types[tensor.elem_type], name)
         return TensorInfo(dtype, shape)
+
+
+def _scored_by(softmax: Any, makers: Mapping[str, Any]) -> Any | None:
+    """The node that the scores of an attention come from."""
+    maker = makers.get(softmax.input[0])
+    return makers.get(maker.input[0]) if maker is not None and maker.op_type == "Add" else maker
 
 
 def _parse(trt: Any, network: Any, log: Any, model: OnnxModel, graph: _Graph) -> None:

@@ -33,6 +33,7 @@ class Layer:
         sources: names of the ONNX nodes that it computes.
         dtype: of its first output, by PyTorch's name; empty where the inspector does not say.
         taken: dtypes of its inputs.
+        beside: dtypes of its other outputs, which a fused kernel may have.
         tactic: the kernel that was chosen, where the inspector says.
     """
 
@@ -42,6 +43,7 @@ class Layer:
     dtype: str
     taken: tuple[str, ...] = ()
     tactic: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def layers_of(report: str) -> tuple[Layer, ...]:
@@ -65,8 +67,8 @@ def unfused_attentions(layers: Iterable[Layer], softmaxes: Iterable[str]) -> tup
 def unplanned_precisions(layers: Iterable[Layer], planned: Mapping[str, str]) -> tuple[str, ...]:
     """The graph's products that are computed in another dtype than the graph's, each with the layer that does.
 
-    A layer may take or give another dtype where a cast or a sum in float32 is fused to it, so it is enough that its
-    output or one of its inputs has the planned one.
+    A layer may take or give another dtype where a cast or a sum in float32 is fused to it, so it is enough that one of
+    its outputs or inputs has the planned one.
 
     Args:
         planned: dtype of each matrix product and convolution, by the name of its node.
@@ -83,7 +85,7 @@ def unplanned_precisions(layers: Iterable[Layer], planned: Mapping[str, str]) ->
         f"{node} is {planned[node]} in the graph, and {' and '.join(dict.fromkeys(layer.taken))} to {layer.dtype} "
         f"in layer {layer.name}"
         for node, layer in known
-        if planned[node] not in (layer.dtype, *layer.taken)
+        if planned[node] not in (layer.dtype, *layer.beside, *layer.taken)
     )
 
 
@@ -94,10 +96,18 @@ def computed_in(layers: Iterable[Layer]) -> dict[str, int]:
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
     sources = tuple(_SOURCE.findall(str(entry.get("Metadata", ""))))
-    made = (entry.get("Outputs") or [{}])[0]
+    dtype, *beside = map(_dtype, entry.get("Outputs") or [{}])
     taken = tuple(filter(None, map(_dtype, entry.get("Inputs") or ())))
     name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", ""))
-    return Layer(name, kind, sources, _dtype(made), taken, str(entry.get("TacticName", "")))
+    return Layer(
+        name,
+        kind,
+        sources,
+        dtype,
+        taken,
+        str(entry.get("TacticName", "")),
+        tuple(filter(None, beside)),
+    )
 
 
 def _dtype(tensor: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.profiles import Point, ShapeProfile
 
 TEXT_LENGTH_WITH_IMAGE = 512
 """Diffusers' ``WanAttnProcessor`` takes the last 512 of the states for the prompt's, those before for the image's."""
@@ -39,7 +40,7 @@ class Dit(Component):
     bf16_attention = False
 
     def with_bf16_attention(self) -> Dit:
-        """The component whose attention is in BF16 where the rest is in FP16."""
+        """The component whose self-attention is in BF16 where the rest is in FP16."""
         other = copy.copy(self)
         other.bf16_attention = True
         return other
@@ -50,6 +51,7 @@ class Dit(Component):
         rope = ("frames", "half_height", "half_width", config["attention_head_dim"] // 2)
         rows = ("frames", dim) if checkpoint.timestep_by_frame else (dim,)
         of_image = config.get("image_dim")
+        text = TEXT_LENGTH_WITH_IMAGE if of_image else "text_rows"
         specs = (
             TensorSpec(
                 "hidden_states", (1, config["in_channels"], "frames", "2*half_height", "2*half_width")
@@ -58,10 +60,8 @@ class Dit(Component):
             TensorSpec("output_modulation", (2, *rows), "float32"),
             TensorSpec("rope_cos", rope, "float32"),
             TensorSpec("rope_sin", rope, "float32"),
-            TensorSpec(
-                "encoder_hidden_states",
-                (1, TEXT_LENGTH_WITH_IMAGE if of_image else "text_length", config["text_dim"]),
-            ),
+            TensorSpec("encoder_hidden_states", (1, text, config["text_dim"])),
+            TensorSpec("text_scores", (text,)),
         )
         if not of_image:
             return specs
@@ -77,8 +77,17 @@ class Dit(Component):
             "frames": video.latent_frames,
             "half_height": video.latent_height // 2,
             "half_width": video.latent_width // 2,
-            "text_length": video.text_length,
+            "text_rows": video.text_length,
         }
+
+    def sizes_at(self, profile: ShapeProfile, point: Point) -> dict[str, int]:
+        """At min and opt a prompt is short, as most are."""
+        sizes = super().sizes_at(profile, point)
+        if point == "max":
+            return sizes
+        from wan_trt_core.models.graphs.dit import text_rows
+
+        return {**sizes, "text_rows": text_rows(profile.at(point).text_length, tokens=1)}
 
     def form(self, precision: str) -> dict[str, Any]:
         return {"bf16_attention": self.bf16_attention and precision == "fp16"}
@@ -162,6 +171,7 @@ class Dit(Component):
         )
 
     def reference_blocks(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
+        from wan_trt_core.models.graphs.dit import TextRows
         from wan_trt_core.models.graphs.taps import tapped
 
         paths = {name: name for name in self.blocks(checkpoint)}
@@ -173,7 +183,11 @@ class Dit(Component):
             model = checkpoint.load(self.part, precision, call["hidden_states"].device)
             with tapped(model, paths) as taken:
                 reference(call)
-            return {name: taken[name] for name in paths}
+            made: Tensors = {name: taken[name] for name in paths}
+            if "encoder_hidden_states_image" not in call:  # the graph has no more of them
+                rows = TextRows()(call["encoder_hidden_states"])
+                made["text_embedder"] = made["text_embedder"][:, :rows]
+            return made
 
         return run
 

@@ -10,7 +10,10 @@ What differs from diffusers' own graph, and why:
 3. RMSNorm is written out: the exporter has no rule for ``aten._fused_rms_norm``.
 4. Attention is ``softmax(q @ k^T) @ v``, the form that TensorRT fuses into one kernel. The scale is in q's
    norm weights: it must come before the first product, and there it costs nothing.
-5. The batch is one, so tokens are the rows of matrices (tokens, dim): a linear layer is then one Gemm with
+5. A prompt is padded with zeros to 512 rows, to which every token of the video attends. They are one row many times
+   over, so a few of them stand for all: what is added to their scores (:func:`text_scores`) is the logarithm of how
+   many rows each stands for, and the softmax is the same.
+6. The batch is one, so tokens are the rows of matrices (tokens, dim): a linear layer is then one Gemm with
    its bias, where ONNX Runtime runs a product and an addition for a batch of matrices.
 
 What the variants add, each only where the checkpoint has it, so that the others' graphs stay as they are:
@@ -21,8 +24,8 @@ What the variants add, each only where the checkpoint has it, so that the others
   where diffusers has one a token: 31 instead of 27,280 for 121 frames of 1280x704.
 
 In half precision the float32 islands are diffusers' own: layer norms, modulation, gates and the rotation; the
-residual stream is rounded to half where diffusers rounds it. Attention may be in BF16 inside an FP16 graph: its kernels
-sum in float32, where TensorRT's of FP16 lose precision with every further key (``docs/performance.md``).
+residual stream is rounded to half where diffusers rounds it. Self-attention may be in BF16 inside an FP16 graph: its
+kernels sum in float32, where TensorRT's of FP16 lose precision with every further key (``docs/performance.md``).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
 
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.graphs import copying
@@ -136,11 +140,61 @@ class RopeTables:
         return rope_tables(self._rope, frames, half_height, half_width)
 
 
+def text_rows(length: int, tokens: int) -> int:
+    """How many of a prompt's ``length`` rows an engine attends to: quarters of them, so that there are few shapes.
+
+    Half a quarter of padding, which stands for all the rest, is among them; or there is no rest.
+
+    Args:
+        tokens: rows before the padding.
+    """
+    quarter = -(-length // 4)
+    return min(length, quarter * -(-(tokens + _standing_for_all(length)) // quarter))
+
+
+def text_scores(length: int, rows: int) -> Tensor:
+    """What is added to the scores of each of the first ``rows`` of ``length`` rows, so that the last of them count for
+    the ``length - rows`` that are left out: (rows,) float32."""
+    last = min(rows, _standing_for_all(length))
+    scores = torch.zeros(rows)
+    scores[rows - last :] = math.log((length - rows + last) / last)
+    return scores
+
+
+def _standing_for_all(length: int) -> int:
+    return max(1, -(-length // 4) // 2)
+
+
+class TextRows:
+    """:func:`text_rows` of the states of prompts, which is read from the device once for each tensor of them.
+
+    A change in place is noticed but for tensors of ``torch.inference_mode``, which do not count theirs.
+    """
+
+    def __init__(self) -> None:
+        self._known = WeakIdKeyDictionary()
+
+    def __call__(self, states: Tensor) -> int:
+        """Of states (1, text_length, text_dim), whose padding is zeros. Waits for the device at first."""
+        version = None if states.is_inference() else states._version
+        known: tuple[int | None, int] | None = self._known.get(states)
+        if known is None or known[0] != version:
+            known = self._known[states] = (version, text_rows(states.shape[1], tokens_of(states)))
+        return known[1]
+
+
+def tokens_of(states: Tensor) -> int:
+    """Rows of a prompt's states (1, text_length, text_dim) before the zeros that pad them. Waits for the device."""
+    filled = states[0].any(dim=-1).nonzero()
+    return int(filled[-1]) + 1 if len(filled) else 0
+
+
 class DitInputs:
     """What runs before the DiT engine in each call: from the tensors of diffusers' call to the graph's.
 
     Works on the device of the tensors it is given. The RoPE tables depend on the video's size alone and are
-    computed once for each; the modulation is computed in every call.
+    computed once for each; the modulation is computed in every call. Of a prompt's states as many rows are given on as
+    :class:`TextRows` says, of an image-to-video transformer's all.
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: str, part: str = "transformer") -> None:
@@ -149,6 +203,8 @@ class DitInputs:
         self._dtype = torch_dtype(precision)
         self._by_frame = checkpoint.timestep_by_frame
         self._sources: dict[torch.device, tuple[Modulation, RopeTables]] = {}
+        self._text_rows = TextRows()
+        self._scores: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def sources(self, device: torch.device) -> tuple[Modulation, RopeTables]:
         """The two makers of inputs on a device, so that each can be timed apart."""
@@ -165,15 +221,26 @@ class DitInputs:
             timestep = frame_timesteps(timestep, hidden_states.shape[2])
         per_block, output = modulation(timestep, self._dtype, by_frame=self._by_frame)
         cos, sin = rope(hidden_states)
-        given = ("encoder_hidden_states", "encoder_hidden_states_image")
-        return {
+        states = call["encoder_hidden_states"]
+        image = call.get("encoder_hidden_states_image")
+        length = states.shape[1]
+        rows = length if image is not None else self._text_rows(states)
+        made = {
             "hidden_states": hidden_states,
             "modulation": per_block,
             "output_modulation": output,
             "rope_cos": cos,
             "rope_sin": sin,
-            **{name: call[name].to(self._dtype) for name in given if name in call},
+            "encoder_hidden_states": states[:, :rows].to(self._dtype),
+            "text_scores": self._text_scores(length, rows, states.device),
         }
+        return made if image is None else {**made, "encoder_hidden_states_image": image.to(self._dtype)}
+
+    def _text_scores(self, length: int, rows: int, device: torch.device) -> Tensor:
+        made = self._scores.get((length, rows, device))
+        if made is None:
+            made = self._scores[length, rows, device] = text_scores(length, rows).to(device, self._dtype)
+        return made
 
 
 def frame_timesteps(timestep: Tensor, frames: int) -> Tensor:
@@ -213,13 +280,18 @@ class _Attention(nn.Module):
         tokens: Tensor,
         source: Tensor,
         rope: tuple[Tensor, Tensor] | None,
+        added: Tensor | None = None,
         image: Tensor | None = None,
     ) -> Tensor:
-        """Attention of ``tokens`` to ``source``, each (tokens, dim), and to ``image`` where there is one."""
+        """Attention of ``tokens`` to ``source``, each (tokens, dim), and to ``image`` where there is one.
+
+        Args:
+            added: to the scores of each row of ``source``, (rows of source,).
+        """
         dtype = torch.bfloat16 if self.bf16 else tokens.dtype
         query, key, value = self.to_attend(tokens, source, rope, dtype)
         query = query.transpose(1, 2)
-        attended = _attend(query, key, value)
+        attended = _attend(query, key, value, added)
         if image is not None:
             key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(dtype)
             value = self._heads(self.add_v(image)).to(dtype)
@@ -260,7 +332,7 @@ class _Block(nn.Module):
         super().__init__()
         self.eps = block.norm1.eps
         self.attn1 = _Attention(block.attn1, rotated=True, bf16=bf16_attention)
-        self.attn2 = _Attention(block.attn2, rotated=False, bf16=bf16_attention)
+        self.attn2 = _Attention(block.attn2, rotated=False, bf16=False)
         self.cross_norm = isinstance(block.norm2, nn.LayerNorm)
         if self.cross_norm:
             self.norm2_weight = copying.parameter(block.norm2.weight.float())
@@ -271,12 +343,15 @@ class _Block(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        text: Tensor,
+        text: tuple[Tensor, Tensor],
         modulation: tuple[Tensor, ...],
         rope: tuple[Tensor, Tensor],
         image: Tensor | None,
     ) -> Tensor:
-        """One block on (tokens, dim); ``modulation`` holds six rows (1, dim), or six times (frames, 1, dim)."""
+        """One block on (tokens, dim); ``modulation`` holds six rows (1, dim), or six times (frames, 1, dim).
+
+        ``text`` are its rows and what is added to their scores.
+        """
         dtype = hidden.dtype
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
         normed = _modulated(_layer_norm(hidden, self.eps), shift, scale).to(dtype)
@@ -285,7 +360,8 @@ class _Block(nn.Module):
         normed = hidden
         if self.cross_norm:
             normed = _layer_norm(hidden, self.eps, self.norm2_weight, self.norm2_bias).to(dtype)
-        hidden = hidden + self.attn2(normed, text, None, image)
+        states, added = text
+        hidden = hidden + self.attn2(normed, states, None, added, image)
 
         normed = _modulated(_layer_norm(hidden, self.eps), ffn_shift, ffn_scale).to(dtype)
         fed = self.ffn_out(functional.gelu(self.ffn_in(normed), approximate="tanh"))
@@ -321,7 +397,8 @@ class DitGraph(nn.Module):
     Args:
         model: diffusers' transformer, in the precision of the graph.
         block_outputs: return the intermediate outputs that ``Dit.blocks`` names too.
-        bf16_attention: queries, keys and values are rounded to BF16 where they meet.
+        bf16_attention: queries, keys and values of self-attention are rounded to BF16 where they meet. The rotation
+            before that is computed in the graph's precision then, whose rounding is finer.
     """
 
     def __init__(
@@ -332,7 +409,7 @@ class DitGraph(nn.Module):
         self.patch_size = tuple(config.patch_size)
         self.channels = config.out_channels or config.in_channels
         self.eps = config.eps
-        self.block_outputs = block_outputs
+        self.block_outputs, self.bf16_attention = block_outputs, bf16_attention
         self.patch_embedding = copying.conv3d(model.patch_embedding)
         if self.patch_embedding.weight.dtype == torch.bfloat16:
             self.patch_embedding.float()  # ONNX has no convolution of BF16 before opset 22
@@ -353,6 +430,7 @@ class DitGraph(nn.Module):
         rope_cos: Tensor,
         rope_sin: Tensor,
         encoder_hidden_states: Tensor,
+        text_scores: Tensor,
         encoder_hidden_states_image: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Predicted flow (1, channels, frames, height, width), then the block outputs if asked for.
@@ -363,13 +441,16 @@ class DitGraph(nn.Module):
             output_modulation: (2, dim) or (2, frames, dim) float32.
             rope_cos: (frames, height / 2, width / 2, head_dim / 2) float32, from :class:`RopeTables`.
             rope_sin: as ``rope_cos``.
-            encoder_hidden_states: (1, text_length, text_dim).
+            encoder_hidden_states: (1, text rows, text_dim).
+            text_scores: (text rows,), from :func:`text_scores`.
             encoder_hidden_states_image: (1, image tokens, image_dim), of an image-to-video transformer.
         """
         # the grid of patches is read off the tables: their axes are the graph's own symbols, so that no size
         # has to be divided and every output axis stays a plain multiple of an input axis
         grid = rope_cos.shape[:3]
         rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
+        if self.bf16_attention:
+            rope = (rope[0].to(hidden_states.dtype), rope[1].to(hidden_states.dtype))
         rows = _rows(_stacked(modulation), 6 * len(self.blocks))
         patches = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
         patches = patches.to(hidden_states.dtype)
@@ -382,7 +463,7 @@ class DitGraph(nn.Module):
             image = self.image_embedder(encoder_hidden_states_image.squeeze(0))
             taken.append(image)
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden, text, rows[6 * index : 6 * index + 6], rope, image)
+            hidden = block(hidden, (text, text_scores), rows[6 * index : 6 * index + 6], rope, image)
             taken.append(hidden)
         shift, scale = _rows(output_modulation, 2)
         hidden = _modulated(_layer_norm(hidden, self.eps), shift, scale).to(hidden.dtype)
@@ -403,10 +484,14 @@ class DitGraph(nn.Module):
         return rows.permute(0, 3, 4, 1, 2).flatten(3, 4).unsqueeze(0)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Of ``query`` (1, heads, tokens, head_dim), already scaled, to keys and values (1, tokens, heads, head_dim)."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None = None) -> Tensor:
+    """Of ``query`` (1, heads, tokens, head_dim), already scaled, to keys and values (1, tokens, heads, head_dim).
+
+    ``added`` to the scores of each key: (tokens,).
+    """
     value = value.transpose(1, 2)
-    return torch.softmax(query @ key.permute(0, 2, 3, 1), dim=-1) @ value
+    scores = query @ key.permute(0, 2, 3, 1)
+    return torch.softmax(scores if added is None else scores + added.to(scores.dtype), dim=-1) @ value
 
 
 def _stacked(modulation: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ class does not have, each property that cannot be set, and each call that no sig
 from __future__ import annotations
 
 import logging
+import mmap
 import re
 import sys
 import tempfile
@@ -22,7 +23,15 @@ import torch
 USED: set[str] = set()
 """Every attribute that the backend asked for, as ``Builder.create_network``."""
 
-_PRIMITIVES = {"int": int, "str": str, "bool": bool, "float": (int, float), "buffer": (bytes, bytearray)}
+_BUFFER = (bytes, bytearray, mmap.mmap)
+_PRIMITIVES = {
+    "int": int,
+    "str": str,
+    "bool": bool,
+    "float": (int, float),
+    "buffer": _BUFFER,  # in TensorRT 10
+    "typing_extensions.Buffer": _BUFFER,
+}
 
 
 class Checked:

@@ -34,6 +34,8 @@ from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.measure.memory_events import MemoryRecord
 from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.models.checkpoint import DTYPES
+from wan_trt_core.models.components import component_names, get_component
 from wan_trt_core.pipeline import engines
 from wan_trt_core.pipeline.engines import load_engine
 from wan_trt_core.pipeline.video import write_video
@@ -100,6 +102,13 @@ class TestHelp:
             code, out, _ = wan(*command, "--help")
             assert code == 0
             assert f"Example: wan-trt {' '.join(command)}" in " ".join(out.split()), command
+
+    @pytest.mark.parametrize("command", ["export", "build", "run", "benchmark", "memory plan"])
+    def test_every_precision_that_a_component_may_have_is_named(self, wan: Wan, command: str) -> None:
+        there_are = {each for name in component_names() for each in get_component(name).precisions}
+        _, out, _ = wan(*command.split(), "--help")
+        assert f"One of {', '.join(DTYPES)}, " in " ".join(out.replace("│", " ").split())
+        assert {"fp32", "fp16", "bf16"} <= there_are == {*DTYPES}
 
     def test_version(self, wan: Wan) -> None:
         assert wan("--version") == (0, f"{__version__}\n", "")

@@ -157,6 +157,23 @@ class TestLimit:
         assert judge_limit("floor", "psnr_db", limit, metric).verdict is Verdict.INVALID
         assert judge_growth("growth", limit, metric).verdict is Verdict.INVALID
 
+    def test_a_metric_that_is_not_finite_is_told_alike_by_every_gate(self) -> None:
+        metric = Metric(value=math.nan, unit="s", better="lower", detail="no weights")
+        limit = Limit(max=1.0, reason="why")
+        stored = BaselineMetric(1.0, "s", "lower", Tolerance(TEN_PERCENT.rel, TEN_PERCENT.abs, "x"))
+        (band,) = judge_bands(
+            "dit-fp32", "perf", {"time": TEN_PERCENT}, {"time": metric}, BaselineEntry({"time": stored}),
+            bands_for_hardware=True, require_bands=True,
+        )  # fmt: skip
+        checks = (judge_limit("floor", "time", limit, metric), judge_growth("time", limit, metric), band)
+        assert {outcome(check) for check in checks} == {(Verdict.FAIL, Reason.NON_FINITE)}
+        assert {check.message for check in checks} == {"time is nan (no weights)"}
+        assert [(check.gate, check.limit) for check in checks] == [
+            ("floor", 1),
+            ("growth", 1),
+            ("band", None),
+        ]
+
     def test_count_of_non_finite_elements(self) -> None:
         for value, detail, expected, text in (
             (0.0, "", Verdict.PASS, "every element is finite"),

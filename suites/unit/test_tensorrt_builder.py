@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -368,11 +370,37 @@ def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
     write_description(Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0), tmp_path)
     with pytest.raises(EngineError, match="its plan cannot be read"):
         backend.TensorRtBackend().load(tmp_path, Settings())
+    (tmp_path / "dit_fp16.trt").touch()
+    with pytest.raises(EngineError, match=r"its plan cannot be read: .*empty"):
+        backend.TensorRtBackend().load(tmp_path, Settings())
     (tmp_path / "dit_fp16.trt").write_bytes(b"of another version")
     with pytest.raises(
         EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}; .* 1.00 of 8"
     ):
         backend.TensorRtBackend().load(tmp_path, Settings())
+
+
+def test_a_plan_is_mapped_and_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy would be as large as the weights, in host memory."""
+    seen: list[tuple[bytes, weakref.ref[mmap.mmap]]] = []
+
+    def deserialize(plan: mmap.mmap) -> Any:
+        assert isinstance(plan, mmap.mmap)
+        seen.append((plan[:], weakref.ref(plan)))
+        return SimpleNamespace()
+
+    trt = SimpleNamespace(Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=deserialize))
+    monkeypatch.setattr(backend, "tensorrt", lambda: trt)
+    monkeypatch.setattr(backend, "require_cuda", lambda: None)
+    monkeypatch.setattr(backend, "message_log", lambda: SimpleNamespace(errors=[]))
+    monkeypatch.setattr(backend, "_shared", lambda device: (FakeStream(device), runtime.Scratch(device)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    write_description(Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0), tmp_path)
+    (tmp_path / "dit_fp16.trt").write_bytes(b"the plan")
+    engine = backend.TensorRtBackend().load(tmp_path, Settings())
+    ((given, mapping),) = seen
+    assert given == b"the plan" and engine.memory()["weights"] == len(given)
+    assert mapping() is None
 
 
 def test_tf32_is_of_no_consequence_in_half_precision() -> None:

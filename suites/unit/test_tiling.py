@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +77,21 @@ def test_as_diffusers_decodes_in_tiles(
         with torch.no_grad():
             whole = vae.decode(latents, return_dict=False)[0]
         assert float((found - whole).norm() / whole.norm()) > 1e-2  # tiles do change the video
+
+
+def test_a_tile_is_let_go_before_the_next_is_decoded() -> None:
+    tiles: list[weakref.ref[Any]] = []
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        assert not any(tile() for tile in tiles)
+        frames = torch.zeros(1, 3, 1, 8 * latents.shape[-2], 8 * latents.shape[-1])
+        tiles.append(weakref.ref(frames.untyped_storage()))
+        assert tiles[-1]() is not None
+        return frames
+
+    whole: Any = SimpleNamespace(decode=decode)
+    assert TiledDecoder(whole, TILE).decode(torch.zeros(1, 16, 1, 16, 16)).shape[-2:] == (128, 128)
+    assert len(tiles) == 9
 
 
 def test_two_latent_frames_a_step(checkpoint: Checkpoint) -> None:

@@ -21,6 +21,7 @@ from wan_trt_core.cli.options import (
     settings_of,
 )
 from wan_trt_core.cli.output import print_rows
+from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.progress import Report, progress
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-PrecisionOption = Annotated[str, typer.Option("--precision", help="fp32 or fp16.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help=f"One of {', '.join(DTYPES)}, if the component has it.")
+]
 ComponentsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[COMPONENT]...", help="Components; all of the model's by default."),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wan_trt_core.models.checkpoint import DTYPES
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -30,7 +32,8 @@ HeightOption = Annotated[int | None, typer.Option("--height", min=16, help="Pixe
 WidthOption = Annotated[int | None, typer.Option("--width", min=16, help="Pixels, a multiple of 16.")]
 FramesOption = Annotated[int | None, typer.Option("--frames", min=1, help="Frames, 4k+1.")]
 PartsPrecisionOption = Annotated[
-    str, typer.Option("--precision", help="fp32, fp16, or by component: dit=fp16,vae=fp32.")
+    str,
+    typer.Option("--precision", help=f"One of {', '.join(DTYPES)}, or by component: dit=fp16,vae=fp32."),
 ]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from wan_trt_core.gates.formatting import pair, quantity
+from wan_trt_core.gates.limits import not_finite
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -185,8 +186,7 @@ def _one(
         )
         return _check(name, Verdict.INVALID, Reason.BASELINE_INVALID, message, value)
     if not math.isfinite(value):
-        why = f" ({metric.detail})" if metric.detail else ""
-        return _check(name, Verdict.FAIL, Reason.NON_FINITE, f"{name} is {value}{why}", value)
+        return not_finite("band", name, metric)
     return _compare(name, value, stored, command, strict, metric.detail)
 
 

@@ -39,9 +39,7 @@ def judge_limit(gate: str, name: str, limit: Limit, metric: Metric | None) -> Ch
         )
     value = metric.value
     if not math.isfinite(value):
-        why = f" ({metric.detail})" if metric.detail else ""
-        bound = limit.min if limit.min is not None else limit.max
-        return Check(gate, name, Verdict.FAIL, Reason.NON_FINITE, f"{name} is {value}{why}", value, bound)
+        return not_finite(gate, name, metric, limit.min if limit.min is not None else limit.max)
     if limit.min is not None and value < limit.min:
         return _beyond(gate, name, metric, value, limit.min, "<", limit.reason)
     if limit.max is not None and value > limit.max:
@@ -53,6 +51,13 @@ def judge_limit(gate: str, name: str, limit: Limit, metric: Metric | None) -> Ch
     shown, text = pair(value, bound, metric.unit)
     sign = ">=" if limit.min is not None else "<="
     return Check(gate, name, Verdict.PASS, Reason.WITHIN_LIMIT, f"{name} {shown} {sign} {text}", value, bound)
+
+
+def not_finite(gate: str, name: str, metric: Metric, bound: float | None = None) -> Check:
+    """The check of a metric that is NaN or infinite, which fails whatever ``bound`` it is held against."""
+    why = f" ({metric.detail})" if metric.detail else ""
+    message = f"{name} is {metric.value}{why}"
+    return Check(gate, name, Verdict.FAIL, Reason.NON_FINITE, message, metric.value, bound)
 
 
 def judge_finite(metrics: Mapping[str, Metric]) -> tuple[Check, ...]:

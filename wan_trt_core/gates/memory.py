@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.formatting import pair, quantity
-from wan_trt_core.gates.limits import judge_limit, judge_limits
+from wan_trt_core.gates.limits import judge_limit, judge_limits, not_finite
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:
         return Check("growth", name, Verdict.MISSING, Reason.METRIC_NOT_COMPUTED, message, limit=bound)
     value, runs = metric.value, len(metric.samples)
     if not math.isfinite(value):
-        message = f"{name} is {value}"
-        return Check("growth", name, Verdict.FAIL, Reason.NON_FINITE, message, value, bound)
+        return not_finite("growth", name, metric, bound)
     over = f" over {runs} runs" if runs else ""
     if value > bound:
         shown, text = pair(value, bound, "B")

@@ -69,6 +69,7 @@ class TiledDecoder:
                     video = frames.new_empty((*frames.shape[:3], height, width))
                 kept = frames[..., :stride, :stride]
                 video[..., top : top + kept.shape[-2], left : left + kept.shape[-1]] = kept
+                del frames, kept  # or they would be held while the next tile is decoded
             above = row
         assert video is not None  # a tile is smaller than the video
         return video.clamp_(-1.0, 1.0)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
 
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.models.checkpoint import torch_dtype
@@ -21,10 +25,12 @@ from wan_trt_core.models.footprint import (
     Footprint,
     encode_footprint,
     graph_footprint,
+    live_bytes,
     stock_footprint,
 )
 from wan_trt_core.models.profiles import SPATIAL, tile_stride
 from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches, encoder_caches
+from wan_trt_core.pipeline.tiling import TiledDecoder
 from wan_trt_core.report.memory_analysis import WHOLE_ONLY
 
 if TYPE_CHECKING:
@@ -362,13 +368,11 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
             yield _arena(work, choice, (ENCODER_FIRST, ENCODER_NEXT), "arenas of the vae's encoder engines")
     video = _video_bytes(work, choice.vae)
     yield Term("the video", video, "shapes")
-    if work.device == "cuda" and seen != work.video:
+    if work.device == "cuda" and choice.vae_tile is not None and seen != work.video:
         # whole frames leave caches in which these find room; of a tile's none is large enough
         yield Term("copies of the video behind the decode", 2 * video, "shapes")
-        tile = video * heights[0] * widths[0] / (work.video.height * work.video.width)
-        # blended in a copy of the edge and two of its products; a row's lower edges and one right one wait for theirs
-        edges = (3 + len(widths) + 1) * (1 - tile_stride(heights[0]) / heights[0])
-        yield Term("a tile and edges of others", round(tile * (1 + edges)), "shapes")
+        beside = _beside_the_video(work.video, choice.vae_tile, choice.vae)
+        yield Term("a tile and edges of others", beside, "shapes")
 
 
 def _arena(
@@ -424,6 +428,22 @@ def _tiles(work: Workload, choice: Choice) -> tuple[list[int], list[int]]:
         return [min(tile, size - at) for at in range(0, size, tile_stride(tile))] if size > tile else [size]
 
     return along(work.video.height), along(work.video.width)
+
+
+@cache
+def _beside_the_video(video: Sizes, tile: int, precision: str) -> int:
+    """What a decode in tiles on engines holds at most beside the video: a tile, the edges of those to the left and
+    above it, and what blends it with them."""
+
+    def decode(latents: Tensor) -> Tensor:
+        height, width = (SPATIAL * size for size in latents.shape[-2:])
+        shape = (1, 3, video.frames, height, width)
+        return torch.empty(shape, dtype=torch_dtype(precision), device="meta")
+
+    decoder: Any = SimpleNamespace(decode=decode)
+    latents = torch.empty((1, 1, 1, video.height // SPATIAL, video.width // SPATIAL), device="meta")
+    most, whole = live_bytes(partial(TiledDecoder(decoder, tile).decode, latents), nn.Identity())
+    return most - whole
 
 
 def _video_bytes(work: Workload, precision: str) -> int:

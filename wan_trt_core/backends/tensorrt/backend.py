@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from functools import cache
 from pathlib import Path
@@ -103,8 +104,8 @@ class TensorRtBackend(EngineBackend):
         device = torch.device("cuda", torch.cuda.current_device())
         log = message_log()
         try:
-            plan = (folder / description.plan).read_bytes()
-        except OSError as error:
+            plan = _mapped(folder / description.plan)
+        except (OSError, ValueError) as error:  # a file without a byte cannot be mapped
             raise EngineError(f"engine {description.name}: its plan cannot be read: {error}") from error
         engine = tensorrt().Runtime(log).deserialize_cuda_engine(plan)
         if engine is None:
@@ -125,6 +126,12 @@ class TensorRtBackend(EngineBackend):
     def _timing_cache(self, settings: Settings) -> Path:
         name = re.sub(r"[^a-z0-9.]+", "-", f"{tensorrt().__version__}-{self.device(settings)}".lower())
         return settings.cache / "tensorrt" / f"{name}.timing"
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A file's bytes where the system keeps them: a copy would need as much host memory again as the weights."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _stream_weights(engine: Any, description: Description, chosen: TensorRtSettings, log: Any) -> int:

@@ -121,6 +121,10 @@ class Component(ABC):
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """Realistic float32 inputs of diffusers' own call (noise at a real timestep, a real prompt …)."""
 
+    def in_full(self, call: Tensors) -> Tensors:
+        """Call tensors of which the graph leaves nothing out: each of its values then has its equal in diffusers."""
+        return call
+
     @abstractmethod
     def reference(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         """Diffusers' own forward of this component: call tensors to outputs named as :meth:`outputs`."""

@@ -131,6 +131,15 @@ class Dit(Component):
             call["timestep"] = timestep.repeat_interleave(tokens).unsqueeze(0)
         return call
 
+    def in_full(self, call: Tensors) -> Tensors:
+        """The prompt's states again and again in the place of their padding."""
+        from wan_trt_core.models.graphs.dit import tokens_of
+
+        states = call["encoder_hidden_states"]
+        prompt, length = states[:, : tokens_of(states)], states.shape[1]
+        repeated = prompt.repeat(1, -(-length // prompt.shape[1]), 1)[:, :length]
+        return {**call, "encoder_hidden_states": repeated}
+
     def reference(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         from wan_trt_core.models.checkpoint import torch_dtype
 

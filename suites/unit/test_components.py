@@ -199,6 +199,23 @@ def test_zeros_within_a_prompt_are_no_padding() -> None:
     assert dit.tokens_of(states) == 16
 
 
+def test_one_maker_of_inputs_serves_prompts_that_alternate(
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+) -> None:
+    """As with and without guidance, and with another ``max_sequence_length``."""
+    (checkpoint, video), component = of_model("small"), get_component("dit")
+    call, dim = component.call_tensors(checkpoint, video), checkpoint.config("transformer")["text_dim"]
+    prepare, reference = component.prepare(checkpoint, "fp32"), component.reference(checkpoint, "fp32")
+    graph = component.graph(checkpoint, "fp32")
+    for length, tokens, rows in ((12, 1, 3), (12, 9, 12), (12, 1, 3), (24, 1, 6), (16, 6, 8), (24, 4, 12)):
+        states = torch.randn((1, length, dim), generator=torch.Generator().manual_seed(length + tokens))
+        states[:, tokens:] = 0
+        given = {**call, "encoder_hidden_states": states}
+        tensors = prepare(given)
+        assert len(tensors["text_scores"]) == rows
+        assert relative(graph(*tensors.values())[0], reference(given)["sample"]) < TOLERANCE
+
+
 def test_padding_that_counts_for_itself_alone_is_far_beyond_the_tolerance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -554,6 +571,11 @@ def test_a_component_keeps_what_it_declares(
         spec.name: spec.shape(taken) for spec in component.inputs(checkpoint)
     }
     assert list(tensors) == [spec.name for spec in component.inputs(checkpoint)]
+    for precision in component.precisions:
+        made = component.prepare(checkpoint, precision)(call)
+        assert {key: tensor.dtype for key, tensor in made.items()} == {
+            spec.name: spec.torch_dtype(precision) for spec in component.inputs(checkpoint)
+        }
 
     outputs, blocks = component.outputs(checkpoint), component.blocks(checkpoint)
     expected = component.reference(checkpoint, "fp32")(call)

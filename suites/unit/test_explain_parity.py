@@ -171,6 +171,12 @@ def test_a_healthy_block_has_none(block: str, exported: Exported, tmp_path: Path
     assert exported.first(tmp_path, weight(f"{BLOCK}.attn1.to_q.weight", noisy), block) is None
 
 
+@pytest.mark.parametrize("block", ["text_embedder", BLOCK])
+def test_a_healthy_engine_has_none(block: str, exported: Exported) -> None:
+    """Of the prompt of a video, which has padding that the graph leaves out."""
+    assert exported.target.operation("dit", block) is None
+
+
 def test_operations_in_bf16_are_looked_into_on_the_cpu(in_bf16: Exported, tmp_path: Path) -> None:
     """ONNX Runtime has none of them there."""
     fault, op, module = FAULTS["another weight"]

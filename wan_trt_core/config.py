@@ -144,8 +144,8 @@ class TensorRtSettings(_Model):
     )
     bf16_attention: bool | None = Field(
         default=None,
-        description="self-attention of an FP16 transformer in BF16, whose sums are float32; by default where a video may"
-        " have more than 16,384 tokens; of the backend tensorrt alone",
+        description="self-attention of an FP16 transformer in BF16, whose sums are float32; by default where a video"
+        " may have more than 16,384 tokens; of the backend tensorrt alone",
     )
     weight_streaming: bool = Field(
         default=False, description="build engines whose weights may stay in host memory"

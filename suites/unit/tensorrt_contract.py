@@ -214,11 +214,12 @@ def main() -> None:
     settings = load_settings(overrides=given, environ={}).settings
     folder = Path(tempfile.mkdtemp())
     shapes = {"x": {"min": (1, 4), "opt": (2, 4), "max": (8, 4)}}
+    opt_shapes = {"x": {"min": (2, 4), "opt": (2, 4), "max": (4, 4)}}
 
     def model(name: str, precision: str = "fp16") -> OnnxModel:
         path = folder / f"{name}_{precision}.onnx"
         write_attention(path, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT)
-        return OnnxModel(name, precision, path, "", "p", shapes, ("x",), ("out",))
+        return OnnxModel(name, precision, path, "", "p", shapes, opt_shapes, ("x",), ("out",))
 
     warned = Warned("wan_trt_core")
     for _ in range(2):  # the second build finds the timings of the first
@@ -231,7 +232,8 @@ def main() -> None:
     description = read_description(folder)
     assert description.inputs["x"].dtype == description.outputs["out"].dtype == "float16", description
     assert description.inputs["x"].shape == ("rows", 4), description
-    assert [profile["x"][0] for profile in description.profiles] == [(2, 4), (1, 4)], description
+    made = [profile["x"] for profile in description.profiles]
+    assert made == [((2, 4), (2, 4), (4, 4)), ((1, 4), (2, 4), (8, 4))], description
     assert (folder / "attention_fp16.trt").read_bytes() == b"the plan"
     wide = builder.build_plan(model("attention", "fp32"), folder, settings, folder / "gpu.timing", None)
     assert (wide["attentions"], wide["unfused"]) == (0, []), wide  # there are no fused kernels for float32

@@ -206,6 +206,33 @@ def test_what_an_engine_has_not_says_what_to_do(pipe: Any, settings: Settings, l
             getattr(part, name)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_prompts_of_different_lengths_and_a_tensor_of_them_that_changes(
+    pipe: Any, settings: Settings, loads: Loads, mode: Callable[[], Any]
+) -> None:
+    """The engine has fewer rows of the short prompt than of the long one, in one video and after a change in place."""
+    dim, generator = pipe.transformer.config.text_dim, torch.Generator().manual_seed(1)
+    long = torch.randn((1, SMALL.text_length, dim), generator=generator)
+    short = long.where(torch.arange(SMALL.text_length)[:, None] < 2, 0)
+
+    def videos() -> list[Any]:
+        with mode():
+            states, others, made = torch.empty_like(long), torch.empty_like(long), []
+            for positive, negative in ((short, long), (long, short), (short, short)):
+                states.copy_(positive)
+                others.copy_(negative)
+                given = {"prompt_embeds": states, "negative_prompt_embeds": others, "prompt": None}
+                seeded = torch.Generator().manual_seed(5)
+                made.append(pipe(generator=seeded, output_type="latent", **{**CALL, **given}).frames)
+            return made
+
+    stock = videos()
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    with never_run(originals(pipe)):
+        torch.testing.assert_close(videos(), stock, rtol=1e-4, atol=1e-4)
+    assert float((stock[0] - stock[1]).abs().max()) > 1e-2
+
+
 # restore
 
 

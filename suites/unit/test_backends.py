@@ -61,7 +61,7 @@ def settings(**changes: Any) -> Settings:
 
 def described(path: Path, precision: str = "fp32") -> OnnxModel:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return OnnxModel("small", precision, path, digest, "test", {}, ("image", "scale"), ("tokens", "tall"))
+    return OnnxModel("small", precision, path, digest, "test", {}, {}, ("image", "scale"), ("tokens", "tall"))
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])

@@ -83,6 +83,13 @@ def case_of(component: str, settings: Settings, **fields: Any) -> Case:
     return Case.model_validate(row)
 
 
+def test_parity_at_max_is_that_of_a_prompt_which_needs_all_rows(healthy: Settings) -> None:
+    target = target_of(case_of("dit", healthy), Context(healthy))
+    prepare = target.component("dit").prepare(target.model.checkpoint, "fp32")
+    rows = {point: len(prepare(call)["text_scores"]) for point, call in target.parity_inputs()}
+    assert rows["opt"] < rows["max"] == target.profile.max.text_length
+
+
 def verdict_of(
     case: Case, suite: Any, measurement: Measurement, baseline: BaselineEntry | None = None
 ) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from wan_trt_core.models.graphs.text_encoder import TextEncoderGraph
 from wan_trt_core.models.graphs.vae_decoder import VaeDecoderGraph
 from wan_trt_core.models.graphs.vae_encoder import VaeEncoderGraph
 from wan_trt_core.models.graphs.vae_shortcuts import DownShortcut, UpShortcut
-from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.models.profiles import POINTS, ShapeProfile, Sizes
 from wan_trt_core.models.prompts import PROMPT, encode_prompt
 from wan_trt_core.models.vae_caches import decoder_caches, encoder_caches
 
@@ -175,6 +176,46 @@ def test_few_rows_of_padding_stand_for_all(text_length: int, tokens: int, rows: 
     assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) < TOLERANCE
 
 
+@pytest.mark.parametrize("lengths", [(1, 1, 4), (3, 8, 20), (77, 226, 512), (512, 512, 512)])
+def test_every_prompt_is_within_what_an_engine_is_built_for(lengths: tuple[int, int, int]) -> None:
+    least, opt, most = (Sizes(32, 32, 5, length) for length in lengths)
+    profile = ShapeProfile("p", least, opt, most)
+    for built, served in ((profile, range(lengths[0], lengths[2] + 1)), (profile.opt_alone(), lengths[1:2])):
+        sizes = [Dit().sizes_at(built, point)["text_rows"] for point in POINTS]
+        needed = {dit.text_rows(length, tokens) for length in served for tokens in range(length + 1)}
+        assert sizes == sorted(sizes)
+        assert (min(needed), max(needed)) == (sizes[0], sizes[2])
+        assert sizes[1] == dit.text_rows(lengths[1], 0), "tuned for a short prompt"
+
+
+def test_zeros_within_a_prompt_are_no_padding() -> None:
+    model, call = transformer(), dit_call(tokens=7)
+    states = call["encoder_hidden_states"]
+    states[:, :3] = states[:, 4:6] = 0
+    states[:, 7:] = -0.0
+    assert (dit.tokens_of(states), dit.TextRows()(states)) == (7, 10)
+    assert relative(run_dit(model, call), model(**call, return_dict=False)[0]) < TOLERANCE
+    states[:, 15] = torch.nan
+    assert dit.tokens_of(states) == 16
+
+
+def test_one_maker_of_inputs_serves_prompts_that_alternate(
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+) -> None:
+    """As with and without guidance, and with another ``max_sequence_length``."""
+    (checkpoint, video), component = of_model("small"), get_component("dit")
+    call, dim = component.call_tensors(checkpoint, video), checkpoint.config("transformer")["text_dim"]
+    prepare, reference = component.prepare(checkpoint, "fp32"), component.reference(checkpoint, "fp32")
+    graph = component.graph(checkpoint, "fp32")
+    for length, tokens, rows in ((12, 1, 3), (12, 9, 12), (12, 1, 3), (24, 1, 6), (16, 6, 8), (24, 4, 12)):
+        states = torch.randn((1, length, dim), generator=torch.Generator().manual_seed(length + tokens))
+        states[:, tokens:] = 0
+        given = {**call, "encoder_hidden_states": states}
+        tensors = prepare(given)
+        assert len(tensors["text_scores"]) == rows
+        assert relative(graph(*tensors.values())[0], reference(given)["sample"]) < TOLERANCE
+
+
 def test_padding_that_counts_for_itself_alone_is_far_beyond_the_tolerance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -194,10 +235,22 @@ def test_rows_of_a_prompt_are_read_once_and_again_where_it_changes(monkeypatch: 
     assert rows(states) == 48
     assert rows(states[:, :48].clone()) == 48, "another prompt"
     assert len(reads) == 3
+
+
+def test_rows_of_a_prompt_of_inference_mode_are_read_each_time() -> None:
     with torch.inference_mode():
-        untracked = torch.ones(1, 64, 48)
-        assert rows(untracked) == rows(untracked) == 64
-    assert len(reads) == 4
+        rows, states = dit.TextRows(), dit_call(text_length=64, tokens=5)["encoder_hidden_states"]
+        assert rows(states) == 16
+        states[:, 5:40] = 1.0  # which nothing counts
+        assert rows(states) == 48
+
+
+def test_rows_of_a_prompt_keep_no_tensor() -> None:
+    rows, states = dit.TextRows(), torch.ones(1, 64, 48)
+    rows(states)
+    storage = weakref.ref(states.untyped_storage())
+    del states
+    assert storage() is None and not rows._known
 
 
 @pytest.mark.parametrize("fault", [drop_block, swap_heads, scale_block])
@@ -518,6 +571,11 @@ def test_a_component_keeps_what_it_declares(
         spec.name: spec.shape(taken) for spec in component.inputs(checkpoint)
     }
     assert list(tensors) == [spec.name for spec in component.inputs(checkpoint)]
+    for precision in component.precisions:
+        made = component.prepare(checkpoint, precision)(call)
+        assert {key: tensor.dtype for key, tensor in made.items()} == {
+            spec.name: spec.torch_dtype(precision) for spec in component.inputs(checkpoint)
+        }
 
     outputs, blocks = component.outputs(checkpoint), component.blocks(checkpoint)
     expected = component.reference(checkpoint, "fp32")(call)

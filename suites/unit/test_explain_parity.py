@@ -16,7 +16,7 @@ from test_comparison import case_of, settings_with
 from torch import nn
 
 from wan_trt_core.cases import Case
-from wan_trt_core.comparison import explain_case
+from wan_trt_core.comparison import explain_case, targets
 from wan_trt_core.comparison.blocks import find_divergence, limits
 from wan_trt_core.comparison.conditions import equal_conditions, snapshot, without_tf32
 from wan_trt_core.comparison.context import Context
@@ -169,6 +169,18 @@ def test_a_factor_is_told_where_it_comes_in(exported: Exported, tmp_path: Path) 
 def test_a_healthy_block_has_none(block: str, exported: Exported, tmp_path: Path) -> None:
     """A fault elsewhere is no fault here: every block starts from the reference's own inputs."""
     assert exported.first(tmp_path, weight(f"{BLOCK}.attn1.to_q.weight", noisy), block) is None
+
+
+def test_operations_are_looked_for_with_a_prompt_without_padding(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of that the graph leaves nothing out, whose equal would be looked for in vain."""
+    given: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(targets, "first_operation", lambda *all_of_it: given.append(all_of_it[3]))
+    exported.target.operation("dit", BLOCK)
+    ((states, scores),) = ((made["encoder_hidden_states"], made["text_scores"]) for made in given)
+    assert bool(states.any(-1).all()) and not bool(scores.any())
+    assert states.shape[1] == len(scores) == exported.target.profile.min.text_length
 
 
 def test_operations_in_bf16_are_looked_into_on_the_cpu(in_bf16: Exported, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ from wan_trt_core.models.component import Tensors, TensorSpec
 from wan_trt_core.models.components import ComponentError, component_names, get_component
 from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.components.text_encoder import TextEncoder
-from wan_trt_core.models.profiles import ShapeProfile, Sizes
+from wan_trt_core.models.graphs.dit import text_rows
+from wan_trt_core.models.profiles import POINTS, ShapeProfile, Sizes
 from wan_trt_core.pipeline.engines import components_run, form_of
 
 NAMES = tuple(name for name in component_names() if name != "dit_2")  # its graph is that of dit
@@ -291,6 +292,18 @@ def test_operators_are_counted(exported: Callable[..., OnnxModel]) -> None:
     assert "ScatterND" not in counts
     assert list(counts.values()) == sorted(counts.values(), reverse=True)
     assert all("::" not in name for name in counts), "an operator outside the standard domain"
+
+
+def test_an_engine_for_one_size_takes_its_videos_with_every_prompt(
+    exported: Callable[..., OnnxModel],
+) -> None:
+    model, length = exported("dit"), PROFILE.opt.text_length
+    of_video = {name for name, shapes in model.opt_shapes.items() if len({*shapes.values()}) == 1}
+    assert {*model.inputs} - of_video == {"encoder_hidden_states", "text_scores"}
+    least, tuned, most = (model.opt_shapes["text_scores"][point][0] for point in POINTS)
+    assert (least, tuned, most) == (text_rows(length, 0), text_rows(length, 0), length)
+    for name in of_video:
+        assert model.opt_shapes[name]["opt"] == model.shapes[name]["opt"]
 
 
 RECORDED = {"torch": "2.15.0", "onnx": "1.23.2", "onnxscript": "0.7.2", "diffusers": "0.42.1"}

@@ -82,7 +82,7 @@ def model(tmp_path: Path) -> OnnxModel:
     path = tmp_path / "small_fp32.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     path.with_name("small_fp32.onnx.data").write_bytes(b"weights")
-    return OnnxModel("small", "fp32", path, "0", "test", SHAPES, ("a", "b"), ("sum",))
+    return OnnxModel("small", "fp32", path, "0", "test", SHAPES, {}, ("a", "b"), ("sum",))
 
 
 Rig = tuple[OnnxRuntimeEngine, Noting, FakeStream]

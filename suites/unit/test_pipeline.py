@@ -347,6 +347,7 @@ def test_an_engine_is_made_once_and_survives_interruptions(
     onnx = exported_model("text_encoder", model, PROFILE, "fp32", "onnxruntime", settings)
     assert onnx.path.is_file()
     assert (onnx.component, onnx.precision, onnx.profile) == ("text_encoder", "fp32", "tiny")
+    assert onnx.shapes == onnx.opt_shapes
     assert onnx.shapes["input_ids"] == {"min": (1, 16), "opt": (1, 16), "max": (1, 16)}
     assert onnx.outputs == ("last_hidden_state",)
 

@@ -134,6 +134,31 @@ class TestVerification:
         onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
         assert _Graph(tmp_path / "m.onnx").products == {"product": "float16"}
 
+    @pytest.mark.parametrize(("head", "fusable"), [(128, ("softmax",)), (384, ())])
+    def test_a_head_too_wide_is_seen_through_what_is_added_to_the_scores(
+        self, head: int, fusable: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        import onnx
+        from onnx import TensorProto, helper
+
+        nodes = [
+            helper.make_node("MatMul", ["query", "key"], ["scores"], "product"),
+            helper.make_node("Add", ["scores", "added"], ["sums"], "sum"),
+            helper.make_node("Softmax", ["sums"], ["y"], "softmax"),
+        ]
+        shapes = {
+            "query": [8, head],
+            "key": [head, 4],
+            "added": [4],
+            "scores": [8, 4],
+            "sums": [8, 4],
+            "y": [8, 4],
+        }
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, of) for name, of in shapes.items()]
+        graph = helper.make_graph(nodes, "g", values[:3], values[5:], value_info=values[3:5])
+        onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
+        assert _Graph(tmp_path / "m.onnx").fusable == fusable
+
     def test_a_report_that_tells_of_no_product_proves_nothing(self) -> None:
         found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})
         assert found == ("no layer of the inspector's report tells of any product",)

@@ -96,7 +96,7 @@ def test_a_graph_that_the_parser_refuses_names_node_and_module(rtx: Path, tmp_pa
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), str(path))
     model = {
         "component": "dit", "precision": "fp32", "path": str(path), "sha256": "", "profile": "p", "shapes": {},
-        "inputs": ["x"], "outputs": ["y"],
+        "opt_shapes": {}, "inputs": ["x"], "outputs": ["y"],
     }  # fmt: skip
     (result,) = built([model], rtx)
     assert "node 'node_det' (Det), from blocks.0.odd" in result["error"]

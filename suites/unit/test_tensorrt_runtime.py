@@ -366,6 +366,14 @@ def test_a_fixed_profile_is_taken_before_a_range(rig: Callable[..., Rig]) -> Non
     assert [context.profile for context in it.fake.contexts] == [1, 0]
 
 
+def test_a_profile_for_one_video_is_taken_before_a_range_though_its_prompts_differ(
+    rig: Callable[..., Rig],
+) -> None:
+    it = rig(RANGE, {**FIXED, "x": RANGE["x"]})
+    it.run(inputs(2))
+    assert [context.profile for context in it.fake.contexts] == [1]
+
+
 def test_shapes_outside_every_profile_name_the_profiles(rig: Callable[..., Rig]) -> None:
     with pytest.raises(EngineError, match=r"no profile contains x \(9, 4\).* has x \(1, 4\) to \(8, 4\)"):
         rig().engine.run(inputs(9))

@@ -48,6 +48,7 @@ class OnnxModel:
         path: the ``.onnx`` file, ``{component}_{precision}.onnx``, external data beside it.
         sha256: hash over the graph file and its external data: the identity of the engine's source.
         profile: the shape profile (name and per-input min, opt, max shapes) that it was checked at.
+        opt_shapes: as ``shapes``, of the profile's opt alone: more than one where calls for one video differ.
         block_outputs: names of the extra per-block outputs; empty in a model that is built for speed.
         largest_activation: of a model in FP16, or with caches in it, the ``layer`` of the stock module with the largest
             one and its ``value``.
@@ -59,6 +60,7 @@ class OnnxModel:
     sha256: str
     profile: str
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    opt_shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     block_outputs: tuple[str, ...] = ()

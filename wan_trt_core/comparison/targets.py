@@ -429,10 +429,10 @@ class ComponentTarget(Target):
         )
 
     def inputs(self, point: Point = "opt") -> Any:
-        tensors = self._component.call_tensors(
-            self.model.checkpoint, self.profile.at(point), seed=POINTS.index(point)
-        )
-        return self.placed(tensors)
+        """At max of the prompt too: an engine is built for as much of it as there can be."""
+        component, video = self._component, self.profile.at(point)
+        tensors = component.call_tensors(self.model.checkpoint, video, seed=POINTS.index(point))
+        return self.placed(component.in_full(tensors) if point == "max" else tensors)
 
     @property
     def _component(self) -> Component:

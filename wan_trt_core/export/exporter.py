@@ -97,6 +97,7 @@ def export_component(
         sha256=sha256,
         profile=profile.name,
         shapes=profile_shapes(component, checkpoint, profile),
+        opt_shapes=profile_shapes(component, checkpoint, profile.opt_alone()),
         inputs=tuple(spec.name for spec in component.inputs(checkpoint)),
         outputs=tuple(spec.name for spec in component.outputs(checkpoint)),
         block_outputs=blocks,

@@ -71,6 +71,10 @@ class ShapeProfile:
         sizes: Sizes = getattr(self, point)
         return sizes
 
+    def opt_alone(self) -> ShapeProfile:
+        """The profile of the videos of its opt size, and no other."""
+        return replace(self, min=self.opt, max=self.opt)
+
 
 def tile_stride(tile: int) -> int:
     """Pixels from one tile to the next, where tiles have so many a side: they overlap by a quarter, as diffusers'."""

@@ -401,7 +401,7 @@ class Acceleration:
         """What the engine of a profile serves: its opt alone, where the settings build TensorRT's so."""
         if self._backend != "tensorrt" or "range" in self._settings.tensorrt.profiles:
             return profile
-        return replace(profile, min=profile.opt, max=profile.opt)
+        return profile.opt_alone()
 
 
 class _Accelerated(Part):

@@ -508,11 +508,14 @@ def _from_facts(entry: Entry) -> OnnxModel:
     """The model as it was described when it was exported. The manifest's own hash vouches for it."""
     facts = dict(entry.facts["model"])
     shapes = {
-        name: {point: tuple(shape) for point, shape in points.items()}
-        for name, points in facts["shapes"].items()
+        key: {
+            name: {point: tuple(shape) for point, shape in points.items()}
+            for name, points in facts[key].items()
+        }
+        for key in ("shapes", "opt_shapes")
     }
     names = {key: tuple(facts[key]) for key in ("inputs", "outputs", "block_outputs")}
-    return OnnxModel(**{**facts, **names, "shapes": shapes, "path": entry.folder / facts["path"]})
+    return OnnxModel(**{**facts, **names, **shapes, "path": entry.folder / facts["path"]})
 
 
 def _titled(progress: Progress | None, title: str) -> Progress | None:

@@ -193,9 +193,9 @@ def _configure(trt: Any, config: Any, settings: Settings, precision: str) -> Non
 def _add_profiles(builder: Any, config: Any, model: OnnxModel, settings: Settings) -> tuple[Shapes, ...]:
     profiles = []
     for kind in settings.tensorrt.profiles:
+        named = model.opt_shapes if kind == "fixed" else model.shapes
         shapes: Shapes = {
-            name: tuple(points["opt" if kind == "fixed" else point] for point in ("min", "opt", "max"))  # type: ignore[misc]
-            for name, points in model.shapes.items()
+            name: (points["min"], points["opt"], points["max"]) for name, points in named.items()
         }
         profile = builder.create_optimization_profile()
         for name, triple in shapes.items():

@@ -298,11 +298,11 @@ class TensorRtEngine(Engine):
         return context
 
     def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """The first profile that contains the shapes; those made for one shape come before a range."""
+        """The first profile that contains the shapes; one made for a single video comes before a range."""
         profiles = self.description.profiles
         fitting = [index for index, profile in enumerate(profiles) if _contains(profile, shapes)]
         if fitting:
-            return min(fitting, key=lambda index: not _fixed(profiles[index]))
+            return min(fitting, key=lambda index: _in_range(profiles[index]))
         raise EngineError(
             f"{self.name}: no profile contains "
             + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -486,8 +486,9 @@ def _contains(profile: Shapes, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return all(within(shape, profile[name][0], profile[name][2]) for name, shape in shapes.items())
 
 
-def _fixed(profile: Shapes) -> bool:
-    return all(least == most for least, _, most in profile.values())
+def _in_range(profile: Shapes) -> int:
+    """Inputs of more than one shape."""
+    return sum(least != most for least, _, most in profile.values())
 
 
 def _told(profile: Shapes) -> str:

@@ -81,13 +81,13 @@ class Dit(Component):
         }
 
     def sizes_at(self, profile: ShapeProfile, point: Point) -> dict[str, int]:
-        """At min and opt a prompt is short, as most are."""
+        """At min and opt a prompt is short, as most are: of the fewest rows that there can be."""
         sizes = super().sizes_at(profile, point)
         if point == "max":
             return sizes
         from wan_trt_core.models.graphs.dit import text_rows
 
-        return {**sizes, "text_rows": text_rows(profile.at(point).text_length, tokens=1)}
+        return {**sizes, "text_rows": text_rows(profile.at(point).text_length, tokens=0)}
 
     def form(self, precision: str) -> dict[str, Any]:
         return {"bf16_attention": self.bf16_attention and precision == "fp16"}

@@ -166,20 +166,22 @@ def _standing_for_all(length: int) -> int:
 
 
 class TextRows:
-    """:func:`text_rows` of the states of prompts, which is read from the device once for each tensor of them.
+    """:func:`text_rows` of the states of prompts, which is read from the device once for each tensor of them, and again
+    after a change in place that PyTorch counts (one through ``.data`` or NumPy it does not).
 
-    A change in place is noticed but for tensors of ``torch.inference_mode``, which do not count theirs.
+    Tensors of ``torch.inference_mode`` count none, and are read in each call.
     """
 
     def __init__(self) -> None:
-        self._known = WeakIdKeyDictionary()
+        self._known = WeakIdKeyDictionary()  # by tensor: version and rows
 
     def __call__(self, states: Tensor) -> int:
-        """Of states (1, text_length, text_dim), whose padding is zeros. Waits for the device at first."""
-        version = None if states.is_inference() else states._version
-        known: tuple[int | None, int] | None = self._known.get(states)
-        if known is None or known[0] != version:
-            known = self._known[states] = (version, text_rows(states.shape[1], tokens_of(states)))
+        """Of states (1, text_length, text_dim), whose padding is zeros. Waits for the device where it reads."""
+        if states.is_inference():
+            return text_rows(states.shape[1], tokens_of(states))
+        known: tuple[int, int] | None = self._known.get(states)
+        if known is None or known[0] != states._version:
+            known = self._known[states] = (states._version, text_rows(states.shape[1], tokens_of(states)))
         return known[1]
 
 

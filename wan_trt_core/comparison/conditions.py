@@ -15,7 +15,11 @@ from wan_trt_core.measure.timing import DeviceMoment, HostMoment, Moment
 
 @contextmanager
 def equal_conditions(settings: Settings) -> Iterator[None]:
-    """Inference mode, one thread count, TF32 and cuDNN autotuning as the settings say; restored afterwards.
+    """No gradients, one thread count, TF32 and cuDNN autotuning as the settings say; restored afterwards.
+
+    ``no_grad``, as diffusers' pipelines have it, and not inference mode, whose tensors do not count their changes:
+    whether a prompt is still the one that was looked at could then be told only by reading it again, which waits for
+    the device.
 
     TF32 is off unless asked for, for the reference and the candidate alike: a speed-up that comes from a
     coarser number format in one arm only would be no speed-up.
@@ -23,7 +27,7 @@ def equal_conditions(settings: Settings) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
-        with _products(settings.perf.allow_tf32, cudnn_benchmark=False), torch.inference_mode():
+        with _products(settings.perf.allow_tf32, cudnn_benchmark=False), torch.no_grad():
             yield
     finally:
         torch.set_num_threads(threads)

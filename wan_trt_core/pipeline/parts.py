@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.component import Tensors
+from wan_trt_core.models.components.dit import TEXT_LENGTH_WITH_IMAGE
 from wan_trt_core.models.graphs.dit import equal_within_frames
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 from wan_trt_core.pipeline.tiling import TiledDecoder
@@ -226,6 +227,12 @@ def require_supported(
                 f"{name} has shape {tuple(given) or 'none'}: the engine is of {of} states"
                 f" {tuple(takes.get(name, ())) or 'none'}"
             )
+    states = tuple(call["encoder_hidden_states"].shape)
+    if "encoder_hidden_states_image" in call and states[1] != TEXT_LENGTH_WITH_IMAGE:
+        raise UnsupportedCall(
+            f"encoder_hidden_states has shape {states}: beside an image's, diffusers takes the last"
+            f" {TEXT_LENGTH_WITH_IMAGE} for the prompt's"
+        )
     timestep, frames = call["timestep"], call["hidden_states"].shape[2]
     if timestep.dim() != 1 and len(takes["modulation"]) != 4:
         raise UnsupportedCall(

@@ -51,7 +51,6 @@ class Dit(Component):
         rope = ("frames", "half_height", "half_width", config["attention_head_dim"] // 2)
         rows = ("frames", dim) if checkpoint.timestep_by_frame else (dim,)
         of_image = config.get("image_dim")
-        text = TEXT_LENGTH_WITH_IMAGE if of_image else "text_rows"
         specs = (
             TensorSpec(
                 "hidden_states", (1, config["in_channels"], "frames", "2*half_height", "2*half_width")
@@ -60,8 +59,8 @@ class Dit(Component):
             TensorSpec("output_modulation", (2, *rows), "float32"),
             TensorSpec("rope_cos", rope, "float32"),
             TensorSpec("rope_sin", rope, "float32"),
-            TensorSpec("encoder_hidden_states", (1, text, config["text_dim"])),
-            TensorSpec("text_scores", (text,)),
+            TensorSpec("encoder_hidden_states", (1, "text_rows", config["text_dim"])),
+            TensorSpec("text_scores", ("text_rows",)),
         )
         if not of_image:
             return specs
@@ -192,11 +191,9 @@ class Dit(Component):
             model = checkpoint.load(self.part, precision, call["hidden_states"].device)
             with tapped(model, paths) as taken:
                 reference(call)
-            made: Tensors = {name: taken[name] for name in paths}
-            if "encoder_hidden_states_image" not in call:  # the graph has no more of them
-                rows = TextRows()(call["encoder_hidden_states"])
-                made["text_embedder"] = made["text_embedder"][:, :rows]
-            return made
+            rows = TextRows()(call["encoder_hidden_states"])  # the graph has no more of them
+            taken["text_embedder"] = taken["text_embedder"][:, :rows]
+            return {name: taken[name] for name in paths}
 
         return run
 

@@ -196,7 +196,7 @@ class DitInputs:
 
     Works on the device of the tensors it is given. The RoPE tables depend on the video's size alone and are
     computed once for each; the modulation is computed in every call. Of a prompt's states as many rows are given on as
-    :class:`TextRows` says, of an image-to-video transformer's all.
+    :class:`TextRows` says.
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: str, part: str = "transformer") -> None:
@@ -225,8 +225,7 @@ class DitInputs:
         cos, sin = rope(hidden_states)
         states = call["encoder_hidden_states"]
         image = call.get("encoder_hidden_states_image")
-        length = states.shape[1]
-        rows = length if image is not None else self._text_rows(states)
+        length, rows = states.shape[1], self._text_rows(states)
         made = {
             "hidden_states": hidden_states,
             "modulation": per_block,

@@ -99,15 +99,8 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
     dtype, *beside = map(_dtype, entry.get("Outputs") or [{}])
     taken = tuple(filter(None, map(_dtype, entry.get("Inputs") or ())))
     name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", ""))
-    return Layer(
-        name,
-        kind,
-        sources,
-        dtype,
-        taken,
-        str(entry.get("TacticName", "")),
-        tuple(filter(None, beside)),
-    )
+    tactic = str(entry.get("TacticName", ""))
+    return Layer(name, kind, sources, dtype, taken, tactic, beside=tuple(filter(None, beside)))
 
 
 def _dtype(tensor: Mapping[str, Any]) -> str:

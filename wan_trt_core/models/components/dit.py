@@ -179,7 +179,7 @@ class Dit(Component):
         )
 
     def reference_blocks(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
-        from wan_trt_core.models.graphs.dit import TextRows
+        from wan_trt_core.models.graphs.dit import rows_needed
         from wan_trt_core.models.graphs.taps import tapped
 
         paths = {name: name for name in self.blocks(checkpoint)}
@@ -191,7 +191,7 @@ class Dit(Component):
             model = checkpoint.load(self.part, precision, call["hidden_states"].device)
             with tapped(model, paths) as taken:
                 reference(call)
-            rows = TextRows()(call["encoder_hidden_states"])  # the graph has no more of them
+            rows = rows_needed(call["encoder_hidden_states"])  # the graph has no more of them
             taken["text_embedder"] = taken["text_embedder"][:, :rows]
             return {name: taken[name] for name in paths}
 

@@ -148,7 +148,7 @@ def text_rows(length: int, tokens: int) -> int:
     Args:
         tokens: rows before the padding.
     """
-    quarter = -(-length // 4)
+    quarter = _quarter(length)
     return min(length, quarter * -(-(tokens + _standing_for_all(length)) // quarter))
 
 
@@ -162,11 +162,20 @@ def text_scores(length: int, rows: int) -> Tensor:
 
 
 def _standing_for_all(length: int) -> int:
-    return max(1, -(-length // 4) // 2)
+    return max(1, _quarter(length) // 2)
+
+
+def _quarter(length: int) -> int:
+    return -(-length // 4)
+
+
+def rows_needed(states: Tensor) -> int:
+    """:func:`text_rows` of a prompt's states (1, text_length, text_dim), padded with zeros. Waits for the device."""
+    return text_rows(states.shape[1], tokens_of(states))
 
 
 class TextRows:
-    """:func:`text_rows` of the states of prompts, which is read from the device once for each tensor of them, and again
+    """:func:`rows_needed` by the states of prompts, which are read from the device once for each tensor, and again
     after a change in place that PyTorch counts (one through ``.data`` or NumPy it does not).
 
     Tensors of ``torch.inference_mode`` count none, and are read in each call.
@@ -178,10 +187,10 @@ class TextRows:
     def __call__(self, states: Tensor) -> int:
         """Of states (1, text_length, text_dim), whose padding is zeros. Waits for the device where it reads."""
         if states.is_inference():
-            return text_rows(states.shape[1], tokens_of(states))
+            return rows_needed(states)
         known: tuple[int, int] | None = self._known.get(states)
         if known is None or known[0] != states._version:
-            known = self._known[states] = (states._version, text_rows(states.shape[1], tokens_of(states)))
+            known = self._known[states] = (states._version, rows_needed(states))
         return known[1]
 
 

@@ -188,6 +188,20 @@ def test_every_prompt_is_within_what_an_engine_is_built_for(lengths: tuple[int, 
         assert sizes[1] == dit.text_rows(lengths[1], 0), "tuned for a short prompt"
 
 
+def test_a_prompt_in_full_is_one_that_the_pipeline_cuts(checkpoint: Checkpoint) -> None:
+    component = Dit()
+    call = component.call_tensors(checkpoint, VIDEO)
+    full = component.in_full(checkpoint, call)
+    (states,) = full.pop("encoder_hidden_states")
+    long = "a small red square moves left " * 50
+    encoded, _ = checkpoint.pipeline().encode_prompt(
+        long, do_classifier_free_guidance=False, max_sequence_length=VIDEO.text_length
+    )
+    assert states.equal(encoded[0])
+    assert len(states.unique(dim=0)) == VIDEO.text_length, "no row is padding, or another's"
+    assert all(full[name].equal(call[name]) for name in full)
+
+
 def test_zeros_within_a_prompt_are_no_padding() -> None:
     model, call = transformer(), dit_call(tokens=7)
     states = call["encoder_hidden_states"]
@@ -616,6 +630,24 @@ def test_half_precision_stays_near_float32(
     expected = next(iter(component.reference(checkpoint, "fp32")(call).values()))
     assert found.dtype == dtype
     assert relative(found, expected) < tolerance
+
+
+@pytest.mark.parametrize("model", ["small", "tiny-wan2.1-i2v"])
+def test_what_every_token_attends_to_is_embedded_in_float32(
+    model: str, of_model: Callable[[str], tuple[Checkpoint, Sizes]]
+) -> None:
+    """An error in it would be the same for all of them, and not level out."""
+    (checkpoint, video), component = of_model(model), Dit()
+    call = component.in_full(checkpoint, component.call_tensors(checkpoint, video))
+    graph = component.graph(checkpoint, "fp16", block_outputs=True)
+    found = graph(*component.prepare(checkpoint, "fp16")(call).values())
+    named = dict(zip(component.blocks(checkpoint), found[1:], strict=True))
+    exact, half = (component.reference_blocks(checkpoint, precision)(call) for precision in ("fp32", "fp16"))
+    embedders = [name for name in named if name.endswith("_embedder")]
+    assert len(embedders) == 1 + (model == "tiny-wan2.1-i2v")
+    for name in embedders:
+        assert named[name].dtype == half[name].dtype == torch.float16
+        assert relative(named[name], exact[name]) < relative(half[name], exact[name])
 
 
 @pytest.mark.parametrize("model", ["small", "tiny-wan2.1-i2v"])

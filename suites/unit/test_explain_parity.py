@@ -51,7 +51,9 @@ class Exported:
         component, checkpoint = get_component("dit"), self.target.model.checkpoint
         blocks = component.blocks(checkpoint)
         with torch.inference_mode():
-            call = component.in_full(component.call_tensors(checkpoint, self.target.profile.min))
+            call = component.in_full(
+                checkpoint, component.call_tensors(checkpoint, self.target.profile.min)
+            )
             reference = component.reference_blocks(checkpoint, "fp32")
             return first_operation(
                 folder / "changed.onnx",

@@ -245,7 +245,7 @@ class Target(ABC):
         precision, blocks = self.precision(name), component.blocks(checkpoint)
         graph = self.graph(name, block_outputs=True)
         reference = component.reference_blocks(checkpoint, self.reference_precision(name))
-        call = self.placed(component.in_full(component.call_tensors(checkpoint, self.profile.min)))
+        call = self.placed(component.in_full(checkpoint, component.call_tensors(checkpoint, self.profile.min)))
         with without_tf32():  # which a CPU does not have
             return first_operation(
                 graph.runs,
@@ -430,9 +430,9 @@ class ComponentTarget(Target):
 
     def inputs(self, point: Point = "opt") -> Any:
         """At max of the prompt too: an engine is built for as much of it as there can be."""
-        component, video = self._component, self.profile.at(point)
-        tensors = component.call_tensors(self.model.checkpoint, video, seed=POINTS.index(point))
-        return self.placed(component.in_full(tensors) if point == "max" else tensors)
+        component, checkpoint = self._component, self.model.checkpoint
+        tensors = component.call_tensors(checkpoint, self.profile.at(point), seed=POINTS.index(point))
+        return self.placed(component.in_full(checkpoint, tensors) if point == "max" else tensors)
 
     @property
     def _component(self) -> Component:

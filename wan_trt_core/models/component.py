@@ -121,8 +121,9 @@ class Component(ABC):
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """Realistic float32 inputs of diffusers' own call (noise at a real timestep, a real prompt …)."""
 
-    def in_full(self, call: Tensors) -> Tensors:
-        """Call tensors of which the graph leaves nothing out: each of its values then has its equal in diffusers."""
+    def in_full(self, checkpoint: Checkpoint, call: Tensors) -> Tensors:
+        """Call tensors as :meth:`call_tensors`' of which the graph leaves nothing out: each of its values then has its
+        equal in diffusers."""
         return call
 
     @abstractmethod

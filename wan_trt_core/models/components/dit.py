@@ -36,7 +36,9 @@ class Dit(Component):
     part = "transformer"
     inside = "blocks.0"
     precisions = ("fp32", "fp16", "bf16")
-    fp32_islands = ("time embedding", "modulation and gates", "layer norms", "RMS norm factors", "RoPE")
+    fp32_islands = (
+        "embeddings of time, prompt and image", "modulation and gates", "layer norms", "RMS norm factors", "RoPE",
+    )  # fmt: skip
     bf16_attention = False
 
     def with_bf16_attention(self) -> Dit:
@@ -130,14 +132,12 @@ class Dit(Component):
             call["timestep"] = timestep.repeat_interleave(tokens).unsqueeze(0)
         return call
 
-    def in_full(self, call: Tensors) -> Tensors:
-        """The prompt's states again and again in the place of their padding."""
-        from wan_trt_core.models.graphs.dit import tokens_of
+    def in_full(self, checkpoint: Checkpoint, call: Tensors) -> Tensors:
+        """With a prompt that is too long, so that no row is padding."""
+        from wan_trt_core.models.prompts import PROMPT, encode_prompt
 
-        states = call["encoder_hidden_states"]
-        prompt, length = states[:, : tokens_of(states)], states.shape[1]
-        repeated = prompt.repeat(1, -(-length // prompt.shape[1]), 1)[:, :length]
-        return {**call, "encoder_hidden_states": repeated}
+        length = call["encoder_hidden_states"].shape[1]
+        return {**call, "encoder_hidden_states": encode_prompt(checkpoint, f"{PROMPT} " * length, length)}
 
     def reference(self, checkpoint: Checkpoint, precision: str) -> Callable[[Tensors], Tensors]:
         from wan_trt_core.models.checkpoint import torch_dtype

@@ -24,7 +24,9 @@ What the variants add, each only where the checkpoint has it, so that the others
   where diffusers has one a token: 31 instead of 27,280 for 121 frames of 1280x704.
 
 In half precision the float32 islands are diffusers' own: layer norms, modulation, gates and the rotation; the
-residual stream is rounded to half where diffusers rounds it. Self-attention may be in BF16 inside an FP16 graph: its
+residual stream is rounded to half where diffusers rounds it. One more is what embeds the prompt (and the image): every
+token attends to its few rows, so that what TensorRT's FP16 loses in their sums would be lost to all alike and not level
+out. Self-attention may be in BF16 inside an FP16 graph: its
 kernels sum in float32, where TensorRT's of FP16 lose precision with every further key (``docs/performance.md``).
 """
 
@@ -390,15 +392,14 @@ class _ImageEmbedder(nn.Module):
             for norm in (embedder.norm1, embedder.norm2)
             for value in (norm.weight, norm.bias)
         )
-        self.ff_in = copying.linear(embedder.ff.net[0].proj)
-        self.ff_out = copying.linear(embedder.ff.net[2])
+        self.ff_in = copying.linear(embedder.ff.net[0].proj).float()
+        self.ff_out = copying.linear(embedder.ff.net[2]).float()
 
     def forward(self, image: Tensor) -> Tensor:
         """(image tokens, image_dim) to (image tokens, dim)."""
-        dtype = image.dtype
-        normed = _layer_norm(image, self.eps, self.norm1_weight, self.norm1_bias).to(dtype)
+        normed = _layer_norm(image, self.eps, self.norm1_weight, self.norm1_bias)
         fed = self.ff_out(functional.gelu(self.ff_in(normed)))
-        return _layer_norm(fed, self.eps, self.norm2_weight, self.norm2_bias).to(dtype)
+        return _layer_norm(fed, self.eps, self.norm2_weight, self.norm2_bias).to(image.dtype)
 
 
 class DitGraph(nn.Module):
@@ -424,8 +425,8 @@ class DitGraph(nn.Module):
         if self.patch_embedding.weight.dtype == torch.bfloat16:
             self.patch_embedding.float()  # ONNX has no convolution of BF16 before opset 22
         text_embedder = model.condition_embedder.text_embedder
-        self.text_in = copying.linear(text_embedder.linear_1)
-        self.text_out = copying.linear(text_embedder.linear_2)
+        self.text_in = copying.linear(text_embedder.linear_1).float()
+        self.text_out = copying.linear(text_embedder.linear_2).float()
         embedder = model.condition_embedder.image_embedder
         self.image_embedder = None if embedder is None else _ImageEmbedder(embedder)
         self.blocks = nn.ModuleList(_Block(block, bf16_attention=bf16_attention) for block in model.blocks)
@@ -465,8 +466,8 @@ class DitGraph(nn.Module):
         patches = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
         patches = patches.to(hidden_states.dtype)
         hidden = patches.flatten(2).squeeze(0).transpose(0, 1)
-        text = self.text_in(encoder_hidden_states.squeeze(0))
-        text = self.text_out(functional.gelu(text, approximate="tanh"))
+        text = self.text_in(encoder_hidden_states.squeeze(0).float())
+        text = self.text_out(functional.gelu(text, approximate="tanh")).to(hidden.dtype)
         taken, image = [text], None
         if self.image_embedder is not None:
             assert encoder_hidden_states_image is not None

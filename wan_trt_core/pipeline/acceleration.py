@@ -50,6 +50,7 @@ from wan_trt_core.pipeline.parts import (
 from wan_trt_core.pipeline.stages import TRANSFORMERS
 from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import replaceable
+from wan_trt_core.pipeline.video_processor import StagedVideoProcessor, staged
 from wan_trt_core.progress import Report, progress
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def accelerate(
     *,
     text_encoder: bool = False,
 ) -> WanPipeline:
-    """Put engines in the place of a pipeline's transformers and VAE; all else of it stays as it is.
+    """Put engines in the place of a pipeline's transformers and VAE; all else of it stays as it is, but for the way on
+    which frames leave a GPU (:class:`~wan_trt_core.pipeline.video_processor.StagedVideoProcessor`).
 
     Engines are loaded from the cache (the setting ``cache``, ``WAN_TRT_CACHE``), and exported and built first where it
     has none; those of the VAE's encoder only for image to video, else when something is first encoded. They are made of
@@ -150,7 +152,8 @@ def accelerate(
 
 
 def restore(pipe: WanPipeline) -> WanPipeline:
-    """Put diffusers' own modules back where they were, and release the engines. Does nothing where there are none.
+    """Put diffusers' own modules back where they were, and its video processor; release the engines. Does nothing where
+    there are none.
 
     Returns:
         ``pipe`` itself.
@@ -159,6 +162,8 @@ def restore(pipe: WanPipeline) -> WanPipeline:
         if isinstance(part := getattr(pipe, name, None), _Accelerated):
             setattr(pipe, name, part.acceleration.stock[name])
             part.acceleration.close()
+    if isinstance(processor := getattr(pipe, "video_processor", None), StagedVideoProcessor):
+        pipe.video_processor = processor.own
     return pipe
 
 
@@ -255,6 +260,7 @@ class Acceleration:
         for name, module in self.stock.items():
             dtype = torch_dtype(self._precision[name])
             setattr(self._pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
+        self._pipe.video_processor = staged(self._pipe.video_processor)
 
     def close(self) -> None:
         """Release the engines, and move every module back to where it was. May be called again."""

@@ -187,20 +187,10 @@ def _in_bf16(*, video: bool, text: bool) -> Callable[[nn.Module], nn.Module]:
 
 
 def _centred_values(graph: nn.Module) -> nn.Module:
-    """Values less a row near their mean, which self-attention gives back as it is, for the weights of a softmax come to
-    one: it is added behind the next product. Sums in half precision then lose a share of less.
-    """
-
-    class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any, *more: Any) -> Tensor:
-            if rope is None:
-                return super().forward(tokens, source, rope, *more)
-            query, key, value = self.to_attend(tokens, source, rope, tokens.dtype)
-            centre = self.to_v(source[::64]).float().mean(0, keepdim=True).to(tokens.dtype)
-            attended = dit._attend(query.transpose(1, 2), key, value - self._heads(centre))
-            return self.mixed(attended) + functional.linear(centre, self.to_out.weight)
-
-    return _attentions_as(_in_bf16(video=False, text=False)(graph), Attention)
+    """The form of self-attention that is named ``centred`` in the settings."""
+    for block in graph.blocks:
+        block.attn1.__class__ = type("Centred", (dit._CentredAttention, type(block.attn1)), {})
+    return graph
 
 
 class _RotatedByHeads(dit._Attention):

@@ -142,10 +142,11 @@ class TensorRtSettings(_Model):
     timing_cache: bool = Field(
         default=True, description="keep the timings of kernels in the cache, for all builds on this GPU"
     )
-    bf16_attention: bool | None = Field(
-        default=None,
-        description="self-attention of an FP16 transformer in BF16, whose sums are float32; by default where a video"
-        " may have more than 16,384 tokens; of the backend tensorrt alone",
+    self_attention: Literal["auto", "plain", "centred", "bf16"] = Field(
+        default="auto",
+        description="of an FP16 transformer: plain; centred, of values less their mean; or in bf16, whose sums are"
+        " float32; auto is bf16 where a video may have more than 16,384 tokens, else plain; of the backend tensorrt"
+        " alone",
     )
     weight_streaming: bool = Field(
         default=False, description="build engines whose weights may stay in host memory"

@@ -651,10 +651,38 @@ def test_what_every_token_attends_to_is_embedded_in_float32(
 
 
 @pytest.mark.parametrize("model", ["small", "tiny-wan2.1-i2v"])
+def test_centred_attention_is_that_of_the_video_to_itself(
+    model: str, of_model: Callable[[str], tuple[Checkpoint, Sizes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkpoint, video), component = of_model(model), Dit().with_self_attention("centred")
+    call = component.call_tensors(checkpoint, video)
+    attend, tokens, means = dit._attend, component.tokens(video), dict[tuple[bool, str], float]()
+    monkeypatch.setattr(dit, "CENTRE_EVERY", 1)
+
+    def run(component: Component, precision: str) -> Tensor:
+        def seen(query: Tensor, key: Tensor, value: Tensor, *added: Tensor | None) -> Tensor:
+            mean = relative(value - value.mean(1, keepdim=True), value)  # how much of it is its mean
+            means.setdefault((value.shape[1] == tokens, component.form(precision)["self_attention"]), mean)
+            return attend(query, key, value, *added)
+
+        monkeypatch.setattr(dit, "_attend", seen)
+        tensors = component.prepare(checkpoint, precision)(call)
+        return component.graph(checkpoint, precision)(*tensors.values())[0]
+
+    found, plain = run(component, "fp16"), run(Dit(), "fp16")
+    assert means[True, "centred"] < 1e-3 < 1e-2 < means[True, "plain"]
+    assert means[False, "centred"] == means[False, "plain"], "of the prompt's all is as it was"
+    expected = component.reference(checkpoint, "fp32")(call)["sample"]
+    assert relative(found, expected) < 1.2 * relative(plain, expected)
+    for other in ("fp32", "bf16"):
+        assert torch.equal(run(component, other), run(Dit(), other)), f"not in {other}"
+
+
+@pytest.mark.parametrize("model", ["small", "tiny-wan2.1-i2v"])
 def test_bf16_attention_is_that_of_the_video_to_itself(
     model: str, of_model: Callable[[str], tuple[Checkpoint, Sizes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (checkpoint, video), component = of_model(model), Dit().with_bf16_attention()
+    (checkpoint, video), component = of_model(model), Dit().with_self_attention("bf16")
     call = component.call_tensors(checkpoint, video)
     attend, taken, tokens = dit._attend, set(), component.tokens(video)
 

@@ -51,9 +51,7 @@ class Exported:
         component, checkpoint = get_component("dit"), self.target.model.checkpoint
         blocks = component.blocks(checkpoint)
         with torch.inference_mode():
-            call = component.in_full(
-                checkpoint, component.call_tensors(checkpoint, self.target.profile.min)
-            )
+            call = component.in_full(checkpoint, component.call_tensors(checkpoint, self.target.profile.min))
             reference = component.reference_blocks(checkpoint, "fp32")
             return first_operation(
                 folder / "changed.onnx",
@@ -79,7 +77,7 @@ def exported(settings: Settings) -> Exported:
 def in_bf16(request: pytest.FixtureRequest, settings: Settings) -> Exported:
     """As TensorRT gets it: with attention in BF16, or all of it."""
     case = case_of("dit", settings).model_copy(update={"backend": "tensorrt", "precision": request.param})
-    chosen = settings.model_copy(update={"tensorrt": TensorRtSettings(bf16_attention=True)})
+    chosen = settings.model_copy(update={"tensorrt": TensorRtSettings(self_attention="bf16")})
     target = target_of(case, Context(chosen))
     return Exported(target.graph("dit", block_outputs=True).runs, target, request.param)
 

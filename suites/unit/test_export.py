@@ -202,7 +202,7 @@ def test_a_bf16_dit_is_compared_in_float32(
 
 
 def test_attention_in_bf16_is_exported_and_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    component = Dit().with_bf16_attention()
+    component = Dit().with_self_attention("bf16")
     model = export_component(component, checkpoint, PROFILE, "fp16", tmp_path, SETTINGS)
     graph = onnx.load(str(model.path)).graph
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
@@ -214,7 +214,17 @@ def test_attention_in_bf16_is_exported_and_compared(checkpoint: Checkpoint, tmp_
     layers = checkpoint.config("transformer")["num_layers"]
     assert computed_in("Softmax") == [bf16, half] * layers, "of the video to itself, and to the prompt"
     assert computed_in("MatMul") == [bf16, bf16, half, half] * layers
-    assert computed_in("Gemm") == [full] * 2 + [half] * (10 * layers + 1), "the prompt's embedding comes first"
+    assert computed_in("Gemm") == [full] * 2 + [half] * (10 * layers + 1), (
+        "the prompt's embedding comes first"
+    )
+
+
+def test_centred_attention_is_exported_and_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    component = Dit().with_self_attention("centred")
+    model = export_component(component, checkpoint, PROFILE, "fp16", tmp_path, SETTINGS)
+    means = sum(node.op_type == "ReduceMean" for node in onnx.load(str(model.path)).graph.node)
+    layers = checkpoint.config("transformer")["num_layers"]
+    assert means == (4 + 1) * layers, "queries' and keys' of both attentions, and the values' of the video's"
 
 
 def test_a_float32_export_is_not_copied_to_be_compared(
@@ -222,7 +232,7 @@ def test_a_float32_export_is_not_copied_to_be_compared(
 ) -> None:
     """Attention of a long video is in BF16 in a graph in FP16 alone; the copy would be of all weights."""
     monkeypatch.setattr(checks, "without_bf16", lambda path, folder: pytest.fail("copied"))
-    export_component(Dit().with_bf16_attention(), checkpoint, PROFILE, "fp32", tmp_path, SETTINGS)
+    export_component(Dit().with_self_attention("bf16"), checkpoint, PROFILE, "fp32", tmp_path, SETTINGS)
 
 
 def test_a_wrong_bf16_export_is_found(

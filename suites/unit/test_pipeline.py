@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
+from diffusers.video_processor import VideoProcessor
 from module_engine import ModuleEngine, component_engine
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
@@ -35,6 +36,7 @@ from wan_trt_core.pipeline.engines import (
 from wan_trt_core.pipeline.generate import GenerationError, check_request, generate, tell_what_is_cut
 from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
+from wan_trt_core.pipeline.video_processor import StagedVideoProcessor
 
 PROMPT = "a small red square moves left"
 SMALL = GenerationDefaults(
@@ -115,6 +117,8 @@ def test_the_callers_pipeline_is_left_as_it_was(pipe: Any, engines: PipelineEngi
     assert swapped.vae_scale_factor_temporal == pipe.vae_scale_factor_temporal == 4
     assert swapped.vae_scale_factor_spatial == pipe.vae_scale_factor_spatial == 8
     assert swapped.device == pipe.device
+    assert type(swapped.video_processor) is StagedVideoProcessor
+    assert type(pipe.video_processor) is VideoProcessor
 
 
 def test_what_engines_replace_takes_no_memory_on_the_device(
@@ -423,10 +427,10 @@ def test_the_identity_of_an_export_covers_what_it_depends_on(
     longer = ShapeProfile("tiny-9f", *(dataclasses.replace(sizes, frames=9) for sizes in (PROFILE.opt,) * 3))
     short = dataclasses.replace(longer, name="tiny-5f", opt=PROFILE.opt)
     assert identity("vae_decoder_next", longer) == identity("vae_decoder_next", short)
-    for bf16 in (True, False):
-        chosen = {"tensorrt": settings.tensorrt.model_copy(update={"bf16_attention": bf16})}
+    for form in ("bf16", "centred", "plain"):
+        chosen = {"tensorrt": settings.tensorrt.model_copy(update={"self_attention": form})}
         other = identity(precision="fp16", backend="tensorrt", settings=chosen) != identity(precision="fp16")
-        assert other == bf16, "another graph"
+        assert other == (form != "plain"), "another graph"
         assert identity(backend="tensorrt", settings=chosen) == base, "only in FP16"
         assert identity(precision="fp16", settings=chosen) == identity(precision="fp16"), "only of TensorRT"
     assert identity(profile=longer) != identity(profile=short)
@@ -436,14 +440,15 @@ def test_the_identity_of_an_export_covers_what_it_depends_on(
 def test_attention_among_many_tokens_is_in_bf16_unless_told_otherwise() -> None:
     wan = resolve("wan2.1-t2v-1.3b")
 
-    def bf16(profile: str, backend: str = "tensorrt", **chosen: Any) -> Any:
-        settings = Settings(tensorrt=TensorRtSettings(**chosen))
-        form: Any = engines_module.form_of("dit", wan.profile(profile), backend, settings)
-        return form.bf16_attention
+    def attention(profile: str, asked: Any = "auto", backend: str = "tensorrt") -> Any:
+        settings = Settings(tensorrt=TensorRtSettings(self_attention=asked))
+        component: Any = engines_module.form_of("dit", wan.profile(profile), backend, settings)
+        return component.self_attention
 
-    assert [bf16("480p-17f"), bf16("480p-81f")] == [False, True]
-    assert [bf16("480p-17f", bf16_attention=True), bf16("480p-81f", bf16_attention=False)] == [True, False]
-    assert not bf16("480p-81f", "onnxruntime", bf16_attention=True), "it has no such products on a CPU"
+    assert [attention("480p-17f"), attention("480p-81f")] == ["plain", "bf16"]
+    for asked in ("plain", "centred", "bf16"):
+        assert [attention("480p-17f", asked), attention("480p-81f", asked)] == [asked, asked]
+        assert attention("480p-81f", asked, "onnxruntime") == "plain", "a CPU sums in float32"
     larger_latents = resolve("wan2.2-ti2v-5b").profile("704p-121f").opt
     assert Dit().tokens(wan.profile("480p-81f").opt) == 32_760
     assert Dit().tokens(larger_latents) == 27_280, "of 32x32 pixels each"

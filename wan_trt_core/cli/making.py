@@ -64,8 +64,8 @@ def export(
 ) -> None:
     """Export components to ONNX, and check the files against PyTorch.
 
-    For engines of a backend: an FP16 transformer for tensorrt may have self-attention in BF16
-    (tensorrt.bf16_attention).
+    For engines of a backend: an FP16 transformer for tensorrt may have another self-attention
+    (tensorrt.self_attention).
     """
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache) as loaded:

@@ -245,7 +245,9 @@ class Target(ABC):
         precision, blocks = self.precision(name), component.blocks(checkpoint)
         graph = self.graph(name, block_outputs=True)
         reference = component.reference_blocks(checkpoint, self.reference_precision(name))
-        call = self.placed(component.in_full(checkpoint, component.call_tensors(checkpoint, self.profile.min)))
+        call = self.placed(
+            component.in_full(checkpoint, component.call_tensors(checkpoint, self.profile.min))
+        )
         with without_tf32():  # which a CPU does not have
             return first_operation(
                 graph.runs,

@@ -33,8 +33,9 @@ from wan_trt_core.measure.memory_events import (
     label,
 )
 
-SAMPLE_SECONDS = 0.02
-"""Between two looks at a book that keeps no high-water mark of its own."""
+SAMPLE_SECONDS = 0.1
+"""Between two looks at a book that keeps no high-water mark of its own. A look at an H200's took 0.1 ms of a step of 93
+ms; five of them and what is read at its end came to 0.6 %."""
 
 MOMENT = 0.05
 """Seconds between two stages that are counted to the later one; a longer time is an event of its own."""

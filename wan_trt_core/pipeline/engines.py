@@ -393,9 +393,10 @@ def form_of(component: str, profile: ShapeProfile, backend: str, settings: Setti
         part = part.of_steps(settings.pipeline.vae_frames_per_step)
         part = part.in_less_memory() if settings.pipeline.vae_lean else part
     if isinstance(part, Dit) and backend == "tensorrt":
-        asked = settings.tensorrt.bf16_attention
-        if part.tokens(profile.max) > FP16_ATTENTION_TOKENS if asked is None else asked:
-            part = part.with_bf16_attention()
+        form = settings.tensorrt.self_attention
+        if form == "auto":
+            form = "bf16" if part.tokens(profile.max) > FP16_ATTENTION_TOKENS else "plain"
+        part = part.with_self_attention(form)
     return part
 
 

@@ -10,6 +10,7 @@ from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.pipeline.engines import PipelineEngines
+from wan_trt_core.pipeline.video_processor import staged
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -27,7 +28,8 @@ def replaceable(pipe: WanPipeline) -> dict[str, Any]:
 def swap(
     pipe: WanPipeline, engines: PipelineEngines, device: torch.device | str | None = None
 ) -> WanPipeline:
-    """A pipeline that runs on engines and shares everything else with ``pipe``, which is left as it was.
+    """A pipeline that runs on engines and shares everything else with ``pipe``, which is left as it was; its frames
+    leave a GPU on a shorter way (:mod:`~wan_trt_core.pipeline.video_processor`).
 
     Args:
         device: of the engines and the parts that stay; that of ``pipe`` unless given. Give it where the parts that
@@ -58,7 +60,9 @@ def swap(
         parts["text_encoder"] = EngineTextEncoder(
             engines.text_encoder, **common("text_encoder", "text_encoder")
         )
-    return with_parts(pipe, **parts)
+    swapped = with_parts(pipe, **parts)
+    swapped.video_processor = staged(swapped.video_processor)
+    return swapped
 
 
 def with_parts(pipe: WanPipeline, **parts: Any) -> WanPipeline:

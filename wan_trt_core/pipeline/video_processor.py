@@ -1,4 +1,4 @@
-"""A video's way off the GPU, in an accelerated pipeline."""
+"""A video's way off the GPU, in a pipeline on engines."""
 
 from __future__ import annotations
 

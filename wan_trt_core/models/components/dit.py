@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wan_trt_core.models.checkpoint import Checkpoint
+    from wan_trt_core.models.graphs.dit import SelfAttention
     from wan_trt_core.models.profiles import Point, ShapeProfile
 
 TEXT_LENGTH_WITH_IMAGE = 512
@@ -39,12 +40,12 @@ class Dit(Component):
     fp32_islands = (
         "embeddings of time, prompt and image", "modulation and gates", "layer norms", "RMS norm factors", "RoPE",
     )  # fmt: skip
-    bf16_attention = False
+    self_attention: SelfAttention = "plain"
 
-    def with_bf16_attention(self) -> Dit:
-        """The component whose self-attention is in BF16 where the rest is in FP16."""
+    def with_self_attention(self, form: SelfAttention) -> Dit:
+        """The component with this form of self-attention where it is in FP16."""
         other = copy.copy(self)
-        other.bf16_attention = True
+        other.self_attention = form
         return other
 
     def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
@@ -91,10 +92,10 @@ class Dit(Component):
         return {**sizes, "text_rows": text_rows(profile.at(point).text_length, tokens=0)}
 
     def form(self, precision: str) -> dict[str, Any]:
-        return {"bf16_attention": self.bf16_attention and precision == "fp16"}
+        return {"self_attention": self.self_attention if precision == "fp16" else "plain"}
 
     def has_bf16(self, precision: str) -> bool:
-        return super().has_bf16(precision) or self.form(precision)["bf16_attention"]
+        return super().has_bf16(precision) or self.form(precision)["self_attention"] == "bf16"
 
     def tokens(self, video: Sizes) -> int:
         """What attention is among: one for each 2x2 latents of every latent frame."""

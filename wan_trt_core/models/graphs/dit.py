@@ -26,15 +26,16 @@ What the variants add, each only where the checkpoint has it, so that the others
 In half precision the float32 islands are diffusers' own: layer norms, modulation, gates and the rotation; the
 residual stream is rounded to half where diffusers rounds it. One more is what embeds the prompt (and the image): every
 token attends to its few rows, so that what TensorRT's FP16 loses in their sums would be lost to all alike and not level
-out. Self-attention may be in BF16 inside an FP16 graph: its
-kernels sum in float32, where TensorRT's of FP16 lose precision with every further key (``docs/performance.md``).
+out. TensorRT's attention of FP16 sums in it too, and loses precision with every further key. Inside an FP16 graph
+self-attention may therefore be in BF16, whose kernels sum in float32, or of values less their mean
+(``docs/performance.md``).
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,13 @@ if TYPE_CHECKING:
 
     from wan_trt_core.models.checkpoint import Checkpoint
     from wan_trt_core.models.component import Tensors
+
+
+SelfAttention = Literal["plain", "centred", "bf16"]
+"""Forms of self-attention in FP16: as it is, of values less their mean, of queries, keys and values in BF16."""
+
+CENTRE_EVERY = 64
+"""Tokens from one to the next whose values make the mean that others are centred on: it has to be near, not exact."""
 
 
 def half_rotation_rows(heads: int, head_dim: int) -> Tensor:
@@ -339,11 +347,32 @@ class _Attention(nn.Module):
         return tokens.view(1, -1, self.heads, self.head_dim)
 
 
+class _CentredAttention(_Attention):
+    """Self-attention of values less a row near their mean, so that half precision has less to sum. The weights of a
+    softmax come to one: that row is in every answer as it is, and what the next product makes of it is added there.
+    """
+
+    def forward(
+        self,
+        tokens: Tensor,
+        source: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        added: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Tensor:
+        """As of :class:`_Attention`, of tokens to themselves: without ``added`` and ``image``."""
+        query, key, value = self.to_attend(tokens, source, rope, tokens.dtype)
+        centre = self.to_v(source[::CENTRE_EVERY]).float().mean(0, keepdim=True).to(tokens.dtype)
+        attended = _attend(query.transpose(1, 2), key, value - self._heads(centre))
+        return self.mixed(attended) + functional.linear(centre, self.to_out.weight)
+
+
 class _Block(nn.Module):
-    def __init__(self, block: Any, *, bf16_attention: bool) -> None:
+    def __init__(self, block: Any, self_attention: SelfAttention) -> None:
         super().__init__()
         self.eps = block.norm1.eps
-        self.attn1 = _Attention(block.attn1, rotated=True, bf16=bf16_attention)
+        kind = _CentredAttention if self_attention == "centred" else _Attention
+        self.attn1 = kind(block.attn1, rotated=True, bf16=self_attention == "bf16")
         self.attn2 = _Attention(block.attn2, rotated=False, bf16=False)
         self.cross_norm = isinstance(block.norm2, nn.LayerNorm)
         if self.cross_norm:
@@ -408,19 +437,23 @@ class DitGraph(nn.Module):
     Args:
         model: diffusers' transformer, in the precision of the graph.
         block_outputs: return the intermediate outputs that ``Dit.blocks`` names too.
-        bf16_attention: queries, keys and values of self-attention are rounded to BF16 where they meet. The rotation
-            before that is computed in the graph's precision then, whose rounding is finer.
+        self_attention: its form. But for ``plain`` the rotation before it is in the graph's precision: what BF16 rounds
+            off is more, and so is what sums in half precision lose.
     """
 
     def __init__(
-        self, model: WanTransformer3DModel, *, block_outputs: bool = False, bf16_attention: bool = False
+        self,
+        model: WanTransformer3DModel,
+        *,
+        block_outputs: bool = False,
+        self_attention: SelfAttention = "plain",
     ) -> None:
         super().__init__()
         config = model.config
         self.patch_size = tuple(config.patch_size)
         self.channels = config.out_channels or config.in_channels
         self.eps = config.eps
-        self.block_outputs, self.bf16_attention = block_outputs, bf16_attention
+        self.block_outputs, self.half_rotation = block_outputs, self_attention != "plain"
         self.patch_embedding = copying.conv3d(model.patch_embedding)
         if self.patch_embedding.weight.dtype == torch.bfloat16:
             self.patch_embedding.float()  # ONNX has no convolution of BF16 before opset 22
@@ -429,7 +462,7 @@ class DitGraph(nn.Module):
         self.text_out = copying.linear(text_embedder.linear_2).float()
         embedder = model.condition_embedder.image_embedder
         self.image_embedder = None if embedder is None else _ImageEmbedder(embedder)
-        self.blocks = nn.ModuleList(_Block(block, bf16_attention=bf16_attention) for block in model.blocks)
+        self.blocks = nn.ModuleList(_Block(block, self_attention) for block in model.blocks)
         self.proj_out = copying.linear(model.proj_out)
         self.requires_grad_(False).eval()
 
@@ -460,7 +493,7 @@ class DitGraph(nn.Module):
         # has to be divided and every output axis stays a plain multiple of an input axis
         grid = rope_cos.shape[:3]
         rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
-        if self.bf16_attention:
+        if self.half_rotation:
             rope = (rope[0].to(hidden_states.dtype), rope[1].to(hidden_states.dtype))
         rows = _rows(_stacked(modulation), 6 * len(self.blocks))
         patches = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))

@@ -12,7 +12,8 @@ the relative L2 of the answers to those in float64:
 
 How many products TensorRT's kernel adds up before it rounds is not told by anyone. ``--group`` is what comes nearest to
 what an H200 lost in the 1.3B with random weights (``docs/performance.md``). How many keys a query attends to says how
-flat attention is: the exponential of the entropy of its weights. ``--sharper`` multiplies the scores.
+flat attention is: the exponential of the entropy of its weights. ``--sharper`` multiplies the scores. With ``--carried``
+the step runs once more, every answer a hundredth too small: what of a loss in attention is left in the prediction.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from wan_trt_core.report.markdown import markdown_table
 
 if TYPE_CHECKING:
     from wan_trt_core.models.checkpoint import Checkpoint
+
+LOST = 0.01
+"""Of every answer, to see what is left of such a loss in the prediction."""
 
 TILE = 128
 """Keys between two looks at the largest score."""
@@ -126,20 +130,23 @@ def losses(query: Tensor, key: Tensor, value: Tensor, group: int) -> dict[str, f
 class _Watched(dit._Attention):
     """By PyTorch's own kernel, which keeps no scores: those of a long video take more than a machine has."""
 
-    seen: Callable[[Tensor, Tensor, Tensor], None]
+    seen: Callable[[Tensor, Tensor, Tensor], None] | None
+    lost: float = 0
 
     def forward(self, tokens: Tensor, source: Tensor, rope: Any, *more: Any) -> Tensor:
-        """Self-attention, told of to ``seen`` as (heads, tokens, head_dim)."""
+        """Self-attention, told of to ``seen`` as (heads, tokens, head_dim), less what is ``lost`` of it."""
         taken = self.to_attend(tokens, source, rope, tokens.dtype)
         query, key, value = (each.transpose(1, 2) for each in taken)
-        self.seen(query[0], key[0], value[0])
-        return self.mixed(functional.scaled_dot_product_attention(query, key, value, scale=1.0))
+        if self.seen is not None:
+            self.seen(query[0], key[0], value[0])
+        answers = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return self.mixed(answers * (1 - self.lost))
 
 
 def losses_by_layer(
-    checkpoint: Checkpoint, video: Sizes, queries: int, group: int, sharper: Sequence[float]
-) -> list[Row]:
-    """The rows of all layers, in the order of computation."""
+    checkpoint: Checkpoint, video: Sizes, queries: int, group: int, sharper: Sequence[float], *, carried: bool
+) -> tuple[list[Row], float | None]:
+    """The rows of all layers, in the order of computation, and what :data:`LOST` in all of them becomes."""
     graph: Any = COMPONENT.graph(checkpoint, "fp32")
     found: list[Row] = []
 
@@ -152,9 +159,14 @@ def losses_by_layer(
     for layer, block in enumerate(graph.blocks):
         block.attn1.__class__ = _Watched
         block.attn1.seen = partial(seen, layer=layer)
-    call = COMPONENT.call_tensors(checkpoint, video)
-    graph(*COMPONENT.prepare(checkpoint, "fp32")(call).values())
-    return found
+    inputs = COMPONENT.prepare(checkpoint, "fp32")(COMPONENT.call_tensors(checkpoint, video)).values()
+    (expected,) = graph(*inputs)
+    if not carried:
+        return found, None
+    for block in graph.blocks:
+        block.attn1.seen, block.attn1.lost = None, LOST
+    (other,) = graph(*inputs)
+    return found, float((other - expected).norm() / expected.norm())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -167,17 +179,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=48, help="answered again in each layer")
     parser.add_argument("--group", type=int, default=4, help="products between two roundings")
     parser.add_argument("--sharper", type=float, nargs="+", default=[1, 4])
+    parser.add_argument("--carried", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     model = resolve(given.model, given.checkpoint, layers=given.layers)
     height, width, frames = (int(part) for part in given.size.split("x"))
     video = replace(model.profile(None).opt, height=height, width=width, frames=frames)
     with torch.no_grad():
-        rows = losses_by_layer(model.checkpoint, video, given.queries, given.group, given.sharper)
+        rows, left = losses_by_layer(
+            model.checkpoint, video, given.queries, given.group, given.sharper, carried=given.carried
+        )
     header = tuple(field.name.replace("_", " ") for field in fields(Row))
     print(markdown_table(header, [row.cells() for row in rows]))
+    if left is not None:
+        print(f"\n{LOST:.0%} of every answer lost is {left:.2%} of the prediction")
     if given.json:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        told = {"rows": [asdict(row) for row in rows], "carried": left}
+        given.json.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def test_every_layer_of_a_model_is_told_of(
         str(told),
     ]
     attention_sums.main(asked)
-    rows = json.loads(told.read_text())
+    found = json.loads(told.read_text())
+    rows = found["rows"]
+    assert found["carried"] is None
     assert [(row["layer"], row["sharper"]) for row in rows] == [
         (n, times) for n in range(3) for times in (1, 4)
     ]
@@ -105,5 +107,16 @@ def test_the_watched_forward_is_the_models_own(
         return graph
 
     monkeypatch.setattr(attention_sums.COMPONENT, "graph", watched)
-    attention_sums.losses_by_layer(checkpoint, video, 4, GROUP, [1])
+    _, left = attention_sums.losses_by_layer(checkpoint, video, 4, GROUP, [1], carried=False)
+    assert left is None
     torch.testing.assert_close(found["sample"], COMPONENT.reference(checkpoint, "fp32")(call)["sample"])
+
+
+def test_a_loss_in_attention_is_carried_to_the_prediction(
+    small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--checkpoint", str(small_checkpoint), "--size", "32x32x5", "--queries", "1", "--carried"]
+    attention_sums.main(asked)
+    last = capsys.readouterr().out.splitlines()[-1]
+    left = last.removeprefix("1% of every answer lost is ").removesuffix("% of the prediction")
+    assert 0 < float(left) < 1, "the residual stream carries the rest"

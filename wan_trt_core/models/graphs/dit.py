@@ -27,8 +27,8 @@ In half precision the float32 islands are diffusers' own: layer norms, modulatio
 residual stream is rounded to half where diffusers rounds it. One more is what embeds the prompt (and the image): every
 token attends to its few rows, so that what TensorRT's FP16 loses in their sums would be lost to all alike and not level
 out. TensorRT's attention of FP16 sums in it too, and loses precision with every further key. Inside an FP16 graph
-self-attention may therefore be in BF16, whose kernels sum in float32, or of values less their mean
-(``docs/performance.md``).
+self-attention may therefore be in BF16, whose kernels sum in float32, or of values less their mean; that to the prompt
+is always of these, which costs next to nothing for so few rows (``docs/performance.md``).
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ if TYPE_CHECKING:
 SelfAttention = Literal["plain", "centred", "bf16"]
 """Forms of self-attention in FP16: as it is, of values less their mean, of queries, keys and values in BF16."""
 
-CENTRE_EVERY = 64
-"""Tokens from one to the next whose values make the mean that others are centred on: it has to be near, not exact."""
+CENTRE_EVERY = 61
+"""Tokens from one to the next whose values make the mean that others are centred on: it has to be near, not exact. A
+prime, for no multiple of a row's tokens."""
 
 
 def half_rotation_rows(heads: int, head_dim: int) -> Tensor:
@@ -310,13 +311,25 @@ class _Attention(nn.Module):
         """
         dtype = torch.bfloat16 if self.bf16 else tokens.dtype
         query, key, value = self.to_attend(tokens, source, rope, dtype)
-        query = query.transpose(1, 2)
-        attended = _attend(query, key, value, added)
+        query, centre = query.transpose(1, 2), self.centre(value, added)
+        attended = _attend(query, key, value if centre is None else value - self._heads(centre), added)
         if image is not None:
             key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(dtype)
             value = self._heads(self.add_v(image)).to(dtype)
             attended = attended + _attend(query, key, value)
-        return self.mixed(attended)
+        mixed = self.mixed(attended)
+        return mixed if centre is None else mixed + functional.linear(centre, self.to_out.weight)
+
+    def centre(self, value: Tensor, added: Tensor | None) -> Tensor | None:
+        """A row (1, dim) near the mean of values (1, rows, heads, head_dim), which are attended to less it, so that
+        sums in half precision have less to lose. The weights of a softmax come to one: the row is in every answer as it
+        is, and what the next product makes of it is added there. None where values stay as they are.
+        """
+        if added is None or value.dtype != torch.float16:
+            return None
+        counts = added.float().exp()  # the rows that each stands for
+        shares = (counts / counts.sum()).view(1, -1, 1, 1)
+        return (value.float() * shares).sum(1).flatten(1).to(value.dtype)
 
     def to_attend(
         self, tokens: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None, dtype: torch.dtype
@@ -348,23 +361,11 @@ class _Attention(nn.Module):
 
 
 class _CentredAttention(_Attention):
-    """Self-attention of values less a row near their mean, so that half precision has less to sum. The weights of a
-    softmax come to one: that row is in every answer as it is, and what the next product makes of it is added there.
-    """
+    """Self-attention of values less their mean."""
 
-    def forward(
-        self,
-        tokens: Tensor,
-        source: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        added: Tensor | None = None,
-        image: Tensor | None = None,
-    ) -> Tensor:
-        """As of :class:`_Attention`, of tokens to themselves: without ``added`` and ``image``."""
-        query, key, value = self.to_attend(tokens, source, rope, tokens.dtype)
-        centre = self.to_v(source[::CENTRE_EVERY]).float().mean(0, keepdim=True).to(tokens.dtype)
-        attended = _attend(query.transpose(1, 2), key, value - self._heads(centre))
-        return self.mixed(attended) + functional.linear(centre, self.to_out.weight)
+    def centre(self, value: Tensor, added: Tensor | None) -> Tensor:
+        """Of some of the rows, which are many."""
+        return value[:, ::CENTRE_EVERY].float().mean(1).flatten(1).to(value.dtype)
 
 
 class _Block(nn.Module):

@@ -224,6 +224,7 @@ def test_attention_in_bf16_is_exported_and_compared(checkpoint: Checkpoint, tmp_
 def test_centred_attention_is_exported_and_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
     component = Dit().with_self_attention("centred")
     model = export_component(component, checkpoint, PROFILE, "fp16", tmp_path, SETTINGS)
+    assert not component.has_bf16("fp16")
     computed_in = partial(types_of, onnx.load(str(model.path)).graph)
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     layers = checkpoint.config("transformer")["num_layers"]

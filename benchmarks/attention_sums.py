@@ -12,8 +12,9 @@ the relative L2 of the answers to those in float64:
 
 How many products TensorRT's kernel adds up before it rounds is not told by anyone. ``--group`` is what comes nearest to
 what an H200 lost in the 1.3B with random weights (``docs/performance.md``). How many keys a query attends to says how
-flat attention is: the exponential of the entropy of its weights. ``--sharper`` multiplies the scores. With ``--carried``
-the step runs once more, every answer a hundredth too small: what of a loss in attention is left in the prediction.
+flat attention is: the exponential of the entropy of its weights. ``--sharper`` multiplies the scores. With
+``--carried`` the step runs once more, every answer a hundredth too small: what of a loss in attention is left in the
+prediction.
 """
 
 from __future__ import annotations

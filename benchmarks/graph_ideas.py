@@ -189,7 +189,9 @@ def _in_bf16(*, video: bool, text: bool) -> Callable[[nn.Module], nn.Module]:
 def _centred_values(graph: nn.Module) -> nn.Module:
     """The form of self-attention that is named ``centred`` in the settings."""
     for block in graph.blocks:
-        block.attn1.__class__ = type("Centred", (dit._CentredAttention, type(block.attn1)), {})
+        block.attn1.bf16 = False
+        if not isinstance(block.attn1, dit._CentredAttention):  # as a setting has it already
+            block.attn1.__class__ = type("Centred", (dit._CentredAttention, type(block.attn1)), {})
     return graph
 
 

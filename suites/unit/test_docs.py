@@ -14,7 +14,8 @@ import pytest
 
 import wan_trt_core
 from wan_trt_core.cases import load_cases
-from wan_trt_core.config import KEYS
+from wan_trt_core.config import KEYS, SECTIONS
+from wan_trt_core.measure.memory_recorder import SAMPLE_SECONDS
 from wan_trt_core.pytest_plugin.session import allowed_names
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,9 @@ DOCS = ROOT / "docs"
 PUBLISHED = "https://example.org/owner/wan-trt-core"
 NOT_DOCUMENTED = {"cli", "logs", "progress"}
 """Modules without an entry in the reference: the commands have a page of their own, the others are inner matters."""
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+GATES = {"perf", "memory"}
+"""Sections of the settings whose names are also those of a case's gates, which have keys of their own."""
 
 
 def sources() -> str:
@@ -100,6 +104,30 @@ def test_every_variable_that_the_code_reads_is_told() -> None:
     read.discard("WAN_TRT_CONFIG")
     assert {"CXX", "TRT_LOGGER_LEVEL", "CUDA_VISIBLE_DEVICES"} <= read
     assert read <= told, f"docs/settings.md does not tell of {', '.join(sorted(read - told))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_that_a_page_names_is_one(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(rf"`((?:{'|'.join(SECTIONS - GATES)})\.\w+)", text))
+    named |= {
+        f"{section}.{key}".lower()
+        for section, key in re.findall(r"WAN_TRT_([A-Z0-9_]+?)__([A-Z0-9_]+)", text)
+    }
+    assert named <= set(KEYS)
+
+
+def test_how_often_memory_is_looked_at_is_told() -> None:
+    told = re.findall(r"^\| `.*sampled every ([\d.]+) ms", (DOCS / "memory.md").read_text(), re.M)
+    assert [float(each) / 1e3 for each in told] == [SAMPLE_SECONDS] * 2
+
+
+def test_the_readme_lists_every_benchmark() -> None:
+    listed = re.search(r"^benchmarks/ (.*?)^\w", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert listed is not None
+    assert set(re.findall(r"\w+\.py", listed[1])) == {
+        each.name for each in (ROOT / "benchmarks").glob("*.py")
+    }
 
 
 def test_every_message_of_the_troubleshooting_page_is_one_of_the_code() -> None:

@@ -192,6 +192,17 @@ def test_operations_in_bf16_are_looked_into_on_the_cpu(in_bf16: Exported, tmp_pa
     assert (found.op, found.module) == (op, f"{BLOCK}.{module}"), found.describe()
 
 
+@pytest.mark.parametrize("in_bf16", ["fp16"], indirect=True)
+def test_a_fault_behind_values_less_their_mean_is_told_of_their_attention(
+    in_bf16: Exported, tmp_path: Path
+) -> None:
+    """From there to the sum behind the next product nothing has its equal in PyTorch."""
+    fault = weight(f"{BLOCK}.attn2.to_out.weight", lambda array: numpy.roll(array, 32, axis=1))
+    found = in_bf16.first(tmp_path, fault, BLOCK)
+    assert found is not None
+    assert found.module == f"{BLOCK}.attn2", found.describe()
+
+
 def faulty_eps(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on the export of the case's component has another epsilon in one attention."""
     component = get_component(case.component)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +202,16 @@ def test_a_bf16_dit_is_compared_in_float32(
     assert onnx.TensorProto.BFLOAT16 in types and onnx.TensorProto.FLOAT in types  # with its islands
 
 
+def types_of(graph: onnx.GraphProto, kind: str) -> list[int]:
+    """What the nodes of one operator compute in, in order."""
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    return [types[node.output[0]] for node in graph.node if node.op_type == kind]
+
+
 def test_attention_in_bf16_is_exported_and_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
     component = Dit().with_self_attention("bf16")
     model = export_component(component, checkpoint, PROFILE, "fp16", tmp_path, SETTINGS)
-    graph = onnx.load(str(model.path)).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
-
-    def computed_in(kind: str) -> list[int]:
-        return [types[node.output[0]] for node in graph.node if node.op_type == kind]
-
+    computed_in = partial(types_of, onnx.load(str(model.path)).graph)
     half, bf16, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     layers = checkpoint.config("transformer")["num_layers"]
     assert computed_in("Softmax") == [bf16, half] * layers, "of the video to itself, and to the prompt"
@@ -222,9 +224,16 @@ def test_attention_in_bf16_is_exported_and_compared(checkpoint: Checkpoint, tmp_
 def test_centred_attention_is_exported_and_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
     component = Dit().with_self_attention("centred")
     model = export_component(component, checkpoint, PROFILE, "fp16", tmp_path, SETTINGS)
-    means = sum(node.op_type == "ReduceMean" for node in onnx.load(str(model.path)).graph.node)
+    assert not component.has_bf16("fp16")
+    computed_in = partial(types_of, onnx.load(str(model.path)).graph)
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     layers = checkpoint.config("transformer")["num_layers"]
-    assert means == (4 + 1) * layers, "queries' and keys' of both attentions, and the values' of the video's"
+    assert computed_in("ReduceMean") == [full] * (4 + 1) * layers, (
+        "queries' and keys' of both attentions, and the values' of the video's"
+    )
+    assert computed_in("MatMul") == [half] * 4 * layers
+    joined = [kind for kind in computed_in("Concat") if kind != onnx.TensorProto.INT64]  # those are shapes
+    assert joined == [half] * 2 * layers, "queries and keys, rotated"
 
 
 def test_a_float32_export_is_not_copied_to_be_compared(

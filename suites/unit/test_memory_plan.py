@@ -259,16 +259,17 @@ def test_every_shape_of_tiles_has_buffers_of_its_own() -> None:
     assert tiled == whole + 2 * mixed + small
 
 
-def test_a_tiled_decode_leaves_no_room_for_copies_of_the_video() -> None:
+def test_a_tiled_decode_leaves_no_room_for_copies_of_its_frames() -> None:
+    """They leave a GPU one by one (``pipeline/video_processor.py``)."""
     work = tiny()
     video = replace(work.video, height=128, width=128)  # tiles of 64 every 48: 64, 64 and 32
     small = replace(work, video=replace(video, height=64, width=64))
     terms = decode_terms(replace(work, video=video), Choice(vae_tile=64))
-    assert terms["copies of the video behind the decode"] == 2 * terms["the video"]
+    assert terms["copies of a frame behind the decode"] == 2 * terms["the video"] / video.frames
     tile = terms["the video"] / 4
     # in the second row: the edges of the one above, of a tile of its own, the one to the left, and 3 to blend
     assert terms["a tile and edges of others"] == pytest.approx(tile + (2.5 + 1 + 1 + 3) * tile / 4, rel=1e-3)
-    behind = {"copies of the video behind the decode", "a tile and edges of others"}
+    behind = {"copies of a frame behind the decode", "a tile and edges of others"}
     assert not behind & {*decode_terms(small, Choice(vae_tile=64)), *decode_terms(work, Choice())}
 
 

@@ -440,13 +440,19 @@ def test_the_identity_of_an_export_covers_what_it_depends_on(
 def test_attention_among_many_tokens_is_in_bf16_unless_told_otherwise() -> None:
     wan = resolve("wan2.1-t2v-1.3b")
 
-    def attention(profile: str, asked: Any = "auto", backend: str = "tensorrt") -> Any:
+    def of(profile: ShapeProfile, asked: Any, backend: str, name: str) -> Any:
         settings = Settings(tensorrt=TensorRtSettings(self_attention=asked))
-        component: Any = engines_module.form_of("dit", wan.profile(profile), backend, settings)
+        component: Any = engines_module.form_of(name, profile, backend, settings)
         return component.self_attention
 
+    def attention(profile: str, asked: Any = "auto", backend: str = "tensorrt", name: str = "dit") -> Any:
+        return of(wan.profile(profile), asked, backend, name)
+
     assert [attention("480p-17f"), attention("480p-81f")] == ["plain", "bf16"]
+    few, many = wan.profile("480p-17f").opt, wan.profile("480p-81f").opt
+    assert of(ShapeProfile("up to many", few, few, many), "auto", "tensorrt", "dit") == "bf16"
     for asked in ("plain", "centred", "bf16"):
+        assert attention("480p-81f", asked, name="dit_2") == asked
         assert [attention("480p-17f", asked), attention("480p-81f", asked)] == [asked, asked]
         assert attention("480p-81f", asked, "onnxruntime") == "plain", "a CPU sums in float32"
     larger_latents = resolve("wan2.2-ti2v-5b").profile("704p-121f").opt

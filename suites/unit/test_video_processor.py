@@ -193,6 +193,7 @@ def test_methods_that_a_user_put_on_a_processor_stay() -> None:
     own = VideoProcessor(vae_scale_factor=8)
     own.denormalize = Inverted.denormalize
     staged = StagedVideoProcessor(own)
+    assert not hasattr(own, "own"), "the user's is as it was"
     expected = own.postprocess_video(decoded())
     assert np.array_equal(staged.postprocess_video(decoded().as_subclass(OnGpu)), expected)
     own.postprocess_video = lambda *_, **__: "mine"

@@ -370,7 +370,7 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
     yield Term("the video", video, "shapes")
     if work.device == "cuda" and choice.vae_tile is not None and seen != work.video:
         # whole frames leave caches in which these find room; of a tile's none is large enough
-        yield Term("copies of the video behind the decode", 2 * video, "shapes")
+        yield Term("copies of a frame behind the decode", 2 * video // work.video.frames, "shapes")
         beside = _beside_the_video(work.video, choice.vae_tile, choice.vae)
         yield Term("a tile and edges of others", beside, "shapes")
 

@@ -318,7 +318,10 @@ class _Attention(nn.Module):
             value = self._heads(self.add_v(image)).to(dtype)
             attended = attended + _attend(query, key, value)
         mixed = self.mixed(attended)
-        return mixed if centre is None else mixed + functional.linear(centre, self.to_out.weight)
+        if centre is None:
+            return mixed
+        # summed in float32, which an engine need not do in a product: what is lost here is lost to every answer
+        return mixed + (self.to_out.weight * centre).float().sum(-1).to(mixed.dtype)
 
     def centre(self, value: Tensor, added: Tensor | None) -> Tensor | None:
         """A row (1, dim) near the mean of values (1, rows, heads, head_dim), which are attended to less it, so that

@@ -83,6 +83,8 @@ def test_every_layer_of_a_model_is_told_of(
     assert {row["keys"] for row in rows} == {2 * 2 * 2}, (
         "two latent frames of four by four latents, a token of 2 x 2"
     )
+    flat, sharp = ([row["effective_keys"] for row in rows if row["sharper"] == times] for times in (1, 4))
+    assert all(few < many for few, many in zip(sharp, flat, strict=True))
     assert all(0 < row[way] < 0.1 for row in rows for way in ("fp16", "centred", "bf16"))
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 2 + len(rows)

@@ -59,6 +59,17 @@ def test_every_graph_of_tiny_wan_is_parsed_and_built(rtx: Path, tiny_wan_folder:
         assert result["phases"] > 10 and result["rising"]
 
 
+def test_every_form_of_self_attention_is_built(rtx: Path, tiny_wan_folder: Path) -> None:
+    model, graphs = resolve("tiny-wan", tiny_wan_folder), []
+    for form in ("centred", "bf16"):
+        settings = load_settings(environ={}, overrides={"tensorrt.self_attention": form}).settings
+        graphs.append(exported_model("dit", model, model.profile(), "fp16", "tensorrt", settings))
+    assert graphs[0].sha256 != graphs[1].sha256
+    for result in built([asdict(graph) for graph in graphs], rtx):
+        assert "error" not in result, result
+        assert result["plan"] > 100_000
+
+
 def test_the_graph_that_explains_a_failure_is_built_too(rtx: Path, tiny_wan_folder: Path) -> None:
     """With every block's output, as ``wan-trt explain parity`` asks of an engine."""
     settings, model = load_settings(environ={}).settings, resolve("tiny-wan", tiny_wan_folder)

@@ -34,8 +34,8 @@ from wan_trt_core.measure.memory_events import (
 )
 
 SAMPLE_SECONDS = 0.1
-"""Between two looks at a book that keeps no high-water mark of its own. A look at an H200's took 0.1 ms of a step of 93
-ms; five of them and what is read at its end came to 0.6 %."""
+"""Between two looks at a book that keeps no high-water mark of its own. With one every 20 ms recording took 0.6 % of a
+step of 93 ms on an H200, and what is read at the step's end is 0.2 % of it."""
 
 MOMENT = 0.05
 """Seconds between two stages that are counted to the later one; a longer time is an event of its own."""

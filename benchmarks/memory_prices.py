@@ -3,7 +3,7 @@
     python benchmarks/memory_prices.py baselines/cuda-nvidia-h200-132sm-139gib
 
 Nothing is measured here: the numbers are those of the stored baselines (``tools/regenerate_baselines.py`` makes them),
-of the cases of ``suites/cases.yaml`` that have settings of their own or another text encoder, and of the case that has
+of the cases of ``suites/cases.yaml`` that have settings of their own or a text encoder in eight bits, and of the case that has
 all the same without these. Where there is none the case's own reference stands in for it, stock diffusers. The table
 goes to the terminal as Markdown; ``docs/memory.md`` holds it.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from wan_trt_core.baselines import read_baselines
 from wan_trt_core.cases import Case, Suite, load_cases
 from wan_trt_core.gates.formatting import quantity
+from wan_trt_core.models.checkpoint import INT8
 from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.report.markdown import markdown_table
 
@@ -34,8 +35,8 @@ Stored = Callable[[Case, Suite, str], float | None]
 def option(case: Case) -> str:
     """The settings that set a case apart, in words; empty for a plain one."""
     words = [f"{key}: {value}" for key, value in case.settings.items()]
-    if isinstance(case.precision, dict) and "text_encoder" in case.precision:
-        words.append(f"text_encoder={case.precision['text_encoder']}")
+    if isinstance(case.precision, dict) and case.precision.get("text_encoder") == INT8:
+        words.append(f"text_encoder={INT8}")
     return ", ".join(words)
 
 
@@ -64,7 +65,8 @@ def _is_plain(case: Case, other: Case, suite: Suite) -> bool:
         if isinstance(precision, dict):
             precision = {part: word for part, word in precision.items() if part != "text_encoder"}
         steps = each.steps if suite == "perf" else None
-        return each.model, each.layers, each.component, each.profile, precision, each.backend, steps
+        weights = each.model, each.layers, each.text_encoder
+        return weights, each.component, each.profile, precision, each.backend, steps
 
     return not option(case) and suite in case.suites and same(case) == same(other)
 

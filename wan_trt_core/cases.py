@@ -214,6 +214,7 @@ class Case(_Model):
         prompts: of a ``pipeline`` case's parity, in the case file the name of a file beside it: limits hold for the
             worst of these videos (and, as ``mean.video.psnr_db``, for their mean), bands for each. One unless given.
         layers: of the transformer of a model with random weights, its first so many; all of them unless given.
+        text_encoder: with random weights there is a text encoder as well, of random weights; a checkpoint has its own.
         tf32: products and convolutions of float32 may use TF32, in both arms, whatever ``perf.allow_tf32`` says.
         settings: of ``config.yaml`` that are others for this case, by dotted key (``pipeline.vae_tile: 256``): of
             :data:`CASE_SETTINGS`.
@@ -231,6 +232,7 @@ class Case(_Model):
     steps: int | None = Field(default=None, ge=1)
     prompts: tuple[Prompt, ...] = ()
     layers: int | None = Field(default=None, ge=1)
+    text_encoder: bool = False
     tf32: bool = False
     settings: dict[str, Any] = Field(default_factory=dict)
     only_backends: tuple[str, ...] = ()
@@ -721,7 +723,8 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
         if suite == "parity":
             yield from _stock_problems(gate, values)
         if suite == "perf":
-            yield from _speedup_problems(gate, values.get("component"), not values.get("settings"))
+            plain = not values.get("settings") and not _in_eight_bits(values.get("precision"))
+            yield from _speedup_problems(gate, values.get("component"), plain)
             yield from _beside_problems(gate)
 
 
@@ -780,8 +783,13 @@ def _metric_problems(
         )
 
 
+def _in_eight_bits(precision: Any) -> bool:
+    """Of the text encoder alone, which has memory for it and takes time."""
+    return isinstance(precision, dict) and "int8" in precision.values()
+
+
 def _speedup_problems(gate: Mapping[str, Any], component: Any, plain: bool) -> Iterator[_Problem]:
-    """A whole video holds the gate, unless settings of its case give time for memory, and a reason says what."""
+    """A whole video holds the gate, unless its case gives time for memory, and a reason says how much."""
     speedup = gate.get("speedup", DEFAULT_SPEEDUP)
     if (
         isinstance(speedup, bool)

@@ -22,13 +22,13 @@ from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.footprint import (
     INT8,
-    UMT5_XXL,
     encode_footprint,
     graph_footprint,
     live_bytes,
     stock_footprint,
 )
 from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.models.random_weights import UMT5_XXL
 from wan_trt_core.records import Metric
 from wan_trt_core.report.memory_plan import (
     GIB,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import UMT5EncoderModel
 
 from wan_trt_core.cases import Case
 from wan_trt_core.comparison import measure_case
@@ -21,7 +22,7 @@ from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.models import catalogue, random_weights
 from wan_trt_core.models.catalogue import CatalogueError, resolve
-from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError
+from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError, torch_dtype
 from wan_trt_core.models.components import components_of, get_component
 from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.prompts import PROMPT, encode_prompt, random_states
@@ -104,6 +105,43 @@ def test_the_variants_have_the_published_size(name: str, parameters: dict[str, i
     assert {part: facts["parameters"] for part, facts in model.checkpoint.inspect().items()} == parameters
     fewer = resolve(name, layers=1).checkpoint
     assert {fewer.config(part)["num_layers"] for part in fewer.parts if part.startswith("transformer")} == {1}
+
+
+def test_a_text_encoder_is_there_where_it_is_asked_for() -> None:
+    with pytest.raises(CheckpointError, match="no tokenizer: its prompts become random states"):
+        resolve(NAME).checkpoint.tokenizer()
+    model = resolve(NAME, text_encoder=True).checkpoint
+    assert model.source == "seeded random, text encoder too"
+    assert model.inspect()["text_encoder"]["parameters"] == 5_680_910_336
+    assert model.config("text_encoder")["d_model"] == model.config("transformer")["text_dim"]
+    assert hashes_of(model) == hashes_of(resolve(NAME).checkpoint)  # so that both have the same engines
+    cut = resolve(NAME, text_encoder=True, layers=1).checkpoint
+    assert cut.source == "seeded random, 1 of 30 layers, text encoder too" and "text_encoder" in cut.parts
+
+
+def hashes_of(model: Checkpoint) -> list[str]:
+    return [model.weights_sha256(part) for part in ("transformer", "vae")]
+
+
+@pytest.mark.parametrize(("asked", "wo"), [("bf16", torch.bfloat16), ("fp16", torch.float32)])
+def test_a_text_encoder_is_in_the_precision_that_from_pretrained_gives_it(
+    asked: str, wo: torch.dtype, tmp_path: Path
+) -> None:
+    encoder: Any = resolve("tiny-wan2.2-t2v-a14b", text_encoder=True).checkpoint.load("text_encoder", asked)
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
+    encoder.save_pretrained(tmp_path)
+    stock = UMT5EncoderModel.from_pretrained(tmp_path, dtype=torch_dtype(asked))
+    assert dtypes(encoder) == dtypes(stock)
+    assert {value for name, value in dtypes(encoder).items() if "wo" in name.split(".")} == {wo}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_prompt_goes_through_the_text_encoder(precision: str) -> None:
+    model = resolve("tiny-wan2.2-t2v-a14b", text_encoder=True)
+    pipe = model.checkpoint.pipeline({"text_encoder": precision})
+    states, negative = pipe.encode_prompt(PROMPT, "a small blue circle", max_sequence_length=16)
+    assert states.isfinite().all() and states.std() > 0.1
+    assert not states.equal(negative)
 
 
 def test_the_experts_have_weights_of_their_own() -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from wan_trt_core.models.catalogue import ResolvedModel
     from wan_trt_core.pipeline.engines import EngineStore
 
+_Weights = tuple[str, int | None, bool]
+"""What tells the weights of a case's model from those of others."""
+
 
 @dataclass
 class Context:
@@ -28,7 +31,7 @@ class Context:
 
     settings: Settings
     report: Path | None = None
-    _models: dict[tuple[str, int | None], ResolvedModel] = field(default_factory=dict, init=False)
+    _models: dict[_Weights, ResolvedModel] = field(default_factory=dict, init=False)
     _engines: EngineStore | None = field(default=None, init=False)
     _twins: dict[str, Context] = field(default_factory=dict, init=False)
     _serves: tuple[Any, ...] | None = field(default=None, init=False)
@@ -41,9 +44,11 @@ class Context:
         """
         from wan_trt_core.models.catalogue import resolve
 
-        key = (case.model, case.layers)
+        key = _weights_of(case)
         if key not in self._models:
-            self._models[key] = resolve(case.model, self.settings.checkpoint, layers=case.layers)
+            self._models[key] = resolve(
+                case.model, self.settings.checkpoint, layers=case.layers, text_encoder=case.text_encoder
+            )
         return self._models[key]
 
     def beside(self, settings: Settings) -> Context:
@@ -67,13 +72,13 @@ class Context:
         On a GPU what only earlier cases needed is given back before: their engines, and the modules of other models.
         """
         own = dict(case.settings) | ({"perf.allow_tf32": True} if case.tf32 else {})
-        of_engines = (case.model, case.layers, case.profile, case.precision_label, case.backend)
+        of_engines = (*_weights_of(case), case.profile, case.precision_label, case.backend)
         serves = (*of_engines, json.dumps(own, sort_keys=True))
         if serves != self._serves and device_of(self.settings, case.backend) == "cuda":
             from wan_trt_core.comparison.conditions import release
 
             self.close()
-            for other in [key for key in self._models if key != (case.model, case.layers)]:
+            for other in [key for key in self._models if key != _weights_of(case)]:
                 del self._models[other]
             release()
         self._serves = serves
@@ -89,3 +94,7 @@ class Context:
         if self._engines is not None:
             self._engines.close()
             self._engines = None
+
+
+def _weights_of(case: Case) -> _Weights:
+    return case.model, case.layers, case.text_encoder

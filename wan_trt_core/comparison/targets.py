@@ -600,8 +600,9 @@ class PipelineTarget(Target):
         return Arm(call, forbidden=forbidden, pipe=pipe)
 
     def _dtypes(self) -> dict[str, str]:
-        """Of the reference's modules."""
-        return {**replaced_precisions(self.case.stock_precision), TEXT_ENCODER: "fp32"}
+        """Of the reference's modules; its text encoder is in float32 unless the case says another for the reference."""
+        own = text_precision(self.case.reference_precision or "fp32")
+        return {**replaced_precisions(self.case.stock_precision), TEXT_ENCODER: own}
 
     def _with_image(self, asked: Asked) -> Asked:
         """With a smooth image of random colours, where one is needed and none given."""

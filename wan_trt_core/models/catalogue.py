@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from wan_trt_core.config import HUB_ID
-from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError
+from wan_trt_core.models.checkpoint import EMBEDDED, Checkpoint, CheckpointError
 from wan_trt_core.models.hub import open_checkpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.models.random_weights import (
     CLIP_VIT_H,
     HEAD_DIM,
+    UMT5_XXL,
     VAE_22,
     Configs,
     RandomCheckpoint,
@@ -87,10 +88,6 @@ class ResolvedModel:
         return self.profiles[name]
 
 
-EMBEDDED = Path(__file__).parent / "tiny_wan"
-"""The checkpoint that is installed with the package."""
-
-
 @dataclass(frozen=True)
 class _Entry:
     """``profiles`` hold height, width and frames at min, opt and max. ``hub`` is the id of the weights on the hub.
@@ -131,6 +128,9 @@ _OF_TINY: Configs = {
         "freq_dim": 32,
     },
     "vae": {"base_dim": 8},
+    "text_encoder": {
+        **UMT5_XXL, "vocab_size": 32, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+    },
 }  # fmt: skip
 _TINY_CLIP = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
@@ -190,7 +190,12 @@ def profile_names(model: str) -> tuple[str, ...]:
 
 
 def resolve(
-    model: str, checkpoint: Path | str | None = None, *, layers: int | None = None, download: bool = True
+    model: str,
+    checkpoint: Path | str | None = None,
+    *,
+    layers: int | None = None,
+    text_encoder: bool = False,
+    download: bool = True,
 ) -> ResolvedModel:
     """The model of a catalogue name, of a folder in diffusers format, or of an id on the hub.
 
@@ -202,6 +207,7 @@ def resolve(
         checkpoint: folder or hub id of a named model's weights (``tiny-wan`` is installed with the package), see
             :func:`~wan_trt_core.models.hub.open_checkpoint`.
         layers: of a model with random weights, the transformer's first so many layers only.
+        text_encoder: random weights are to have one, which they have not otherwise; a checkpoint has its own.
         download: whether a model of the hub that is not in its cache may be downloaded.
 
     Raises:
@@ -213,7 +219,8 @@ def resolve(
     if entry is not None and entry.configs is not None and checkpoint is None:
         on_hub = f"{entry.hub} (downloaded into the hub's cache), or --wan-checkpoint " if entry.hub else ""
         remedy = f"For real weights give --wan-checkpoint {on_hub}FOLDER"
-        return _resolved(model, RandomCheckpoint(entry.configs, remedy, layers=layers), entry)
+        seeded = RandomCheckpoint(entry.configs, remedy, layers=layers, text_encoder=text_encoder)
+        return _resolved(model, seeded, entry)
     if layers is not None:
         raise CatalogueError(
             f"layers is {layers}, and {model} is stored whole: only a model of the catalogue with random weights"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
     from torch import Tensor, nn
 
+EMBEDDED = Path(__file__).parent / "tiny_wan"
+"""The folder of the checkpoint that is installed with the package."""
+
 PARTS: Mapping[str, str] = {
     "transformer": "WanTransformer3DModel",
     "transformer_2": "WanTransformer3DModel",
@@ -482,9 +485,13 @@ class Checkpoint:
 
 
 def kept_in(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a parameter of a model that is loaded in ``dtype``: diffusers keeps some in float32."""
+    """The dtype of a parameter of a model that is loaded in ``dtype``: diffusers keeps some in float32, transformers
+    only beside float16."""
     import torch
+    from transformers import PreTrainedModel
 
+    if isinstance(module, PreTrainedModel) and dtype != torch.float16:
+        return dtype
     return torch.float32 if set(module._keep_in_fp32_modules or ()) & set(name.split(".")) else dtype
 
 

@@ -22,21 +22,11 @@ from torch.utils._pytree import tree_leaves
 from wan_trt_core.models.checkpoint import INT8, Checkpoint, kept_in, torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.components.dit import image_tokens
+from wan_trt_core.models.random_weights import UMT5_XXL
 from wan_trt_core.models.vae_decoder import VaeDecoder
 
 if TYPE_CHECKING:
     from wan_trt_core.models.profiles import Sizes
-
-UMT5_XXL: Mapping[str, Any] = {
-    "vocab_size": 256384,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}
-"""The text encoder of every Wan 2.1 model as published, for a model with random weights, which has none."""
 
 _STORED = (nn.Linear, nn.Embedding)
 
@@ -82,9 +72,7 @@ class EmptyCheckpoint(Checkpoint):
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         module = self.empty(part)
         for name, parameter in module.named_parameters():
-            # some layers stay in float32 in a half-precision module; transformers' only in float16
-            all_in_it = part == "text_encoder" and dtype != torch.float16
-            parameter.data = parameter.data.to(dtype if all_in_it else kept_in(module, name, dtype))
+            parameter.data = parameter.data.to(kept_in(module, name, dtype))
         return module.to("meta")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.models.checkpoint import (
+    EMBEDDED,
     IMAGE_TO_VIDEO,
     OF_TRANSFORMERS,
     PARTS,
@@ -33,8 +34,17 @@ Configs = Mapping[str, Mapping[str, Any]]
 """Configurations of each part that there is, of ``scheduler``, and of ``pipeline`` where it is no plain text-to-video;
 what is left out is as diffusers and transformers have it."""
 
+UMT5_XXL: Mapping[str, Any] = {
+    "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+"""The text encoder of every Wan model as published."""
+
 HEAD_DIM = 128
 """Channels of an attention head in every published Wan transformer."""
+
+AT_ONCE = 2**26
+"""Values that are computed at a time: the text encoder's embedding has sixteen times as many."""
 
 NORM_SPREAD = 0.1
 """Norm weights are within this of one."""
@@ -117,13 +127,15 @@ VAE_22: Mapping[str, Any] = {
 class RandomCheckpoint(Checkpoint):
     """In the place of a checkpoint: modules of the given configurations with seeded random weights.
 
-    There is no text encoder (5.7 billion parameters that no number depends on): prompts become random states, see
-    :func:`~wan_trt_core.models.prompts.random_states`.
+    There is no text encoder unless one is asked for (5.7 billion parameters that few numbers depend on): prompts become
+    random states, see :func:`~wan_trt_core.models.prompts.random_states`. One that is asked for reads the words that
+    tiny-wan's tokenizer knows; its weights are random too, so which they are says nothing.
 
     Args:
         configs: of each part, the scheduler and the pipeline.
         remedy: how to get real weights, for errors.
         layers: each transformer has only its first so many.
+        text_encoder: there is one, of the published size unless ``configs`` has another.
 
     Raises:
         CheckpointError: when the model has fewer layers.
@@ -131,10 +143,19 @@ class RandomCheckpoint(Checkpoint):
 
     random = True
 
-    def __init__(self, configs: Configs, remedy: str, *, layers: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        configs: Configs,
+        remedy: str,
+        *,
+        layers: int | None = None,
+        text_encoder: bool = False,
+        seed: int = 0,
+    ) -> None:
         self._modules = {}
-        self._configs = configs
-        self.parts = tuple(part for part in PARTS if part in configs)
+        without = {part: config for part, config in configs.items() if part != "text_encoder"}
+        self._configs = {"text_encoder": UMT5_XXL, **configs} if text_encoder else without
+        self.parts = tuple(part for part in PARTS if part in self._configs)
         self._seed = seed
         self.remedy = remedy
         total = self.config("transformer")["num_layers"]
@@ -142,8 +163,9 @@ class RandomCheckpoint(Checkpoint):
             if not 1 <= layers <= total:
                 raise CheckpointError(f"layers is {layers}; the model has {total}")
             cut = {part: {**configs[part], "num_layers": layers} for part in _transformers(configs)}
-            self._configs = {**configs, **cut}
-        self._source = "seeded random" + (f", {layers} of {total} layers" if layers else "")
+            self._configs = {**self._configs, **cut}
+        told = ("seeded random", f"{layers} of {total} layers" * bool(layers), "text encoder too" * text_encoder)
+        self._source = ", ".join(filter(None, told))
 
     def __repr__(self) -> str:
         return f"RandomCheckpoint({self._source!r})"
@@ -184,7 +206,9 @@ class RandomCheckpoint(Checkpoint):
         return module
 
     def tokenizer(self) -> Any:
-        raise self._no("tokenizer")
+        if "text_encoder" not in self.parts:
+            raise self._no("tokenizer")
+        return Checkpoint.open(EMBEDDED).tokenizer()
 
     def image_processor(self) -> Any:
         from transformers import CLIPImageProcessor
@@ -213,19 +237,20 @@ class RandomCheckpoint(Checkpoint):
         import torch
 
         module: Any = self.empty(part)
-        for path, layer in module.named_modules():
-            for name, _ in list(layer.named_parameters(recurse=False)):
-                full = f"{path}.{name}" if path else name
-                value = self._drawn(part, module, full, _maker(device))
-                kept = kept_in(module, full, dtype)  # what from_pretrained keeps, by its own rule
-                value = value.to(kept).to(device)
-                layer.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+        for full in dict(module.named_parameters()):
+            value = self._drawn(part, module, full, _maker(device))
+            kept = kept_in(module, full, dtype)  # what from_pretrained keeps, by its own rule
+            layer, _, name = full.rpartition(".")
+            parameter = torch.nn.Parameter(value.to(kept).to(device), requires_grad=False)
+            module.get_submodule(layer).register_parameter(name, parameter)
         if part in _transformers(self._configs):  # buffers are computed and not stored
             module.rope = rope_of(module).to(device)
         elif part == "image_encoder":
             (embeddings,) = (layer for layer in module.modules() if "position_ids" in layer._buffers)
             positions = embeddings.position_ids.shape[-1]
             embeddings.position_ids = torch.arange(positions, device=device).expand((1, -1))
+        elif part == "text_encoder":
+            module.tie_weights()  # one embedding by two names
         stock: nn.Module = module.eval()
         return stock
 
@@ -265,12 +290,16 @@ def uniform(name: str, shape: torch.Size, device: torch.device | str) -> Tensor:
     import torch
 
     digest = hashlib.sha256(name.encode()).digest()
-    bits = torch.arange(shape.numel(), dtype=torch.int64, device=device)
-    for part, shift, factor in ((digest[:4], 16, 0x21F0AAAD), (digest[4:8], 15, 0x735A2D97)):
-        bits.bitwise_xor_(int.from_bytes(part))
-        bits.bitwise_xor_(bits >> shift).mul_(factor).bitwise_and_(0xFFFFFFFF)
-    bits.bitwise_xor_(bits >> 15)
-    return (bits >> 8).sub_(2**23).float().mul_(2.0**-23).reshape(shape)
+    values = torch.empty(shape.numel(), device=device)
+    for some in values.split(AT_ONCE):
+        begin = some.storage_offset()
+        bits = torch.arange(begin, begin + len(some), dtype=torch.int64, device=device)
+        for part, shift, factor in ((digest[:4], 16, 0x21F0AAAD), (digest[4:8], 15, 0x735A2D97)):
+            bits.bitwise_xor_(int.from_bytes(part))
+            bits.bitwise_xor_(bits >> shift).mul_(factor).bitwise_and_(0xFFFFFFFF)
+        bits.bitwise_xor_(bits >> 15)
+        some.copy_((bits >> 8).sub_(2**23)).mul_(2.0**-23)
+    return values.reshape(shape)
 
 
 def _range(name: str, parameter: Tensor, fan_in: int | None) -> tuple[float, float]:

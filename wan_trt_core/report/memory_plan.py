@@ -21,7 +21,6 @@ from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.footprint import (
-    UMT5_XXL,
     Footprint,
     encode_footprint,
     graph_footprint,
@@ -29,6 +28,7 @@ from wan_trt_core.models.footprint import (
     stock_footprint,
 )
 from wan_trt_core.models.profiles import SPATIAL, tile_stride
+from wan_trt_core.models.random_weights import UMT5_XXL
 from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches, encoder_caches
 from wan_trt_core.pipeline.tiling import TiledDecoder
 from wan_trt_core.report.memory_analysis import WHOLE_ONLY

@@ -32,8 +32,8 @@ def tokenize(checkpoint: Checkpoint, prompt: str, text_length: int) -> Tensors:
 def encode_prompt(checkpoint: Checkpoint, prompt: str, text_length: int) -> Tensor:
     """``encoder_hidden_states`` (1, text_length, text_dim) float32, as ``WanPipeline`` makes them.
 
-    The states of padding are zeros, whatever the encoder gave them. A model with random weights, or without a text encoder,
-    has random ones.
+    The states of padding are zeros, whatever the encoder gave them. A model with random weights, or without a text
+    encoder, has random ones.
     """
     if checkpoint.random or "text_encoder" not in checkpoint.parts:
         return random_states(prompt, text_length, checkpoint.config("transformer")["text_dim"])

@@ -164,7 +164,11 @@ class RandomCheckpoint(Checkpoint):
                 raise CheckpointError(f"layers is {layers}; the model has {total}")
             cut = {part: {**configs[part], "num_layers": layers} for part in _transformers(configs)}
             self._configs = {**self._configs, **cut}
-        told = ("seeded random", f"{layers} of {total} layers" * bool(layers), "text encoder too" * text_encoder)
+        told = (
+            "seeded random",
+            f"{layers} of {total} layers" * bool(layers),
+            "text encoder too" * text_encoder,
+        )
         self._source = ", ".join(filter(None, told))
 
     def __repr__(self) -> str:

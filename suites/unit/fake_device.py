@@ -66,12 +66,10 @@ class FakeDevice:
     def max_memory_reserved(self) -> int:
         return self.most_reserved
 
-    def memory_stats(self) -> dict[str, int]:
+    def memory_stats_as_nested_dict(self) -> dict[str, dict[str, dict[str, int]]]:
         return {
-            "allocated_bytes.all.current": self.tensors,
-            "allocated_bytes.all.peak": self.most_tensors,
-            "reserved_bytes.all.current": self.memory_reserved(),
-            "reserved_bytes.all.peak": self.most_reserved,
+            "allocated_bytes": {"all": {"current": self.tensors, "peak": self.most_tensors}},
+            "reserved_bytes": {"all": {"current": self.memory_reserved(), "peak": self.most_reserved}},
         }
 
     def mem_get_info(self) -> tuple[int, int]:

@@ -194,7 +194,7 @@ def test_a_device_that_vanishes_does_not_hide_the_error(device: FakeDevice, reco
 
     def run() -> None:
         with recorder, recorder.stage("text_encode"):
-            device.memory_stats = gone  # type: ignore[method-assign]
+            device.memory_stats_as_nested_dict = gone  # type: ignore[method-assign]
             raise OutOfMemoryError("unspecified launch failure")
 
     with pytest.raises(OutOfMemoryError, match="launch failure"):
@@ -250,6 +250,41 @@ def test_use_outside_of_pytorch_is_sampled_between_looks(
         now, peak = meter.look()
     assert (now.device_used, peak.device_used) == (500 * MIB, 4500 * MIB)
     assert "sampled every 1 ms" in meter.methods["device_used"]
+
+
+def test_between_steps_the_driver_is_asked_only_where_pytorch_reserves_anew(
+    device: FakeDevice, recorder: MemoryRecorder
+) -> None:
+    asked: list[str] = []
+    of_process, begun = device.of_process, ""
+    device.of_process = lambda: (asked.append(begun), of_process())[1]  # type: ignore[method-assign]
+    with recorder:
+        recorder.begin("text_encode")
+        for index in range(1, 7):
+            begun = f"step {index}"
+            recorder.begin("denoise", index=index)
+            device.take(40 * MIB)
+            device.drop(40 * MIB)
+        device.outside += 100 * MIB
+        begun = "decode"
+        recorder.begin("decode")
+        begun = "end"
+    steps = [event for event in recorded(recorder).events if event.stage == "denoise"]
+    assert [event.after.device_used for event in steps] == [540 * MIB] * 5 + [640 * MIB]
+    assert [event.after.reserved for event in steps] == [40 * MIB] * 6
+    assert set(asked) - {""} == {"step 1", "step 2", "decode", "end"}, "step 1 is another stage, and reserved"
+
+
+def test_a_sample_stands_for_the_drivers_book_at_the_next_step(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 0.001)
+    with Meter(DeviceMemory(device, FakeNvml(device), object())) as meter:
+        meter.look()
+        device.outside += 4000 * MIB
+        wait_for(lambda: meter._used > 4000 * MIB)
+        now, peak = meter.look(step=True)
+    assert (now.device_used, peak.device_used) == (4500 * MIB, 4500 * MIB)
 
 
 @pytest.mark.parametrize(

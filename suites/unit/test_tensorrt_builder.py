@@ -108,8 +108,11 @@ class TestVerification:
             helper.make_node("MatMul", ["wide", "wide"], ["sums"], "widened"),
             helper.make_node("MatMul", ["sums", "sums"], ["y"], "plain"),
             helper.make_node("Conv", ["wide", "wide"], ["z"], "convolved"),
+            helper.make_node("Gemm", ["wide", "weight", "bias"], ["v"], "of float32 weights"),
         ]
-        values = [helper.make_tensor_value_info(name, float32, [2, 2]) for name in ("wide", "sums", "y", "z")]
+        values = [
+            helper.make_tensor_value_info(name, float32, [2, 2]) for name in ("wide", "sums", "y", "z", "v")
+        ]
         taken = helper.make_tensor_value_info("x", float16, [2, 2])
         graph = helper.make_graph(nodes, "g", [taken], values[2:], value_info=values[:2])
         onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
@@ -117,6 +120,7 @@ class TestVerification:
             "widened": "float16",
             "plain": "float32",
             "convolved": "float32",
+            "of float32 weights": "float32",
         }
 
     def test_a_cast_from_bf16_to_half_before_a_product_asks_for_nothing(self, tmp_path: Path) -> None:

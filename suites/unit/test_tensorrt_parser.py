@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tensorrt_wheels import install, run_script
 
+from wan_trt_core.backends.tensorrt.builder import PRODUCTS, _Graph
 from wan_trt_core.config import load_settings
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.components import components_of
@@ -68,6 +69,29 @@ def test_every_form_of_self_attention_is_built(rtx: Path, tiny_wan_folder: Path)
     for result in built([asdict(graph) for graph in graphs], rtx):
         assert "error" not in result, result
         assert result["plan"] > 100_000
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_layer_is_to_be_computed_in_the_precision_of_its_weights(
+    precision: str, tiny_wan_folder: Path
+) -> None:
+    """So that an engine is not refused for a layer that a half-precision graph has in float32, or the reverse."""
+    import onnx
+
+    settings, model = load_settings(environ={}).settings, resolve("tiny-wan", tiny_wan_folder)
+    path = exported_model("dit", model, model.profile(), precision, "tensorrt", settings).path
+    graph = onnx.load(str(path), load_external_data=False).graph
+    named = {"FLOAT": "float32"}
+    words = {number: named.get(name, name.lower()) for name, number in onnx.TensorProto.DataType.items()}
+    weights = {value.name: words[value.data_type] for value in graph.initializer}
+    stored = {
+        node.name: weights[node.input[1]]
+        for node in graph.node
+        if node.op_type in PRODUCTS and node.input[1] in weights
+    }
+    planned = _Graph(path).products
+    assert {name: planned[name] for name in stored} == stored
+    assert len(stored) > 80 and len(set(stored.values())) == (1 if precision == "fp32" else 2)
 
 
 def test_the_graph_that_explains_a_failure_is_built_too(rtx: Path, tiny_wan_folder: Path) -> None:

@@ -85,9 +85,11 @@ class DeviceMemory:
     def books(self) -> tuple[int, int, int, int]:
         """PyTorch's own book from one look: allocated and reserved now, and the most of each since
         :meth:`reset_peaks`. Nothing waits for the device: memory is counted when it is asked for."""
-        stats = self._cuda.memory_stats()
+        stats = (
+            self._cuda.memory_stats_as_nested_dict()
+        )  # memory_stats() makes a sorted list of it, which takes longer
         found = (
-            int(stats.get(f"{book}_bytes.all.{when}", 0))
+            int(stats.get(f"{book}_bytes", {}).get("all", {}).get(when, 0))
             for when in ("current", "peak")
             for book in ("allocated", "reserved")
         )

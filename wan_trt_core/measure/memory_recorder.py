@@ -34,8 +34,7 @@ from wan_trt_core.measure.memory_events import (
 )
 
 SAMPLE_SECONDS = 0.1
-"""Between two looks at a book that keeps no high-water mark of its own. With one every 20 ms recording took 0.6 % of a
-step of 93 ms on an H200, and what is read at the step's end is 0.2 % of it."""
+"""Between two looks at a book that keeps no high-water mark of its own."""
 
 MOMENT = 0.05
 """Seconds between two stages that are counted to the later one; a longer time is an event of its own."""
@@ -69,6 +68,9 @@ class Meter:
         self._exact = reset_kernel_peak(proc)
         self._lock = threading.Lock()  # a sample that was begun before a look must not count after it
         self._used = self._resident = 0
+        self._sampled = (
+            self._reserved
+        ) = -1  # of the driver's book the last value, and PyTorch's reserved then
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -95,8 +97,13 @@ class Meter:
         if self._thread is not None:
             self._thread.join()
 
-    def look(self) -> tuple[Amounts, Amounts]:
-        """What is held now, and the most since the last look."""
+    def look(self, *, step: bool = False) -> tuple[Amounts, Amounts]:
+        """What is held now, and the most since the last look.
+
+        Args:
+            step: another step of the same stage begins. The driver is then not asked, which takes as long as all else,
+                unless PyTorch reserves more or less than it did: its last sample stands.
+        """
         with self._lock:
             if self._exact:
                 now, peak = resident_set_and_peak(self._proc)
@@ -106,9 +113,11 @@ class Meter:
                 peak, self._resident = max(self._resident, now), 0
             if self._device is None:
                 return Amounts(resident_set=now), Amounts(resident_set=peak)
-            used = self._device.used()
-            most, self._used = max(self._used, used), 0
             allocated, reserved, most_allocated, most_reserved = self._device.books()
+            if not step or reserved != self._reserved:
+                self._sampled, self._reserved = self._device.used(), reserved
+            used = self._sampled
+            most, self._used = max(self._used, used), 0
             self._device.reset_peaks()
         return (
             Amounts(resident_set=now, allocated=allocated, reserved=reserved, device_used=used),
@@ -123,7 +132,8 @@ class Meter:
                     if not self._exact:
                         self._resident = max(self._resident, resident_set())
                     if self._device is not None:
-                        self._used = max(self._used, self._device.used())
+                        self._sampled = self._device.used()
+                        self._used = max(self._used, self._sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,17 +232,17 @@ class MemoryRecorder:
 
     def begin(self, stage: Stage, name: str = "", index: int | None = None) -> None:
         """Begin a stage where the last one ended: one that is open ends with the same look at the books."""
-        self.end()
+        self.end(step=self._open is not None and self._open[0] == stage)
         self._between()
         start, before = self._last
         if not self._taken or self._taken[-1].stage != stage:
             self._save(self._cut_short(label(stage, name, index), before))
         self._open = stage, name, index, start, before
 
-    def end(self) -> None:
-        """End the open stage, if there is one."""
+    def end(self, *, step: bool = False) -> None:
+        """End the open stage, if there is one; with ``step`` the next one is of the same kind."""
         if self._open is not None:
-            self._close(*self._look())
+            self._close(*self._look(step=step))
 
     @contextmanager
     def stage(self, stage: Stage, name: str = "") -> Iterator[None]:
@@ -278,9 +288,9 @@ class MemoryRecorder:
             self._open = "other", "", None, *self._last
             self._close(*self._look())
 
-    def _look(self) -> tuple[Amounts, Amounts]:
+    def _look(self, *, step: bool = False) -> tuple[Amounts, Amounts]:
         try:
-            return self._meter.look()
+            return self._meter.look(step=step)
         except Exception:
             if not self._failing:
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ class _Graph:
         }
         makers = {output: node for node in self.nodes for output in node.output}
         self.products = {
-            node.name: self._multiplied(node, makers.get(node.input[0]))
+            node.name: self._multiplied(node, [makers.get(name) for name in node.input[:2]])
             for node in self.nodes
             if node.op_type in PRODUCTS and node.output[0] in self.tensors
         }
@@ -125,16 +125,17 @@ class _Graph:
         found = next((each for each in self.nodes if each.name == node), None)
         return module_of(found) if found is not None else ""
 
-    def _multiplied(self, product: Any, maker: Any | None) -> str:
+    def _multiplied(self, product: Any, makers: Sequence[Any | None]) -> str:
         """The dtype of a product's factors.
 
-        Of a matrix product that before a cast to float32, which asks for float32 sums only; a convolution of casts is
-        one in float32, as ONNX has none in BF16.
+        Of a matrix product of casts to float32 that before them, for it asks for float32 sums only; one of a cast and of
+        float32 weights is in float32, and so is a convolution of casts, as ONNX has none in BF16.
         """
         made = self.tensors[product.output[0]].dtype
-        if product.op_type == "Conv" or made != "float32":
+        casts = [self.tensors.get(maker.input[0]) for maker in makers if maker and maker.op_type == "Cast"]
+        if product.op_type == "Conv" or made != "float32" or len(casts) < 2:
             return made
-        given = self.tensors.get(maker.input[0]) if maker is not None and maker.op_type == "Cast" else None
+        given = casts[0]
         return given.dtype if given is not None and given.dtype in FUSABLE else made
 
     def _is_fusable(self, softmax: Any, product: Any | None) -> bool:

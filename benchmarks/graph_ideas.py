@@ -176,11 +176,14 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
 
 
 def _in_bf16(*, video: bool, text: bool) -> Callable[[nn.Module], nn.Module]:
-    """Attention of the video's tokens to themselves and to the prompt in BF16, or in the graph's precision."""
+    """Attention of the video's tokens to themselves and to the prompt in BF16, or in the graph's precision, the video's
+    values as they are."""
 
     def change(graph: nn.Module) -> nn.Module:
         for block in graph.blocks:
             block.attn1.bf16, block.attn2.bf16 = video, text
+            if isinstance(block.attn1, dit._CentredAttention):
+                block.attn1.__class__ = dit._Attention
         return graph
 
     return change
@@ -192,6 +195,30 @@ def _centred_values(graph: nn.Module) -> nn.Module:
         block.attn1.bf16 = False
         if not isinstance(block.attn1, dit._CentredAttention):  # as a setting has it already
             block.attn1.__class__ = type("Centred", (dit._CentredAttention, type(block.attn1)), {})
+    return graph
+
+
+def _mean_behind(graph: nn.Module) -> nn.Module:
+    """Self-attention of centred values, whose mean is added behind the product as the prompt's is."""
+
+    class Attention(dit._CentredAttention):
+        mixed = dit._Attention.mixed
+
+    for block in _centred_values(graph).blocks:
+        block.attn1.__class__ = type("MeanBehind", (Attention, type(block.attn1)), {})
+    return graph
+
+
+def _prompt_mean_before(graph: nn.Module) -> nn.Module:
+    """Attention to the prompt, whose mean is added before the product: no second copy of the weights."""
+
+    class Attention(dit._Attention):
+        def mixed(self, attended: Tensor, centre: Tensor | None = None) -> Tensor:
+            back = 0 if centre is None else self._heads(centre).transpose(1, 2)
+            return super().mixed(attended + back)
+
+    for block in graph.blocks:
+        block.attn2.__class__ = type("MeanBefore", (Attention, type(block.attn2)), {})
     return graph
 
 
@@ -456,6 +483,9 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         "bf16-attention": Idea(
             _in_bf16(video=True, text=True), "attention in BF16, to the prompt too: sums in float32"
         ),
+        "bf16-self-attention": Idea(
+            _in_bf16(video=True, text=False), "self-attention in BF16, as for long videos"
+        ),
         "fp16-attention": Idea(_in_bf16(video=False, text=False), "attention in FP16, however many tokens"),
         "rotation-by-heads": Idea(
             lambda graph: _attentions_as(graph, _RotatedByHeads), "RoPE in the order in which attention reads"
@@ -470,6 +500,13 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         "centred-values": Idea(
             _centred_values,
             "attention in FP16, values about their mean: sums in half precision then lose less",
+        ),
+        "mean-behind": Idea(
+            _mean_behind,
+            "the mean of centred values added behind the product, in float32: short sums lose nothing",
+        ),
+        "prompt-mean-before": Idea(
+            _prompt_mean_before, "the mean of the prompt's values added before the product: its weights once"
         ),
     },
     "vae_decoder_next": {

@@ -145,8 +145,8 @@ class TensorRtSettings(_Model):
     self_attention: Literal["auto", "plain", "centred", "bf16"] = Field(
         default="auto",
         description="of an FP16 transformer: plain; centred, of values less their mean; or in bf16, whose sums are"
-        " float32; auto is bf16 where a video may have more than 16,384 tokens, else plain; of the backend tensorrt"
-        " alone",
+        " float32; auto is bf16 where a video may have more than 16,384 tokens, else centred; of the backend"
+        " tensorrt alone",
     )
     weight_streaming: bool = Field(
         default=False, description="build engines whose weights may stay in host memory"

@@ -73,13 +73,14 @@ def exported(settings: Settings) -> Exported:
     return Exported(model.path, target)
 
 
-@pytest.fixture(scope="module", params=["fp16", "bf16"])
-def in_bf16(request: pytest.FixtureRequest, settings: Settings) -> Exported:
-    """As TensorRT gets it: with attention in BF16, or all of it."""
-    case = case_of("dit", settings).model_copy(update={"backend": "tensorrt", "precision": request.param})
-    chosen = settings.model_copy(update={"tensorrt": TensorRtSettings(self_attention="bf16")})
+@pytest.fixture(scope="module", params=["fp16 bf16", "bf16 auto", "fp16 centred"])
+def for_tensorrt(request: pytest.FixtureRequest, settings: Settings) -> Exported:
+    """As TensorRT gets it: FP16 with self-attention in BF16, all in BF16, FP16 with centred values."""
+    precision, form = request.param.split()
+    case = case_of("dit", settings).model_copy(update={"backend": "tensorrt", "precision": precision})
+    chosen = settings.model_copy(update={"tensorrt": TensorRtSettings(self_attention=form)})
     target = target_of(case, Context(chosen))
-    return Exported(target.graph("dit", block_outputs=True).runs, target, request.param)
+    return Exported(target.graph("dit", block_outputs=True).runs, target, precision)
 
 
 def nodes(model: ModelProto, module: str, op: str) -> list[NodeProto]:
@@ -183,24 +184,29 @@ def test_operations_are_looked_for_with_a_prompt_without_padding(
     assert states.shape[1] == len(scores) == exported.target.profile.min.text_length
 
 
-def test_operations_in_bf16_are_looked_into_on_the_cpu(in_bf16: Exported, tmp_path: Path) -> None:
-    """ONNX Runtime has none of them there."""
+def test_what_tensorrt_gets_is_looked_into_on_the_cpu(for_tensorrt: Exported, tmp_path: Path) -> None:
+    """Of operations in BF16 ONNX Runtime has none there."""
     fault, op, module = FAULTS["another weight"]
-    assert in_bf16.first(tmp_path, fault, "blocks.0") is None
-    found = in_bf16.first(tmp_path, fault, BLOCK)
+    assert for_tensorrt.first(tmp_path, fault, "blocks.0") is None
+    found = for_tensorrt.first(tmp_path, fault, BLOCK)
     assert found is not None
     assert (found.op, found.module) == (op, f"{BLOCK}.{module}"), found.describe()
 
 
-@pytest.mark.parametrize("in_bf16", ["fp16"], indirect=True)
+@pytest.mark.parametrize(
+    ("for_tensorrt", "layer", "told"),
+    [("fp16 bf16", "attn2.to_out", "attn2"), ("fp16 centred", "attn1.to_out", "attn1.to_out")],
+    indirect=["for_tensorrt"],
+)
 def test_a_fault_behind_values_less_their_mean_is_told_of_their_attention(
-    in_bf16: Exported, tmp_path: Path
+    for_tensorrt: Exported, layer: str, told: str, tmp_path: Path
 ) -> None:
-    """From there to the sum behind the next product nothing has its equal in PyTorch."""
-    fault = weight(f"{BLOCK}.attn2.to_out.weight", lambda array: numpy.roll(array, 32, axis=1))
-    found = in_bf16.first(tmp_path, fault, BLOCK)
+    """From there to where the mean is back nothing has its equal in PyTorch: of the prompt's that is behind the next
+    product."""
+    fault = weight(f"{BLOCK}.{layer}.weight", lambda array: numpy.roll(array, 32, axis=1))
+    found = for_tensorrt.first(tmp_path, fault, BLOCK)
     assert found is not None
-    assert found.module == f"{BLOCK}.attn2", found.describe()
+    assert found.module == f"{BLOCK}.{told}", found.describe()
 
 
 def faulty_eps(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

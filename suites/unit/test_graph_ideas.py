@@ -52,6 +52,10 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("dit", "bf16-values", "fp16", 1e-2),
         ("dit", "centred-values", "fp32", 1e-5),
         ("dit", "centred-values", "fp16", 1e-2),
+        ("dit", "bf16-self-attention", "fp16", 1e-2),
+        ("dit", "mean-behind", "fp32", 1e-5),
+        ("dit", "mean-behind", "fp16", 1e-2),
+        ("dit", "prompt-mean-before", "fp16", 1e-2),
         ("vae_decoder_next", "channels-last", "fp32", 1e-5),
         ("vae_decoder_next", "resized", "fp32", 1e-5),
         ("vae_decoder_next", "transposed-images", "fp32", 1e-5),
@@ -126,6 +130,37 @@ def test_ideas_change_the_form_that_is_served(
     assert attended_in(ideas.AS_IS) == attended_in("one-product") == {text: half, video: bf16}
     assert attended_in("bf16-attention") == {text: bf16, video: bf16}
     assert attended_in("fp16-attention") == attended_in("centred-values") == {text: half, video: half}
+    assert attended_in("mean-behind") == {text: half, video: half}
+
+
+def test_ideas_about_the_mean_of_values_differ_in_where_it_is_put_back(
+    ideas: ModuleType, small_checkpoint: Path
+) -> None:
+    """Before the product, which then has all of it, or behind, in float32."""
+    checkpoint, component = Checkpoint.open(small_checkpoint), get_component("dit")
+
+    def behind(idea: str) -> set[str]:
+        graph = ideas.changed(component, ideas.idea_named("dit", idea)).graph(checkpoint, "fp16")
+        attentions = {name: getattr(graph.blocks[0], name) for name in ("attn1", "attn2")}
+        found = set()
+        for name, attention in attentions.items():
+            bare, centre = attention.mixed(attended := _attended(attention)), torch.ones(1, 64).half()
+            attention.to_out.register_forward_pre_hook(
+                lambda _, given, name=name: taken.update({name: given[0]})
+            )
+            taken: dict[str, torch.Tensor] = {}
+            assert not torch.equal(attention.mixed(attended, centre), bare)
+            if not taken[name].any():  # the product was given nothing of it
+                found.add(name)
+        return found
+
+    assert behind("centred-values") == {"attn2"}
+    assert behind("mean-behind") == {"attn1", "attn2"}
+    assert behind("centred-values+prompt-mean-before") == set()
+
+
+def _attended(attention: Any) -> torch.Tensor:
+    return torch.zeros(1, attention.heads, 3, attention.head_dim, dtype=torch.float16)
 
 
 def test_two_latents_in_one_step_are_two_steps(ideas: ModuleType, small_checkpoint: Path) -> None:

@@ -128,8 +128,8 @@ class _Graph:
     def _multiplied(self, product: Any, makers: Sequence[Any | None]) -> str:
         """The dtype of a product's factors.
 
-        Of a matrix product of casts to float32 that before them, for it asks for float32 sums only; one of a cast and of
-        float32 weights is in float32, and so is a convolution of casts, as ONNX has none in BF16.
+        Of a matrix product of casts to float32 that before them, for it asks for float32 sums only; one of a cast and
+        of float32 weights is in float32, and so is a convolution of casts, as ONNX has none in BF16.
         """
         made = self.tensors[product.output[0]].dtype
         casts = [self.tensors.get(maker.input[0]) for maker in makers if maker and maker.op_type == "Cast"]

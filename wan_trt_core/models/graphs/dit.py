@@ -317,16 +317,12 @@ class _Attention(nn.Module):
             key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(dtype)
             value = self._heads(self.add_v(image)).to(dtype)
             attended = attended + _attend(query, key, value)
-        mixed = self.mixed(attended)
-        if centre is None:
-            return mixed
-        # summed in float32, which an engine need not do in a product: what is lost here is lost to every answer
-        return mixed + (self.to_out.weight * centre).float().sum(-1).to(mixed.dtype)
+        return self.mixed(attended, centre)
 
     def centre(self, value: Tensor, added: Tensor | None) -> Tensor | None:
         """A row (1, dim) near the mean of values (1, rows, heads, head_dim), which are attended to less it, so that
         sums in half precision have less to lose. The weights of a softmax come to one: the row is in every answer as it
-        is, and what the next product makes of it is added there. None where values stay as they are.
+        is, and :meth:`mixed` puts it back. None where values stay as they are.
         """
         if added is None or value.dtype != torch.float16:
             return None
@@ -352,11 +348,14 @@ class _Attention(nn.Module):
         first, second = heads.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
-    def mixed(self, attended: Tensor) -> Tensor:
-        """(tokens, dim) of what was attended to, (1, heads, tokens, head_dim)."""
+    def mixed(self, attended: Tensor, centre: Tensor | None = None) -> Tensor:
+        """(tokens, dim) of what was attended to, (1, heads, tokens, head_dim), with the ``centre`` of its values."""
         tokens = attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim)
         mixed: Tensor = self.to_out(tokens.to(self.to_out.weight.dtype))
-        return mixed
+        if centre is None:
+            return mixed
+        # summed in float32, which an engine need not do in a product: what is lost here is lost to every answer
+        return mixed + (self.to_out.weight * centre).float().sum(-1).to(mixed.dtype)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(tokens, dim) to (1, tokens, heads, head_dim)."""
@@ -369,6 +368,10 @@ class _CentredAttention(_Attention):
     def centre(self, value: Tensor, added: Tensor | None) -> Tensor:
         """Of some of the rows, which are many."""
         return value[:, ::CENTRE_EVERY].float().mean(1).flatten(1).to(value.dtype)
+
+    def mixed(self, attended: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Here what is lost is lost in sums over thousands of tokens; the product's are short, and may have it whole."""
+        return super().mixed(attended if centre is None else attended + self._heads(centre).transpose(1, 2))
 
 
 class _Block(nn.Module):

@@ -723,8 +723,7 @@ def _gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[_Pro
         if suite == "parity":
             yield from _stock_problems(gate, values)
         if suite == "perf":
-            plain = not values.get("settings") and not _in_eight_bits(values.get("precision"))
-            yield from _speedup_problems(gate, values.get("component"), plain)
+            yield from _speedup_problems(gate, values.get("component"), not values.get("settings"))
             yield from _beside_problems(gate)
 
 
@@ -783,13 +782,8 @@ def _metric_problems(
         )
 
 
-def _in_eight_bits(precision: Any) -> bool:
-    """Of the text encoder alone, which has memory for it and takes time."""
-    return isinstance(precision, dict) and "int8" in precision.values()
-
-
 def _speedup_problems(gate: Mapping[str, Any], component: Any, plain: bool) -> Iterator[_Problem]:
-    """A whole video holds the gate, unless its case gives time for memory, and a reason says how much."""
+    """A whole video holds the gate, unless settings of its case give time for memory, and a reason says what."""
     speedup = gate.get("speedup", DEFAULT_SPEEDUP)
     if (
         isinstance(speedup, bool)

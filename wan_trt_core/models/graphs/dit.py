@@ -370,7 +370,7 @@ class _CentredAttention(_Attention):
         return value[:, ::CENTRE_EVERY].float().mean(1).flatten(1).to(value.dtype)
 
     def mixed(self, attended: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Here what is lost is lost in sums over thousands of tokens; the product's are short, and may have it whole."""
+        """Here what is lost is lost in sums over thousands of tokens; the product's are short and may have it whole."""
         return super().mixed(attended if centre is None else attended + self._heads(centre).transpose(1, 2))
 
 

@@ -3,7 +3,7 @@
     python benchmarks/memory_events.py
     python benchmarks/memory_events.py --model wan2.1-t2v-1.3b --profile 480p-17f --precision fp16 --steps 10
 
-Each time is that of all denoising steps of stock diffusers but the first and the last: on a GPU by the clock on the
+Each time is that of all denoising steps of stock diffusers, with guidance, but the first and the last: on a GPU by the clock on the
 wall, on a CPU the processor time of all threads, which does not mind who else uses the machine. The run without is
 also timed against itself, which shows what the method finds where there is nothing. Beside the ratios stands what one
 look at the books costs by itself, one a step. Weights are random where no checkpoint is given. The table goes to the
@@ -56,14 +56,17 @@ class Denoising:
         self._pipe = model.checkpoint.pipeline({"transformer": precision}, self._device)
         self._pipe.set_progress_bar_config(disable=True)
         self._clock = time.perf_counter if self._device == "cuda" else time.process_time
-        states = random_states("a red square", sizes.text_length, self._pipe.transformer.config.text_dim)
+        width = self._pipe.transformer.config.text_dim
         self._call: dict[str, Any] = {
-            "prompt_embeds": states.to(self._pipe.device),
+            **{
+                name: random_states(prompt, sizes.text_length, width).to(self._pipe.device)
+                for name, prompt in (("prompt_embeds", "a red square"), ("negative_prompt_embeds", ""))
+            },
             "height": sizes.height,
             "width": sizes.width,
             "num_frames": sizes.frames,
             "num_inference_steps": steps,
-            "guidance_scale": 1.0,
+            "guidance_scale": model.generation.guidance_scale,
             "max_sequence_length": sizes.text_length,
             "output_type": "latent",
         }

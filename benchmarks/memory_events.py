@@ -3,11 +3,11 @@
     python benchmarks/memory_events.py
     python benchmarks/memory_events.py --model wan2.1-t2v-1.3b --profile 480p-17f --precision fp16 --steps 10
 
-Each time is that of all denoising steps of stock diffusers, with guidance, but the first and the last: on a GPU by the clock on the
-wall, on a CPU the processor time of all threads, which does not mind who else uses the machine. The run without is
-also timed against itself, which shows what the method finds where there is nothing. Beside the ratios stands what one
-look at the books costs by itself, one a step. Weights are random where no checkpoint is given. The table goes to the
-terminal as Markdown; ``docs/memory.md`` holds it.
+Each time is that of all denoising steps of stock diffusers, with guidance, but the first and the last: on a GPU by the
+clock on the wall, on a CPU the processor time of all threads, which does not mind who else uses the machine. The run
+without is also timed against itself, which shows what the method finds where there is nothing. Beside the ratios stands
+what one look at the books costs by itself, one a step. Weights are random where no checkpoint is given. The table goes
+to the terminal as Markdown; ``docs/memory.md`` holds it.
 """
 
 from __future__ import annotations

@@ -134,7 +134,8 @@ def _one_product(graph: nn.Module) -> nn.Module:
             query, key = self.rotate(query, *rope), self.rotate(key, *rope)
             dtype = torch.bfloat16 if self.bf16 else tokens.dtype
             query, key, value = (each.to(dtype) for each in (query, key, self._heads(value)))
-            return self.mixed(dit._attend(query.transpose(1, 2), key, value))
+            value, centre = self.centred(value, None)
+            return self.mixed(dit._attend(query.transpose(1, 2), key, value), centre)
 
     for block in graph.blocks:
         layers = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
@@ -168,9 +169,11 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
         ) -> Tensor:
             assert image is None, "an idea of text to video"
             query, key, value = self.to_attend(tokens, source, rope, tokens.dtype)
+            value, centre = self.centred(value, added)
             scores = query.transpose(1, 2).float() @ key.permute(0, 2, 3, 1).float()
             scores = scores if added is None else scores + added.float()
-            return self.mixed(torch.softmax(scores, dim=-1).to(value.dtype) @ value.transpose(1, 2))
+            attended = torch.softmax(scores, dim=-1).to(value.dtype) @ value.transpose(1, 2)
+            return self.mixed(attended, centre)
 
     return _attentions_as(graph, Attention)
 

@@ -158,6 +158,23 @@ def test_ideas_about_the_mean_of_values_differ_in_where_it_is_put_back(
     assert behind("centred-values+prompt-mean-before") == set()
 
 
+@pytest.mark.parametrize("idea", ["one-product", "float32-scores"])
+def test_an_idea_about_attention_leaves_its_values_centred(
+    ideas: ModuleType, small_checkpoint: Path, idea: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, component = Checkpoint.open(small_checkpoint), get_component("dit")
+    graph = ideas.changed(component, ideas.idea_named("dit", f"centred-values+{idea}")).graph(
+        checkpoint, "fp16"
+    )
+    centres = []
+    mixed = ideas.dit._Attention.mixed
+    monkeypatch.setattr(
+        ideas.dit._CentredAttention, "mixed", lambda *given: centres.append(given[2]) or mixed(*given[:2])
+    )
+    graph(*inputs(component, checkpoint, torch.float16))
+    assert len(centres) == len(graph.blocks) and all(centre is not None for centre in centres)
+
+
 def test_two_latents_in_one_step_are_two_steps(ideas: ModuleType, small_checkpoint: Path) -> None:
     checkpoint, component = Checkpoint.open(small_checkpoint), get_component("vae_decoder_next")
     variant = ideas.changed(component, ideas.IDEAS[component.name]["two-latents"])

@@ -311,13 +311,18 @@ class _Attention(nn.Module):
         """
         dtype = torch.bfloat16 if self.bf16 else tokens.dtype
         query, key, value = self.to_attend(tokens, source, rope, dtype)
-        query, centre = query.transpose(1, 2), self.centre(value, added)
-        attended = _attend(query, key, value if centre is None else value - self._heads(centre), added)
+        query, (value, centre) = query.transpose(1, 2), self.centred(value, added)
+        attended = _attend(query, key, value, added)
         if image is not None:
             key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(dtype)
             value = self._heads(self.add_v(image)).to(dtype)
             attended = attended + _attend(query, key, value)
         return self.mixed(attended, centre)
+
+    def centred(self, value: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Values (1, rows, heads, head_dim) less their :meth:`centre`, and that."""
+        centre = self.centre(value, added)
+        return (value if centre is None else value - self._heads(centre)), centre
 
     def centre(self, value: Tensor, added: Tensor | None) -> Tensor | None:
         """A row (1, dim) near the mean of values (1, rows, heads, head_dim), which are attended to less it, so that

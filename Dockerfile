@@ -16,7 +16,9 @@ RUN useradd --no-log-init --non-unique --create-home --uid "${USER_ID}" wan \
     && install --directory --owner wan /cache /work /opt/wan-trt
 
 USER ${USER_ID}
-ENV PATH=/opt/wan-trt/bin:${PATH}
+# Bytecode is part of the image: a container that had to make it would take 7 s longer to start (docs/performance.md).
+ENV PATH=/opt/wan-trt/bin:${PATH} \
+    UV_COMPILE_BYTECODE=1
 
 # What the package needs, apart from the package: these gigabytes are installed again only when pyproject.toml changes.
 COPY pyproject.toml /tmp/wan-trt-core/

@@ -68,6 +68,17 @@ def test_the_tool_without_docker_reads_every_step() -> None:
     assert install.endswith("${EXTRAS}") and "\\" not in install
 
 
+def test_bytecode_is_part_of_the_image() -> None:
+    steps = load_script("tools/dockerfile_in_chroot.py").instructions(DOCKERFILE)
+    asked = [
+        index for index, (word, rest) in enumerate(steps) if word == "ENV" and "UV_COMPILE_BYTECODE=1" in rest
+    ]
+    installs = [
+        index for index, (word, rest) in enumerate(steps) if word == "RUN" and "uv pip install" in rest
+    ]
+    assert len(installs) == 2 and asked and asked[0] < installs[0], "uv makes none by itself"
+
+
 def test_what_the_package_is_built_from_reaches_the_image() -> None:
     """What `.dockerignore` lets through is enough for the wheel, and nothing of it is missing."""
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]

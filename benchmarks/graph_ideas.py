@@ -125,17 +125,14 @@ def _one_product(graph: nn.Module) -> nn.Module:
     """Query, key and value of self-attention in one product."""
 
     class Attention(dit._Attention):
-        def forward(self, tokens: Tensor, source: Tensor, rope: Any, *more: Any) -> Tensor:
+        def to_attend(self, tokens: Tensor, source: Tensor, rope: Any, dtype: torch.dtype) -> Any:
             if rope is None:
-                return super().forward(tokens, source, rope, *more)
+                return super().to_attend(tokens, source, rope, dtype)
             query, key, value = functional.linear(tokens, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
             query = self._heads(dit._rms_norm(query, self.norm_q, self.eps))
             key = self._heads(dit._rms_norm(key, self.norm_k, self.eps))
             query, key = self.rotate(query, *rope), self.rotate(key, *rope)
-            dtype = torch.bfloat16 if self.bf16 else tokens.dtype
-            query, key, value = (each.to(dtype) for each in (query, key, self._heads(value)))
-            value, centre = self.centred(value, None)
-            return self.mixed(dit._attend(query.transpose(1, 2), key, value), centre)
+            return query.to(dtype), key.to(dtype), self._heads(value).to(dtype)
 
     for block in graph.blocks:
         layers = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
@@ -178,6 +175,12 @@ def _float32_scores(graph: nn.Module) -> nn.Module:
     return _attentions_as(graph, Attention)
 
 
+class _Plain(dit._Attention):
+    """Of values as they are, whatever form it had."""
+
+    centre = dit._Attention.centre
+
+
 def _in_bf16(*, video: bool, text: bool) -> Callable[[nn.Module], nn.Module]:
     """Attention of the video's tokens to themselves and to the prompt in BF16, or in the graph's precision, the video's
     values as they are."""
@@ -186,7 +189,7 @@ def _in_bf16(*, video: bool, text: bool) -> Callable[[nn.Module], nn.Module]:
         for block in graph.blocks:
             block.attn1.bf16, block.attn2.bf16 = video, text
             if isinstance(block.attn1, dit._CentredAttention):
-                block.attn1.__class__ = dit._Attention
+                block.attn1.__class__ = type("Plain", (_Plain, type(block.attn1)), {})
         return graph
 
     return change

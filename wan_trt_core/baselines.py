@@ -245,7 +245,7 @@ def other_origin(case: str, suite: str, stored: BaselineEntry, run: Mapping[str,
 
     Several backends run the same cases on one GPU, one model runs with a checkpoint or with seeded random weights, and
     ``--wan-profile`` gives every case other sizes; what one of them needs is no measure of the other. That holds for
-    speed and memory too: random weights may be of fewer layers, and they have no text encoder, which a pipeline's time
+    speed and memory too: random weights may be of fewer layers, and most have no text encoder, which a pipeline's time
     and memory include.
 
     Args:

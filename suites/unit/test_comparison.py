@@ -630,7 +630,7 @@ def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Sett
     assert not closed
     twin = on_gpu.under(tf32)
     assert twin is not on_gpu and closed == ["first"]
-    assert list(twin._models) == [(first.model, None)]  # its modules serve both
+    assert list(twin._models) == [(first.model, None, False)]  # its modules serve both
     loads(twin, "tf32")
     own = on_gpu.under(tf32.model_copy(update={"settings": {"pipeline.vae_tile": 64}}))
     assert own is not twin and closed == ["first", "tf32"]

@@ -133,6 +133,33 @@ def test_ideas_change_the_form_that_is_served(
     assert attended_in("mean-behind") == {text: half, video: half}
 
 
+def test_ideas_leave_the_rest_of_a_form_as_it_is(
+    ideas: ModuleType, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among few tokens that has centred values."""
+    settings = load_settings(environ={}).settings
+    subject = ideas.Subject("dit", "wan2.1-t2v-1.3b", None, "480p-17f", "fp16", "tensorrt", settings)
+    checkpoint, did = Checkpoint.open(small_checkpoint), set()
+
+    def noted(kind: type, name: str, static: bool = False) -> None:
+        original = getattr(kind, name)
+        note = lambda *given: did.add(name) or original(*given)  # noqa: E731
+        monkeypatch.setattr(kind, name, staticmethod(note) if static else note)
+
+    noted(ideas.dit._CentredAttention, "centre")
+    noted(ideas._RotatedByHeads, "rotate", static=True)
+
+    def done_in(idea: str) -> set[str]:
+        did.clear()
+        subject.form(idea).graph(checkpoint, "fp16")(*inputs(get_component("dit"), checkpoint, torch.float16))
+        return set(did)
+
+    assert done_in(ideas.AS_IS) == done_in("one-product") == {"centre"}
+    assert done_in("rotation-by-heads") == {"centre", "rotate"}
+    assert done_in("bf16-self-attention") == done_in("fp16-attention") == set()
+    assert done_in("rotation-by-heads+fp16-attention") == {"rotate"}
+
+
 def test_ideas_about_the_mean_of_values_differ_in_where_it_is_put_back(
     ideas: ModuleType, small_checkpoint: Path
 ) -> None:

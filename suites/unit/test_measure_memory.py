@@ -19,7 +19,9 @@ from wan_trt_core.measure.memory import (
     growth_metric,
     peak_metrics,
     peak_resident_set,
+    reset_kernel_peak,
     resident_set,
+    resident_set_and_peak,
 )
 from wan_trt_core.measure.memory import (
     memory_by_run as series_by_run,
@@ -61,6 +63,16 @@ def test_kernel_that_ignores_the_reset_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "clear_refs").touch()
     (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  900000 kB\nVmRSS:\t  100000 kB\n")
     assert peak_resident_set(lambda: None, proc=tmp_path).method == "sampled"
+
+
+def test_the_kernel_s_book_is_read_whatever_stands_before_it(tmp_path: Path) -> None:
+    """A user of a thousand groups has a long line there."""
+    (tmp_path / "clear_refs").touch()
+    groups = " ".join(str(group) for group in range(10_000, 11_000))
+    (tmp_path / "status").write_text(f"Groups:\t{groups}\nVmHWM:\t  2000 kB\nVmRSS:\t  1990 kB\n")
+    assert resident_set_and_peak(tmp_path) == (1990 * 1024, 2000 * 1024)
+    assert reset_kernel_peak(tmp_path)
+    assert (tmp_path / "clear_refs").read_text() == "5"
 
 
 def test_peak_metrics() -> None:

@@ -275,6 +275,20 @@ def test_between_steps_the_driver_is_asked_only_where_pytorch_reserves_anew(
     assert set(asked) - {""} == {"step 1", "step 2", "decode", "end"}, "step 1 is another stage, and reserved"
 
 
+def test_the_driver_is_asked_where_pytorch_reserved_more_for_a_while(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample from then would stand for what is held now."""
+    monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 60)
+    with Meter(DeviceMemory(device, FakeNvml(device), object())) as meter:
+        device.take(40 * MIB)
+        device.drop(40 * MIB)
+        device.empty_cache()
+        device.outside += 100 * MIB
+        now, peak = meter.look(step=True)
+    assert (now.reserved, peak.reserved, now.device_used) == (0, 40 * MIB, 600 * MIB)
+
+
 def test_a_sample_stands_for_the_drivers_book_at_the_next_step(
     device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

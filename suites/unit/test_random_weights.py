@@ -17,6 +17,7 @@ from wan_trt_core.cases import Case
 from wan_trt_core.comparison import measure_case
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_here
+from wan_trt_core.comparison.targets import target_of
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.verdict import Verdict
@@ -36,6 +37,7 @@ TINY: Configs = {
         "freq_dim": 32,
     },
     "vae": {"base_dim": 8, "num_res_blocks": 1},
+    "text_encoder": catalogue._OF_TINY["text_encoder"],
 }  # fmt: skip
 FLOOR = {"min": 90.0, "reason": "float32"}
 
@@ -116,7 +118,8 @@ def test_a_text_encoder_is_there_where_it_is_asked_for() -> None:
     assert model.config("text_encoder")["d_model"] == model.config("transformer")["text_dim"]
     assert hashes_of(model) == hashes_of(resolve(NAME).checkpoint)  # so that both have the same engines
     cut = resolve(NAME, text_encoder=True, layers=1).checkpoint
-    assert cut.source == "seeded random, 1 of 30 layers, text encoder too" and "text_encoder" in cut.parts
+    assert cut.source == "seeded random, 1 of 30 layers, text encoder too"
+    assert cut.config("text_encoder") == model.config("text_encoder")
 
 
 def hashes_of(model: Checkpoint) -> list[str]:
@@ -177,6 +180,15 @@ def test_values_are_a_hash_of_name_and_index() -> None:
     assert abs(float(found.mean())) < 0.02
     assert float(found.std()) == pytest.approx(3**-0.5, rel=0.02)
     assert not found.equal(uniform("another", found.shape, "cpu"))
+
+
+@pytest.mark.parametrize("at_once", [64, 7_499, 7_500, 14_999, 15_000])
+def test_values_are_the_same_in_as_many_pieces_as_they_are_computed(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = uniform("a name", torch.Size((300, 50)), "cpu")
+    monkeypatch.setattr(random_weights, "AT_ONCE", at_once)
+    assert uniform("a name", torch.Size((300, 50)), "cpu").equal(whole)
 
 
 def test_the_same_weights_each_time_in_every_precision() -> None:
@@ -271,6 +283,7 @@ def test_prompts_are_random_states_padded_with_zeros() -> None:
     assert states.equal(random_states(PROMPT, 16, 32))
     assert not states[:, 0].equal(random_states("", 16, 32)[:, 0])
     assert random_states("a b c d", 2, 32).ne(0).all()
+    assert states.equal(encode_prompt(checkpoint(text_encoder=True), PROMPT, 16))  # exports load none of it
 
 
 def test_the_hash_follows_what_the_weights_are_made_from() -> None:
@@ -325,6 +338,36 @@ def test_cases_with_other_layers_are_other_models(tiny: str, settings: Settings,
     one, two = (engine.memory()["weights"] for engine in context.engines._engines.values())
     assert one < two
     context.close()
+
+
+def test_cases_with_a_text_encoder_are_other_models(tiny: str, settings: Settings, on_modules: None) -> None:
+    context = Context(settings)
+    found = [
+        measure_case(case_of("pipeline", tiny, steps=1, text_encoder=given), "parity", context)
+        for given in (False, True)
+    ]
+    assert [each.facts["random_weights"] for each in found] == [
+        "seeded random",
+        "seeded random, text encoder too",
+    ]
+    context.close()
+
+
+def test_the_reference_s_text_encoder_is_in_float32_unless_the_case_says_otherwise(
+    tiny: str, settings: Settings, on_modules: None
+) -> None:
+    half = {"dit": "fp32", "vae": "fp32", "text_encoder": "bf16"}
+
+    def encoders(**fields: Any) -> list[torch.dtype]:
+        context = Context(settings)
+        target = target_of(case_of("pipeline", tiny, text_encoder=True, **fields), context)
+        found = [arm.pipe.text_encoder.dtype for arm in (target.reference, target.candidate)]
+        context.close()
+        return found
+
+    assert encoders(precision=half) == [torch.float32, torch.bfloat16]
+    assert encoders(precision=half, reference_precision=half) == [torch.bfloat16, torch.bfloat16]
+    assert encoders(reference_precision=half) == [torch.bfloat16, torch.float32]
 
 
 def test_memory_is_marked_too(tiny: str, settings: Settings, on_modules: None) -> None:

@@ -85,9 +85,8 @@ class DeviceMemory:
     def books(self) -> tuple[int, int, int, int]:
         """PyTorch's own book from one look: allocated and reserved now, and the most of each since
         :meth:`reset_peaks`. Nothing waits for the device: memory is counted when it is asked for."""
-        stats = (
-            self._cuda.memory_stats_as_nested_dict()
-        )  # memory_stats() makes a sorted list of it, which takes longer
+        # memory_stats() makes a sorted list of it, which takes longer
+        stats = self._cuda.memory_stats_as_nested_dict()
         found = (
             int(stats.get(f"{book}_bytes", {}).get("all", {}).get(when, 0))
             for when in ("current", "peak")

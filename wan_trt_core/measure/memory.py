@@ -198,9 +198,8 @@ def resident_set_and_peak(proc: Path = PROCESS) -> tuple[int, int]:
     Raises:
         OSError, KeyError: where the kernel does not tell.
     """
-    stream = os.open(
-        f"{proc}/status", os.O_RDONLY
-    )  # at every step, by the system's own calls: open() takes thrice as long
+    # at every step, so by the system's own calls: open() takes thrice as long
+    stream = os.open(f"{proc}/status", os.O_RDONLY)
     try:
         text = os.read(stream, _STATUS_BYTES)
     finally:

@@ -70,7 +70,7 @@ class Meter:
         self._used = self._resident = 0
         self._sampled = (
             self._reserved
-        ) = -1  # of the driver's book the last value, and PyTorch's reserved then
+        ) = -1  # what the driver told last, and what PyTorch had reserved when asked
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -102,7 +102,7 @@ class Meter:
 
         Args:
             step: another step of the same stage begins. The driver is then not asked, which takes as long as all else,
-                unless PyTorch reserves more or less than it did: its last sample stands.
+                unless PyTorch reserves more or less than it did, or did meanwhile: its last sample stands.
         """
         with self._lock:
             if self._exact:
@@ -114,7 +114,7 @@ class Meter:
             if self._device is None:
                 return Amounts(resident_set=now), Amounts(resident_set=peak)
             allocated, reserved, most_allocated, most_reserved = self._device.books()
-            if not step or reserved != self._reserved:
+            if not step or {reserved, most_reserved} != {self._reserved}:
                 self._sampled, self._reserved = self._device.used(), reserved
             used = self._sampled
             most, self._used = max(self._used, used), 0

@@ -22,7 +22,8 @@ def component_names() -> tuple[str, ...]:
 
 
 def components_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The names of the components whose part the checkpoint has: one with random weights has no text encoder."""
+    """The names of the components whose part the checkpoint has: one with random weights has no text encoder unless
+    one was asked for."""
     return tuple(name for name in component_names() if get_component(name).part in checkpoint.parts)
 
 

@@ -68,9 +68,8 @@ class Meter:
         self._exact = reset_kernel_peak(proc)
         self._lock = threading.Lock()  # a sample that was begun before a look must not count after it
         self._used = self._resident = 0
-        self._sampled = (
-            self._reserved
-        ) = -1  # what the driver told last, and what PyTorch had reserved when asked
+        self._sampled = -1  # what the driver told last
+        self._reserved = -1  # what PyTorch had reserved when a look asked it
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 

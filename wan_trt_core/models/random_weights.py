@@ -164,12 +164,12 @@ class RandomCheckpoint(Checkpoint):
                 raise CheckpointError(f"layers is {layers}; the model has {total}")
             cut = {part: {**configs[part], "num_layers": layers} for part in _transformers(configs)}
             self._configs = {**self._configs, **cut}
-        told = (
-            "seeded random",
-            f"{layers} of {total} layers" * bool(layers),
-            "text encoder too" * text_encoder,
-        )
-        self._source = ", ".join(filter(None, told))
+        told = ["seeded random"]
+        if layers is not None:
+            told.append(f"{layers} of {total} layers")
+        if text_encoder:
+            told.append("text encoder too")
+        self._source = ", ".join(told)
 
     def __repr__(self) -> str:
         return f"RandomCheckpoint({self._source!r})"

@@ -311,7 +311,8 @@ class _Attention(nn.Module):
         """
         dtype = torch.bfloat16 if self.bf16 else tokens.dtype
         query, key, value = self.to_attend(tokens, source, rope, dtype)
-        query, (value, centre) = query.transpose(1, 2), self.centred(value, added)
+        query = query.transpose(1, 2)
+        value, centre = self.centred(value, added)
         attended = _attend(query, key, value, added)
         if image is not None:
             key = self._heads(_rms_norm(self.add_k(image), self.norm_added_k, self.eps)).to(dtype)

@@ -188,9 +188,7 @@ def _in_bf16(*, video: bool, text: bool) -> Callable[[nn.Module], nn.Module]:
     def change(graph: nn.Module) -> nn.Module:
         for block in graph.blocks:
             block.attn1.bf16, block.attn2.bf16 = video, text
-            if isinstance(block.attn1, dit._CentredAttention):
-                block.attn1.__class__ = type("Plain", (_Plain, type(block.attn1)), {})
-        return graph
+        return _attentions_as(graph, _Plain, "attn1")
 
     return change
 
@@ -199,9 +197,9 @@ def _centred_values(graph: nn.Module) -> nn.Module:
     """The form of self-attention that is named ``centred`` in the settings."""
     for block in graph.blocks:
         block.attn1.bf16 = False
-        if not isinstance(block.attn1, dit._CentredAttention):  # as a setting has it already
-            block.attn1.__class__ = type("Centred", (dit._CentredAttention, type(block.attn1)), {})
-    return graph
+    if isinstance(graph.blocks[0].attn1, dit._CentredAttention):  # as a setting has it already
+        return graph
+    return _attentions_as(graph, dit._CentredAttention, "attn1")
 
 
 def _mean_behind(graph: nn.Module) -> nn.Module:
@@ -210,9 +208,7 @@ def _mean_behind(graph: nn.Module) -> nn.Module:
     class Attention(dit._CentredAttention):
         mixed = dit._Attention.mixed
 
-    for block in _centred_values(graph).blocks:
-        block.attn1.__class__ = type("MeanBehind", (Attention, type(block.attn1)), {})
-    return graph
+    return _attentions_as(_centred_values(graph), Attention, "attn1")
 
 
 def _prompt_mean_before(graph: nn.Module) -> nn.Module:
@@ -223,9 +219,7 @@ def _prompt_mean_before(graph: nn.Module) -> nn.Module:
             back = 0 if centre is None else self._heads(centre).transpose(1, 2)
             return super().mixed(attended + back)
 
-    for block in graph.blocks:
-        block.attn2.__class__ = type("MeanBefore", (Attention, type(block.attn2)), {})
-    return graph
+    return _attentions_as(graph, Attention, "attn2")
 
 
 class _RotatedByHeads(dit._Attention):
@@ -287,10 +281,11 @@ def _blocks_as(graph: nn.Module, kind: type) -> nn.Module:
     return graph
 
 
-def _attentions_as(graph: nn.Module, kind: type) -> nn.Module:
+def _attentions_as(graph: nn.Module, kind: type, *names: str) -> nn.Module:
+    """Every block's attentions of these names, both unless some are given, as ``kind`` on top of what they are."""
     for block in graph.blocks:
-        for part in (block.attn1, block.attn2):
-            # one more idea on top of others
+        for name in names or ("attn1", "attn2"):
+            part = getattr(block, name)
             part.__class__ = type(kind.__name__, (kind, type(part)), {})
     return graph
 

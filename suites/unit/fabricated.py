@@ -186,7 +186,7 @@ def with_events(record: RunRecord, folder: Path, events: str | None = None) -> R
     Args:
         events: what stands in the file in their place.
     """
-    from test_memory_analysis import FAILURE, stock
+    from fabricated_memory import FAILURE, stock
 
     from wan_trt_core.measure.memory_events import events_file
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fabricated import case_record, full_run, make_case, perf_measurement, run_record, with_events
-from test_memory_analysis import FAILURE, stock
+from fabricated_memory import FAILURE, stock
 
 import wan_trt_core.report
 from wan_trt_core.records import CaseRecord, Measurement, Metric, RunRecord

@@ -2,99 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fabricated_memory import (
+    CONTEXT,
+    FAILURE,
+    START,
+    on_device,
+    on_host,
+    record_of,
+    stock,
+    weights,
+)
 from fake_device import MIB
 
-from wan_trt_core.measure.memory_events import Amounts, Event, Failure, Held, MemoryRecord
+from wan_trt_core.measure.memory_events import Held, MemoryRecord
 from wan_trt_core.report.memory_analysis import Advice, Growth, NothingRecorded, analyse
 from wan_trt_core.report.memory_report import memory_html, memory_markdown, write_memory_report
-
-CONTEXT = 500  # MiB of the device that are in no other book
-START = 800  # MiB of the process before anything was loaded
-
-
-def on_device(allocated: int, cached: int = 0, outside: int = 0) -> Amounts:
-    """In MiB; ``outside`` of PyTorch's allocator beside the CUDA context."""
-    reserved = allocated + cached
-    return Amounts(
-        resident_set=START * MIB,
-        allocated=allocated * MIB,
-        reserved=reserved * MIB,
-        device_used=(reserved + outside + CONTEXT) * MIB,
-    )
-
-
-def on_host(resident: int) -> Amounts:
-    return Amounts(resident_set=resident * MIB)
-
-
-def record_of(
-    stages: Sequence[tuple[str, Amounts, Amounts, Held]],
-    *,
-    start: Amounts,
-    precisions: Mapping[str, str] | None = None,
-    failure: Failure | None = None,
-    **run: Any,
-) -> MemoryRecord:
-    """A record of stages, as ``load vae`` or ``denoise 2``, each with its peak, what was held after it and by whom;
-    every one takes a second, a load two."""
-    events, before, at = [], start, 0.0
-    for label, peak, after, held in stages:
-        stage, _, rest = label.partition(" ")
-        named: dict[str, Any] = {"index": int(rest)} if rest.isdigit() else {"name": rest}
-        end = at + (2.0 if stage == "load" else 1.0)
-        times = {"start": at, "end": end}
-        amounts = {"before": before, "peak": peak.most(before).most(after), "after": after}
-        events.append(Event.model_validate({"stage": stage, **named, **times, **amounts, "held": held}))
-        before, at = after, end
-    return MemoryRecord(
-        started="2026-01-01T00:00:00+00:00",
-        command=("wan-trt", "run"),
-        hardware_key="cuda-test",
-        run={"model": "a | model", "backend": "torch", **run},
-        methods={},
-        precisions=dict(precisions or {}),
-        events=tuple(events),
-        failure=failure,
-    )
-
-
-def weights(**names: int) -> dict[str, int]:
-    return {f"{name} weights": size * MIB for name, size in names.items()}
-
-
-ENCODER: Held = {"allocator": weights(text_encoder=1000)}
-BOTH: Held = {"allocator": weights(text_encoder=1000, transformer=500)}
-ALL: Held = {"allocator": weights(text_encoder=1000, transformer=500, vae=100)}
-
-
-def stock(
-    denoise: int = 1700,
-    decode: int = 1900,
-    *,
-    cached: int = 0,
-    steps: Sequence[int] = (1600,) * 6,
-    **more: Any,
-) -> MemoryRecord:
-    """A run of stock modules on a device: peaks of the denoising and of the decode in MiB, and what is allocated
-    after each step."""
-    return record_of(
-        [
-            ("load text_encoder", on_device(1000), on_device(1000), ENCODER),
-            ("load transformer", on_device(1500), on_device(1500), BOTH),
-            ("load vae", on_device(1600), on_device(1600), ALL),
-            ("text_encode", on_device(1650), on_device(1600), ALL),
-            *((f"denoise {index}", on_device(denoise), on_device(held), ALL) for index, held in enumerate(steps, 1)),
-            ("decode 1", on_device(decode, cached), on_device(1600, cached), ALL),
-        ],
-        start=on_device(0),
-        precisions={"text_encoder weights": "bfloat16", "transformer weights": "float32"},
-        **more,
-    )  # fmt: skip
 
 
 def by_name(record: MemoryRecord) -> dict[str, Advice]:
@@ -305,16 +230,6 @@ def test_known_costs_come_before_unknown_ones_and_little_is_only_named() -> None
 
 
 # ---- reports ----------------------------------------------------------------------------------------------------
-
-
-FAILURE = Failure(
-    kind="out_of_memory",
-    stage="decode 1",
-    message="OutOfMemoryError: CUDA out of memory",
-    asked=2048 * MIB,
-    amounts=on_device(1900),
-    held=ALL,
-)
 
 
 def test_the_report_says_what_was_asked_and_who_held_what() -> None:

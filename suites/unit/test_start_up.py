@@ -78,7 +78,9 @@ def test_starts_are_processes_of_their_own(
     asked = ["--model", "tiny-wan", "--json", str(tmp_path / "start.json")]
     script.main(asked)
     assert all(command[2:-2] == asked and command[-2] == "--since" for command in starts)
-    assert len(starts) == 4, "the first does not count: it may have built engines, and compiled what is imported"
+    assert len(starts) == 4, (
+        "the first does not count: it may have built engines, and compiled what is imported"
+    )
     assert len(set(folders)) == 1, "the later ones find what it compiled"
     out = capsys.readouterr().out
     assert "all                        30.00 s   20.00 to 40.00 s" in out

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.measure.memory_events import MemoryRecord, events_file
@@ -36,9 +33,7 @@ from wan_trt_core.report.summary import (
     worst_first,
 )
 from wan_trt_core.report.tables import Table, case_notes, case_subject, case_tables, facts_table, run_tables
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from wan_trt_core.report.templating import templates
 
 
 @dataclass(frozen=True)
@@ -110,26 +105,6 @@ def page_of(record: RunRecord, album: Album | None = None) -> Page:
 def html_report(record: RunRecord, album: Album | None = None) -> str:
     """The report: verdicts, every case's charts, frames and tables, and the environment."""
     return templates().get_template("report.html").render(page=page_of(record, album))
-
-
-def templates() -> Environment:
-    """The templates of a page; in them ``draw`` makes SVG of a chart."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    from wan_trt_core.report.drawing import svg
-
-    found = Environment(
-        loader=PackageLoader("wan_trt_core.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    number = partial(next, count(1))
-    # What Matplotlib writes is markup already; it escapes the names in it.
-    found.globals["draw"] = lambda chart: Markup(svg(chart, f"chart{number()}"))
-    return found
 
 
 def write_html(record: RunRecord, path: Path, run: Path | None = None) -> None:

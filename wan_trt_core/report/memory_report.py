@@ -13,6 +13,7 @@ from wan_trt_core.report.charts import BOOKS, Chart, memory_timeline
 from wan_trt_core.report.markdown import escape, markdown_table
 from wan_trt_core.report.memory_analysis import WORTH, Analysis, Growth, analyse
 from wan_trt_core.report.tables import Table, flat
+from wan_trt_core.report.templating import templates
 
 ALIKE = 0.01
 """Steps in a row whose peaks differ by less than this part are one row of the timeline."""
@@ -85,8 +86,6 @@ def memory_html(record: MemoryRecord) -> str:
     Raises:
         NothingRecorded: when there are no events.
     """
-    from wan_trt_core.report.html import templates
-
     return templates().get_template("memory.html").render(page=memory_page(record))
 
 

@@ -25,10 +25,10 @@ from wan_trt_core.comparison.targets import Asked, PipelineTarget
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory import resident_code, resident_set
+from wan_trt_core.memory.prediction import choice_of, predict, workload
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.report.markdown import markdown_table
-from wan_trt_core.report.memory_plan import choice_of, predict, workload
 
 HEADER = (
     "backend",

@@ -41,7 +41,6 @@ from wan_trt_core.pipeline.engines import load_engine
 from wan_trt_core.pipeline.video import write_video
 from wan_trt_core.progress import progress
 from wan_trt_core.records import Measurement, Metric, RunRecord
-from wan_trt_core.report import memory_plan
 
 CASES = """
 version: 1
@@ -515,7 +514,9 @@ class TestRun:
         ), err
         planned: list[Any] = []
         nothing = SimpleNamespace(fitting=())
-        monkeypatch.setattr(memory_plan, "plan", lambda *asked: (planned.append(asked[1]), nothing)[1])
+        monkeypatch.setattr(
+            "wan_trt_core.memory.plan.plan", lambda *asked: (planned.append(asked[1]), nothing)[1]
+        )
         on_engines = ("--backend", "onnxruntime", "--precision", "fp16", "--text-encoder-engine")
         code, _, err = wan(*given, *on_engines)
         assert code == 3 and "No settings fit" in err, err

@@ -18,6 +18,18 @@ from torch.nn import functional
 
 from wan_trt_core.comparison.memory import beside_plan
 from wan_trt_core.config import Settings
+from wan_trt_core.memory.options import OPTIONS
+from wan_trt_core.memory.plan import plan
+from wan_trt_core.memory.prediction import (
+    GIB,
+    LEAN_SCRATCH,
+    Choice,
+    Workload,
+    choice_of,
+    predict,
+    unplanned,
+    workload,
+)
 from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.footprint import (
@@ -30,18 +42,6 @@ from wan_trt_core.models.footprint import (
 from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.random_weights import UMT5_XXL
 from wan_trt_core.records import Metric
-from wan_trt_core.report.memory_plan import (
-    GIB,
-    LEAN_SCRATCH,
-    OPTIONS,
-    Choice,
-    Workload,
-    choice_of,
-    plan,
-    predict,
-    unplanned,
-    workload,
-)
 from wan_trt_core.report.memory_plan_report import headline, plan_json, plan_markdown, sizes_table
 
 ROOT = Path(__file__).parents[2]

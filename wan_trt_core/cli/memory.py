@@ -22,7 +22,7 @@ from wan_trt_core.cli.videos import PartsPrecisionOption, parse_precision
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
-    from wan_trt_core.report.memory_plan import Choice
+    from wan_trt_core.memory.prediction import Choice
 
 commands = typer.Typer()
 memory = typer.Typer(no_args_is_help=True, help="What a run holds, will hold, and what would lower its peak.")
@@ -53,7 +53,7 @@ def analyze(
     from dataclasses import asdict
 
     from wan_trt_core.measure.memory_events import MemoryRecord
-    from wan_trt_core.report.memory_analysis import analyse
+    from wan_trt_core.memory.analysis import analyse
     from wan_trt_core.report.memory_report import memory_markdown, memory_page, write_memory_report
 
     record = MemoryRecord.read(events)
@@ -105,8 +105,9 @@ def plan_memory(
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache) as loaded:
         from wan_trt_core.backends.registry import device_of, get_backend
+        from wan_trt_core.memory.plan import plan
+        from wan_trt_core.memory.prediction import choice_of, unplanned, workload
         from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.report.memory_plan import choice_of, plan, unplanned, workload
         from wan_trt_core.report.memory_plan_report import plan_json, plan_markdown
 
         settings = loaded.settings
@@ -140,8 +141,8 @@ def plan_memory(
 
 
 def _sizes(settings: Settings, choice: Choice, only: str | None) -> str:
+    from wan_trt_core.memory.prediction import unplanned, workload
     from wan_trt_core.models.catalogue import model_names, resolve
-    from wan_trt_core.report.memory_plan import unplanned, workload
     from wan_trt_core.report.memory_plan_report import LEGEND, sizes_table
 
     named = [resolve(name, download=False) for name in ([only] if only else model_names())]

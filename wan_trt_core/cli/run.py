@@ -268,11 +268,12 @@ def _check_memory(
     import torch
 
     from wan_trt_core.gates.formatting import quantity
+    from wan_trt_core.memory.plan import plan
+    from wan_trt_core.memory.prediction import choice_of, predict, unplanned, workload
     from wan_trt_core.models.profiles import Sizes
     from wan_trt_core.pipeline.assembly import TEXT_ENCODER
     from wan_trt_core.pipeline.engines import precision_of
     from wan_trt_core.pipeline.generate import GenerationError
-    from wan_trt_core.report.memory_plan import choice_of, plan, predict, unplanned, workload
 
     if unplanned(model.checkpoint):
         return

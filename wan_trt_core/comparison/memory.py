@@ -57,10 +57,10 @@ from wan_trt_core.measure.memory import (
 )
 from wan_trt_core.measure.memory_events import events_file
 from wan_trt_core.measure.memory_recorder import out_of_memory
+from wan_trt_core.memory.prediction import choice_of, predict, workload
 from wan_trt_core.pipeline.recording import recorded_run
 from wan_trt_core.pipeline.stages import peaks_by_stage
 from wan_trt_core.records import Measurement, Metric
-from wan_trt_core.report.memory_plan import choice_of, predict, workload
 
 Metrics = dict[str, Metric]
 Result = TypeVar("Result")

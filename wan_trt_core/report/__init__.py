@@ -1,1 +1,1 @@
-"""Reports, made from a :class:`~wan_trt_core.records.RunRecord` and nothing else."""
+"""Reports, made from what a run recorded (:mod:`wan_trt_core.records`) or planned (:mod:`wan_trt_core.memory`)."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.measure.memory_events import MemoryRecord, events_file
+from wan_trt_core.memory.analysis import NothingRecorded
 from wan_trt_core.records import CaseRecord, CheckRecord, RecordError, RunRecord, write_text
 from wan_trt_core.report.charts import Chart, case_charts
 from wan_trt_core.report.frames import Album, Frames
-from wan_trt_core.report.memory_analysis import NothingRecorded
 from wan_trt_core.report.memory_report import MemoryPage, memory_page
 from wan_trt_core.report.summary import (
     WHY,

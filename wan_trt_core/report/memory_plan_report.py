@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
+from wan_trt_core.memory.plan import Plan, Setting, plan
+from wan_trt_core.memory.prediction import GIB, Choice, Prediction, Workload
 from wan_trt_core.report.markdown import markdown_table
-from wan_trt_core.report.memory_plan import GIB, Choice, Plan, Prediction, Setting, Workload, plan
 
 SURE = 0.1
 """The part by which a prediction may be off."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory_events import Event, Failure, MemoryRecord
+from wan_trt_core.memory.analysis import WORTH, Analysis, Growth, analyse
 from wan_trt_core.records import write_text
 from wan_trt_core.report.charts import BOOKS, Chart, memory_timeline
 from wan_trt_core.report.markdown import escape, markdown_table
-from wan_trt_core.report.memory_analysis import WORTH, Analysis, Growth, analyse
 from wan_trt_core.report.tables import Table, flat
 from wan_trt_core.report.templating import templates
 

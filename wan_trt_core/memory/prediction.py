@@ -1,7 +1,7 @@
-"""What a pipeline will hold at each stage, before anything is loaded, and the settings that fit into a budget.
+"""What a pipeline will hold at each stage, before anything is loaded.
 
 Functions of shapes, of what the manifests of built engines tell, and of a few measured numbers, each named below. Every
-term says where it comes from. A new option is a row of :data:`OPTIONS`.
+term says where it comes from.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import combinations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +30,6 @@ from wan_trt_core.models.profiles import SPATIAL, tile_stride
 from wan_trt_core.models.random_weights import UMT5_XXL
 from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches, encoder_caches
 from wan_trt_core.pipeline.tiling import TiledDecoder
-from wan_trt_core.report.memory_analysis import WHOLE_ONLY
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -70,26 +68,12 @@ SCRATCH: Mapping[str, float] = {"transformer": 1.7, "vae": 1.2}
 that encode nothing was measured: they are taken to be as those that decode."""
 LEAN_SCRATCH = 0.9
 """That of the lean decoder's engines over the usual ones': 7.68 GB for 8.60."""
-ENGINE_LOADING = 0.7e9
-"""Bytes a second at which an engine is loaded: 2.8 GB in 3.9 s."""
-DECODE_SECONDS = 1.516 / (480 * 832 * 81)
-"""Of the VAE decode in float32 on engines, for each pixel of a video."""
-TILE_PIXEL = 1.28
-"""What a pixel of a tile takes over one of a whole frame: 3.17 s of a decode whose tiles are 1.66 times the frames."""
-
 # ---- measured on two cores of a Xeon 6, glibc 2.36, tiny-wan -----------------------------------------------
 
 KEPT_BY_MALLOC = 300_000_000
 """What glibc keeps at most of the blocks under 32 MiB that stock PyTorch's decode has freed: 0.25 to 0.37 GB at three
 sizes. A small decode keeps 0.1 GB and twice what it needs, a tiny one up to twelve times that; with
 MALLOC_MMAP_THRESHOLD_ in the environment none does."""
-
-# ---- assumed, to put prices in an order --------------------------------------------------------------------
-
-BUS = 25e9
-"""Bytes a second from pinned host memory: 16 lanes of PCIe 4 have 32e9 on paper."""
-HOST_FLOPS = 0.5e12
-"""Operations a second of a CPU in float32."""
 
 
 @dataclass(frozen=True)
@@ -211,35 +195,35 @@ def predict(work: Workload, choice: Choice) -> Prediction:
     own = Term("CUDA's own", CUDA_OWN, "measured")
     if work.device == "cpu":
         own = Term("Python, PyTorch and what else is imported", work.process, "measured")
-    held = list(_weights(work, choice))
+    held = list(weight_terms(work, choice))
     stages: dict[Stage, tuple[Term, ...]] = {}
     for stage in STAGES:
         if stage == "image_encode" and not work.from_image:
             continue
         if not offloads:
-            weights = [term for _, term in held]
+            loaded = [term for _, term in held]
         elif stage == "load":
-            weights = sorted((term for _, term in held), key=lambda term: term.size)[-1:]
+            loaded = sorted((term for _, term in held), key=lambda term: term.size)[-1:]
         else:
             turns = [[term for part, term in held if part == turn] for turn in _TURNS[stage]]
-            weights = max(turns, key=lambda terms: sum(term.size for term in terms))
-        stages[stage] = (own, *weights, *_working(work, choice, stage))
+            loaded = max(turns, key=lambda terms: sum(term.size for term in terms))
+        stages[stage] = (own, *loaded, *_working(work, choice, stage))
     return Prediction(stages)
 
 
-def _weights(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
+def weight_terms(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
     """Weights by the part of the model whose stage they are needed in."""
     on_host = work.device == "cpu"
     if work.text_encoder and not choice.text_encoder_engine and (on_host or choice.encodes_in_pytorch):
-        size = _stock(work, "text_encoder", choice.text_encoder).weights
+        size = stock_part(work, "text_encoder", choice.text_encoder).weights
         yield "text_encoder", Term("text encoder weights", size, "shapes")
     if "image_encoder" in work.checkpoint.parts:
-        size = _stock(work, "image_encoder", "fp32").weights
+        size = stock_part(work, "image_encoder", "fp32").weights
         yield "image_encoder", Term("image encoder weights", size, "shapes")
     transformers = {get_component(name).part: choice.dit for name in work.dits}
     for part, precision in (*transformers.items(), ("vae", choice.vae)):
         if not work.engines:  # which are in the place of modules without weights
-            yield part, Term(f"{part} weights", _stock(work, part, precision).weights, "shapes")
+            yield part, Term(f"{part} weights", stock_part(work, part, precision).weights, "shapes")
     if work.engines:
         encoders = (ENCODER_FIRST, ENCODER_NEXT) if work.from_image else ()
         text = ("text_encoder",) if work.text_encoder and choice.text_encoder_engine else ()
@@ -263,7 +247,7 @@ def _working(work: Workload, choice: Choice, stage: Stage) -> Iterator[Term]:
     here = work.device == "cpu" or choice.text_encoder_device != "cpu"
     if stage == "text_encode" and work.text_encoder and here:
         yield Term(
-            "text encoder at work", _stock(work, "text_encoder", choice.text_encoder).working, "shapes"
+            "text encoder at work", stock_part(work, "text_encoder", choice.text_encoder).working, "shapes"
         )
     if stage == "image_encode":
         yield from _encode_image(work, choice)
@@ -301,7 +285,7 @@ def _denoise(work: Workload, choice: Choice) -> Iterator[Term]:
         if work.from_image:
             yield _arena(work, choice, (ENCODER_FIRST, ENCODER_NEXT), "arenas of the vae's encoder engines")
     else:
-        yield Term("transformer at work", _stock(work, "transformer", choice.dit).working, "shapes")
+        yield Term("transformer at work", stock_part(work, "transformer", choice.dit).working, "shapes")
 
 
 def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
@@ -309,7 +293,7 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
     working = stock_footprint(work.checkpoint, "vae", choice.vae, seen, layouts=on_device).working
     yield Term("vae at work, its caches and the video", working, "shapes")
     if seen != work.video:  # every tile is kept until all are blended
-        heights, widths = _tiles(work, choice)
+        heights, widths = tiles_along(work, choice)
         whole = _video_bytes(work, choice.vae)
         tiles = round(whole * sum(heights) * sum(widths) / (work.video.height * work.video.width))
         yield Term("tiles of the video, and it whole", whole + tiles, "shapes")
@@ -323,7 +307,7 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
 
 
 def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
-    seen, (heights, widths) = _seen(work, choice), _tiles(work, choice)
+    seen, (heights, widths) = _seen(work, choice), tiles_along(work, choice)
     found = decoder_caches(work.checkpoint.config("vae"), half=choice.vae_lean)
 
     def of(height: int, width: int) -> list[int]:
@@ -409,17 +393,17 @@ def _precision(choice: Choice, component: str) -> str:
     return {"vae": choice.vae, "text_encoder": choice.text_encoder}.get(part, choice.dit)
 
 
-def _stock(work: Workload, part: str, precision: str) -> Footprint:
+def stock_part(work: Workload, part: str, precision: str) -> Footprint:
     return stock_footprint(work.checkpoint, part, precision, work.video)
 
 
 def _seen(work: Workload, choice: Choice) -> Sizes:
     """What the VAE sees at once."""
-    heights, widths = _tiles(work, choice)
+    heights, widths = tiles_along(work, choice)
     return replace(work.video, height=heights[0], width=widths[0])
 
 
-def _tiles(work: Workload, choice: Choice) -> tuple[list[int], list[int]]:
+def tiles_along(work: Workload, choice: Choice) -> tuple[list[int], list[int]]:
     """Pixels in height and in width of the tiles along each side, the largest first; they overlap by a quarter as in
     diffusers. One each where whole frames are decoded."""
 
@@ -455,248 +439,7 @@ def _cache_bytes(cache: CacheSpec, choice: Choice, seen: Sizes) -> int:
     return cache.taken().nbytes(sizes, choice.vae)
 
 
-# ---- options: what lowers the peak, and its price ----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Option:
-    """A setting that lowers the peak.
-
-    Attributes:
-        name: the setting, or the component of ``--precision``, and its value, as they are given.
-        change: of :class:`Choice`.
-        where: whether it does anything, for a workload and the choice before.
-        seconds: that it adds to a video, modelled.
-        loss: how far it changes the video: 0 not at all, 1 by rounding, 2 more.
-        price: in words.
-    """
-
-    name: str
-    change: tuple[tuple[str, Any], ...]
-    where: Callable[[Workload, Choice], bool]
-    seconds: Callable[[Workload, Choice], float]
-    loss: int
-    price: str
-
-
-def _encodes(work: Workload, choice: Choice) -> bool:
-    return work.text_encoder and work.device == "cuda" and choice.encodes_in_pytorch
-
-
-def _free(work: Workload, choice: Choice) -> float:
-    return 0.0
-
-
-def _offload_seconds(work: Workload, choice: Choice) -> float:
-    return sum(
-        term.size / (ENGINE_LOADING if "engine" in term.owner else BUS) for _, term in _weights(work, choice)
-    )
-
-
-def _encode_seconds(work: Workload, choice: Choice) -> float:
-    """Of two prompts on the host: two operations for each parameter and token."""
-    parameters = _stock(work, "text_encoder", "fp32").weights / 4
-    return 2 * 2 * parameters * work.video.text_length / HOST_FLOPS
-
-
-def _tile_seconds(work: Workload, choice: Choice) -> float:
-    video, (heights, widths) = work.video, _tiles(work, choice)
-    pixels = TILE_PIXEL * sum(heights) * sum(widths) - video.height * video.width
-    return DECODE_SECONDS * video.frames * pixels
-
-
-def _stream_seconds(work: Workload, choice: Choice) -> float:
-    def size(choice: Choice) -> int:
-        return sum(term.size for part, term in _weights(work, choice) if part != "text_encoder")
-
-    calls = work.calls / len(work.dits)  # of each
-    return calls * (size(replace(choice, weight_streaming_budget_gib=None)) - size(choice)) / BUS
-
-
-TILE = 256
-"""Pixels a side of the tiles that are considered."""
-
-OPTIONS: tuple[Option, ...] = (
-    Option(
-        "tensorrt.share_scratch=true",
-        (("share_scratch", True),),
-        lambda work, choice: work.engines and work.device == "cuda",
-        _free,
-        0,
-        "nothing",
-    ),
-    Option(
-        "pipeline.vae_frames_per_step=1",
-        (("vae_frames_per_step", 1),),
-        lambda work, choice: work.engines and work.device == "cuda",
-        _free,
-        0,
-        "more steps of the decode, not measured",
-    ),
-    Option(
-        "pipeline.vae_lean=true",
-        (("vae_lean", True),),
-        lambda work, choice: work.engines,
-        _free,
-        1,
-        "caches in half precision: its rounding, as a TF32 product's, and its range",
-    ),
-    Option(
-        "pipeline.offload=true",
-        (("offload", True),),
-        lambda work, choice: work.device == "cuda",
-        _offload_seconds,
-        0,
-        "every component is loaded again for each video: modules over the bus, engines from the cache",
-    ),
-    Option(
-        "pipeline.text_encoder_device=cpu",
-        (("text_encoder_device", "cpu"),),
-        _encodes,
-        _encode_seconds,
-        0,
-        "two prompts on the host",
-    ),
-    Option(
-        "tensorrt.weight_streaming_budget_gib=0",
-        (("weight_streaming_budget_gib", 0.0),),
-        lambda work, choice: work.backend == "tensorrt",
-        _stream_seconds,
-        0,
-        "the DiT's weights over the bus in every call; built with tensorrt.weight_streaming",
-    ),
-    Option(
-        "text_encoder=bf16",
-        (("text_encoder", "bf16"),),
-        lambda work, choice: _encodes(work, choice) and choice.text_encoder == "fp32",
-        _free,
-        1,
-        "another rounding of the prompt's states, not measured",
-    ),
-    Option(
-        "dit=fp16",
-        (("dit", "fp16"),),
-        lambda work, choice: work.device == "cuda" and choice.dit == "fp32",
-        _free,
-        1,
-        "rounding: the parity suite says how much",
-    ),
-    Option(
-        "vae=fp16",
-        (("vae", "fp16"),),
-        lambda work, choice: (
-            work.device == "cuda" and choice.vae == "fp32" and not (work.engines and VAE_NEXT in WHOLE_ONLY)
-        ),
-        _free,
-        1,
-        "rounding: the parity suite says how much",
-    ),
-    Option(
-        "text_encoder=int8",
-        (("text_encoder", "int8"),),
-        _encodes,
-        _free,
-        2,
-        "accuracy of the prompt, not measured",
-    ),
-    Option(
-        f"pipeline.vae_tile={TILE}",
-        (("vae_tile", TILE),),
-        lambda work, choice: (
-            choice.vae_tile is None
-            and max(work.video.height, work.video.width) > TILE
-            and not (work.engines and work.video.spatial != SPATIAL)  # whose engines decode no tiles
-        ),
-        _tile_seconds,
-        2,
-        "tiles overlap, and other pixels at their seams",
-    ),
-)
-"""All settings that are considered, those that leave the video as it is first."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Options taken together.
-
-    Attributes:
-        loss: of all, see :class:`Option`.
-        seconds: that they add to a video, modelled.
-    """
-
-    options: tuple[Option, ...]
-    prediction: Prediction
-    loss: int
-    seconds: float
-
-    @property
-    def name(self) -> str:
-        """The settings in words."""
-        return ", ".join(option.name for option in self.options) or "as it is"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Whether it fits, and what would make it.
-
-    Attributes:
-        budget: bytes, if one was given.
-        asked: the prediction for the settings as they are.
-        single: every option by itself that saves something, the most first.
-        fitting: the smallest sets of options that fit, cheapest first: those that change the video least, then by
-            seconds. The first is empty where it fits as it is.
-        smallest: the set of options with the lowest peak of all.
-    """
-
-    budget: int | None
-    asked: Prediction
-    single: tuple[Setting, ...]
-    fitting: tuple[Setting, ...]
-    smallest: Setting
-
-    @property
-    def missing(self) -> int:
-        """Bytes by which even the smallest misses the budget; 0 where something fits."""
-        return 0 if self.budget is None or self.fitting else self.smallest.prediction.peak - self.budget
-
-
-def plan(work: Workload, choice: Choice, budget: int | None = None) -> Plan:
-    """Predict the peak, and find the settings that fit.
-
-    Args:
-        budget: bytes of the device.
-    """
-    asked = predict(work, choice)
-    useful = [option for option in OPTIONS if option.where(work, choice) and _changes(option, choice)]
-    every = [
-        _setting(work, choice, options)
-        for count in range(len(useful) + 1)
-        for options in combinations(useful, count)
-        if _apart(options)
-    ]
-    single = [each for each in every if len(each.options) == 1 and each.prediction.peak < asked.peak]
-    fitting: list[Setting] = []
-    for each in every if budget is not None else ():  # smaller sets come first
-        smaller = any(set(found.options) <= set(each.options) for found in fitting)
-        if not smaller and each.prediction.peak <= (budget or 0):
-            fitting.append(each)
-    return Plan(
-        budget,
-        asked,
-        tuple(sorted(single, key=lambda each: each.prediction.peak)),
-        tuple(sorted(fitting, key=_cost)),
-        min(every, key=lambda each: (each.prediction.peak, *_cost(each))),
-    )
-
-
-def _cost(setting: Setting) -> tuple[int, float, int]:
-    return setting.loss, setting.seconds, len(setting.options)
-
-
-def _setting(work: Workload, choice: Choice, options: tuple[Option, ...]) -> Setting:
-    changed = replace(choice, **{name: value for option in options for name, value in option.change})
-    seconds = sum(option.seconds(work, changed) for option in options)
-    return Setting(options, predict(work, changed), sum(option.loss for option in options), seconds)
+# ---- what is asked, from the settings -----------------------------------------------------------------------
 
 
 def workload(
@@ -740,17 +483,6 @@ def workload(
         gives_back="MALLOC_MMAP_THRESHOLD_" in os.environ,
         built=built,
     )
-
-
-def _changes(option: Option, choice: Choice) -> bool:
-    return any(getattr(choice, name) != value for name, value in option.change)
-
-
-def _apart(options: Sequence[Option]) -> bool:
-    """Whether no two change the same, and none only what another does away with."""
-    changed = [name for option in options for name, _ in option.change]
-    off = any(change == ("text_encoder_device", "cpu") for option in options for change in option.change)
-    return len(set(changed)) == len(changed) and not (off and "text_encoder" in changed)
 
 
 _SETTINGS: Mapping[str, str] = {

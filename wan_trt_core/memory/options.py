@@ -1,0 +1,185 @@
+"""What lowers the peak of a pipeline, and its price. A new option is a row of :data:`OPTIONS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wan_trt_core.memory.analysis import WHOLE_ONLY
+from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, tiles_along, weight_terms
+from wan_trt_core.models.profiles import SPATIAL
+
+# ---- measured numbers: one NVIDIA H200, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md) ----------
+
+ENGINE_LOADING = 0.7e9
+"""Bytes a second at which an engine is loaded: 2.8 GB in 3.9 s."""
+DECODE_SECONDS = 1.516 / (480 * 832 * 81)
+"""Of the VAE decode in float32 on engines, for each pixel of a video."""
+TILE_PIXEL = 1.28
+"""What a pixel of a tile takes over one of a whole frame: 3.17 s of a decode whose tiles are 1.66 times the frames."""
+
+# ---- assumed, to put prices in an order --------------------------------------------------------------------
+
+BUS = 25e9
+"""Bytes a second from pinned host memory: 16 lanes of PCIe 4 have 32e9 on paper."""
+HOST_FLOPS = 0.5e12
+"""Operations a second of a CPU in float32."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that lowers the peak.
+
+    Attributes:
+        name: the setting, or the component of ``--precision``, and its value, as they are given.
+        change: of :class:`Choice`.
+        where: whether it does anything, for a workload and the choice before.
+        seconds: that it adds to a video, modelled.
+        loss: how far it changes the video: 0 not at all, 1 by rounding, 2 more.
+        price: in words.
+    """
+
+    name: str
+    change: tuple[tuple[str, Any], ...]
+    where: Callable[[Workload, Choice], bool]
+    seconds: Callable[[Workload, Choice], float]
+    loss: int
+    price: str
+
+
+def _encodes(work: Workload, choice: Choice) -> bool:
+    return work.text_encoder and work.device == "cuda" and choice.encodes_in_pytorch
+
+
+def _free(work: Workload, choice: Choice) -> float:
+    return 0.0
+
+
+def _offload_seconds(work: Workload, choice: Choice) -> float:
+    return sum(
+        term.size / (ENGINE_LOADING if "engine" in term.owner else BUS)
+        for _, term in weight_terms(work, choice)
+    )
+
+
+def _encode_seconds(work: Workload, choice: Choice) -> float:
+    """Of two prompts on the host: two operations for each parameter and token."""
+    parameters = stock_part(work, "text_encoder", "fp32").weights / 4
+    return 2 * 2 * parameters * work.video.text_length / HOST_FLOPS
+
+
+def _tile_seconds(work: Workload, choice: Choice) -> float:
+    video, (heights, widths) = work.video, tiles_along(work, choice)
+    pixels = TILE_PIXEL * sum(heights) * sum(widths) - video.height * video.width
+    return DECODE_SECONDS * video.frames * pixels
+
+
+def _stream_seconds(work: Workload, choice: Choice) -> float:
+    def size(choice: Choice) -> int:
+        return sum(term.size for part, term in weight_terms(work, choice) if part != "text_encoder")
+
+    calls = work.calls / len(work.dits)  # of each
+    return calls * (size(replace(choice, weight_streaming_budget_gib=None)) - size(choice)) / BUS
+
+
+TILE = 256
+"""Pixels a side of the tiles that are considered."""
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "tensorrt.share_scratch=true",
+        (("share_scratch", True),),
+        lambda work, choice: work.engines and work.device == "cuda",
+        _free,
+        0,
+        "nothing",
+    ),
+    Option(
+        "pipeline.vae_frames_per_step=1",
+        (("vae_frames_per_step", 1),),
+        lambda work, choice: work.engines and work.device == "cuda",
+        _free,
+        0,
+        "more steps of the decode, not measured",
+    ),
+    Option(
+        "pipeline.vae_lean=true",
+        (("vae_lean", True),),
+        lambda work, choice: work.engines,
+        _free,
+        1,
+        "caches in half precision: its rounding, as a TF32 product's, and its range",
+    ),
+    Option(
+        "pipeline.offload=true",
+        (("offload", True),),
+        lambda work, choice: work.device == "cuda",
+        _offload_seconds,
+        0,
+        "every component is loaded again for each video: modules over the bus, engines from the cache",
+    ),
+    Option(
+        "pipeline.text_encoder_device=cpu",
+        (("text_encoder_device", "cpu"),),
+        _encodes,
+        _encode_seconds,
+        0,
+        "two prompts on the host",
+    ),
+    Option(
+        "tensorrt.weight_streaming_budget_gib=0",
+        (("weight_streaming_budget_gib", 0.0),),
+        lambda work, choice: work.backend == "tensorrt",
+        _stream_seconds,
+        0,
+        "the DiT's weights over the bus in every call; built with tensorrt.weight_streaming",
+    ),
+    Option(
+        "text_encoder=bf16",
+        (("text_encoder", "bf16"),),
+        lambda work, choice: _encodes(work, choice) and choice.text_encoder == "fp32",
+        _free,
+        1,
+        "another rounding of the prompt's states, not measured",
+    ),
+    Option(
+        "dit=fp16",
+        (("dit", "fp16"),),
+        lambda work, choice: work.device == "cuda" and choice.dit == "fp32",
+        _free,
+        1,
+        "rounding: the parity suite says how much",
+    ),
+    Option(
+        "vae=fp16",
+        (("vae", "fp16"),),
+        lambda work, choice: (
+            work.device == "cuda" and choice.vae == "fp32" and not (work.engines and VAE_NEXT in WHOLE_ONLY)
+        ),
+        _free,
+        1,
+        "rounding: the parity suite says how much",
+    ),
+    Option(
+        "text_encoder=int8",
+        (("text_encoder", "int8"),),
+        _encodes,
+        _free,
+        2,
+        "accuracy of the prompt, not measured",
+    ),
+    Option(
+        f"pipeline.vae_tile={TILE}",
+        (("vae_tile", TILE),),
+        lambda work, choice: (
+            choice.vae_tile is None
+            and max(work.video.height, work.video.width) > TILE
+            and not (work.engines and work.video.spatial != SPATIAL)  # whose engines decode no tiles
+        ),
+        _tile_seconds,
+        2,
+        "tiles overlap, and other pixels at their seams",
+    ),
+)
+"""All settings that are considered, those that leave the video as it is first."""

@@ -38,7 +38,7 @@ from wan_trt_core.gates.verdict import Reason, Verdict, decide
 from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.device_memory import DeviceMemory
 from wan_trt_core.measure.memory_events import MemoryRecord
-from wan_trt_core.models.components import get_component
+from wan_trt_core.models.components import ComponentError, get_component
 from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.records import Measurement, Metric
 
@@ -612,6 +612,29 @@ def test_a_candidate_s_fallback_is_looked_for_in_the_modules_that_the_reference_
     with torch.inference_mode(), target.candidate.watched() as ran:
         target.reference.call(target.inputs())
     assert sorted(set(ran)) == parts
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("of its own", r"dit: its reference never runs blocks\.0 of the transformer.*would not be seen"),
+        (
+            "misspelt",
+            r"dit: the transformer has no submodule 'block\.0', which it names as `inside`; .*blocks",
+        ),
+    ],
+)
+def test_a_reference_in_which_a_fallback_would_not_be_seen_is_refused(
+    fault: str, said: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = get_component("dit")
+    if fault == "misspelt":
+        monkeypatch.setattr(type(component), "inside", "block.0")
+    else:  # another module than the checkpoint's, which the candidate is watched for
+        monkeypatch.setattr(component, "reference", lambda *_: lambda call: {"sample": call["hidden_states"]})
+    target = target_of(case_of("dit", healthy), Context(healthy))
+    with torch.inference_mode(), pytest.raises(ComponentError, match=said):
+        target.reference.call(target.inputs("min"))
 
 
 def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Settings) -> None:

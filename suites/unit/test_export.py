@@ -8,6 +8,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -490,6 +491,21 @@ def test_a_specialised_output_axis_is_an_error(checkpoint: Checkpoint, tmp_path:
         checkpoint,
         tmp_path,
         r"toy fp32: axis 1 of y is 16, declared is 'text_length': the export fixed the size",
+    )
+
+
+@pytest.mark.parametrize("axis", ["height*width", "2*height*width", "tokens"])
+def test_an_input_s_axis_that_is_no_axis_of_its_own_is_an_error(
+    axis: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Toy, "inputs", lambda *_: (TensorSpec("x", (1, axis, 4)),))
+    monkeypatch.setattr(Toy, "sizes", lambda *_: {"height": 4, "width": 6})
+    refuse(
+        Toy(),
+        checkpoint,
+        tmp_path,
+        rf"toy fp32: axis 1 of the input x is '{re.escape(axis)}', expected one of height, width, or a number times one"
+        r" \('2\*height'\): give a product of two a name of its own in the component's sizes",
     )
 
 

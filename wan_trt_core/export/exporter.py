@@ -153,7 +153,7 @@ def _write_onnx(
 
     inputs, outputs = component.inputs(checkpoint), component.outputs(checkpoint)
     axes = {name: torch.export.Dim(name, min=1) for name in component.sizes(TRACED)}
-    shapes: list[Any] = [_dynamic(spec, axes) for spec in inputs]
+    shapes: list[Any] = [_dynamic(f"{component.name} {precision}", spec, axes) for spec in inputs]
     tensors = [_empty(spec, component.sizes(TRACED), precision) for spec in inputs]
 
     report("trace", 0.0)
@@ -246,11 +246,18 @@ def _points(
     return list(points.values())
 
 
-def _dynamic(spec: TensorSpec, axes: Mapping[str, Any]) -> dict[int, Any]:
+def _dynamic(what: str, spec: TensorSpec, axes: Mapping[str, Any]) -> dict[int, Any]:
+    """The tracer's symbol of each axis that has one. It has none for a product of two."""
     dynamic = {}
     for index, axis in enumerate(spec.axes):
         if isinstance(axis, str):
             factor, _, name = axis.rpartition("*")
+            if name not in axes or not (factor or "1").isdigit():
+                raise ExportError(
+                    f"{what}: axis {index} of the input {spec.name} is {axis!r}, expected one of {', '.join(axes)}, or"
+                    f" a number times one ('2*{next(iter(axes), 'height')}'): give a product of two a name of its own"
+                    " in the component's sizes"
+                )
             dynamic[index] = int(factor) * axes[name] if factor else axes[name]
     return dynamic
 

@@ -30,7 +30,8 @@ class TensorSpec:
     Attributes:
         name: the tensor's name in PyTorch, ONNX and the engine alike.
         axes: one entry an axis: an ``int`` where the size is fixed by the checkpoint, else an expression
-            over the component's dynamic axes such as ``"height"`` or ``"8*height"``.
+            over the component's dynamic axes such as ``"height"`` or ``"8*height"``. Only an output's may be a product
+            of several: of an input it is an axis of its own, as ``"tokens"``.
         dtype: ``"float32"``, ``"int64"``, or ``"precision"`` for the precision the component is exported in.
     """
 

@@ -25,7 +25,7 @@ from wan_trt_core.hashing import files_sha256
 from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
-from wan_trt_core.models.components import get_component, require_precision
+from wan_trt_core.models.components import get_component, require_architecture, require_precision
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ def export_component(
     checkpoint = model.checkpoint if isinstance(model, ResolvedModel) else model
     report = _reporter(f"export {component.name} {precision}", progress)
     name = f"{component.name}_{precision}.onnx"
-    blocks = component.blocks(checkpoint) if block_outputs else ()
+    require_architecture(component, checkpoint)
     require_precision(component, precision)
+    blocks = component.blocks(checkpoint) if block_outputs else ()
     largest = _range(component, checkpoint, profile, precision, settings, report)
     graph = component.graph(checkpoint, precision, block_outputs=block_outputs)
 

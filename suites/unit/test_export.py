@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -639,6 +640,15 @@ RESULT = TensorSpec("y", (1, "2*height", "frames"))
 def test_the_declared_interface_is_accepted(tmp_path: Path) -> None:
     path = saved(tmp_path, {"x": [1, "2*height", "frames"]}, {"y": [1, "height*2", "frames"]})
     checks.check_interface("m", path, [SPEC], [RESULT])
+
+
+@pytest.mark.parametrize(
+    ("found", "same"), [("8*frames - 7", True), ("8*frames", False), ("8*frames - 6", False)]
+)
+def test_an_output_s_axis_may_be_what_the_exporter_writes(found: str, same: bool, tmp_path: Path) -> None:
+    path = saved(tmp_path, {"x": [1, "2*height", "frames"]}, {"y": [1, "2*height", found]})
+    with nullcontext() if same else pytest.raises(ExportError, match=rf"axis 2 of y is '{re.escape(found)}'"):
+        checks.check_interface("m", path, [SPEC], [TensorSpec("y", (1, "2*height", "8*frames - 7"))])
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ class TensorSpec:
         name: the tensor's name in PyTorch, ONNX and the engine alike.
         axes: one entry an axis: an ``int`` where the size is fixed by the checkpoint, else an expression
             over the component's dynamic axes such as ``"height"`` or ``"8*height"``. Only an output's may be a product
-            of several: of an input it is an axis of its own, as ``"tokens"``.
+            of several (of an input that is an axis of its own, as ``"tokens"``), or what the exporter writes for it to
+            the letter, as ``"8*frames - 7"``.
         dtype: ``"float32"``, ``"int64"``, or ``"precision"`` for the precision the component is exported in.
     """
 

@@ -614,6 +614,33 @@ def test_a_candidate_s_fallback_is_looked_for_in_the_modules_that_the_reference_
     assert sorted(set(ran)) == parts
 
 
+def test_a_fault_that_no_operation_shows_is_told_with_the_size_that_was_looked_at(
+    healthy: Settings, on_modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = get_component("dit")
+    prepare = component.prepare
+
+    def prepares(*args: Any) -> Callable[[Any], Any]:
+        """RoPE tables that are wrong at more than the latent frames of the profile's min."""
+        stock = prepare(*args)
+
+        def run(call: Any) -> Any:
+            given = stock(call)
+            cos = given["rope_cos"].clone()
+            cos[2:] = cos[2:] * 0.9
+            return {**given, "rope_cos": cos}
+
+        return run
+
+    monkeypatch.setattr(component, "prepare", prepares)
+    monkeypatch.setattr(Target, "operation", lambda *_: None)
+    lines = parity.explain(case_of("dit", healthy), Context(healthy))
+    assert "dit: first diverging block: blocks.0" in lines[0]
+    assert (
+        "no operation of blocks.0 differs by more than rounding at the profile's min in the graph" in lines[1]
+    )
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

@@ -38,7 +38,7 @@ from wan_trt_core.gates.verdict import Reason, Verdict, decide
 from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.device_memory import DeviceMemory
 from wan_trt_core.measure.memory_events import MemoryRecord
-from wan_trt_core.models.components import get_component
+from wan_trt_core.models.components import ComponentError, get_component
 from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.records import Measurement, Metric
 
@@ -612,6 +612,56 @@ def test_a_candidate_s_fallback_is_looked_for_in_the_modules_that_the_reference_
     with torch.inference_mode(), target.candidate.watched() as ran:
         target.reference.call(target.inputs())
     assert sorted(set(ran)) == parts
+
+
+def test_a_fault_that_no_operation_shows_is_told_with_the_size_that_was_looked_at(
+    healthy: Settings, on_modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = get_component("dit")
+    prepare = component.prepare
+
+    def prepares(*args: Any) -> Callable[[Any], Any]:
+        """RoPE tables that are wrong at more than the latent frames of the profile's min."""
+        stock = prepare(*args)
+
+        def run(call: Any) -> Any:
+            given = stock(call)
+            cos = given["rope_cos"].clone()
+            cos[2:] = cos[2:] * 0.9
+            return {**given, "rope_cos": cos}
+
+        return run
+
+    monkeypatch.setattr(component, "prepare", prepares)
+    monkeypatch.setattr(Target, "operation", lambda *_: None)
+    lines = parity.explain(case_of("dit", healthy), Context(healthy))
+    assert "dit: first diverging block: blocks.0" in lines[0]
+    assert (
+        "no operation of blocks.0 differs by more than rounding at the profile's min in the graph" in lines[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("of its own", r"dit: its reference never runs blocks\.0 of the transformer.*would not be seen"),
+        (
+            "misspelt",
+            r"dit: the transformer has no submodule 'block\.0', which it names as `inside`; .*blocks",
+        ),
+    ],
+)
+def test_a_reference_in_which_a_fallback_would_not_be_seen_is_refused(
+    fault: str, said: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = get_component("dit")
+    if fault == "misspelt":
+        monkeypatch.setattr(type(component), "inside", "block.0")
+    else:  # another module than the checkpoint's, which the candidate is watched for
+        monkeypatch.setattr(component, "reference", lambda *_: lambda call: {"sample": call["hidden_states"]})
+    target = target_of(case_of("dit", healthy), Context(healthy))
+    with torch.inference_mode(), pytest.raises(ComponentError, match=said):
+        target.reference.call(target.inputs("min"))
 
 
 def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Settings) -> None:

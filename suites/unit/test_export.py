@@ -8,10 +8,12 @@ import hashlib
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -493,6 +495,21 @@ def test_a_specialised_output_axis_is_an_error(checkpoint: Checkpoint, tmp_path:
     )
 
 
+@pytest.mark.parametrize("axis", ["height*width", "2*height*width", "tokens"])
+def test_an_input_s_axis_that_is_no_axis_of_its_own_is_an_error(
+    axis: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Toy, "inputs", lambda *_: (TensorSpec("x", (1, axis, 4)),))
+    monkeypatch.setattr(Toy, "sizes", lambda *_: {"height": 4, "width": 6})
+    refuse(
+        Toy(),
+        checkpoint,
+        tmp_path,
+        rf"toy fp32: axis 1 of the input x is '{re.escape(axis)}', expected one of height, width, or a number times one"
+        r" \('2\*height'\): give a product of two a name of its own in the component's sizes",
+    )
+
+
 def test_an_axis_that_cannot_be_dynamic_is_an_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
     refuse(
         Toy(lambda x: x.view(1, 16, 4)),
@@ -623,6 +640,15 @@ RESULT = TensorSpec("y", (1, "2*height", "frames"))
 def test_the_declared_interface_is_accepted(tmp_path: Path) -> None:
     path = saved(tmp_path, {"x": [1, "2*height", "frames"]}, {"y": [1, "height*2", "frames"]})
     checks.check_interface("m", path, [SPEC], [RESULT])
+
+
+@pytest.mark.parametrize(
+    ("found", "same"), [("8*frames - 7", True), ("8*frames", False), ("8*frames - 6", False)]
+)
+def test_an_output_s_axis_may_be_what_the_exporter_writes(found: str, same: bool, tmp_path: Path) -> None:
+    path = saved(tmp_path, {"x": [1, "2*height", "frames"]}, {"y": [1, "2*height", found]})
+    with nullcontext() if same else pytest.raises(ExportError, match=rf"axis 2 of y is '{re.escape(found)}'"):
+        checks.check_interface("m", path, [SPEC], [TensorSpec("y", (1, "2*height", "8*frames - 7"))])
 
 
 @pytest.mark.parametrize(

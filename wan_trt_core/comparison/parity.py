@@ -134,7 +134,7 @@ def _explanation(target: Target, component: str, divergence: Divergence) -> Expl
         return Explanation(
             component, divergence, operation, f"first operation: {operation.describe()}, in {graph}"
         )
-    why = f"no operation of {divergence.first} differs by more than rounding in {graph}"
+    why = f"no operation of {divergence.first} differs by more than rounding at the profile's min in {graph}"
     return Explanation(component, divergence, None, why)
 
 

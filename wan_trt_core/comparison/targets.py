@@ -33,7 +33,7 @@ from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.models.catalogue import GenerationDefaults
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, Tensors
-from wan_trt_core.models.components import get_component
+from wan_trt_core.models.components import ComponentError, get_component
 from wan_trt_core.models.profiles import POINTS, Point
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.assembly import (
@@ -343,13 +343,23 @@ class Target(ABC):
         return together | self._cache_bytes() | (each if len(self.components) > 1 else {})
 
     def stock_modules(self) -> dict[str, nn.Module]:
-        """What runs of diffusers' own modules where an engine of this target does not, by part."""
-        return {
-            component.part: self.model.checkpoint.load(
-                component.part, self.reference_precision(component.name), self.device
-            ).get_submodule(component.inside)
-            for component in map(get_component, self.components)
-        }
+        """What runs of diffusers' own modules where an engine of this target does not, by part.
+
+        Raises:
+            ComponentError: where a component's ``inside`` is no submodule of its part.
+        """
+        return dict(map(self._stock_module, map(get_component, self.components)))
+
+    def _stock_module(self, component: Component) -> tuple[str, nn.Module]:
+        part, inside = component.part, component.inside
+        module = self.model.checkpoint.load(part, self.reference_precision(component.name), self.device)
+        try:
+            return part, module.get_submodule(inside)
+        except AttributeError as error:
+            raise ComponentError(
+                f"{component.name}: the {part} has no submodule {inside!r}, which it names as `inside`; name one that"
+                f" runs in each call, within one of {', '.join(name for name, _ in module.named_children())}"
+            ) from error
 
     def wrapped_checkpoint(self) -> Checkpoint | None:
         """For a backend that runs PyTorch modules: the checkpoint with its modules wrapped."""
@@ -413,8 +423,27 @@ class ComponentTarget(Target):
 
     @cached_property
     def reference(self) -> Arm:
-        run = self._component.reference(self.model.checkpoint, self.reference_precision(self._component.name))
-        return Arm(lambda call: Outputs(run(call)))
+        component = self._component
+        run = component.reference(self.model.checkpoint, self.reference_precision(component.name))
+        watched = Arm(lambda call: Outputs(run(call)), forbidden=self.stock_modules)
+        seen = False
+
+        def call(tensors: Tensors) -> Outputs:
+            nonlocal seen
+            if seen:
+                return watched.call(tensors)
+            with watched.watched() as ran:
+                outputs = watched.call(tensors)
+            if component.part not in ran:
+                raise ComponentError(
+                    f"{component.name}: its reference never runs {component.inside} of the {component.part}, so that a"
+                    " fall back to it in the candidate would not be seen; let `reference` call what"
+                    f" checkpoint.load({component.part!r}, …) gives, and `inside` name what runs in each of its calls"
+                )
+            seen = True
+            return outputs
+
+        return Arm(call)
 
     @cached_property
     def candidate(self) -> Arm:

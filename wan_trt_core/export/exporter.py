@@ -25,7 +25,7 @@ from wan_trt_core.hashing import files_sha256
 from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
-from wan_trt_core.models.components import get_component, require_precision
+from wan_trt_core.models.components import get_component, require_architecture, require_precision
 from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ def export_component(
     checkpoint = model.checkpoint if isinstance(model, ResolvedModel) else model
     report = _reporter(f"export {component.name} {precision}", progress)
     name = f"{component.name}_{precision}.onnx"
-    blocks = component.blocks(checkpoint) if block_outputs else ()
+    require_architecture(component, checkpoint)
     require_precision(component, precision)
+    blocks = component.blocks(checkpoint) if block_outputs else ()
     largest = _range(component, checkpoint, profile, precision, settings, report)
     graph = component.graph(checkpoint, precision, block_outputs=block_outputs)
 
@@ -153,7 +154,7 @@ def _write_onnx(
 
     inputs, outputs = component.inputs(checkpoint), component.outputs(checkpoint)
     axes = {name: torch.export.Dim(name, min=1) for name in component.sizes(TRACED)}
-    shapes: list[Any] = [_dynamic(spec, axes) for spec in inputs]
+    shapes: list[Any] = [_dynamic(f"{component.name} {precision}", spec, axes) for spec in inputs]
     tensors = [_empty(spec, component.sizes(TRACED), precision) for spec in inputs]
 
     report("trace", 0.0)
@@ -246,11 +247,18 @@ def _points(
     return list(points.values())
 
 
-def _dynamic(spec: TensorSpec, axes: Mapping[str, Any]) -> dict[int, Any]:
+def _dynamic(what: str, spec: TensorSpec, axes: Mapping[str, Any]) -> dict[int, Any]:
+    """The tracer's symbol of each axis that has one. It has none for a product of two."""
     dynamic = {}
     for index, axis in enumerate(spec.axes):
         if isinstance(axis, str):
             factor, _, name = axis.rpartition("*")
+            if name not in axes or not (factor or "1").isdigit():
+                raise ExportError(
+                    f"{what}: axis {index} of the input {spec.name} is {axis!r}, expected one of {', '.join(axes)}, or"
+                    f" a number times one ('2*{next(iter(axes), 'height')}'): give a product of two a name of its own"
+                    " in the component's sizes"
+                )
             dynamic[index] = int(factor) * axes[name] if factor else axes[name]
     return dynamic
 

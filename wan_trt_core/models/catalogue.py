@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_trt_core.config import HUB_ID
+from wan_trt_core.models import installed
 from wan_trt_core.models.checkpoint import EMBEDDED, Checkpoint, CheckpointError
 from wan_trt_core.models.hub import open_checkpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
@@ -189,6 +190,11 @@ def profile_names(model: str) -> tuple[str, ...]:
     return tuple(_ENTRIES[model].profiles)
 
 
+def installed_names() -> tuple[str, ...]:
+    """The names of the models that other installed packages bring, see :mod:`wan_trt_core.models.installed`."""
+    return tuple(name for name in installed.names(installed.MODELS) if name not in _ENTRIES)
+
+
 def resolve(
     model: str,
     checkpoint: Path | str | None = None,
@@ -197,7 +203,8 @@ def resolve(
     text_encoder: bool = False,
     download: bool = True,
 ) -> ResolvedModel:
-    """The model of a catalogue name, of a folder in diffusers format, or of an id on the hub.
+    """The model of a catalogue name, of a name that another installed package brings, of a folder in diffusers format,
+    or of an id on the hub.
 
     Nothing is downloaded but the model of an id. A named model whose weights are not installed gets, without a
     checkpoint, seeded random ones at its true shapes.
@@ -211,11 +218,14 @@ def resolve(
         download: whether a model of the hub that is not in its cache may be downloaded.
 
     Raises:
-        CatalogueError: when there is no such model, or layers are asked of one that is stored whole.
+        CatalogueError: when there is no such model, the package that brings it fails, or layers are asked of one that
+            is stored whole.
         CheckpointError: when there is no usable checkpoint, it is of another family than the named model, or the model
             has fewer layers.
     """
     entry = _ENTRIES.get(model)
+    if model in installed_names():
+        return _resolve_installed(model, checkpoint, layers, text_encoder)
     if entry is not None and entry.configs is not None and checkpoint is None:
         on_hub = f"{entry.hub} (downloaded into the hub's cache), or --wan-checkpoint " if entry.hub else ""
         remedy = f"For real weights give --wan-checkpoint {on_hub}FOLDER"
@@ -233,11 +243,29 @@ def resolve(
     place = Path(checkpoint or model).expanduser()
     if checkpoint is None and not place.is_dir() and not HUB_ID.fullmatch(model):
         raise CatalogueError(
-            f"no model {model!r}: neither a folder nor one of {', '.join(_ENTRIES)}, nor the id of a model on the"
-            " hub (owner/name)"
+            f"no model {model!r}: neither a folder nor one of {', '.join((*_ENTRIES, *installed_names()))}, nor the id"
+            " of a model on the hub (owner/name)"
         )
     opened = open_checkpoint(place, download=download)
     return _resolved(place.absolute().name, opened, _entry_like(opened))
+
+
+def _resolve_installed(
+    model: str, checkpoint: Path | str | None, layers: int | None, text_encoder: bool
+) -> ResolvedModel:
+    if layers is not None or text_encoder:
+        raise CatalogueError(
+            f"{model} is brought by another package: only a model of the catalogue can have `layers` or `text_encoder`"
+        )
+    try:
+        found = installed.load(installed.MODELS, model)(checkpoint)
+    except installed.InstalledError as error:
+        raise CatalogueError(str(error)) from error
+    if not isinstance(found, ResolvedModel):
+        raise CatalogueError(
+            f"the entry point {model!r} of {installed.MODELS} returned {found!r}, expected a ResolvedModel"
+        )
+    return found
 
 
 def _require_family(model: str, entry: _Entry, checkpoint: Checkpoint) -> None:

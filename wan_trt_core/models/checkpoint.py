@@ -116,12 +116,20 @@ def located(device: torch.device | str) -> torch.device:
 class Checkpoint:
     """A validated Wan checkpoint. Get one from :meth:`open`.
 
+    That of another architecture is a subclass with an ``architecture``, ``classes`` and ``parts`` of its own, made of a
+    folder: ``LtxCheckpoint(folder)``. It has no pipeline on engines.
+
     Attributes:
+        architecture: of models with the same components.
+        classes: that of each part which such a checkpoint may have, of diffusers or (:data:`OF_TRANSFORMERS`) of
+            transformers.
         folder: the folder in diffusers format, absolute.
         parts: those with weights, by the order of :data:`PARTS`.
         random: the weights were never trained, so that outputs say nothing about quality.
     """
 
+    architecture: ClassVar[str] = "wan"
+    classes: ClassVar[Mapping[str, str]] = PARTS
     parts: tuple[str, ...] = tuple(part for part in PARTS if part not in OPTIONAL)
     random: ClassVar[bool] = False
 
@@ -168,7 +176,16 @@ class Checkpoint:
 
     def pipeline_config(self) -> dict[str, Any]:
         """``model_index.json``: the pipeline's class, and what it is configured with beside its parts
-        (``boundary_ratio``, ``expand_timesteps``)."""
+        (``boundary_ratio``, ``expand_timesteps``).
+
+        Raises:
+            CheckpointError: when it cannot be read, or is that of another architecture.
+        """
+        if self.architecture != Checkpoint.architecture:
+            raise CheckpointError(
+                f"{self.source}: whole videos are of Wan alone, and this is one of {self.architecture}, whose"
+                " components are exported, built and compared one by one"
+            )
         return _read_json(self.folder / INDEX)
 
     @property
@@ -225,7 +242,7 @@ class Checkpoint:
         Raises:
             CheckpointError: for an unknown part or dtype, or when the weights do not fit the configuration.
         """
-        known = PARTS if self.random else self.parts  # of random weights its own error says more
+        known = self.classes if self.random else self.parts  # of random weights its own error says more
         if part not in known:
             raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(known)}")
         int8 = (part, dtype) == ("text_encoder", INT8)
@@ -250,7 +267,7 @@ class Checkpoint:
         import transformers
 
         config = self.config(part)
-        kind = getattr(transformers if part in OF_TRANSFORMERS else diffusers, PARTS[part])
+        kind = getattr(transformers if part in OF_TRANSFORMERS else diffusers, self.classes[part])
         with _explained(Path(self.source, part)), torch.device("meta"):
             module: nn.Module = (
                 kind(kind.config_class(**config)) if part in OF_TRANSFORMERS else kind.from_config(config)
@@ -391,7 +408,7 @@ class Checkpoint:
             for each part its class, parameters (count), bytes, dtypes (parameters by dtype) and tensors
             (name to dtype and shape).
         """
-        return {part: {"class": PARTS[part], **self._inspect(part)} for part in self.parts}
+        return {part: {"class": self.classes[part], **self._inspect(part)} for part in self.parts}
 
     def _inspect(self, part: str) -> dict[str, Any]:
         tensors: dict[str, dict[str, Any]] = {}
@@ -434,7 +451,7 @@ class Checkpoint:
             import transformers
 
             with _explained(folder), _no_progress_bars():
-                module, info = getattr(transformers, PARTS[part]).from_pretrained(
+                module, info = getattr(transformers, self.classes[part]).from_pretrained(
                     folder,
                     dtype=dtype or "auto",
                     use_safetensors=True,
@@ -445,7 +462,7 @@ class Checkpoint:
             import diffusers
 
             with _explained(folder):
-                module, info = getattr(diffusers, PARTS[part]).from_pretrained(
+                module, info = getattr(diffusers, self.classes[part]).from_pretrained(
                     folder,
                     torch_dtype=dtype,
                     use_safetensors=True,

@@ -1,7 +1,8 @@
 """What a component is: the part of a checkpoint that is exported, built into an engine and judged on its own.
 
 A component is one file in ``models/components/`` whose name is the component's name and which defines
-``COMPONENT``, an instance of a :class:`Component` subclass. Nothing else has to be registered.
+``COMPONENT``, an instance of a :class:`Component` subclass; nothing else has to be registered. Another package brings
+one by an entry point, see :mod:`wan_trt_core.models.installed`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class TensorSpec:
     Attributes:
         name: the tensor's name in PyTorch, ONNX and the engine alike.
         axes: one entry an axis: an ``int`` where the size is fixed by the checkpoint, else an expression
-            over the component's dynamic axes such as ``"height"`` or ``"8*height"``.
+            over the component's dynamic axes such as ``"height"`` or ``"8*height"``. Only an output's may be a product
+            of several (of an input that is an axis of its own, as ``"tokens"``), or what the exporter writes for it to
+            the letter, as ``"8*frames - 7"``.
         dtype: ``"float32"``, ``"int64"``, or ``"precision"`` for the precision the component is exported in.
     """
 
@@ -81,6 +84,8 @@ class Component(ABC):
     """
 
     name: ClassVar[str]
+    architecture: ClassVar[str] = "wan"
+    """That of the checkpoints that it is a component of."""
     part: ClassVar[str]
     """Folder of the checkpoint that holds the weights: ``transformer``, ``vae`` or ``text_encoder``."""
     inside: ClassVar[str]
@@ -88,6 +93,10 @@ class Component(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     fp32_islands: ClassVar[tuple[str, ...]] = ()
     """What stays in float32 inside a half-precision graph, for people and reports."""
+
+    def is_of(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint is of its architecture and has its part."""
+        return self.architecture == checkpoint.architecture and self.part in checkpoint.parts
 
     @abstractmethod
     def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:

@@ -24,8 +24,14 @@ from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.config import ConfigError
 from wan_trt_core.engine_cache import EngineCache, Entry
+from wan_trt_core.models import installed
 from wan_trt_core.models.component import Component
-from wan_trt_core.models.components import ComponentError, get_component, require_precision
+from wan_trt_core.models.components import (
+    ComponentError,
+    get_component,
+    require_architecture,
+    require_precision,
+)
 from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.profiles import POINTS, SPATIAL, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
@@ -212,10 +218,17 @@ class EngineStore:
 
 
 def components_run(component: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The components that a case's ``component`` runs together: itself, or those of a composite that the model has."""
+    """The components that a case's ``component`` runs together: itself, or those of a composite that the model has.
+
+    Raises:
+        ComponentError: when one is not of the checkpoint's architecture.
+    """
+    names = COMPOSITES.get(component, (component,))
+    for name in names:
+        require_architecture(get_component(name), checkpoint)
     if component not in COMPOSITES:
         return (component,)
-    return tuple(name for name in COMPOSITES[component] if get_component(name).part in checkpoint.parts)
+    return tuple(name for name in names if get_component(name).part in checkpoint.parts)
 
 
 def precision_of(precision: Precision, component: str) -> str:
@@ -481,7 +494,14 @@ def onnx_identity(
         "export": settings.export.model_dump(mode="json"),
         "versions": distribution_versions(*EXPORTERS),
         "sources": sources_sha256(),
+        **_brought_sources(part),
     }
+
+
+def _brought_sources(component: Component) -> dict[str, str]:
+    """The source code of a component that another package brings, which decides what is exported as the own does."""
+    own = type(component).__module__.partition(".")[0] == wan_trt_core.__name__
+    return {} if own else {"component_sources": installed.sources_sha256(type(component))}
 
 
 def sources_sha256() -> str:

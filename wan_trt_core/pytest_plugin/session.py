@@ -249,7 +249,7 @@ def allowed_names() -> Allowed:
     from wan_trt_core.cases import BESIDE, ERROR_OVER_STOCK, Allowed
     from wan_trt_core.measure.quality import TENSOR_METRICS, VIDEO_METRICS
     from wan_trt_core.measure.timing import TIMING_METRICS
-    from wan_trt_core.models.catalogue import model_names, profile_names
+    from wan_trt_core.models.catalogue import installed_names, model_names, profile_names
     from wan_trt_core.models.components import component_names
 
     parity = (
@@ -260,6 +260,9 @@ def allowed_names() -> Allowed:
     return Allowed(
         components=component_names(),
         backends=backend_names(),
-        models={model: profile_names(model) for model in model_names()},
+        models={
+            **{model: profile_names(model) for model in model_names()},
+            **dict.fromkeys(installed_names(), ()),  # which profiles those have is known when they are opened
+        },
         metrics={"parity": (*parity, ERROR_OVER_STOCK), "perf": (*TIMING_METRICS, *BESIDE.values(), *parity)},
     )

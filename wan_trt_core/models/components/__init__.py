@@ -1,4 +1,5 @@
-"""The components: each module here is one, named as the file, and defines ``COMPONENT``."""
+"""The components: each module here is one, named as the file, and defines ``COMPONENT``. Other installed packages bring
+more, see :mod:`wan_trt_core.models.installed`."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from wan_trt_core.models import installed
 from wan_trt_core.models.component import Component
 
 if TYPE_CHECKING:
@@ -18,25 +20,57 @@ class ComponentError(ValueError):
 
 def component_names() -> tuple[str, ...]:
     """The names of all components, in alphabetical order. Imports none of them."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return tuple(sorted({*_own_names(), *installed.names(installed.COMPONENTS)}))
 
 
 def components_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The names of the components whose part the checkpoint has: one with random weights has no text encoder unless
-    one was asked for."""
-    return tuple(name for name in component_names() if get_component(name).part in checkpoint.parts)
+    """The names of the components of the checkpoint's architecture whose part it has: one with random weights has no
+    text encoder unless one was asked for."""
+    return tuple(name for name in component_names() if get_component(name).is_of(checkpoint))
 
 
 def get_component(name: str) -> Component:
     """The component of that name.
 
     Raises:
-        ComponentError: when there is none.
+        ComponentError: when there is none, or the one that another package brings cannot be used.
     """
-    if name not in component_names():
+    own, brought = name in _own_names(), name in installed.names(installed.COMPONENTS)
+    if own and brought:
+        raise ComponentError(
+            f"another package brings a component {name!r}, which there is already: rename that one"
+        )
+    if own:
+        component: Component = importlib.import_module(f"{__name__}.{name}").COMPONENT
+        return component
+    if not brought:
         raise ComponentError(f"no component {name!r}; there are {', '.join(component_names())}")
-    component: Component = importlib.import_module(f"{__name__}.{name}").COMPONENT
-    return component
+    try:
+        found = installed.load(installed.COMPONENTS, name)
+    except installed.InstalledError as error:
+        raise ComponentError(str(error)) from error
+    if not isinstance(found, Component) or found.name != name:
+        raise ComponentError(
+            f"the entry point {name!r} of {installed.COMPONENTS} is {found!r}, expected a Component of that name"
+        )
+    return found
+
+
+def require_architecture(component: Component, checkpoint: Checkpoint) -> None:
+    """Raise unless the component is one of the checkpoint.
+
+    Raises:
+        ComponentError: naming those that are.
+    """
+    if component.architecture != checkpoint.architecture:
+        raise ComponentError(
+            f"{component.name} is a component of {component.architecture} models, and {checkpoint.source} is one of"
+            f" {checkpoint.architecture}; its components are {', '.join(components_of(checkpoint)) or 'not installed'}"
+        )
+
+
+def _own_names() -> tuple[str, ...]:
+    return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def require_precision(component: Component, precision: str) -> None:

@@ -1,0 +1,68 @@
+"""Components and models that other installed packages bring, by the entry points of their metadata."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from wan_trt_core.hashing import files_sha256
+
+COMPONENTS = "wan_trt_core.components"
+"""Group of entry points, each a :class:`~wan_trt_core.models.component.Component` by its name."""
+
+MODELS = "wan_trt_core.models"
+"""Group of entry points, each a function by the model's name: from the checkpoint that is given for it (a folder, an id
+or ``None``) to its :class:`~wan_trt_core.models.catalogue.ResolvedModel`."""
+
+
+class InstalledError(ValueError):
+    """What a package brings cannot be used; the message names the package, what it brings and what to do."""
+
+
+@functools.cache
+def brought(group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group, in the order of their names. Imports none of them."""
+    return tuple(sorted(entry_points(group=group), key=lambda point: (point.name, point.value)))
+
+
+def names(group: str) -> tuple[str, ...]:
+    """The names in a group, each once, in alphabetical order."""
+    return tuple(dict.fromkeys(point.name for point in brought(group)))
+
+
+def load(group: str, name: str) -> Any:
+    """What the entry point of that name in a group points to.
+
+    Raises:
+        InstalledError: when two packages bring one of that name, or it cannot be imported.
+    """
+    point, *others = (point for point in brought(group) if point.name == name)
+    if others:
+        raise InstalledError(
+            f"{name!r} of {group} is brought by {' and by '.join(map(package_of, (point, *others)))}: uninstall all but"
+            " one"
+        )
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise InstalledError(
+            f"{name!r} of {group}, brought by {package_of(point)}, cannot be imported from {point.value}: {error}"
+        ) from error
+
+
+def package_of(point: EntryPoint) -> str:
+    """The distribution that an entry point is of, with its version."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def sources_sha256(kind: type) -> str:
+    """Hash over the source code of the package that a class is defined in (hex): all its Python files, or the one
+    module where it is no package."""
+    top = sys.modules.get(kind.__module__.partition(".")[0]) or importlib.import_module(kind.__module__)
+    folders = [Path(folder) for folder in getattr(top, "__path__", ())]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    return files_sha256(files or [Path(str(top.__file__))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -338,7 +338,9 @@ class Acceleration:
         self.stock[name].to("cpu")  # from where exports read it
         self._checkpoint.require_unchanged(name)
         engines: list[Engine] = []
-        with torch.no_grad(), progress() as self._report:
+        # a later one is made where the first are: each thread has a current GPU of its own
+        gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with gpu, torch.no_grad(), progress() as self._report:
             yield engines
         for problem in (problem for engine in engines for problem in engine.problems):
             logger.warning("the %s's engine is not as planned: %s", name, problem)

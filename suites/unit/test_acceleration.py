@@ -908,3 +908,31 @@ def test_components_take_turns_in_an_accelerated_pipeline(
     wan_trt_core.restore(pipe)
     assert not hasattr(encoder, "_hf_hook") and all(engine.closed for engine in loads.engines)
     assert close(video(pipe), expected)
+
+
+def test_what_runs_in_pytorch_takes_turns_too(
+    pipe: Any, loads: Loads, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.offloading", lambda *_: True)
+    changes = {"pipeline": PipelineSettings(offload=True), "on_missing_shape": "torch"}
+    wan_trt_core.accelerate(pipe, PROFILE, settings=settings.model_copy(update=changes))
+    video(pipe)
+    there: set[str] = set()
+    seen: dict[str, tuple[set[str], list[str]]] = {}
+    for name, module in pipe.vae.acceleration.stock.items():
+
+        def to(device: Any, *, name: str = name, module: Any = module) -> Any:
+            (there.discard if device == "cpu" else there.add)(
+                name
+            )  # the device has no name here, being a CPU
+            return module
+
+        def look(*_: object, name: str = name) -> None:
+            names = (asked[0] for asked in loads.asked)
+            held = [each for each, engine in zip(names, loads.engines, strict=True) if not engine.closed]
+            seen[name] = {*there}, held
+
+        monkeypatch.setattr(module, "to", to)
+        module.get_submodule("decoder" if name == "vae" else "").register_forward_pre_hook(look)
+    video(pipe, **LARGER)
+    assert seen == {"transformer": ({"transformer"}, []), "vae": ({"vae"}, [])}

@@ -28,6 +28,12 @@ Release = Callable[[], object]
 """Gives the device memory of one component back; it comes again when it is used."""
 
 
+def give_back_cached() -> None:
+    """Give the driver what PyTorch's allocator only keeps: engines and their builders take theirs past it."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 class Turns:
     """Whose turn it is: where one stage begins, what the others hold on the device is given back."""
 
@@ -47,8 +53,7 @@ class Turns:
             if other != stage:
                 release()
         self._now = stage
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # engines take theirs past PyTorch's allocator
+        give_back_cached()
 
 
 class OffloadedEngine(Engine):

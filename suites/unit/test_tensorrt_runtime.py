@@ -290,6 +290,20 @@ def test_no_more_graphs_are_kept_than_asked_for(
     assert [graph.closed for graph in it.stream.graphs] == [True, False, False]
 
 
+def test_one_set_of_addresses_too_many_does_not_capture_every_call(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture costs more than the call without a graph: the least recently used is the next to be used here."""
+    monkeypatch.setattr(runtime, "STAGED_BYTES", 0)
+    it = rig(max_graphs=8)
+    several = [inputs() for _ in range(9)]
+    for _ in range(10):
+        for given in several:
+            it.run(given)
+    replayed = sum(graph.launched for graph in it.stream.graphs)
+    assert replayed > 3 * len(it.stream.graphs)
+
+
 def test_growing_scratch_memory_captures_again(rig: Callable[..., Rig]) -> None:
     it = rig()
     for _ in range(3):

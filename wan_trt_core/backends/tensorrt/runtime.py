@@ -471,7 +471,10 @@ class _Graphs:
         """Keep a captured graph."""
         self._graphs[key] = graph
         while len(self._graphs) > self._most:
-            self._graphs.popitem(last=False)[1].close()
+            oldest, given_up = self._graphs.popitem(last=False)
+            given_up.close()
+            # or one set of addresses too many would have every call captured anew
+            self._seen.pop(oldest, None)
 
     def drop(self, shapes: tuple[Any, ...]) -> None:
         """Give back the graphs of a context that goes."""

@@ -54,7 +54,10 @@ class FakeDevice:
         self.most_tensors = self.most_reserved = 0
         self._note()
 
-    def memory_allocated(self) -> int:
+    def current_device(self) -> int:
+        return 0
+
+    def memory_allocated(self, device: int | None = None) -> int:
         return self.tensors
 
     def memory_reserved(self) -> int:
@@ -72,7 +75,7 @@ class FakeDevice:
             "reserved_bytes": {"all": {"current": self.memory_reserved(), "peak": self.most_reserved}},
         }
 
-    def mem_get_info(self) -> tuple[int, int]:
+    def mem_get_info(self, device: int | None = None) -> tuple[int, int]:
         return TOTAL - self.others - self.of_process(), TOTAL
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,6 +274,7 @@ def test_on_a_gpu_diffusers_modules_make_room_for_the_engines(
         monkeypatch.setattr(module, "to", note)
     monkeypatch.setattr(acceleration, "device_of", lambda *_: "cuda")
     monkeypatch.setattr(acceleration, "located", lambda device: gpu if "cuda" in str(device) else device)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
 
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     assert pipe.device == pipe._execution_device == gpu
@@ -284,6 +285,39 @@ def test_on_a_gpu_diffusers_modules_make_room_for_the_engines(
     moved.clear()
     wan_trt_core.restore(pipe)
     assert set(moved) == {(name, "cpu") for name in modules}  # where each was
+
+
+def test_a_later_engine_is_made_on_the_gpu_of_the_first(
+    pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current GPU is each thread's own: in one that a server starts for a video it is the first."""
+    current = [torch.device("cuda:1")]
+    made_on: list[str] = []
+
+    @contextmanager
+    def device(gpu: torch.device) -> Iterator[None]:
+        current.append(gpu)
+        yield
+        current.pop()
+
+    def load(*given: Any, **keywords: Any) -> Any:
+        made_on.append(str(current[-1]))
+        return loads(*given, **keywords)
+
+    for name in ("transformer", "vae", "text_encoder"):
+        module = getattr(pipe, name)
+        monkeypatch.setattr(module, "to", lambda *_, module=module: module)
+    monkeypatch.setattr(acceleration, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(acceleration, "located", lambda device: current[-1] if device == "cuda" else device)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
+
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert made_on == 3 * ["cuda:1"]
+    current[0] = torch.device("cuda:0")
+    pipe.vae.acceleration.load("vae", PROFILE)  # as the first video of another size does
+    pipe.vae.acceleration._encoder(PROFILE)
+    assert set(made_on) == {"cuda:1"} and len(made_on) > 3
 
 
 # profiles and shapes
@@ -874,3 +908,31 @@ def test_components_take_turns_in_an_accelerated_pipeline(
     wan_trt_core.restore(pipe)
     assert not hasattr(encoder, "_hf_hook") and all(engine.closed for engine in loads.engines)
     assert close(video(pipe), expected)
+
+
+def test_what_runs_in_pytorch_takes_turns_too(
+    pipe: Any, loads: Loads, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.offloading", lambda *_: True)
+    changes = {"pipeline": PipelineSettings(offload=True), "on_missing_shape": "torch"}
+    wan_trt_core.accelerate(pipe, PROFILE, settings=settings.model_copy(update=changes))
+    video(pipe)
+    there: set[str] = set()
+    seen: dict[str, tuple[set[str], list[str]]] = {}
+    for name, module in pipe.vae.acceleration.stock.items():
+
+        def to(device: Any, *, name: str = name, module: Any = module) -> Any:
+            (there.discard if device == "cpu" else there.add)(
+                name
+            )  # the device has no name here, being a CPU
+            return module
+
+        def look(*_: object, name: str = name) -> None:
+            names = (asked[0] for asked in loads.asked)
+            held = [each for each, engine in zip(names, loads.engines, strict=True) if not engine.closed]
+            seen[name] = {*there}, held
+
+        monkeypatch.setattr(module, "to", to)
+        module.get_submodule("decoder" if name == "vae" else "").register_forward_pre_hook(look)
+    video(pipe, **LARGER)
+    assert seen == {"transformer": ({"transformer"}, []), "vae": ({"vae"}, [])}

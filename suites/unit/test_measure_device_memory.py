@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_device import MIB, FakeDevice, FakeNvml
+from fake_device import MIB, TOTAL, FakeDevice, FakeNvml
 
 from wan_trt_core.measure import device_memory
 from wan_trt_core.measure.device_memory import (
@@ -101,6 +101,30 @@ def test_another_process_of_the_same_number_is_not_taken_for_this_one() -> None:
     device.take(2 * MIB)
     device.of_process = lambda: MIB  # type: ignore[method-assign]
     assert "whole device" in DeviceMemory(device, nvml, object()).source
+
+
+class SecondDevice(FakeDevice):
+    """The second GPU, current in the main thread alone: every other begins with the first, which is empty."""
+
+    def current_device(self) -> int:
+        return int(threading.current_thread() is threading.main_thread())
+
+    def mem_get_info(self, device: int | None = None) -> tuple[int, int]:
+        here = self.current_device() if device is None else device
+        return super().mem_get_info() if here == 1 else (TOTAL, TOTAL)
+
+    def memory_allocated(self, device: int | None = None) -> int:
+        return self.tensors if (self.current_device() if device is None else device) == 1 else 0
+
+
+def test_a_thread_that_samples_reads_the_gpu_that_is_current_here() -> None:
+    device, found = SecondDevice(outside=0), list[int]()
+    memory = DeviceMemory(device)
+    device.take(100 * MIB)
+    thread = threading.Thread(target=lambda: found.extend((memory.used(), memory.allocated())))
+    thread.start()
+    thread.join()
+    assert found == [100 * MIB, 100 * MIB]
 
 
 def test_without_a_gpu() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from module_engine import ModuleEngine, component_engine
+from torch import Tensor
 
 from wan_trt_core.backends.base import BackendUnavailable, Engine, EngineError
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
@@ -126,10 +129,104 @@ def test_an_engine_that_waits_is_loaded_by_whatever_asks_for_it(
     engine = OffloadedEngine(lambda: engines_module.load_engine("dit", model, None, "fp32"), turns, "dit")  # type: ignore[arg-type, call-arg]
     turns.take("vae")
     assert loaded[0].closed and not any(engine.memory().values())
-    with engine.without_graphs():
-        assert len(loaded) == 2 and any(engine.memory().values())
+    with suppress(EngineError):
+        engine.run({})
+    assert len(loaded) == 2 and any(engine.memory().values())
     turns.take("dit")
     assert not loaded[1].closed
+
+
+class GraphEngine(Engine):
+    """Notes whether each of its runs may be replayed as a graph."""
+
+    inputs, outputs = {}, {}
+
+    def __init__(self, noted: list[bool]) -> None:
+        self.noted, self.graphs = noted, True
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self.noted.append(self.graphs)
+        return {}
+
+    @contextmanager
+    def without_graphs(self) -> Iterator[None]:
+        self.graphs = False
+        yield
+        self.graphs = True
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+
+def test_without_graphs_an_engine_has_none_after_it_came_back() -> None:
+    """The arm that shows what graphs gain leaves those of all its engines aside before the first runs."""
+    turns, loads, noted = Turns(), list[str](), dict[str, list[bool]]()
+
+    def load(stage: str) -> Engine:
+        loads.append(stage)
+        return GraphEngine(noted.setdefault(stage, []))
+
+    engines = [OffloadedEngine(partial(load, stage), turns, stage) for stage in ("transformer", "vae")]
+    loads.clear()
+    with ExitStack() as off:
+        for engine in engines:
+            off.enter_context(engine.without_graphs())
+        assert loads == []  # what is not needed yet is not loaded: the arm is timed
+        for engine in engines:
+            engine.run({})
+    for engine in engines:
+        engine.run({})
+    assert noted == {"transformer": [False, True], "vae": [False, True]}
+
+
+def test_an_engine_comes_back_to_the_gpu_that_it_was_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current one is each thread's own, and that of a thread which a server starts is the first."""
+    current, seen = [1], list[int]()
+
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        before, current[0] = current[0], current[0] if index < 0 else index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+
+    def load() -> Engine:
+        seen.append(current[0])
+        return GraphEngine([])
+
+    turns = Turns()
+    engine = OffloadedEngine(load, turns, "transformer")
+    turns.take("vae")
+    current[0] = 0
+    engine.run({})
+    assert seen == [1, 1]
+
+
+def test_weights_that_do_not_all_fit_are_given_back(
+    model: ResolvedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = model.checkpoint.apart().pipeline()
+    turns = Turns()
+    offload(pipe, turns, "cpu")
+    module, moved, to = pipe.transformer, [0], Tensor.to
+    hosts = [tensor.data_ptr() for tensor in module.parameters()]
+
+    def full(tensor: Tensor, *given: Any, **keywords: Any) -> Tensor:
+        moved[0] += 1
+        if moved[0] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return to(tensor, *given, **keywords)
+
+    with monkeypatch.context() as short, pytest.raises(torch.OutOfMemoryError):
+        short.setattr(Tensor, "to", full)
+        module._hf_hook.pre_forward(module)
+    assert [tensor.data_ptr() for tensor in module.parameters()] == hosts
+    module._hf_hook.pre_forward(module)  # when there is room again
+    assert not {tensor.data_ptr() for tensor in module.parameters()} & {*hosts}
 
 
 def test_compiled_modules_are_not_moved() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,6 +122,38 @@ def test_a_run_is_ordered_with_the_callers_stream_and_waits_for_nothing(rig: Cal
     assert stream.order == ["after", "run", "before"]
     assert session.entries == [{"disable_synchronize_execution_providers": "1"}]
     assert engine.memory()["weights"] == 0
+
+
+def test_the_caller_waits_for_what_was_asked_before_an_error_too(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU still reads the inputs and writes the outputs, and PyTorch gives their memory away."""
+    engine, session, stream = rig()
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("not this one")
+
+    monkeypatch.setattr(session, "run_with_iobinding", refused)
+    with pytest.raises(EngineError, match="not this one"):
+        engine.run(inputs())
+    assert stream.order == ["after", "before"]
+
+
+def test_threads_take_turns_on_the_session_s_stream(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph is recorded of a stream: it would hold what another thread asks of it meanwhile."""
+    engine, _, stream = rig()
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        stream.order.append("turn")
+        yield
+        stream.order.append("over")
+
+    monkeypatch.setattr(stream, "turn", turn)
+    engine.run(inputs())
+    assert stream.order == ["turn", "after", "run", "before", "over"]
 
 
 def test_a_graph_stands_for_shapes_and_addresses(rig: Callable[..., Rig]) -> None:

@@ -19,8 +19,8 @@ from diffusers.video_processor import VideoProcessor
 from module_engine import ModuleEngine, component_engine
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
-from wan_trt_core.backends.registry import UnknownBackend
-from wan_trt_core.config import Settings, TensorRtSettings
+from wan_trt_core.backends.registry import UnknownBackend, get_backend
+from wan_trt_core.config import OnnxRuntimeSettings, Settings, TensorRtSettings
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.components import ComponentError, get_component
 from wan_trt_core.models.components.dit import Dit
@@ -354,6 +354,30 @@ def test_an_engine_is_made_once_and_survives_interruptions(
     assert onnx.shapes == onnx.opt_shapes
     assert onnx.shapes["input_ids"] == {"min": (1, 16), "opt": (1, 16), "max": (1, 16)}
     assert onnx.outputs == ("last_hidden_state",)
+
+
+def test_what_pytorch_only_keeps_is_given_back_before_an_engine_takes_memory(
+    model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules that made room for engines leave theirs with PyTorch's allocator, past which engines and builders ask."""
+    order: list[str] = []
+    backend = get_backend("onnxruntime")
+    for name in ("build", "load"):
+        original = getattr(backend, name)
+
+        def noted(*given: Any, name: str = name, original: Any = original, **keywords: Any) -> Any:
+            order.append(name)
+            return original(*given, **keywords)
+
+        monkeypatch.setattr(backend, name, noted)
+    for name in ("is_available", "is_initialized"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("given back"))
+    load(
+        model,
+        settings.model_copy(update={"onnxruntime": OnnxRuntimeSettings(graph_optimization_level="basic")}),
+    )
+    assert order == ["given back", "build", "given back", "load"]
 
 
 def test_the_store_loads_each_engine_once(

@@ -31,8 +31,8 @@ class FakeRuntime:
         def call(*given: Any) -> tuple[Any, ...]:
             self.calls.append(name)
             error = 1 if name == self.fails else 0
-            made = {"cudaStreamEndCapture": ("graph",), "cudaGraphInstantiate": ("executable",)}
-            return (error, *made.get(name, ()))
+            made = {"cudaStreamEndCapture": "graph", "cudaGraphInstantiate": "executable"}
+            return (error, None if error else made[name]) if name in made else (error,)
 
         return call
 
@@ -87,6 +87,23 @@ def test_work_that_tensorrt_refuses_ends_the_recording_and_leaves_no_graph(drive
         capture(accepted=False)
     assert driver.calls == [
         "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGetLastError", "cudaGraphDestroy",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", ["", "cudaStreamEndCapture"])
+def test_work_that_raises_ends_the_recording(driver: FakeRuntime, fails: str) -> None:
+    """A stream that went on recording would run nothing any more."""
+
+    def interrupted() -> bool:
+        driver.calls.append("work")
+        raise KeyboardInterrupt
+
+    driver.fails = fails
+    with pytest.raises(KeyboardInterrupt):
+        CudaStream(torch.device("cuda", 0)).capture(interrupted)
+    destroyed = [] if fails else ["cudaGraphDestroy"]
+    assert driver.calls == [
+        "cudaStreamBeginCapture", "work", "cudaStreamEndCapture", *destroyed, "cudaGetLastError",
     ]  # fmt: skip
 
 

@@ -290,6 +290,20 @@ def test_no_more_graphs_are_kept_than_asked_for(
     assert [graph.closed for graph in it.stream.graphs] == [True, False, False]
 
 
+def test_one_set_of_addresses_too_many_does_not_capture_every_call(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture costs more than the call without a graph: the least recently used is the next to be used here."""
+    monkeypatch.setattr(runtime, "STAGED_BYTES", 0)
+    it = rig(max_graphs=8)
+    several = [inputs() for _ in range(9)]
+    for _ in range(10):
+        for given in several:
+            it.run(given)
+    replayed = sum(graph.launched for graph in it.stream.graphs)
+    assert replayed > 3 * len(it.stream.graphs)
+
+
 def test_growing_scratch_memory_captures_again(rig: Callable[..., Rig]) -> None:
     it = rig()
     for _ in range(3):
@@ -393,6 +407,27 @@ def test_the_engine_waits_for_the_caller_and_the_caller_for_it(rig: Callable[...
     assert it.stream.order == ["after", "before"]
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_caller_waits_for_what_was_asked_before_an_error_too(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, graphs: bool
+) -> None:
+    """Ctrl-C comes when the enqueue returns: the GPU still reads the inputs and writes the outputs, and PyTorch gives
+    their memory away as soon as nobody holds them."""
+    it = rig(cuda_graphs=graphs)
+    for _ in range(3):
+        it.run(inputs())
+
+    def interrupted(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeContext, "execute_async_v3", interrupted)
+    monkeypatch.setattr(FakeGraph, "launch", interrupted)
+    it.stream.order.clear()
+    with pytest.raises(KeyboardInterrupt):
+        it.engine.run(inputs())
+    assert it.stream.order == ["after", "before"]
+
+
 def test_memory_by_owner(rig: Callable[..., Rig]) -> None:
     it = rig()
     assert it.engine.memory() == {"weights": 100, "scratch": 0, "buffers": 0}  # nothing ran yet
@@ -419,6 +454,30 @@ def test_a_closed_engine_holds_nothing(rig: Callable[..., Rig]) -> None:
     it.stream.engine, it.fake = None, None  # what the test itself holds of the plan
     gc.collect()
     assert plan() is None
+    with pytest.raises(EngineError, match="is closed"):
+        it.engine.run(inputs())
+
+
+def test_an_engine_that_another_thread_closes_meanwhile_is_closed_once(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both threads saw it open and waited for their turns; the shared scratch memory counts it once."""
+    shared = runtime.Scratch(CPU)
+    it, other = rig(scratch=shared), rig(scratch=shared)
+    other.run(inputs())
+    turn = it.stream.turn
+
+    def after_another() -> Any:
+        monkeypatch.setattr(it.stream, "turn", turn)
+        it.engine.close()
+        return turn()
+
+    monkeypatch.setattr(it.stream, "turn", after_another)
+    it.engine.close()
+    assert shared.bytes
+    it = rig(scratch=shared)
+    turn = it.stream.turn
+    monkeypatch.setattr(it.stream, "turn", after_another)
     with pytest.raises(EngineError, match="is closed"):
         it.engine.run(inputs())
 

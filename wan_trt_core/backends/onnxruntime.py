@@ -202,14 +202,16 @@ class OnnxRuntimeEngine(Engine):
 
     @contextmanager
     def _in_order(self) -> Iterator[None]:
-        """After what the caller has asked of the GPU so far, before what it asks from then on."""
+        """After what the caller has asked of the GPU so far, before what it asks from then on; one call at a time."""
         if self._stream is None:
             yield
             return
-        with self._stream.on_device():
+        with self._stream.turn():
             self._stream.after_caller()
-            yield
-            self._stream.before_caller()
+            try:
+                yield
+            finally:  # what was asked of the GPU before an error or Ctrl-C still reads and writes these tensors
+                self._stream.before_caller()
 
     def _run_options(self, bound: Mapping[str, Tensor]) -> Any:
         """How ONNX Runtime is to run once with these tensors bound; None for as always."""

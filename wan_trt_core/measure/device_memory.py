@@ -62,6 +62,7 @@ class DeviceMemory:
 
     def __init__(self, cuda: Any, nvml: Any = None, handle: Any = None, before: int | None = None) -> None:
         self._cuda, self._nvml, self._handle = cuda, nvml, handle
+        self._index = cuda.current_device()  # in a thread that samples the first GPU is the current one
         own = self._of_process()
         self._told_apart = own is not None and own >= cuda.memory_reserved()
         self._before = device_in_use(cuda, nvml, handle) if before is None else before
@@ -76,11 +77,11 @@ class DeviceMemory:
         """By the driver's book, now."""
         if self._told_apart:
             return self._of_process() or 0
-        return max(0, device_in_use(self._cuda, self._nvml, self._handle) - self._before)
+        return max(0, device_in_use(self._cuda, self._nvml, self._handle, self._index) - self._before)
 
     def allocated(self) -> int:
         """By PyTorch's tensors, now."""
-        return int(self._cuda.memory_allocated())
+        return int(self._cuda.memory_allocated(self._index))
 
     def books(self) -> tuple[int, int, int, int]:
         """PyTorch's own book from one look: allocated and reserved now, and the most of each since
@@ -176,14 +177,15 @@ def current_device_in_use() -> int | None:
     return device_in_use(torch.cuda, *nvml_device()) if torch.cuda.is_available() else None
 
 
-def device_in_use(cuda: Any, nvml: Any, handle: Any) -> int:
-    """In use on the whole device, by all processes; the arguments are those of :class:`DeviceMemory`."""
+def device_in_use(cuda: Any, nvml: Any, handle: Any, index: int | None = None) -> int:
+    """In use on the whole device, by all processes; the arguments are those of :class:`DeviceMemory`, and PyTorch's
+    number of the device, the current one unless given."""
     if nvml is not None:
         try:
             return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
         except nvml.NVMLError:
             pass  # a virtual GPU may keep it to itself; the runtime tells the same, only not without a context
-    free, total = cuda.mem_get_info()
+    free, total = cuda.mem_get_info(index)
     return int(total - free)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -257,6 +257,8 @@ class Acceleration:
                 module.to("cpu" if offloads or name in stay else self.device)
         if offloads:
             offload(self._pipe, self._store.turns, self.device, stay=stay, leave=self.stock)
+            for name in self.stock:  # on the device where PyTorch has to run
+                self._store.turns.join(name, partial(self._to_host, name))
         for name, module in self.stock.items():
             dtype = torch_dtype(self._precision[name])
             setattr(self._pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
@@ -326,11 +328,16 @@ class Acceleration:
         if (name, str(why)) not in self._told:
             self._told.add((name, str(why)))
             logger.warning("diffusers' own %s runs instead of an engine: %s", name, why)
+        if offloading(self._settings, self.device):
+            self._store.turns.take(name)
         return self.stock[name].to(self.device)
 
     def begin(self) -> None:
         """A new video: what was told of the last one is told again."""
         self._told.clear()
+
+    def _to_host(self, name: str) -> None:
+        self.stock[name].to("cpu")
 
     @contextmanager
     def _making(self, name: str) -> Iterator[list[Engine]]:
@@ -338,7 +345,9 @@ class Acceleration:
         self.stock[name].to("cpu")  # from where exports read it
         self._checkpoint.require_unchanged(name)
         engines: list[Engine] = []
-        with torch.no_grad(), progress() as self._report:
+        # a later one is made where the first are: each thread has a current GPU of its own
+        gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with gpu, torch.no_grad(), progress() as self._report:
             yield engines
         for problem in (problem for engine in engines for problem in engine.problems):
             logger.warning("the %s's engine is not as planned: %s", name, problem)

@@ -35,7 +35,7 @@ from wan_trt_core.models.components import (
 from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.profiles import POINTS, SPATIAL, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
-from wan_trt_core.pipeline.offload import OffloadedEngine, Turns
+from wan_trt_core.pipeline.offload import OffloadedEngine, Turns, give_back_cached
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 from wan_trt_core.pipeline.tiling import TiledDecoder
 
@@ -329,6 +329,7 @@ def load_engine(
     ).folder
     if built is not None:
         built()
+    give_back_cached()
     return runs.load(folder, settings)
 
 
@@ -356,6 +357,7 @@ def built_engine(
         onnx = exported_model(
             component, model, asked, *made_for, block_outputs=block_outputs, progress=progress
         )
+        give_back_cached()  # a builder leaves out the kernels that it finds no memory for
         facts = runs.build(onnx, folder, settings, _titled(progress, f"build {component} {precision}"))
         return {**facts, "onnx_sha256": onnx.sha256}
 

@@ -9,7 +9,7 @@ in host memory while there is room.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +21,17 @@ from wan_trt_core.backends.base import Engine, EngineError
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
+NO_GPU = -1
+"""What PyTorch takes for no change of the current GPU."""
+
 Release = Callable[[], object]
 """Gives the device memory of one component back; it comes again when it is used."""
+
+
+def give_back_cached() -> None:
+    """Give the driver what PyTorch's allocator only keeps: engines and their builders take theirs past it."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class Turns:
@@ -44,8 +53,7 @@ class Turns:
             if other != stage:
                 release()
         self._now = stage
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # engines take theirs past PyTorch's allocator
+        give_back_cached()
 
 
 class OffloadedEngine(Engine):
@@ -59,7 +67,11 @@ class OffloadedEngine(Engine):
         self._load, self._turns, self._stage = load, turns, stage
         self._engine: Engine | None = None
         self._closed = False
+        self._without_graphs = 0
+        self._gpu = NO_GPU
         engine = self._loaded()
+        if torch.cuda.is_initialized():
+            self._gpu = torch.cuda.current_device()  # to which it comes back, whichever is current then
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self._holds = tuple(engine.memory())
         self._problems = engine.problems
@@ -72,17 +84,22 @@ class OffloadedEngine(Engine):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As the engine's own, which is loaded first where it is not."""
-        return self._loaded().run(inputs)
+        return self.run_into(inputs, {})
 
     def run_into(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As the engine's own, which is loaded first where it is not."""
-        return self._loaded().run_into(inputs, outputs)
+        engine = self._loaded()
+        with engine.without_graphs() if self._without_graphs else nullcontext():
+            return engine.run_into(inputs, outputs)
 
     @contextmanager
     def without_graphs(self) -> Iterator[None]:
-        """As the engine's own."""
-        with self._loaded().without_graphs():
+        """As the engine's own, of however many turns."""
+        self._without_graphs += 1
+        try:
             yield
+        finally:
+            self._without_graphs -= 1
 
     def memory(self) -> dict[str, int]:
         """As the engine's own; nothing while it is not loaded."""
@@ -98,7 +115,8 @@ class OffloadedEngine(Engine):
             raise EngineError("the engine is closed")
         self._turns.take(self._stage)
         if self._engine is None:
-            self._engine = self._load()
+            with torch.cuda.device(self._gpu):
+                self._engine = self._load()
         return self._engine
 
     def _release(self) -> None:
@@ -132,18 +150,25 @@ class _Offloaded(ModelHook):  # type: ignore[misc]
         """Take the turn, and bring the weights unless they are there."""
         self._turns.take(self._stage)
         if not self._here:
-            with torch.inference_mode(
-                False
-            ):  # or they could never be changed again, by whoever takes the hook off
-                for tensor, host in self._weights:
-                    tensor.data = host.to(self.execution_device, non_blocking=True, copy=True)
             self._here = True
+            try:
+                self._bring()
+            except BaseException:  # no room for all of them: what came would stay
+                self._release()
+                raise
         return args, kwargs
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """Leave the module in host memory."""
         self._release()
         return module
+
+    def _bring(self) -> None:
+        with torch.inference_mode(
+            False
+        ):  # or they could never be changed again, by whoever takes the hook off
+            for tensor, host in self._weights:
+                tensor.data = host.to(self.execution_device, non_blocking=True, copy=True)
 
     def _release(self) -> None:
         if self._here:

@@ -82,7 +82,14 @@ class CudaStream:
         (error,) = runtime.cudaStreamBeginCapture(self.handle, mode)
         if error != success:
             raise refused("the stream cannot be recorded", error)
-        accepted = work()
+        try:
+            accepted = work()
+        except BaseException:  # Ctrl-C too: a stream that goes on recording runs nothing any more
+            _, graph = runtime.cudaStreamEndCapture(self.handle)
+            if graph is not None:
+                runtime.cudaGraphDestroy(graph)
+            runtime.cudaGetLastError()
+            raise
         error, graph = runtime.cudaStreamEndCapture(self.handle)
         if error != success:
             raise refused("the engine's work was refused", error)

@@ -175,18 +175,20 @@ class TensorRtEngine(Engine):
 
     def run_into(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As :meth:`run`, the named outputs written into the given tensors without a copy."""
-        if self._engine is None:
-            raise EngineError(f"{self.name} is closed")
+        self._require_open()
         sizes = check_inputs(self.name, self.inputs, inputs)
         check_outputs(self.name, self.outputs, outputs, sizes, inputs)
         check_devices(self.name, self.device, inputs, outputs)
         with self._stream.turn():
+            self._require_open()  # another thread may have closed it while this one waited for its turn
             context = self._context(inputs, sizes)
             try:
                 context.take(inputs, outputs)
                 self._stream.after_caller()
-                self._execute(context)
-                self._stream.before_caller()
+                try:
+                    self._execute(context)
+                finally:  # what was asked of the GPU before an error or Ctrl-C still reads and writes these tensors
+                    self._stream.before_caller()
                 return context.give(outputs)
             except (
                 torch.OutOfMemoryError
@@ -247,12 +249,16 @@ class TensorRtEngine(Engine):
 
     def close(self) -> None:
         """Release graphs, contexts, buffers and the plan, and leave the shared scratch memory."""
-        if self._engine is None:
-            return
         with self._stream.turn():
+            if self._engine is None:
+                return
             self._drop_contexts()
             self._engine = None
             self._scratch.leave()
+
+    def _require_open(self) -> None:
+        if self._engine is None:
+            raise EngineError(f"{self.name} is closed")
 
     def _drop_contexts(self) -> None:
         with self._stream.turn():
@@ -465,7 +471,10 @@ class _Graphs:
         """Keep a captured graph."""
         self._graphs[key] = graph
         while len(self._graphs) > self._most:
-            self._graphs.popitem(last=False)[1].close()
+            oldest, given_up = self._graphs.popitem(last=False)
+            given_up.close()
+            # or one set of addresses too many would have every call captured anew
+            self._seen.pop(oldest, None)
 
     def drop(self, shapes: tuple[Any, ...]) -> None:
         """Give back the graphs of a context that goes."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,6 +165,28 @@ class FakeNvml:
 
     def nvmlDeviceGetUUID(self, handle: object) -> str:
         raise self.NVMLError("not supported")
+
+
+@pytest.mark.parametrize("known", ["GPU", "MIG"])
+def test_a_gpu_and_a_slice_of_one_are_found_by_pytorch_s_uuid(
+    known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = FakeNvml()
+
+    def handle(uuid: bytes) -> str:
+        if uuid != f"{known}-12-34".encode():
+            raise nvml.NVMLError("not found")
+        return "handle"
+
+    monkeypatch.setattr(nvml, "nvmlInit", lambda: None, raising=False)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByUUID", handle, raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid="12-34"))
+    assert environment.nvml_device() == (nvml, "handle")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid="56"))
+    assert environment.nvml_device() == (None, None)
 
 
 def test_gpu_slowed_by_heat_is_seen_and_its_power_cap_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,26 @@ def test_a_cpu_slowed_by_heat_counts_and_a_quota_is_only_noted() -> None:
     assert watch.slowdown() == "cpu0 thermal throttling"
 
 
+def test_a_gpu_without_memory_for_pytorch_is_slowed_down() -> None:
+    """Else the reference, whose memory PyTorch holds, would wait while the engine runs on."""
+    risen = iter([5, 5, 5, 7])
+    watch = ClockWatch("cuda", gpu=(Gpu(0), object()), counters=dict, retries=lambda: next(risen))
+    with watch:
+        pass
+    assert (watch.slowdown(), "allocator_retries" in watch.facts()) == ("", False)
+    with watch:
+        pass
+    assert watch.slowdown() == "PyTorch ran out of GPU memory and asked again 2 times"
+    assert watch.facts()["allocator_retries"] == 2
+
+
+def test_what_pytorch_tells_of_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clocks.allocator_retries() == 0  # of no GPU
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.memory_stats", lambda: {"num_alloc_retries": 3, "num_ooms": 0})
+    assert clocks.allocator_retries() == 3
+
+
 def test_a_cpu_that_is_hot_does_not_void_what_a_gpu_did() -> None:
     watch = ClockWatch(
         "cuda",

@@ -217,8 +217,8 @@ def _slowed(watch: ClockWatch) -> dict[Reason, str]:
     if not (slowdown := watch.slowdown()):
         return {}
     return {
-        Reason.THROTTLED: f"the machine was slowed down while it was timed: {slowdown}; cool it, give it the power it"
-        " asks for, and run again"
+        Reason.THROTTLED: f"the machine was slowed down while it was timed: {slowdown}; cool it, give it the power and"
+        " the memory that it asks for, and run again"
     }
 
 

@@ -1,7 +1,9 @@
-"""What slowed the machine down while something was timed: a GPU's clocks, sampled, and the CPU's own counters."""
+"""What slowed the machine down while something was timed: a GPU's clocks, sampled, the counters of the CPU and of
+PyTorch's allocator."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,6 +26,15 @@ THREAD = "wan-trt clocks"
 """Name of the thread that samples."""
 
 _CPU_THERMAL = "thermal throttling"
+
+
+def allocator_retries() -> int:
+    """How often PyTorch found no memory on its current GPU, gave back what it kept and asked again: then it waits for
+    the GPU, and TensorRT, which holds its memory outside, does not."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class ClockWatch:
         device: where the timed work runs. On ``cuda`` a thread samples the GPU; on ``cpu`` nothing runs meanwhile.
         gpu: NVML and the handle of the GPU; found when needed unless given.
         counters: reads the counters that rise when the CPU is slowed down.
+        retries: reads the counter that rises when PyTorch has no memory on the GPU.
         interval: seconds between two samples.
     """
 
@@ -59,16 +71,18 @@ class ClockWatch:
         *,
         gpu: tuple[Any, Any] | None = None,
         counters: Callable[[], Mapping[str, int]] = throttle_counters,
+        retries: Callable[[], int] = allocator_retries,
         interval: float = INTERVAL,
     ) -> None:
         self._device, self._gpu, self._counters, self._interval = device, gpu, counters, interval
+        self._retries, self._retried = retries, 0
         self._samples: list[ClockSample] = []
         self._risen: Counter[str] = Counter()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._before = self._counters()
+        self._before, self._retries_before = self._counters(), self._retries()
         if self._device == "cuda":
             nvml, handle = self._gpu = self._gpu or nvml_device()
             if nvml is not None:
@@ -84,14 +98,17 @@ class ClockWatch:
             self._stop.set()
             self._thread.join()
             self._thread = None
+        self._retried += self._retries() - self._retries_before
         for name, value in self._counters().items():
             if not name.startswith("GPU ") and value > self._before.get(name, 0):
                 self._risen[name] += value - self._before.get(name, 0)
 
     def facts(self) -> dict[str, Any]:
         """Clocks (MHz), temperature (degrees Celsius), power (W), reasons by the number of samples that showed them,
-        and the CPU's counters that rose."""
+        and the counters of the CPU and of PyTorch's allocator that rose."""
         facts: dict[str, Any] = {"cpu_counters": dict(self._risen)} if self._risen else {}
+        if self._retried:
+            facts["allocator_retries"] = self._retried
         if self._device == "cpu":
             return facts
         if not self._samples:
@@ -126,6 +143,8 @@ class ClockWatch:
             for reason, count in self._reasons().items()
             if reason in GPU_SLOWDOWNS
         ]
+        if self._retried:
+            found.append(f"PyTorch ran out of GPU memory and asked again {self._retried} times")
         return ", ".join(found)
 
     def _reasons(self) -> Counter[str]:

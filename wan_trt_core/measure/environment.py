@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -290,10 +291,13 @@ def nvml_device() -> tuple[Any, Any]:
         return None, None
     try:
         pynvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode())
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
     except (pynvml.NVMLError, AttributeError):
         return None, None
+    for kind in ("GPU", "MIG"):  # a whole one, or a slice
+        with suppress(pynvml.NVMLError):
+            return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"{kind}-{uuid}".encode())
+    return None, None
 
 
 def _decoded(value: str | bytes) -> str:

@@ -39,6 +39,7 @@ from wan_trt_core.baselines import (
     write_baselines,
 )
 from wan_trt_core.gates.judging import gate_bands
+from wan_trt_core.gates.perf import SPEEDUP, unresolved
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.measure.differences import kernel_difference
 from wan_trt_core.report.changes import MetricChange, baseline_changes, worst_first
@@ -233,6 +234,8 @@ def plan_update(
             entries[case] = new_entry(
                 case, gate_bands(banded[case], suite), [run[case].measurement for run in runs], data
             )
+            for run in runs:
+                _require_resolved(run[case], entries[case])
         before = read_baselines(root, hardware_key, model, suite)
         plans.append(
             _plan(BaselineFile(hardware_key, model, suite, entries), before, known, complete=selected is None)
@@ -383,6 +386,16 @@ def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str]
         orphans,
         kernels,
     )
+
+
+def _require_resolved(run: CaseRecord, entry: BaselineEntry) -> None:
+    """Refuse a speed-up that no run could be held to: one that is not known to its own band."""
+    if (stored := entry.metrics.get(SPEEDUP)) is None:
+        return
+    width = stored.tolerance.width(stored.value)
+    for check in run.checks:
+        if check.gate == SPEEDUP and (why := unresolved(check.evidence, width)):
+            raise Refused(f"case {run.case}: {why}")
 
 
 def _kernel_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:

@@ -451,9 +451,9 @@ class _Reader:
         else:
             self._fail(f"{at}.better is {data['better']!r}, allowed are 'higher' and 'lower'", case)
         samples = data["samples"]
-        if not isinstance(samples, list) or len(samples) != data["n"]:
-            self._fail(f"{at}.samples does not hold the {data['n']!r} values that n says", case)
-        return BaselineMetric(
+        if not isinstance(samples, list) or not samples or len(samples) != data["n"]:
+            self._fail(f"{at}.samples does not hold the {data['n']!r} values that n says, one at least", case)
+        metric = BaselineMetric(
             self._positive(f"{at}.value", case, data["value"]),
             self._text(f"{at}.unit", case, data["unit"]),
             better,
@@ -462,6 +462,15 @@ class _Reader:
             self._number(f"{at}.spread", case, data["spread"]),
             tuple(self._positive(f"{at}.samples", case, sample) for sample in samples),
         )
+        # what was measured sets the band: a number written over by hand, or by a merge, would move it unseen
+        for key, said in derived(metric.samples).items():
+            if data[key] != said:
+                self._fail(
+                    f"{at}.{key} is {data[key]!r}, but its samples say {said!r}; take it from them: "
+                    "wan-trt baselines migrate",
+                    case,
+                )
+        return metric
 
     def _tolerance(self, at: str, case: str, data: Any) -> Tolerance:
         self._keys(at, self._dict(at, data, case), _TOLERANCE_KEYS, case)

@@ -120,7 +120,16 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "boolean": (lambda d: metric(d).update(value=True), "reference_time.value is True"),
     "direction": (lambda d: metric(d).update(better="faster"), "allowed are 'higher' and 'lower'"),
     "samples": (lambda d: metric(d).update(n=3), "does not hold the 3 values"),
+    "no samples": (lambda d: metric(d).update(n=0, samples=[]), "does not hold the 0 values"),
     "sample": (lambda d: metric(d).update(samples=[0.0]), "samples is 0.0"),
+    "value by hand": (
+        lambda d: metric(d).update(value=0.3),
+        "reference_time.value is 0.3, but its samples say 0.1",
+    ),
+    "spread by hand": (
+        lambda d: metric(d).update(spread=0.5),
+        "reference_time.spread is 0.5, but its samples say 0.0",
+    ),
     "tolerance": (lambda d: metric(d)["tolerance"].update(rel=-1), "tolerance.rel is -1"),
     "tolerance key": (lambda d: metric(d)["tolerance"].pop("reason"), "key reason is absent"),
     "metric key": (lambda d: metric(d).update(median=1), "unknown key median; allowed are"),

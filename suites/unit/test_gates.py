@@ -328,6 +328,13 @@ class TestPerfCase:
     def test_slower_candidate_that_still_makes_the_ratio_is_caught_by_its_band(self) -> None:
         check = verdict(perf_measurement(2.0), baseline=entry(0.1, 0.04))
         assert (check.metric, check.reason) == ("candidate_time", Reason.WORSE_THAN_BAND)
+        assert "find the cause, or accept it" in check.message
+
+    def test_slower_reference_is_not_laid_to_the_change(self) -> None:
+        check = verdict(perf_measurement(reference=0.12), baseline=entry(candidate=0.072))
+        assert (check.metric, check.reason) == ("reference_time", Reason.WORSE_THAN_BAND)
+        assert "stock diffusers is slower, which no engine causes: look for other load" in check.message
+        assert "find the cause" not in check.message
 
     @pytest.mark.parametrize(
         ("slower", "noise", "expected"),

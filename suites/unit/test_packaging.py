@@ -262,6 +262,12 @@ def test_the_example_gates_a_pull_request(installed: Path, tmp_path: Path, cache
     assert "first diverging block: block.1" in output
     comment = (tmp_path / "mine" / "comment.md").read_text()
     assert "text-encoder" in comment and "fail" in comment
+    code, output = run(cache, "mine", "base/results.json", PYTEST_ADDOPTS="--no-such-option")
+    assert code == 4, output  # nothing was judged, so nothing of the run before may be told as this one's
+    assert not [name for name in ("results.json", "comment.md") if (tmp_path / "mine" / name).exists()]
+    (tmp_path / "broken.json").write_text("{")
+    code, output = run(cache, "mine", "broken.json")
+    assert code == 0 and "broken.json" in output  # the gate decides, not the comment
 
 
 def test_every_test_file_can_be_collected_without_the_extra_dev() -> None:

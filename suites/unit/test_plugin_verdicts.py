@@ -381,4 +381,6 @@ def test_unwritable_report_is_no_success(project: Project) -> None:
     project.file("a file, not a folder", "outputs/report")
     result = project.run("-m", "parity")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
-    result.stdout.fnmatch_lines(["ERROR: the results could not be written: *"])
+    result.stdout.fnmatch_lines(
+        ["ERROR: the results could not be written to */outputs/report: *--wan-report*"]
+    )

@@ -270,6 +270,26 @@ class TestPlan:
         with pytest.raises(update.Refused, match="does not pass its own gates"):
             plan(tmp_path, run_record(case_record(CASES[0], measured)), selected=["dit-fp32"])
 
+    def test_speedup_that_is_not_known_to_its_band_is_refused(self, tmp_path: Path) -> None:
+        # one pair in three at 4x, as on a machine that others use: the threshold is decided, the value is not known
+        a = tuple(0.4 if index % 3 == 0 else 0.2 for index in range(30))
+        b = (0.1,) * 30
+        speedup = Metric(value=2.0, unit="x", better="higher")
+        quiet = perf_measurement()
+        noisy = quiet.model_copy(
+            update={
+                "metrics": {**quiet.metrics, "speedup": speedup},
+                "series": {**quiet.series, "reference_s": a, "candidate_s": b},
+            }
+        )
+        case = make_case("dit-fp32", bands={"speedup": Band(rel=0.1, reason="ten percent")})
+        wide = make_case("dit-fp32", bands={"speedup": Band(rel=0.9, reason="anything goes")})
+        made = record(cases=(case,))
+        assert plan(tmp_path, made, cases=(case,)).touched == {"dit-fp32"}
+        with pytest.raises(update.Refused, match=r"case dit-fp32: .* known to .*x only, .*quieter machine"):
+            plan(tmp_path, made, run_record(case_record(case, noisy)), cases=(case,))
+        assert plan(tmp_path, run_record(case_record(wide, noisy)), cases=(wide,)).touched == {"dit-fp32"}
+
     @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
     def test_impossible_values_are_refused(self, value: float, tmp_path: Path) -> None:
         good = perf_measurement()

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 Better = Literal["higher", "lower"]
 
+_CAUSES = {
+    "reference_time": (
+        "stock diffusers is slower, which no engine causes: look for other load, clocks, a new driver or PyTorch "
+        "and run again"
+    )
+}
+"""Where to look for what made a metric worse, where it is not what is judged."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -222,7 +230,7 @@ def _compare(
     told = "; ".join(filter(None, (f"baseline {base}, {change:+.1%}", detail)))
     message = (
         f"{name} {shown} {sign} {bound} is worse than its band ({told}); "
-        f"find the cause, or accept it with: {command} --accept-regression REASON"
+        f"{_CAUSES.get(name, 'find the cause')}, or accept it with: {command} --accept-regression REASON"
     )
     return Check("band", name, Verdict.FAIL, reason, message, value, limit, evidence=evidence)
 

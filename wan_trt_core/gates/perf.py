@@ -133,18 +133,25 @@ def hold_unresolved(checks: Sequence[Check], speedup: Check) -> tuple[Check, ...
 
 
 def _hold_unresolved(check: Check, speedup: Check) -> Check:
-    interval, band = speedup.evidence, check.evidence
-    if "low" not in interval or "low" not in band:
+    band = check.evidence
+    if "low" not in band or not (message := unresolved(speedup.evidence, (band["high"] - band["low"]) / 2)):
         return check
-    off = (interval["high"] - interval["low"]) / 2
-    width = (band["high"] - band["low"]) / 2
-    if off <= width:
-        return check
-    message = (
+    return replace(check, verdict=Verdict.INCONCLUSIVE, reason=Reason.NOISE_TOO_HIGH, message=message)
+
+
+def unresolved(interval: Mapping[str, Any], width: float) -> str:
+    """Why a speed-up says nothing about a band of ``width`` on each side; empty where its interval is as narrow.
+
+    Args:
+        interval: the evidence of the check of the speed-up; without ``low`` there is none to be too wide.
+        width: as a ratio, like the interval.
+    """
+    if "low" not in interval or (off := (interval["high"] - interval["low"]) / 2) <= width:
+        return ""
+    return (
         f"the speed-up is known to {off:.3f}x only, its band is {width:.3f}x wide on each side; raise "
         "perf.time_budget or perf.max_pairs, or run on a quieter machine"
     )
-    return replace(check, verdict=Verdict.INCONCLUSIVE, reason=Reason.NOISE_TOO_HIGH, message=message)
 
 
 def beside_interval(

@@ -84,7 +84,11 @@ class Collector:
             try:
                 write_report(self._run, self.session.settings.report)
             except OSError as error:
-                self._not_written = f"the results could not be written: {error}"
+                folder = self.session.settings.report
+                self._not_written = (
+                    f"the results could not be written to {folder}: {error}; "
+                    "free space there, or name another folder with --wan-report"
+                )
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/memory_prices.py baselines/cuda-nvidia-h200-132sm-139gib
 
-Nothing is measured here: the numbers are those of the stored baselines (``tools/regenerate_baselines.py`` makes them),
+Nothing is measured here: the numbers are those of the stored baselines (``wan-trt baselines regenerate`` makes them),
 of the cases of ``suites/cases.yaml`` that have settings of their own or a text encoder in eight bits, and of the case
 that has all the same without these. Where there is none the case's own reference stands in for it, stock diffusers. The
 table goes to the terminal as Markdown; ``docs/memory.md`` holds it.

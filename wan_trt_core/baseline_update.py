@@ -1,5 +1,5 @@
 """Making baselines: what is measured, what is refused, and what is written.
-``tools/regenerate_baselines.py``.
+``wan-trt baselines regenerate``.
 
 Baselines change only here. The run that sets one must have been made by one process alone, on this hardware,
 not slowed down, from a known commit without changes, and must pass every gate but the bands. A stored value

@@ -278,7 +278,7 @@ def _baselines(settings: Settings) -> Finding:
     folder = settings.baselines / key
     if folder.is_dir():
         return Finding("baselines", "ok", str(folder), feature)
-    fix = "python tools/regenerate_baselines.py   (in the repository that keeps the baselines)"
+    fix = "wan-trt baselines regenerate   (in the repository that keeps the baselines)"
     return Finding("baselines", "missing", f"none for this hardware: {folder}", feature, fix)
 
 

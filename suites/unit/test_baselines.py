@@ -179,7 +179,7 @@ def test_broken_file_is_an_error_that_names_it_and_the_way_out(name: str, tmp_pa
     text = str(caught.value)
     assert message in text
     assert str(path) in text
-    assert "python tools/regenerate_baselines.py --suite perf" in text
+    assert "wan-trt baselines regenerate --suite perf" in text
 
 
 @pytest.mark.parametrize("name", BROKEN)

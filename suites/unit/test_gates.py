@@ -16,7 +16,14 @@ from fabricated import TEN_PERCENT, entry, make_case, paired_times, perf_measure
 from wan_trt_core import gates
 from wan_trt_core.cases import Band, Case, Limit
 from wan_trt_core.gates import decide, judge
-from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance, judge_bands, position
+from wan_trt_core.gates.bands import (
+    BaselineEntry,
+    BaselineMetric,
+    Tolerance,
+    judge_bands,
+    position,
+    regenerate_command,
+)
 from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_finite, judge_limit
 from wan_trt_core.gates.memory import judge_growth
@@ -645,7 +652,24 @@ class TestBands:
 
     def test_better_than_the_band_asks_for_a_new_baseline(self) -> None:
         (check,) = self.bands({"time": self.stored(1.0)}, {"time": 0.5})
-        assert "python tools/regenerate_baselines.py --suite perf --case dit-fp32" in check.message
+        assert "wan-trt baselines regenerate --suite perf --case dit-fp32" in check.message
+
+    @pytest.mark.parametrize(
+        ("run", "named"),
+        [
+            ((), ""),
+            (("pytest", "--wan-cases", "my cases.yaml", "-q"), " --cases 'my cases.yaml'"),
+            (("pytest", "--wan-baselines=b", "--wan-cases=a", "--wan-cases=c"), " --cases c --baselines b"),
+            (("pytest", "--wan-cases"), ""),
+        ],
+    )
+    def test_the_command_names_the_case_file_and_the_folder_of_the_run(
+        self, run: tuple[str, ...], named: str
+    ) -> None:
+        command = regenerate_command("perf", "dit-fp32", run)
+        assert command == f"wan-trt baselines regenerate --suite perf --case dit-fp32{named}"
+        (check,) = self.bands(None, {"time": 1.0}, run=run)
+        assert check.message.endswith(command)
 
     @pytest.mark.parametrize("rel", [0.0, 0.25])
     def test_the_ends_of_a_band_are_within_it(self, rel: float) -> None:
@@ -679,7 +703,7 @@ class TestBands:
     def test_case_without_a_baseline_is_missing_with_the_command(self, stored: dict[str, Any] | None) -> None:
         (check,) = self.bands(stored, {"time": 1.0})
         assert (*outcome(check), check.advisory) == (Verdict.MISSING, Reason.NO_BASELINE, False)
-        assert "python tools/regenerate_baselines.py --suite perf --case dit-fp32" in check.message
+        assert "wan-trt baselines regenerate --suite perf --case dit-fp32" in check.message
 
     @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
     def test_impossible_baseline_is_invalid(self, value: float) -> None:

@@ -278,7 +278,7 @@ def test_a_baseline_of_other_weights_decides_nothing(
     if verdict == "invalid":
         message = project.results()["cases"][0]["message"]
         assert f"was made with the weights '{weights}', this run with" in message
-        assert f"regenerate_baselines.py --suite {suite} --case {case} --baselines OTHER" in message
+        assert f"baselines regenerate --suite {suite} --case {case} --baselines OTHER" in message
 
 
 @pytest.mark.parametrize(("profile", "verdict"), [("128p-17f", "pass"), ("128p-81f", "invalid")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import math
@@ -26,10 +27,12 @@ from fabricated import (
 )
 from rich.console import Console
 from scripts import load_script
+from typer.testing import CliRunner
 
 from wan_trt_core import baseline_update as update
 from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
 from wan_trt_core.cases import Band, Case
+from wan_trt_core.cli.app import app
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure.environment import SourceState
 from wan_trt_core.records import Metric, RunRecord
@@ -408,9 +411,9 @@ class TestMeasuring:
         assert update.measure([sys.executable, "-c", copy], tmp_path) == record()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tool() -> ModuleType:
-    return load_script("tools/regenerate_baselines.py")
+    return importlib.import_module("wan_trt_core.cli.regenerate")
 
 
 CASE_FILE = """
@@ -509,8 +512,31 @@ class TestTool:
         assert run("--accept-regression", "pads now", made=slow) == 0
         entry = json.loads(path.read_text())["cases"]["dit-fp32"]
         assert entry["provenance"]["accepted_regression"] == "pads now"
-        assert entry["provenance"]["command"].startswith("tools/regenerate_baselines.py --suite perf ")
+        assert entry["provenance"]["command"].startswith("wan-trt baselines regenerate --suite perf ")
         assert "--accept-regression 'pads now'" in entry["provenance"]["command"]
+
+    def test_it_is_a_command_and_a_script_of_a_checkout(
+        self, tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert load_script("tools/regenerate_baselines.py").main is tool.main
+        given: list[str] = []
+        monkeypatch.setattr(tool, "main", lambda arguments: (given.extend(arguments), 7)[1])
+        asked = ["--suite", "perf", "--case", "a", "--from-record", "b.json", "c.json", "--help"]
+        result = CliRunner().invoke(app, ["baselines", "regenerate", *asked])
+        assert (result.exit_code, given) == (7, asked)
+
+    def test_the_folder_of_the_baselines_is_that_of_the_settings(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WAN_TRT_BASELINES", "elsewhere")
+        assert run() == 0
+        assert baseline_path(tmp_path / "elsewhere", HARDWARE, "tiny-wan", "perf").is_file()
+        assert run("--baselines", "given") == 0
+        assert baseline_path(tmp_path / "given", HARDWARE, "tiny-wan", "perf").is_file()
+
+    def test_a_wrong_setting_is_refused(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WAN_TRT_BASELINE", "misspelt")
+        assert run() == 1
 
     def test_interrupted_measurement_writes_nothing(
         self, run: Run, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 stored_baselines = typer.Typer(
-    no_args_is_help=True, help="The stored baselines; tools/regenerate_baselines.py makes them."
+    no_args_is_help=True, help="The stored baselines: what they hold, and how they are made."
 )
 commands.add_typer(stored_baselines, name="baselines")
 
@@ -91,6 +91,19 @@ def migrate_baselines(
     for path in changed:
         print_line(f"{'would change' if dry_run else 'changed'} {path}")
     print_line(f"{root}: {len(files)} files, {len(files) - len(changed)} of them as they should be")
+
+
+@stored_baselines.command(
+    "regenerate",
+    add_help_option=False,  # it has its own, with all options
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="Example: wan-trt baselines regenerate --suite perf --case tiny-wan-dit-fp32",
+)
+def regenerate_baselines(context: typer.Context) -> None:
+    """Measure and make baselines, the only way they change; --help shows the options."""
+    from wan_trt_core.cli.regenerate import main
+
+    raise typer.Exit(main(context.args))
 
 
 def _baseline_files(root: Path) -> Iterator[BaselineFile]:

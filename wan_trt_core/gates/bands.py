@@ -8,8 +8,10 @@ brings a gain brings its baseline too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from wan_trt_core.gates.formatting import pair, quantity
@@ -106,10 +108,22 @@ def usable(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
-def regenerate_command(suite: str, case: str | None = None) -> str:
-    """The command that makes the baseline of one case, or of the whole suite."""
-    command = f"python tools/regenerate_baselines.py --suite {suite}"
-    return f"{command} --case {case}" if case else command
+def regenerate_command(suite: str, case: str | None = None, run: Sequence[str] = ()) -> str:
+    """The command that makes the baseline of one case, or of the whole suite.
+
+    Args:
+        run: the command line of the run that asks for it, whose case file and folder of baselines it names too.
+    """
+    command = ["wan-trt", "baselines", "regenerate", "--suite", suite]
+    if case:
+        command += ["--case", case]
+    for name in ("--wan-cases", "--wan-baselines"):
+        joined = f"{name}="
+        values = [given.removeprefix(joined) for given in run if given.startswith(joined)]
+        values += [value for given, value in pairwise(run) if given == name]
+        if values:
+            command += [name.replace("wan-", ""), values[-1]]
+    return shlex.join(command)
 
 
 def judge_bands(
@@ -122,6 +136,7 @@ def judge_bands(
     bands_for_hardware: bool,
     require_bands: bool,
     strict_improvements: bool = False,
+    run: Sequence[str] = (),
 ) -> tuple[Check, ...]:
     """Hold the banded metrics of a case against its baseline.
 
@@ -131,8 +146,9 @@ def judge_bands(
         bands_for_hardware: whether this hardware has a baseline file for the model and suite at all.
         require_bands: a machine without baselines fails too (GPU CI), else it is only reported.
         strict_improvements: a metric that is better than its band fails until it has a new baseline.
+        run: see :func:`regenerate_command`.
     """
-    command = regenerate_command(suite, case)
+    command = regenerate_command(suite, case, run)
     if not bands_for_hardware:
         return tuple(
             Check(

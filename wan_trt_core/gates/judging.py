@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ def judge(
     require_bands: bool,
     strict_improvements: bool = False,
     baseline_error: str | None = None,
+    run: Sequence[str] = (),
 ) -> tuple[Check, ...]:
     """Judge what was measured.
 
@@ -41,6 +42,7 @@ def judge(
         baseline_error: what :class:`~wan_trt_core.baselines.BaselineError` said when the file could not be
             read, or why the entry says nothing about this run; the case is then invalid, whatever its own gates
             say.
+        run: the command line of the run, for the commands that messages name.
 
     Returns:
         The checks, what the suite is about first; :func:`~wan_trt_core.gates.verdict.decide` makes the
@@ -64,6 +66,7 @@ def judge(
             bands_for_hardware=bands_for_hardware,
             require_bands=require_bands,
             strict_improvements=strict_improvements,
+            run=run,
         )
     if suite == "perf":
         banded = hold_unresolved(banded, checks[0])

@@ -74,6 +74,7 @@ def judge_case(
         require_bands=session.require_bands,
         strict_improvements=session.settings.strict_improvements,
         baseline_error=stored.error or mismatch,
+        run=session.command,
     )
     return CaseRecord.judged(case, suite, checks, measurement, seconds)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -126,7 +124,7 @@ class Collector:
         )
         return RunRecord(
             started=self._started.isoformat(timespec="seconds"),
-            command=(Path(sys.argv[0]).name, *map(str, session.config.invocation_params.args)),
+            command=session.command,
             hardware_key=session.hardware_key,
             environment={
                 **environment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
@@ -65,6 +66,13 @@ class WanSession:
     def options(self) -> dict[str, Any]:
         """What was given on the command line."""
         return options.given(self.config)
+
+    @cached_property
+    def command(self) -> tuple[str, ...]:
+        """The command line of the run; in a worker of pytest-xdist that of the process which started it."""
+        worker = getattr(self.config, "workerinput", None)
+        program, *given = worker["mainargv"] if worker else (sys.argv[0], *self.config.invocation_params.args)
+        return Path(program).name, *map(str, given)
 
     @property
     def gating(self) -> bool:

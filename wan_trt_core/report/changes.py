@@ -1,6 +1,6 @@
 """What changed between two runs, or between stored baselines and new ones: one table, the worst first.
 
-``wan-trt report compare`` and ``tools/regenerate_baselines.py`` show the same rows, in the terminal and as Markdown.
+``wan-trt report compare`` and ``wan-trt baselines regenerate`` show the same rows, in the terminal and as Markdown.
 A comparison is for people and no gate: the gates hold each run against its limits and its baseline.
 """
 

@@ -145,7 +145,8 @@ def missing_bands(record: RunRecord) -> list[str]:
             cases = len({case for case, _ in found})
             lines.append(
                 f"{len(found)} {suite} bands of {cases} {'case' if cases == 1 else 'cases'} hold nothing: "
-                f"this hardware has no {suite} baselines; make them with: {regenerate_command(suite)}"
+                f"this hardware has no {suite} baselines; make them with: "
+                f"{regenerate_command(suite, run=record.command)}"
             )
     return lines
 
@@ -163,7 +164,8 @@ def stale_baselines(record: RunRecord) -> list[tuple[CaseRecord, CheckRecord]]:
 def orphaned_baselines(record: RunRecord) -> list[str]:
     """One line a stored baseline that no case asks for; known of complete runs only."""
     return [
-        f"no case asks for the baseline {where}; drop it with: {regenerate_command(where.split()[0])}"
+        f"no case asks for the baseline {where}; drop it with: "
+        f"{regenerate_command(where.split()[0], run=record.command)}"
         for where in record.environment.get(ORPHANS, ())
     ]
 

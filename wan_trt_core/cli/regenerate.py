@@ -1,0 +1,193 @@
+"""``wan-trt baselines regenerate``: make, check or accept baselines, the only way they change.
+
+The rules are those of :mod:`wan_trt_core.baseline_update`. In a checkout ``python tools/regenerate_baselines.py`` does
+the same.
+
+    wan-trt baselines regenerate --suite perf --dry-run          # measure and show, write nothing
+    wan-trt baselines regenerate --suite perf --case dit-fp32    # one case
+    wan-trt baselines regenerate --suite perf --check            # fail if one would change
+    wan-trt baselines regenerate --suite perf --accept-regression "reference needs float32 now"
+
+Exit codes: 0 done (or nothing to do), 1 refused, or with --check a baseline would change, 2 wrong usage,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from wan_trt_core import baseline_update as update
+from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
+from wan_trt_core.config import ConfigError, load_settings
+from wan_trt_core.measure.environment import SourceState, hardware_key, source_state
+from wan_trt_core.pytest_plugin.session import allowed_names
+from wan_trt_core.records import RecordError, RunRecord, write_text
+from wan_trt_core.report.terminal import changes_table
+
+NAME = ("wan-trt", "baselines", "regenerate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    console = Console(highlight=False)
+    try:
+        return _regenerate(options, console, sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:
+        console.print("interrupted: nothing was written", style="bold red")
+        return 130
+    except (
+        update.Refused,
+        update.BaselineError,
+        CaseFileError,
+        ConfigError,
+        RecordError,
+        RuntimeError,
+    ) as error:
+        console.print(f"refused: {error}", style="bold red", markup=False)
+        return 1
+
+
+def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequence[str]) -> int:
+    update.refuse_xdist(os.environ)
+    options.baselines = options.baselines or load_settings().settings.baselines
+    cases = _cases(options)
+    commit = None if options.from_record else _commit(source_state(Path.cwd()), options)
+    records = _records(options, cases)
+    for record in records:
+        key = options.hardware or hardware_key("cuda" if record.hardware_key.startswith("cuda-") else "cpu")
+        update.check_record(record, key)
+    commit = commit or _commit(_recorded_source(records), options)
+    provenance = update.Provenance(
+        commit,
+        update.now(),
+        (*NAME, *arguments),
+        options.accept_regression,
+    )
+    plans = update.plan_update(
+        options.baselines, options.suite, cases, records, provenance, selected=options.case
+    )
+    console.print(changes_table(update.plan_changes(plans)))
+    for plan in plans:
+        for case, what in plan.kernels.items():
+            console.print(f"{case}: kernel profile: {what}", soft_wrap=True, markup=False)
+        for orphan in plan.orphans:
+            outcome = "is dropped" if orphan in plan.touched else "is kept (only a run of all cases drops it)"
+            console.print(f"{plan.model}: no case is called {orphan}; its baseline {outcome}", style="yellow")
+    write_text(options.diff, update.plan_markdown(plans))
+    console.print(f"for review: {options.diff}")
+    if options.check:
+        return _checked(plans, console)
+    update.require_reason(plans, options.accept_regression)
+    if options.dry_run:
+        console.print("dry run: no baseline was written")
+        return 0
+    for path in update.apply(options.baselines, plans):
+        console.print(f"wrote {path}")
+    if not any(plan.touched for plan in plans):
+        console.print("every metric is within its band: nothing to write")
+    return 0
+
+
+def _checked(plans: Sequence[update.Plan], console: Console) -> int:
+    changed = sorted({case for plan in plans for case in (*plan.touched, *plan.orphans)})
+    if changed:
+        console.print(f"baselines would change: {', '.join(changed)}", style="bold red")
+        return 1
+    console.print("the baselines hold")
+    return 0
+
+
+def _cases(options: argparse.Namespace) -> tuple[Case, ...]:
+    file = load_cases(options.cases, allowed_names())
+    return file.overridden(backend=options.backend, model=options.model).cases
+
+
+def _records(options: argparse.Namespace, cases: Sequence[Case]) -> list[RunRecord]:
+    if options.from_record:
+        return [RunRecord.read(path) for path in options.from_record]
+    given = {name: getattr(options, name) for name in ("backend", "model", "checkpoint", "profile", "cache")}
+    values = {name: str(value) for name, value in given.items() if value is not None}
+    return update.measure_runs(
+        options.suite,
+        options.runs,
+        suites=options.suites,
+        cases=options.case,
+        options={"cases": str(options.cases), "baselines": str(options.baselines), **values},
+    )
+
+
+def _commit(source: SourceState, options: argparse.Namespace) -> str:
+    folder = update.folder_in_repository(options.baselines)
+    return update.usable_commit(source, folder, options.commit, options.tree_state)
+
+
+def _recorded_source(records: Sequence[RunRecord]) -> SourceState:
+    """What the records say of the sources, if they agree."""
+    found = {
+        SourceState(source.get("commit"), source.get("dirty"), tuple(source.get("changed", ())))
+        for source in (record.environment.get("source", {}) for record in records)
+    }
+    if len(found) != 1:
+        raise update.Refused("the records come from different commits or trees; measure them all from one")
+    return found.pop()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=" ".join(NAME),
+        description=(__doc__ or "").partition(": ")[2].partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--suite", required=True, choices=SUITES, help="suite whose baselines are made")
+    add("--case", action="append", metavar="ID", help="only this case (may be repeated)")
+    add("--cases", type=Path, default=Path("suites/cases.yaml"), metavar="FILE", help="case file")
+    add("--suites", type=Path, default=_suites(), metavar="FOLDER", help="folder of the suites")
+    add("--baselines", type=Path, metavar="FOLDER", help="folder of the baselines, instead of the settings'")
+    add("--backend", metavar="NAME", help="backend of all cases, instead of the case file's")
+    add("--model", metavar="MODEL", help="model of all cases, instead of the case file's")
+    add("--checkpoint", metavar="FOLDER|ID", help="weights of a model that is not installed")
+    add("--profile", metavar="NAME", help="shape profile of all cases, instead of the case file's")
+    add("--cache", type=Path, metavar="FOLDER", help="ONNX files and engines")
+    add("--runs", type=_positive, default=1, metavar="N", help="independent runs, each a process of its own")
+    add(
+        "--from-record", type=Path, nargs="+", metavar="FILE", help="results.json to use instead of measuring"
+    )
+    add("--hardware", metavar="KEY", help="the records come from this hardware, not from this machine")
+    add("--accept-regression", metavar="REASON", help="why something may be worse or looser; it is stored")
+    add(
+        "--diff",
+        type=Path,
+        default=Path("outputs/baselines.md"),
+        metavar="FILE",
+        help="the table as Markdown, for who reviews the change",
+    )
+    add("--commit", metavar="SHA", help="commit that was measured, where there is no git")
+    add("--tree-state", choices=("clean", "dirty"), help="whether files differed from it")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="show the table, change no baseline")
+    mode.add_argument("--check", action="store_true", help="fail if a baseline would change; change none")
+    return parser
+
+
+def _suites() -> Path:
+    """The product's suites: as they are installed, or those of the checkout that this is part of."""
+    installed = importlib.util.find_spec("wan_trt_core.suites")
+    if installed is not None and installed.submodule_search_locations:
+        return Path(installed.submodule_search_locations[0])
+    return Path(__file__).resolve().parents[2] / "suites"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value

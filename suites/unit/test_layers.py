@@ -18,7 +18,9 @@ PACKAGE = Path(wan_trt_core.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "pytest_plugin", "doctor", "baseline_migration", "baseline_update"}),
     frozenset({"comparison"}),
-    frozenset({"report", "baselines", "pipeline"}),
+    frozenset({"report", "baselines"}),
+    frozenset({"memory"}),
+    frozenset({"pipeline"}),
     frozenset({"engine_cache", "measure", "backends", "export"}),
     frozenset({"models"}),
     frozenset({"gates"}),

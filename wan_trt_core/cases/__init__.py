@@ -1,0 +1,44 @@
+"""The case file: which cases exist and what each must reach, every threshold with its reason."""
+
+from wan_trt_core.cases.case import (
+    BESIDE,
+    COMPOSITES,
+    ERROR_OVER_STOCK,
+    MEAN,
+    PEAK_OVER_PLAN,
+    PEAK_OVER_REFERENCE,
+    SUITES,
+    Band,
+    Case,
+    Limit,
+    MemoryGate,
+    ParityGate,
+    PerfGate,
+    Prompt,
+    Suite,
+)
+from wan_trt_core.cases.case_file import CaseFile, load_cases
+from wan_trt_core.cases.checks import Allowed
+from wan_trt_core.cases.document import CaseFileError
+
+__all__ = [
+    "BESIDE",
+    "COMPOSITES",
+    "ERROR_OVER_STOCK",
+    "MEAN",
+    "PEAK_OVER_PLAN",
+    "PEAK_OVER_REFERENCE",
+    "SUITES",
+    "Allowed",
+    "Band",
+    "Case",
+    "CaseFile",
+    "CaseFileError",
+    "Limit",
+    "MemoryGate",
+    "ParityGate",
+    "PerfGate",
+    "Prompt",
+    "Suite",
+    "load_cases",
+]

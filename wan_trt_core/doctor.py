@@ -255,6 +255,10 @@ def _lpips() -> Finding:
     return Finding("LPIPS weights", "missing", f"not in the torch hub's folder: {path}", feature, fix)
 
 
+_ROOM = 2**30
+"""Bytes that should be left for an engine cache, of a model however small."""
+
+
 def _cache(settings: Settings) -> Finding:
     folder = settings.cache
     while not folder.exists():
@@ -265,8 +269,12 @@ def _cache(settings: Settings) -> Finding:
         return Finding(
             "engine cache", "missing", f"{settings.cache} cannot be written", feature, fix, required=True
         )
-    free = shutil.disk_usage(folder).free / 2**30
-    return Finding("engine cache", "ok", f"{settings.cache}, {free:.0f} GiB free", feature, required=True)
+    free = shutil.disk_usage(folder).free
+    detail = f"{settings.cache}, {free / 2**30:.1f} GiB free"
+    if free < _ROOM:
+        fix = "free some, or set cache (WAN_TRT_CACHE) to another disk; Wan's 1.3B takes 6 GiB"
+        return Finding("engine cache", "missing", detail, feature, fix, required=True)
+    return Finding("engine cache", "ok", detail, feature, required=True)
 
 
 def _baselines(settings: Settings) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,6 +151,18 @@ class TestWhatIsMissing:
         monkeypatch.setattr(doctor.os, "access", lambda *_: False)
         finding = doctor._cache(loaded.settings)
         assert (finding.status, "WAN_TRT_CACHE" in finding.fix) == ("missing", True)
+
+    @pytest.mark.parametrize(
+        ("free", "status", "detail"),
+        [(2**30, "ok", "1.0 GiB"), (2**30 - 1, "missing", "1.0 GiB"), (6e6, "missing", "0.0 GiB")],
+    )
+    def test_a_cache_without_room(
+        self, free: float, status: str, detail: str, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+        finding = doctor._cache(loaded.settings)
+        assert (finding.status, detail in finding.detail) == (status, True)
+        assert status == "ok" or "WAN_TRT_CACHE" in finding.fix
 
     def test_lpips_weights_when_they_are_there(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))

@@ -67,8 +67,9 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
         for case, what in plan.kernels.items():
             console.print(f"{case}: kernel profile: {what}", soft_wrap=True, markup=False)
         for orphan in plan.orphans:
-            outcome = "is dropped" if orphan in plan.touched else "is kept (only a run of all cases drops it)"
-            console.print(f"{plan.model}: no case is called {orphan}; its baseline {outcome}", style="yellow")
+            outcome = "would go" if orphan in plan.dropped else "is kept (only a run of all cases drops it)"
+            text = f"{plan.model}: no case of {options.cases} is called {orphan}; its baseline {outcome}"
+            console.print(text, style="yellow", markup=False)
     write_text(options.diff, update.plan_markdown(plans))
     console.print(f"for review: {options.diff}")
     if options.check:
@@ -148,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from-record", type=Path, nargs="+", metavar="FILE", help="results.json to use instead of measuring"
     )
     add("--hardware", metavar="KEY", help="the records come from this hardware, not from this machine")
-    add("--accept-regression", metavar="REASON", help="why something may be worse or looser; it is stored")
+    add("--accept-regression", metavar="REASON", help="why something may be worse, looser or dropped")
     add(
         "--diff",
         type=Path,

@@ -4,7 +4,8 @@
 Baselines change only here. The run that sets one must have been made by one process alone, on this hardware,
 not slowed down, from a known commit without changes, and must pass every gate but the bands. A stored value
 changes only when a metric leaves its band: within it nothing is written, so that noise does not creep into
-the baselines. What would let pass that failed before needs a reason, which is stored with the entry.
+the baselines. What would let pass that failed before needs a reason, which is stored with the entry; so does an
+entry that would go because no case asks for it, as it may belong to another case file.
 
 An entry is of one measurement: where it has no kernels yet and the new run has them it is replaced as a whole, once,
 with the provenance of that run. New kernels alone never touch an entry that has some.
@@ -98,6 +99,11 @@ class Plan:
     def loosened(self) -> tuple[Row, ...]:
         """The rows that need a reason."""
         return tuple(row for row in self.rows if row.loosens)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The orphans that go; they need a reason too."""
+        return tuple(case for case in self.orphans if case in self.touched)
 
 
 def refuse_xdist(environ: Mapping[str, str]) -> None:
@@ -244,17 +250,27 @@ def plan_update(
 
 
 def require_reason(plans: Sequence[Plan], reason: str | None) -> None:
-    """Refuse to loosen without a reason.
+    """Refuse to loosen, or to drop, without a reason.
 
     Raises:
-        Refused: when a row loosens and no reason (or an empty one) is given.
+        Refused: when a row loosens or an orphan goes, and no reason (or an empty one) is given.
     """
-    rows = [row for plan in plans for row in plan.loosened]
-    if rows and not (reason and reason.strip()):
+    if reason and reason.strip():
+        return
+    needed = []
+    if rows := [row for plan in plans for row in plan.loosened]:
         names = "; ".join(f"{row.case} {row.metric}: {row.kind.value}" for row in rows)
-        raise Refused(
+        needed.append(
             f"this would let pass what failed before ({names}); say why: --accept-regression REASON"
         )
+    if dropped := [f"{plan.model} {case}" for plan in plans for case in plan.dropped]:
+        needed.append(
+            f"this would drop baselines that no case of this case file asks for ({'; '.join(dropped)}); they may "
+            "belong to another case file: keep them by naming this one's with --case, or give each file a folder of "
+            "its own (--baselines); if they shall go, say why: --accept-regression REASON"
+        )
+    if needed:
+        raise Refused("; ".join(needed))
 
 
 def apply(root: Path, plans: Sequence[Plan]) -> tuple[Path, ...]:
@@ -271,13 +287,17 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
     """The same as a document, for who reviews the change: one section for each file."""
     parts = []
     for plan in plans:
-        dropped = "".join(f"\n- `{case}`: no case is called so" for case in plan.orphans)
+        orphans = "".join(
+            f"\n- `{case}`: no case of this case file is called so; its baseline is "
+            f"{'dropped' if case in plan.dropped else 'kept'}"
+            for case in plan.orphans
+        )
         profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
         parts += [
             f"## Baselines of {plan.hardware_key} / {plan.model} / {plan.suite}",
             changes_markdown(plan_changes([plan])),
             profiles.strip(),
-            f"Orphans:\n{dropped}" if dropped else "",
+            f"Orphans:\n{orphans}" if orphans else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -209,6 +209,27 @@ class TestPlan:
         file = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
         assert file is not None and set(file.cases) == {"dit-fp32"}
 
+    def test_dropping_an_orphan_needs_a_reason(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        whole = plan(tmp_path, record(), cases=CASES[:1])
+        for reason in (None, "", "  "):
+            with pytest.raises(update.Refused, match=r"tiny-wan vae-fp32.*another case file.*--accept-reg"):
+                update.require_reason([whole], reason)
+        update.require_reason([whole], "the VAE went")
+
+    def test_all_that_needs_a_reason_is_named_at_once(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        slow = plan(tmp_path, record(reference=0.13, ratio=2.0), cases=CASES[:1])
+        with pytest.raises(update.Refused, match=r"dit-fp32 reference_time: worse.*tiny-wan vae-fp32"):
+            update.require_reason([slow], None)
+
+    def test_markdown_says_what_becomes_of_orphans(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        for selected, outcome in ((None, "dropped"), (["dit-fp32"], "kept")):
+            found = plan(tmp_path, record(), cases=CASES[:1], selected=selected)
+            line = f"- `vae-fp32`: no case of this case file is called so; its baseline is {outcome}"
+            assert line in update.plan_markdown([found])
+
     def test_damaged_file_is_not_overwritten(self, tmp_path: Path) -> None:
         path = stored(tmp_path)
         path.write_text(path.read_text()[:100])

@@ -4,7 +4,10 @@
 Baselines change only here. The run that sets one must have been made by one process alone, on this hardware,
 not slowed down, from a known commit without changes, and must pass every gate but the bands. A stored value
 changes only when a metric leaves its band: within it nothing is written, so that noise does not creep into
-the baselines. What would let pass that failed before needs a reason, which is stored with the entry.
+the baselines. What would let pass that failed before needs a reason, which is stored with the entry; so does an
+entry that would go because no case asks for it, as it may belong to another case file.
+
+A reason that the case file alone calls for is asked for before measuring. What was measured and not stored is kept.
 
 An entry is of one measurement: where it has no kernels yet and the new run has them it is replaced as a whole, once,
 with the provenance of that run. New kernels alone never touch an entry that has some.
@@ -18,9 +21,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +37,7 @@ from wan_trt_core.baselines import (
     BaselineFile,
     Change,
     Row,
+    Tolerance,
     compare_entries,
     find_orphans,
     new_entry,
@@ -38,6 +45,7 @@ from wan_trt_core.baselines import (
     read_baselines,
     write_baselines,
 )
+from wan_trt_core.config import ENVIRONMENT_PREFIX, ConfigError, load_settings
 from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
 from wan_trt_core.gates.verdict import Verdict
@@ -99,6 +107,11 @@ class Plan:
         """The rows that need a reason."""
         return tuple(row for row in self.rows if row.loosens)
 
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The orphans that go; they need a reason too."""
+        return tuple(case for case in self.orphans if case in self.touched)
+
 
 def refuse_xdist(environ: Mapping[str, str]) -> None:
     """Refuse to measure beside other workers.
@@ -141,7 +154,10 @@ def usable_commit(
     changed = [path for path in source.changed if not path.startswith(folder)]
     if changed or (source.dirty and not source.changed):
         names = f": {', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}" if changed else ""
-        raise Refused(f"the tree is dirty{names}; commit first, so that the baseline names what was measured")
+        raise Refused(
+            f"the tree is dirty{names}; commit first (and have git ignore what runs write), so that the baseline"
+            " names what was measured"
+        )
     assert source.commit is not None
     return source.commit
 
@@ -184,6 +200,68 @@ def case_records(record: RunRecord, suite: str, selected: Collection[str]) -> di
     return found
 
 
+def overrides(given: Mapping[str, Any]) -> dict[str, str | None]:
+    """What measuring replaces in every case: as given by option, else as the environment says; ``None`` keeps."""
+    return {
+        name: given[name] or os.environ.get(f"{ENVIRONMENT_PREFIX}{name.upper()}")
+        for name in ("backend", "model", "profile")
+    }
+
+
+def this_hardware(backend: str | None) -> str:
+    """The key that measuring with this backend (that of the settings if ``None``) will store under.
+
+    A process of its own is asked: what CUDA keeps on the GPU for this one would be there while the suites measure.
+
+    Raises:
+        Refused: when a setting is wrong, or asks for a GPU that is not there.
+    """
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_hardware, backend).result()
+    except (ConfigError, RuntimeError) as error:
+        raise Refused(str(error)) from error
+
+
+def foresee(
+    root: Path,
+    hardware_key: str,
+    suite: Suite,
+    cases: Sequence[Case],
+    *,
+    backend: str | None = None,
+    selected: Collection[str] | None = None,
+) -> tuple[Plan, ...]:
+    """What the case file alone would change, were every value to stay as it is stored: known before measuring.
+
+    Args:
+        root: the baselines folder.
+        hardware_key: of the machine that will measure.
+        suite: which suite.
+        cases: all cases of the case file, as they will be measured, see :func:`overrides`.
+        backend: what the run will name; without it the cases that are for some backends only are left out.
+        selected: as for :func:`plan_update`.
+
+    Raises:
+        Refused: when there is nothing to measure, or baselines of another backend or profile are stored.
+        BaselineError: when a stored file is invalid.
+    """
+    banded = _banded(cases, suite)
+    wanted = _wanted(banded, suite, selected, {backend})
+    plans = []
+    for model in sorted({banded[case].model for case in wanted}):
+        before = read_baselines(root, hardware_key, model, suite)
+        stored = before.cases if before else {}
+        entries = {
+            name: _with_bands_of(case, suite, stored[name])
+            for name, case in banded.items()
+            if name in wanted and case.model == model and name in stored
+        }
+        new = BaselineFile(hardware_key, model, suite, entries)
+        plans.append(_plan(new, before, _known(cases, suite), complete=selected is None))
+    return tuple(plans)
+
+
 def plan_update(
     root: Path,
     suite: Suite,
@@ -208,22 +286,14 @@ def plan_update(
         Refused: when a run is unfit, see :func:`case_records`, or baselines of another origin are stored.
         BaselineError: when the stored file is invalid, or a measured value cannot be one.
     """
-    banded = {case.id: case for case in cases if getattr(case, suite) is not None and gate_bands(case, suite)}
-    ran = {case.backend for record in records for case in record.cases}
-    here = {name for name, case in banded.items() if not case.only_backends or ran & set(case.only_backends)}
-    wanted = here if selected is None else set(selected)
-    if unknown := sorted(wanted - set(banded)):
-        raise Refused(
-            f"no case with bands in suite {suite} is called {', '.join(unknown)}; {_choices(banded)}"
-        )
-    if not wanted:
-        raise Refused(f"no case of the case file has bands in suite {suite}: there is nothing to store")
+    banded = _banded(cases, suite)
+    wanted = _wanted(banded, suite, selected, {case.backend for record in records for case in record.cases})
     runs = [case_records(record, suite, wanted) for record in records]
     by_model: dict[str, list[str]] = {}
     for case in sorted(wanted):
         by_model.setdefault(runs[0][case].model, []).append(case)
     hardware_key = records[0].hardware_key
-    known = {case.id for case in cases if getattr(case, suite) is not None}
+    known = _known(cases, suite)
     plans = []
     for model, ids in sorted(by_model.items()):
         entries = {}
@@ -244,17 +314,27 @@ def plan_update(
 
 
 def require_reason(plans: Sequence[Plan], reason: str | None) -> None:
-    """Refuse to loosen without a reason.
+    """Refuse to loosen, or to drop, without a reason.
 
     Raises:
-        Refused: when a row loosens and no reason (or an empty one) is given.
+        Refused: when a row loosens or an orphan goes, and no reason (or an empty one) is given.
     """
-    rows = [row for plan in plans for row in plan.loosened]
-    if rows and not (reason and reason.strip()):
+    if reason and reason.strip():
+        return
+    needed = []
+    if rows := [row for plan in plans for row in plan.loosened]:
         names = "; ".join(f"{row.case} {row.metric}: {row.kind.value}" for row in rows)
-        raise Refused(
+        needed.append(
             f"this would let pass what failed before ({names}); say why: --accept-regression REASON"
         )
+    if dropped := [f"{plan.model} {case}" for plan in plans for case in plan.dropped]:
+        needed.append(
+            f"this would drop baselines that no case of this case file asks for ({'; '.join(dropped)}); they may "
+            "belong to another case file: keep them by naming this one's with --case, or give each file a folder of "
+            "its own (--baselines); if they shall go, say why: --accept-regression REASON"
+        )
+    if needed:
+        raise Refused("; ".join(needed))
 
 
 def apply(root: Path, plans: Sequence[Plan]) -> tuple[Path, ...]:
@@ -271,13 +351,17 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
     """The same as a document, for who reviews the change: one section for each file."""
     parts = []
     for plan in plans:
-        dropped = "".join(f"\n- `{case}`: no case is called so" for case in plan.orphans)
+        orphans = "".join(
+            f"\n- `{case}`: no case of this case file is called so; its baseline is "
+            f"{'dropped' if case in plan.dropped else 'kept'}"
+            for case in plan.orphans
+        )
         profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
         parts += [
             f"## Baselines of {plan.hardware_key} / {plan.model} / {plan.suite}",
             changes_markdown(plan_changes([plan])),
             profiles.strip(),
-            f"Orphans:\n{dropped}" if dropped else "",
+            f"Orphans:\n{orphans}" if orphans else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -320,20 +404,61 @@ def measure(command: Sequence[str], report: Path) -> RunRecord:
 def measure_runs(
     suite: str,
     runs: int,
+    measured: list[RunRecord],
     *,
     suites: Path,
     cases: Collection[str] | None,
     options: Mapping[str, str],
-) -> list[RunRecord]:
-    """Measure ``runs`` times, each in a process of its own."""
-    records = []
+) -> None:
+    """Measure ``runs`` times, each in a process of its own.
+
+    Args:
+        measured: gets the record of every run as soon as it is there, and what one that breaks has left of its own.
+    """
+    from wan_trt_core.records import RecordError, RunRecord
+
     for run in range(runs):
         print(f"measuring, run {run + 1} of {runs}", flush=True)
         with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder:
             report = Path(folder)
             command = measurement_command(suite, report, suites=suites, cases=cases, options=options)
-            records.append(measure(command, report))
-    return records
+            try:
+                measured.append(measure(command, report))
+            except (Refused, KeyboardInterrupt):
+                with suppress(RecordError):
+                    measured.append(RunRecord.read(report / "results.json"))
+                raise
+
+
+@contextmanager
+def records_kept(folder: Path, suite: str) -> Iterator[list[RunRecord]]:
+    """A list for what is measured, which an error does not throw away: it is kept, and a note on the error says where.
+
+    Args:
+        folder: see :func:`keep_records`.
+    """
+    measured: list[RunRecord] = []
+    try:
+        yield measured
+    except BaseException as error:
+        if measured:
+            try:
+                error.add_note(keep_records(measured, folder, suite))
+            except OSError as unwritable:
+                error.add_note(f"what was measured could not be kept: {unwritable}")
+        raise
+
+
+def keep_records(records: Sequence[RunRecord], folder: Path, suite: str) -> str:
+    """Write the records to a new folder in ``folder``; returns what to say of it.
+
+    Only once all is measured: a file that git does not ignore would make the tree of the next run dirty.
+    """
+    new = folder / f"{suite}-{now().replace(':', '')}"  # no colons: artifacts of GitHub Actions may have none
+    paths = [new / f"{run}.json" for run in range(1, len(records) + 1)]
+    for record, path in zip(records, paths, strict=True):
+        record.write(path)
+    return f"what was measured is kept; to go on from it: --from-record {shlex.join(map(str, paths))}"
 
 
 def now() -> str:
@@ -350,6 +475,52 @@ def folder_in_repository(folder: Path) -> str:
         return Path(os.path.relpath(folder.resolve(), result.stdout.strip())).as_posix()
     except (OSError, subprocess.SubprocessError):
         return folder.as_posix()
+
+
+def _hardware(backend: str | None) -> str:
+    from wan_trt_core.backends.registry import device_of
+    from wan_trt_core.measure.environment import hardware_key
+
+    return hardware_key(device_of(load_settings(overrides={"backend": backend}).settings))
+
+
+def _banded(cases: Sequence[Case], suite: Suite) -> dict[str, Case]:
+    return {case.id: case for case in cases if getattr(case, suite) is not None and gate_bands(case, suite)}
+
+
+def _known(cases: Sequence[Case], suite: Suite) -> frozenset[str]:
+    return frozenset(case.id for case in cases if getattr(case, suite) is not None)
+
+
+def _wanted(
+    banded: Mapping[str, Case],
+    suite: Suite,
+    selected: Collection[str] | None,
+    backends: Collection[str | None],
+) -> set[str]:
+    """The cases to regenerate: those selected, else all that these backends run."""
+    here = {
+        name for name, case in banded.items() if not case.only_backends or {*backends} & {*case.only_backends}
+    }
+    wanted = here if selected is None else set(selected)
+    if unknown := sorted(wanted - set(banded)):
+        raise Refused(
+            f"no case with bands in suite {suite} is called {', '.join(unknown)}; {_choices(banded)}"
+        )
+    if not wanted:
+        raise Refused(f"no case of the case file has bands in suite {suite}: there is nothing to store")
+    return wanted
+
+
+def _with_bands_of(case: Case, suite: Suite, stored: BaselineEntry) -> BaselineEntry:
+    """A stored entry as it would be with the same values; a metric that is new has none yet."""
+    metrics = {
+        name: replace(stored.metrics[name], tolerance=Tolerance(band.rel, band.abs, band.reason))
+        for name, band in gate_bands(case, suite).items()
+        if name in stored.metrics
+    }
+    origin = {"backend": case.backend, "profile": case.profile}
+    return replace(stored, metrics=metrics, provenance={**stored.provenance, **origin})
 
 
 def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str], *, complete: bool) -> Plan:
@@ -449,14 +620,19 @@ __all__ = [
     "case_records",
     "check_record",
     "folder_in_repository",
+    "foresee",
+    "keep_records",
     "measure",
     "measure_runs",
     "measurement_command",
     "now",
+    "overrides",
     "plan_changes",
     "plan_markdown",
     "plan_update",
+    "records_kept",
     "refuse_xdist",
     "require_reason",
+    "this_hardware",
     "usable_commit",
 ]

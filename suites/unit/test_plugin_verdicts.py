@@ -236,6 +236,7 @@ def test_annotations_in_github_actions(
     assert gain.startswith(f"::warning {file},line=8,{title}::relative_l2")
     assert "-99.0%25" in gain
     assert orphan.startswith(f"::warning {file},title=wan-trt%3A orphaned baseline::no case asks for")
+    assert "may belong to another case file" in orphan
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
 from wan_trt_core.cases import Band, Case
 from wan_trt_core.cli.app import app
 from wan_trt_core.gates.verdict import Reason
+from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import SourceState
 from wan_trt_core.records import Metric, RunRecord
 from wan_trt_core.report.terminal import changes_table
@@ -206,11 +207,34 @@ class TestPlan:
         left = (CASES[0],)
         part = plan(tmp_path, record(), cases=left, selected=["dit-fp32"])
         assert (part.orphans, part.touched) == (("vae-fp32",), frozenset())
+        assert part.dropped == ()
+        update.require_reason([part], None)
         whole = plan(tmp_path, record(), cases=left)
-        assert whole.touched == {"vae-fp32"}
+        assert (whole.touched, whole.dropped) == ({"vae-fp32"}, ("vae-fp32",))
         update.apply(tmp_path, [whole])
         file = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
         assert file is not None and set(file.cases) == {"dit-fp32"}
+
+    def test_dropping_an_orphan_needs_a_reason(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        whole = plan(tmp_path, record(), cases=CASES[:1])
+        for reason in (None, "", "  "):
+            with pytest.raises(update.Refused, match=r"tiny-wan vae-fp32.*another case file.*--accept-reg"):
+                update.require_reason([whole], reason)
+        update.require_reason([whole], "the VAE went")
+
+    def test_all_that_needs_a_reason_is_named_at_once(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        slow = plan(tmp_path, record(reference=0.13, ratio=2.0), cases=CASES[:1])
+        with pytest.raises(update.Refused, match=r"dit-fp32 reference_time: worse.*tiny-wan vae-fp32"):
+            update.require_reason([slow], None)
+
+    def test_markdown_says_what_becomes_of_orphans(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        for selected, outcome in ((None, "dropped"), (["dit-fp32"], "kept")):
+            found = plan(tmp_path, record(), cases=CASES[:1], selected=selected)
+            line = f"- `vae-fp32`: no case of this case file is called so; its baseline is {outcome}"
+            assert line in update.plan_markdown([found])
 
     def test_damaged_file_is_not_overwritten(self, tmp_path: Path) -> None:
         path = stored(tmp_path)
@@ -300,6 +324,78 @@ class TestPlan:
         bad = run_record(case_record(CASES[0], perf_measurement(metrics=metrics)))
         with pytest.raises(BaselineError, match="candidate_time"):
             plan(tmp_path, bad, selected=["dit-fp32"])
+
+
+class TestForesight:
+    """What the case file alone changes is known before anything is measured."""
+
+    @staticmethod
+    def foresee(root: Path, *cases: Case, **options: Any) -> tuple[update.Plan, ...]:
+        return update.foresee(root, HARDWARE, "perf", cases, **options)
+
+    def test_nothing_is_foreseen_of_what_is_stored_or_of_nothing(self, tmp_path: Path) -> None:
+        assert not self.foresee(tmp_path, *CASES)[0].rows
+        update.apply(tmp_path, [plan(tmp_path, record(kernels=KERNELS))])
+        (found,) = self.foresee(tmp_path, *CASES)
+        assert {row.kind.value for row in found.rows} == {"within band"}
+        assert (found.touched, found.orphans) == (frozenset(), ())
+
+    def test_looser_tolerance(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        wider = dict.fromkeys(TIMES, Band(rel=0.2, reason="twenty"))
+        found = self.foresee(tmp_path, make_case("dit-fp32", bands=wider), CASES[1])
+        with pytest.raises(update.Refused, match="dit-fp32 candidate_time: looser tolerance"):
+            update.require_reason(found, None)
+        update.require_reason(found, "the clocks wander")
+        tighter = dict.fromkeys(TIMES, Band(rel=0.05, reason="five"))
+        update.require_reason(self.foresee(tmp_path, make_case("dit-fp32", bands=tighter), CASES[1]), None)
+
+    def test_removed_metric_and_new_one(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        bands = {"reference_time": TEN_PERCENT, "speedup": TEN_PERCENT}
+        found = self.foresee(tmp_path, make_case("dit-fp32", bands=bands), CASES[1])
+        assert [(row.metric, row.kind.value) for row in found[0].loosened] == [("candidate_time", "removed")]
+
+    def test_only_a_complete_run_drops_cases(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        assert self.foresee(tmp_path, CASES[0])[0].dropped == ("vae-fp32",)
+        assert self.foresee(tmp_path, CASES[0], selected=["dit-fp32"])[0].dropped == ()
+
+    def test_only_what_will_be_measured_counts(self, tmp_path: Path) -> None:
+        stored(tmp_path)
+        wider = dict.fromkeys(TIMES, Band(rel=0.2, reason="twenty"))
+        loose = make_case("vae-fp32", bands=wider)
+        assert not self.foresee(tmp_path, CASES[0], loose, selected=["dit-fp32"])[0].loosened
+        gpu = loose.model_copy(update={"only_backends": ("onnxruntime",)})
+        assert not self.foresee(tmp_path, CASES[0], gpu)[0].loosened
+        assert self.foresee(tmp_path, CASES[0], gpu, backend="onnxruntime")[0].loosened
+
+    def test_what_no_measurement_could_mend_is_refused(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        for field, other in (("backend", "tensorrt"), ("profile", "480p-17f")):
+            with pytest.raises(update.Refused, match=f"made with the {field} .* this run with '{other}'"):
+                self.foresee(tmp_path, CASES[0].model_copy(update={field: other}), CASES[1])
+        with pytest.raises(update.Refused, match="dit-fp32, vae-fp32"):
+            self.foresee(tmp_path, *CASES, selected=["dit-fp23"])
+        path.write_text(path.read_text()[:100])
+        with pytest.raises(BaselineError, match="no whole JSON"):
+            self.foresee(tmp_path, *CASES)
+
+    def test_cases_are_as_the_measurement_will_have_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WAN_TRT_BACKEND", "tensorrt")
+        monkeypatch.setenv("WAN_TRT_PROFILE", "480p-17f")
+        monkeypatch.delenv("WAN_TRT_MODEL", raising=False)
+        given = {"backend": None, "model": None, "profile": "128p-17f", "suite": "perf"}
+        assert update.overrides(given) == {"backend": "tensorrt", "model": None, "profile": "128p-17f"}
+
+    def test_hardware_is_asked_in_another_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("WAN_TRT_DEVICE", raising=False)
+        key = environment.hardware_key("cpu")
+        monkeypatch.setattr(environment, "hardware_key", lambda *_: "asked in this process")
+        assert update.this_hardware("onnxruntime") == key
+        monkeypatch.setenv("WAN_TRT_DEVICE", "gpu")
+        with pytest.raises(update.Refused, match="WAN_TRT_DEVICE"):
+            update.this_hardware("onnxruntime")
 
 
 def test_table_shows_old_new_and_tolerance_with_what_loosens_first(tmp_path: Path) -> None:
@@ -411,6 +507,55 @@ class TestMeasuring:
         assert update.measure([sys.executable, "-c", copy], tmp_path) == record()
 
 
+class TestKeptRecords:
+    @pytest.mark.parametrize("error", [update.Refused("no"), BaselineError("no"), KeyboardInterrupt()])
+    def test_what_was_measured_outlives_a_refusal(self, error: BaseException, tmp_path: Path) -> None:
+        with pytest.raises(type(error)) as caught, update.records_kept(tmp_path / "kept", "perf") as measured:
+            measured += [record(), record(reference=0.2)]
+            raise error
+        (note,) = caught.value.__notes__
+        files = [Path(name) for name in note.partition("--from-record ")[2].split()]
+        assert [RunRecord.read(file) for file in files] == measured
+        assert {file.parent.parent for file in files} == {tmp_path / "kept"}
+
+    def test_nothing_is_kept_of_nothing_or_of_what_went_well(self, tmp_path: Path) -> None:
+        with pytest.raises(update.Refused) as caught, update.records_kept(tmp_path / "kept", "perf"):
+            raise update.Refused("no")
+        assert not hasattr(caught.value, "__notes__")
+        with update.records_kept(tmp_path / "kept", "perf") as measured:
+            measured.append(record())
+        assert not (tmp_path / "kept").exists()
+
+    def test_a_folder_that_cannot_be_written_hides_no_refusal(self, tmp_path: Path) -> None:
+        (tmp_path / "kept").write_text("a file")
+        with (
+            pytest.raises(update.Refused, match="no") as caught,
+            update.records_kept(tmp_path / "kept", "perf") as measured,
+        ):
+            measured.append(record())
+            raise update.Refused("no")
+        assert "could not be kept" in caught.value.__notes__[0]
+
+    def test_runs_before_the_one_that_breaks_are_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And what the broken one had measured by then."""
+        runs = iter([record(), record(reference=0.2), record(reference=0.3)])
+
+        def measured_in_part(command: list[str], report: Path) -> RunRecord:
+            made = next(runs)
+            made.write(report / "results.json")
+            if made == record(reference=0.2):
+                raise update.Refused("code 1")
+            return made
+
+        monkeypatch.setattr(update, "measure", measured_in_part)
+        measured: list[RunRecord] = []
+        with pytest.raises(update.Refused, match="code 1"):
+            update.measure_runs("perf", 3, measured, suites=tmp_path, cases=None, options={})
+        assert measured == [record(), record(reference=0.2)]
+
+
 @pytest.fixture
 def tool() -> ModuleType:
     return importlib.import_module("wan_trt_core.cli.regenerate")
@@ -430,6 +575,12 @@ cases:
 """
 
 Run = Callable[..., int]
+Measure = Callable[..., tuple[int, int]]
+
+
+def squeezed(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, as one line."""
+    return " ".join(capsys.readouterr().out.split())
 
 
 class TestTool:
@@ -439,6 +590,8 @@ class TestTool:
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
         monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+        for name in ("BACKEND", "MODEL", "PROFILE"):
+            monkeypatch.delenv(f"WAN_TRT_{name}", raising=False)
         (tmp_path / "cases.yaml").write_text(CASE_FILE)
 
         def call(*options: str, made: RunRecord | None = None, hardware: str = HARDWARE) -> int:
@@ -566,6 +719,85 @@ class TestTool:
         monkeypatch.setenv("PYTEST_ADDOPTS", "-n2")
         assert run() == 1
         assert not (tmp_path / "baselines").exists()
+
+    @pytest.fixture
+    def measure(self, run: Run, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
+        """The tool on a case file of one case, without a record: its exit code, and how often it measured."""
+
+        def call(*options: str, case: str = "dit-fp32", band: float = 0.1, **values: Any) -> tuple[int, int]:
+            text = CASE_FILE.replace("dit-fp32", case).replace("rel: 0.1", f"rel: {band}")
+            (tmp_path / f"{case}.yaml").write_text(text)
+            commands: list[object] = []
+
+            def measured(command: object, _: Path) -> RunRecord:
+                commands.append(command)
+                return record(cases=(make_case(case),), **values)
+
+            monkeypatch.setattr(update, "measure", measured)
+            monkeypatch.setattr(update, "this_hardware", lambda _: HARDWARE)
+            monkeypatch.setattr(tool, "hardware_key", lambda _: HARDWARE)
+            given = ["--suite", "perf", "--cases", f"{case}.yaml", "--commit", "abc", "--tree-state", "clean"]
+            code: int = tool.main([*given, *options])
+            return code, len(commands)
+
+        return call
+
+    def test_looser_case_file_is_refused_before_it_is_measured(
+        self, measure: Measure, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert measure() == (0, 1)
+        assert measure(band=0.3) == (1, 0)
+        assert "dit-fp32 candidate_time: looser tolerance" in squeezed(capsys)
+        assert measure("--check", band=0.3) == (1, 1)  # which changes nothing, and shall say what did
+        assert measure("--accept-regression", "the clocks", band=0.3) == (0, 1)
+
+    def test_the_environment_counts_before_measuring(
+        self, measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert measure() == (0, 1)
+        monkeypatch.setenv("WAN_TRT_BACKEND", "tensorrt")
+        assert measure() == (1, 0)
+        assert "this run with 'tensorrt'" in squeezed(capsys)
+        assert measure("--backend", "onnxruntime") == (0, 1)
+
+    def test_another_case_file_drops_nothing_without_a_reason(
+        self, measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert measure() == (0, 1)
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        before = path.read_bytes()
+        assert measure(case="vae-fp32") == (1, 0)
+        assert path.read_bytes() == before
+        text = squeezed(capsys)
+        assert "tiny-wan dit-fp32" in text and "may belong to another case file" in text
+        assert measure("--case", "vae-fp32", case="vae-fp32") == (0, 1)
+        assert set(json.loads(path.read_text())["cases"]) == {"dit-fp32", "vae-fp32"}
+        assert measure("--accept-regression", "it went", case="vae-fp32") == (0, 1)
+        assert set(json.loads(path.read_text())["cases"]) == {"vae-fp32"}
+
+    def test_what_was_measured_is_kept_for_the_reason(
+        self, measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert measure() == (0, 1)
+        assert not (tmp_path / "outputs" / "records").exists()
+        slow = {"reference": 0.13, "ratio": 2.0}
+        assert measure("--runs", "2", **slow) == (1, 2)
+        kept = sorted((tmp_path / "outputs" / "records").glob("perf-*/*.json"))
+        assert len(kept) == 2
+        names = [str(path.relative_to(tmp_path)) for path in kept]
+        assert f"--from-record {' '.join(names)}" in squeezed(capsys)
+        accepted = measure("--from-record", *names, "--accept-regression", "pads now")
+        assert accepted == (0, 0)
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        assert json.loads(path.read_text())["cases"]["dit-fp32"]["provenance"]["runs"] == 2
+
+    @pytest.mark.parametrize("mode", ["--check", "--dry-run"])
+    def test_what_was_measured_and_not_stored_is_kept(
+        self, mode: str, measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        measure(mode)
+        (kept,) = (tmp_path / "outputs" / "records").glob("perf-*/1.json")
+        assert f"--from-record {kept.relative_to(tmp_path)}" in squeezed(capsys)
 
     def test_without_git_the_commit_is_given(self, run: Run, tmp_path: Path) -> None:
         unknown = record(

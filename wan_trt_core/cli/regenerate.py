@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     try:
         return _regenerate(options, console, sys.argv[1:] if arguments is None else list(arguments))
-    except KeyboardInterrupt:
-        console.print("interrupted: nothing was written", style="bold red")
+    except KeyboardInterrupt as error:
+        _say_failed("interrupted: nothing was written", error, console)
         return 130
     except (
         update.Refused,
@@ -51,8 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RecordError,
         RuntimeError,
     ) as error:
-        console.print(f"refused: {error}", style="bold red", markup=False)
+        _say_failed(f"refused: {error}", error, console)
         return 1
+
+
+def _say_failed(text: str, error: BaseException, console: Console) -> None:
+    lines = [text, *getattr(error, "__notes__", ())]
+    console.print("\n".join(lines), style="bold red", markup=False, soft_wrap=True)
 
 
 def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequence[str]) -> int:
@@ -60,7 +65,23 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
     options.baselines = options.baselines or load_settings().settings.baselines
     cases = _cases(options)
     commit = None if options.from_record else _commit(source_state(Path.cwd()), options)
-    records = _records(options, cases)
+    folder = options.diff.parent / "records"
+    with update.records_kept(folder, options.suite) as measured:
+        records = _records(options, cases, measured)
+        code = _judged(options, console, arguments, cases, records, commit)
+        if measured and (code or options.dry_run):
+            console.print(update.keep_records(measured, folder, options.suite), markup=False, soft_wrap=True)
+        return code
+
+
+def _judged(
+    options: argparse.Namespace,
+    console: Console,
+    arguments: Sequence[str],
+    cases: Sequence[Case],
+    records: Sequence[RunRecord],
+    commit: str | None,
+) -> int:
     for record in records:
         key = options.hardware or hardware_key("cuda" if record.hardware_key.startswith("cuda-") else "cpu")
         update.check_record(record, key)
@@ -79,8 +100,9 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
         for case, what in plan.kernels.items():
             console.print(f"{case}: kernel profile: {what}", soft_wrap=True, markup=False)
         for orphan in plan.orphans:
-            outcome = "is dropped" if orphan in plan.touched else "is kept (only a run of all cases drops it)"
-            console.print(f"{plan.model}: no case is called {orphan}; its baseline {outcome}", style="yellow")
+            outcome = "would go" if orphan in plan.dropped else "is kept (only a run of all cases drops it)"
+            text = f"{plan.model}: no case of {options.cases} is called {orphan}; its baseline {outcome}"
+            console.print(text, style="yellow", markup=False)
     write_text(options.diff, update.plan_markdown(plans))
     console.print(f"for review: {options.diff}")
     if options.check:
@@ -107,21 +129,37 @@ def _checked(plans: Sequence[update.Plan], console: Console) -> int:
 
 def _cases(options: argparse.Namespace) -> tuple[Case, ...]:
     file = load_cases(options.cases, allowed_names())
-    return file.overridden(backend=options.backend, model=options.model).cases
+    return file.overridden(**update.overrides(vars(options))).cases
 
 
-def _records(options: argparse.Namespace, cases: Sequence[Case]) -> list[RunRecord]:
+def _records(
+    options: argparse.Namespace, cases: Sequence[Case], measured: list[RunRecord]
+) -> list[RunRecord]:
     if options.from_record:
         return [RunRecord.read(path) for path in options.from_record]
+    _refuse_foreseen(options, cases)
     given = {name: getattr(options, name) for name in ("backend", "model", "checkpoint", "profile", "cache")}
     values = {name: str(value) for name, value in given.items() if value is not None}
-    return update.measure_runs(
+    update.measure_runs(
         options.suite,
         options.runs,
+        measured,
         suites=options.suites,
         cases=options.case,
         options={"cases": str(options.cases), "baselines": str(options.baselines), **values},
     )
+    return measured
+
+
+def _refuse_foreseen(options: argparse.Namespace, cases: Sequence[Case]) -> None:
+    """Ask for a reason before measuring where the case file alone calls for one; a check changes nothing."""
+    backend = update.overrides(vars(options))["backend"]
+    hardware = options.hardware or update.this_hardware(options.backend)
+    plans = update.foresee(
+        options.baselines, hardware, options.suite, cases, backend=backend, selected=options.case
+    )
+    if not options.check:
+        update.require_reason(plans, options.accept_regression)
 
 
 def _commit(source: SourceState, options: argparse.Namespace) -> str:
@@ -162,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from-record", type=Path, nargs="+", metavar="FILE", help="results.json to use instead of measuring"
     )
     add("--hardware", metavar="KEY", help="the records come from this hardware, not from this machine")
-    add("--accept-regression", metavar="REASON", help="why something may be worse or looser; it is stored")
+    add("--accept-regression", metavar="REASON", help="why something may be worse, looser or dropped")
     add(
         "--diff",
         type=Path,

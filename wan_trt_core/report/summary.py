@@ -164,8 +164,8 @@ def stale_baselines(record: RunRecord) -> list[tuple[CaseRecord, CheckRecord]]:
 def orphaned_baselines(record: RunRecord) -> list[str]:
     """One line a stored baseline that no case asks for; known of complete runs only."""
     return [
-        f"no case asks for the baseline {where}; drop it with: "
-        f"{regenerate_command(where.split()[0], run=record.command)}"
+        f"no case asks for the baseline {where}: it may belong to another case file; if to none, drop it with: "
+        f"{regenerate_command(where.split()[0], run=record.command)} --accept-regression REASON"
         for where in record.environment.get(ORPHANS, ())
     ]
 

@@ -14,7 +14,13 @@ from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement
 from wan_trt_core.baselines import BaselineEntry, BaselineFile, write_baselines
 from wan_trt_core.comparison import explain_case
 from wan_trt_core.gates.bands import BaselineMetric, Tolerance
-from wan_trt_core.measure.differences import kernel_difference, memory_difference, precision_of_kernel
+from wan_trt_core.measure.differences import (
+    Change,
+    kernel_difference,
+    memory_difference,
+    precision_of_kernel,
+    slower_call,
+)
 from wan_trt_core.measure.kernels import TOP, Kernel, breakdown
 from wan_trt_core.records import Measurement, Metric, RunRecord
 
@@ -153,6 +159,54 @@ def test_who_holds_more_memory() -> None:
         memory_difference({"device_used": 1.0}, {"resident_set_peak": 1.0})
 
 
+@pytest.mark.parametrize("grown", [-(2.0**30), 0.0, 2.0, 0.19 * 656 * 2**10])
+def test_a_part_that_grew_by_next_to_nothing_is_not_the_cause(grown: float) -> None:
+    before = {"resident_set_peak": 2.0**29, "engine_weights": 2.0**23}
+    after = {"resident_set_peak": 2.0**29 + 656 * 2**10, "engine_weights": 2.0**23 + grown}
+    told = memory_difference(before, after).describe()
+    assert told == "656 KiB more resident_set_peak (512 MiB → 512.6 MiB): no known part accounts for it"
+    assert memory_difference(after, before).describe().endswith(": no known part accounts for it")
+
+
+def test_without_parts_or_without_a_change_there_is_no_cause_to_name() -> None:
+    total = {"resident_set_peak": 2.0**29}
+    grown = {"resident_set_peak": 2.0**29 + 1024}
+    assert memory_difference(total, grown).describe() == "1 KiB more resident_set_peak (512 MiB → 512 MiB)"
+    moved = memory_difference({**total, "engine_weights": 0.0}, {**total, "engine_weights": 1024.0})
+    assert moved.describe() == "0 B more resident_set_peak (512 MiB → 512 MiB)"
+
+
+@pytest.mark.parametrize(
+    ("kernels_ms", "told"),
+    [
+        (
+            10.9,
+            "account for 10.9 ms (10%) of that: most of it is outside of the kernels (host, copies, waiting)",
+        ),
+        (0.0, "account for none of that: it is outside of the kernels (host, copies, waiting)"),
+        (-5.0, "account for none of that: it is outside of the kernels (host, copies, waiting)"),
+        (
+            55.9,
+            "account for 55.9 ms (50%) of that: most of it is outside of the kernels (host, copies, waiting)",
+        ),
+        (56.1, "account for 56.1 ms (50%) of that"),
+        (111.0, "account for 111 ms (99%) of that"),
+        (130.0, "account for all of that"),
+    ],
+)
+def test_what_share_of_a_slower_call_its_kernels_have(kernels_ms: float, told: str) -> None:
+    kernels = Change("all kernels", 28.0, 28.0 + kernels_ms)
+    line = slower_call(kernels, 0.030, 0.142)
+    assert line == f"a call is 112 ms slower (30 → 142 ms, 4.73x); the kernels {told}"
+
+
+def test_of_a_call_that_is_no_slower_there_is_no_share() -> None:
+    kernels = Change("all kernels", 28.0, 39.0)
+    assert slower_call(kernels, 0.142, 0.1448) == slower_call(kernels, 0.142, 0.030) == ""
+    assert slower_call(kernels, 0.142, 0.1449).startswith("a call is 2.9 ms slower (142 → 144.9 ms, 1.02x); ")
+    assert slower_call(kernels, None, 0.142) == slower_call(kernels, 0.030, None) == ""
+
+
 def test_the_stage_with_the_most_is_told() -> None:
     before = {"device_used": 9e9, "decode.device_used": 9e9, "denoise.device_used": 5e9, "engine_caches": 0.0}
     after = {"device_used": 9e9 + 2**30, "decode.device_used": 9e9 + 2**30, "denoise.device_used": 5e9}
@@ -232,6 +286,27 @@ class TestFailingCase:
             ),
         ]
 
+    def test_time_outside_of_the_kernels_is_told_first(self) -> None:
+        """0.1 s of sleep in the candidate: 100 ms slower, of which the kernels have 1 ms."""
+        slower = breakdown([Kernel(MHA, 20.0, 60), Kernel(HALF, 28.0, 120), Kernel("__myl_Mul_0x1", 8.0, 60)])
+        facts = {"kernels": {**slower, "reference": self.STOCK}}
+        measured = perf_measurement(facts=facts)
+        late = measured.metrics["candidate_time"].model_copy(update={"value": 0.16})
+        measured = measured.model_copy(update={"metrics": {**measured.metrics, "candidate_time": late}})
+        nowhere: Any = None
+        stored = entry(kernels=self.STORED)
+        call, kernels, *_ = explain_case(make_case(), "perf", nowhere, measured, stored)
+        assert call == (
+            "a call is 100 ms slower (60 → 160 ms, 2.67x); the kernels account for 1 ms (1%) of that: most of it is"
+            " outside of the kernels (host, copies, waiting)"
+        )
+        assert kernels.startswith("kernels, against those of the baseline: 1 ms slower")
+        call, kernels, *_ = explain_case(make_case(), "perf", nowhere, measured, entry())
+        assert call.startswith("a call is 60.") and call.endswith(
+            "; the kernels account for none of that: it is outside of the kernels (host, copies, waiting)"
+        )
+        assert "against stock diffusers" in kernels
+
     def test_layers_say_more_than_kernels(self) -> None:
         name = "layer products float16 blocks.*.attn1.to_q"
         before, now = (
@@ -270,6 +345,29 @@ class TestCommands:
         assert "+7.000 ms" in out and "_gemm_mha_v2" in out and "0xf32b" not in out
         code, out, _ = wan("explain", "perf", a, "--json")
         assert json.loads(out)[0]["total"] == {"name": "all kernels", "before": 54.0, "after": 55.0}
+
+    def test_perf_of_a_call_that_waits(self, wan: Wan, tmp_path: Path) -> None:
+        before, after = (
+            with_kernels({**FUSED, "reference": FUSED}),
+            with_kernels({**FUSED, "reference": FUSED}),
+        )
+        late = after.metrics["candidate_time"].model_copy(update={"value": 0.16})
+        after = after.model_copy(update={"metrics": {**after.metrics, "candidate_time": late}})
+        a, b = record(tmp_path / "a.json", "perf", before), record(tmp_path / "b.json", "perf", after)
+        told = "dit: a call is 99.9 ms slower (60.09 → 160 ms, 2.66x)"
+        code, out, _ = wan("explain", "perf", a, b)
+        assert (code, out.startswith(told)) == (0, True)
+        assert "account for none of that" in " ".join(out.split())
+        assert "dit: 0 ms slower (55 → 55 ms, 1x)" in out
+        code, out, _ = wan("explain", "perf", a, b, "--json")
+        assert json.loads(out)[0]["call"].startswith("a call is 99.9 ms slower")
+        code, out, _ = wan("explain", "perf", b)  # against stock diffusers of the same run
+        assert out.startswith("dit: a call is 60")
+        self.store(tmp_path, "dit", entry(kernels=TestFailingCase.STORED))
+        code, out, _ = wan("explain", "perf", b, "--baseline")
+        assert (code, out.startswith("dit: a call is 100 ms slower (60 → 160 ms, 2.67x)")) == (0, True)
+        code, out, _ = wan("explain", "perf", b, a)
+        assert (code, out.startswith("dit: 0 ms slower")) == (0, True)
 
     def test_perf_against_the_baseline(self, wan: Wan, tmp_path: Path) -> None:
         slower = breakdown([Kernel(MHA, 19.0, 60), Kernel(HALF, 35.0, 120)])

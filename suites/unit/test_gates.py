@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import is_dataclass
@@ -325,23 +326,96 @@ class TestPerfCase:
         check = verdict(perf_measurement(), baseline=entry(0.1, 0.06))
         assert outcome(check) == (Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD)
 
-    def test_injected_slowdown_of_the_reference_is_caught_by_its_band(self) -> None:
+    def test_injected_slowdown_of_the_reference_never_passes(self) -> None:
         """The ratio only grows when the reference slows down, so its own band has to see it."""
         slowed = perf_measurement(1.67 * 1.15, reference=0.115)
         check = verdict(slowed, baseline=entry(0.1, 0.06))
-        assert outcome(check) == (Verdict.FAIL, Reason.WORSE_THAN_BAND)
+        assert outcome(check) == (Verdict.INCONCLUSIVE, Reason.REFERENCE_SLOWER)
         assert check.metric == "reference_time"
 
     def test_slower_candidate_that_still_makes_the_ratio_is_caught_by_its_band(self) -> None:
         check = verdict(perf_measurement(2.0), baseline=entry(0.1, 0.04))
-        assert (check.metric, check.reason) == ("candidate_time", Reason.WORSE_THAN_BAND)
+        assert (check.metric, *outcome(check)) == ("candidate_time", Verdict.FAIL, Reason.WORSE_THAN_BAND)
         assert "find the cause, or accept it" in check.message
 
-    def test_slower_reference_is_not_laid_to_the_change(self) -> None:
-        check = verdict(perf_measurement(reference=0.12), baseline=entry(candidate=0.072))
-        assert (check.metric, check.reason) == ("reference_time", Reason.WORSE_THAN_BAND)
-        assert "stock diffusers is slower, which no engine causes: look for other load" in check.message
+    def test_slower_reference_is_not_laid_to_the_change_and_proves_nothing(self) -> None:
+        slower = perf_measurement(reference=0.12)  # by far: no sample is within the band
+        check = verdict(slower, baseline=entry(candidate=0.072))
+        assert (check.metric, *outcome(check)) == (
+            "reference_time",
+            Verdict.INCONCLUSIVE,
+            Reason.REFERENCE_SLOWER,
+        )
+        assert "ms > 110 ms is worse than its band (baseline 100 ms, +1" in check.message
+        assert "no change to an engine slows stock diffusers down" in check.message
+        assert "run again on a quiet machine" in check.message
+        assert "--suite perf --case dit-fp32 --accept-regression REASON" in check.message
         assert "find the cause" not in check.message
+
+    def test_what_is_slower_beside_a_slower_reference_is_not_the_engine_alone(self) -> None:
+        """Three times as slow as a whole: the ratio is what it was, and both times are far beyond their bands."""
+        check = verdict(perf_measurement(reference=0.3), baseline=entry())
+        assert (check.metric, *outcome(check)) == (
+            "candidate_time",
+            Verdict.INCONCLUSIVE,
+            Reason.REFERENCE_SLOWER,
+        )
+        assert re.search(r"stock diffusers is \+(199|200|201)\.\d% against its own baseline", check.message)
+        assert "not the engine alone" in check.message and "run again on a quiet machine" in check.message
+
+    def test_a_speedup_that_is_proven_too_low_fails_on_a_slower_machine_too(self) -> None:
+        check = verdict(perf_measurement(1.3, reference=0.3), baseline=entry())
+        assert outcome(check) == (Verdict.FAIL, Reason.INTERVAL_BELOW_THRESHOLD)
+
+    def test_a_time_whose_samples_reach_into_its_band_is_noise(self) -> None:
+        """All samples beyond the band fail; one within, or better than it, leaves the median unproven."""
+        stored = entry(candidate=0.05)  # its band ends at 0.055
+        for least, expected in (
+            (0.0551, (Verdict.FAIL, Reason.WORSE_THAN_BAND)),
+            (0.0549, (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)),
+            (0.04, (Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH)),
+        ):
+            metrics = dict(perf_measurement().metrics)
+            metrics["candidate_time"] = Metric(
+                value=0.06, unit="s", better="lower", samples=(0.06, least, 3.2)
+            )
+            check = verdict(perf_measurement(metrics=metrics), baseline=stored)
+            assert (check.metric, *outcome(check)) == ("candidate_time", *expected)
+        assert "1 of its 3 samples is not (the least is 40 ms)" in check.message
+        assert "run again on a quiet machine" in check.message
+
+    def test_a_time_without_samples_is_held_by_its_value(self) -> None:
+        metrics = dict(perf_measurement().metrics)
+        metrics["candidate_time"] = Metric(value=0.06, unit="s", better="lower")
+        check = verdict(perf_measurement(metrics=metrics), baseline=entry(candidate=0.05))
+        assert outcome(check) == (Verdict.FAIL, Reason.WORSE_THAN_BAND)
+
+    def test_only_times_worse_than_their_band_are_held_back(self) -> None:
+        """What is better, within its band or not finite is judged as in every suite, beside a slow reference too."""
+        for candidate, expected in (
+            (0.2, (Verdict.FAIL, Reason.BETTER_THAN_BAND)),
+            (0.06, (Verdict.INCONCLUSIVE, Reason.REFERENCE_SLOWER)),
+        ):
+            check = verdict(
+                perf_measurement(reference=0.3, ratio=5.0),
+                baseline=entry(candidate=candidate),
+                strict_improvements=True,
+            )
+            assert outcome(check) == expected
+        metrics = perf_measurement(reference=0.3).metrics
+        broken = {**metrics, "candidate_time": Metric(value=math.nan, unit="s", better="lower")}
+        check = verdict(perf_measurement(metrics=broken), baseline=entry())
+        assert (check.metric, *outcome(check)) == ("candidate_time", Verdict.FAIL, Reason.NON_FINITE)
+
+    def test_five_runs_of_an_unchanged_gate_on_a_noisy_machine(self) -> None:
+        """What a machine with other load measured against 16 ms, rel 2.0: none of it proves anything."""
+        for reference in (0.067, 1.171, 0.054):
+            stored = entry(0.016, 0.016 / 1.67, rel=2.0)
+            bands = dict.fromkeys(("reference_time", "candidate_time"), Band(rel=2.0, reason="a CPU"))
+            check = verdict(
+                perf_measurement(reference=reference), baseline=stored, case=make_case(bands=bands)
+            )
+            assert check.verdict is Verdict.INCONCLUSIVE
 
     @pytest.mark.parametrize(
         ("slower", "noise", "expected"),
@@ -605,9 +679,11 @@ class TestBands:
         assert outcome(verdict(perf_measurement(), baseline=gain)) == (Verdict.PASS, Reason.BETTER_THAN_BAND)
         strict = verdict(perf_measurement(), baseline=gain, strict_improvements=True)
         assert outcome(strict) == (Verdict.FAIL, Reason.BETTER_THAN_BAND)
-        slower = entry(candidate=0.08, reference=0.05)
-        worse = verdict(perf_measurement(), baseline=slower, strict_improvements=True)
-        assert outcome(worse) == (Verdict.FAIL, Reason.WORSE_THAN_BAND)
+        ratio = BaselineMetric(2.0, "x", "higher", Tolerance(TEN_PERCENT.rel, TEN_PERCENT.abs, "x"))
+        both = make_case(bands={"candidate_time": TEN_PERCENT, "speedup": TEN_PERCENT})
+        stored = BaselineEntry({"candidate_time": gain.metrics["candidate_time"], "speedup": ratio})
+        worse = verdict(perf_measurement(), baseline=stored, case=both, strict_improvements=True)
+        assert (worse.metric, *outcome(worse)) == ("speedup", Verdict.FAIL, Reason.WORSE_THAN_BAND)
 
     @pytest.mark.parametrize(
         ("value", "better", "limit", "text"),

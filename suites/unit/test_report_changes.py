@@ -61,7 +61,8 @@ def test_new_removed_changed_and_still_failing_cases_the_worst_first() -> None:
 
 def test_a_metric_is_held_to_the_width_of_its_band_and_a_ratio_to_its_intervals() -> None:
     slower = compared(perf(reference=0.1), perf(reference=0.16))
-    assert change(slower, "reference_time").outcome == "worse than baseline"
+    assert change(slower, "reference_time").outcome == "stock diffusers slower"
+    assert change(slower, "reference_time").weight is Weight.FAILED
     assert change(slower, "reference_time").allowed == "50.0%"
     assert change(slower, "speedup").outcome == "unchanged"
     faster = compared(perf(reference=0.13), perf(reference=0.06))

@@ -14,8 +14,9 @@ from wan_trt_core.cli.output import FAILED, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case
+    from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric
     from wan_trt_core.measure.differences import Change
-    from wan_trt_core.records import CaseRecord
+    from wan_trt_core.records import CaseRecord, Metric
 
 commands = typer.Typer()
 explanations = typer.Typer(no_args_is_help=True, help="Why a case failed.")
@@ -85,7 +86,8 @@ def explain_perf(
     as_json: JsonOption = False,
 ) -> None:
     """Show which kernels got slower between two records: by what they do, and by name."""
-    from wan_trt_core.measure.differences import kernel_difference, machine, most_changed
+    from wan_trt_core.gates.perf import CANDIDATE, REFERENCE
+    from wan_trt_core.measure.differences import kernel_difference, machine, most_changed, slower_call
 
     if baseline and after:
         raise typer.BadParameter("give a second record or --baseline, not both", param_hint="--baseline")
@@ -94,14 +96,21 @@ def explain_perf(
     told = []
     for name, first, second in _pairs(before, after or before, "perf", case):
         old, new = _kernels(first, before), _kernels(second, after or before)
+        time: Metric | BaselineMetric | None = first.measurement.metrics.get(CANDIDATE)
         if baseline:
-            old = _stored_kernels(first, before, root)
+            stored = _stored(first, before, root)
+            assert stored.kernels is not None
+            old, time = stored.kernels, stored.metrics.get(CANDIDATE)
         elif after is None:
-            old = old["reference"]
+            old, time = old["reference"], first.measurement.metrics.get(REFERENCE)
         difference = kernel_difference(old, new)
-        told.append({"case": name, "summary": difference.describe(), **asdict(difference)})
+        now = second.measurement.metrics.get(CANDIDATE)
+        call = slower_call(difference.total, time.value if time else None, now.value if now else None)
+        told.append({"case": name, "summary": difference.describe(), "call": call, **asdict(difference)})
         if as_json:
             continue
+        if call:
+            print_line(f"{name}: {call}")
         print_line(f"{name}: {difference.describe()}")
         if "reference" in old:
             print_line(f"  {machine(old, new)}")
@@ -190,8 +199,8 @@ def _kernels(case: CaseRecord, path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _stored_kernels(case: CaseRecord, path: Path, root: Path) -> Mapping[str, Any]:
-    """The kernels in a case's baseline, on the hardware that the record comes from.
+def _stored(case: CaseRecord, path: Path, root: Path) -> BaselineEntry:
+    """A case's baseline, which has kernels, on the hardware that the record comes from.
 
     Raises:
         BaselineError: when there is no baseline of the case, it is of another backend or of other weights, or it has
@@ -210,7 +219,7 @@ def _stored_kernels(case: CaseRecord, path: Path, root: Path) -> Mapping[str, An
         lacking = "no baseline of" if entry is None else "no kernels in the baseline of"
         command = regenerate_command("perf", case.case)
         raise BaselineError(f"{baseline_path(*where)}: {lacking} {case.case}; make it with: {command}")
-    return entry.kernels
+    return entry
 
 
 def _case(path: Path, wanted: str, backend: str | None) -> Case:

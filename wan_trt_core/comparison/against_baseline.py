@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wan_trt_core.gates.perf import CANDIDATE, REFERENCE
 from wan_trt_core.measure.differences import (
     ends,
     held_by,
@@ -12,6 +13,7 @@ from wan_trt_core.measure.differences import (
     memory_difference,
     most_changed,
     shortened,
+    slower_call,
 )
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ TOP = 5
 
 
 def explain_perf(measurement: Measurement, baseline: BaselineEntry | None) -> tuple[str, ...]:
-    """Lines for a person: the difference, what the machine did meanwhile, and what changed by most: layers where both
-    have them, since these name PyTorch's modules, else kernels.
+    """Lines for a person: what share of a slower call is the kernels', their difference, what the machine did
+    meanwhile, and what changed by most: layers where both have them, since these name PyTorch's modules, else kernels.
 
     Where the baseline has no kernels stock diffusers and the candidate of this run are compared; none where the run has
     no kernels itself.
@@ -32,15 +34,21 @@ def explain_perf(measurement: Measurement, baseline: BaselineEntry | None) -> tu
     kernels = measurement.facts.get("kernels", {})
     if "reference" not in kernels:
         return ()
+    times = {name: metric.value for name, metric in measurement.metrics.items()}
     if baseline is None or baseline.kernels is None:
+        time = times.get(REFERENCE)
         beside: tuple[str, ...] = ()
         against = "stock diffusers of this run (no baseline holds any)"
         difference = kernel_difference(kernels["reference"], kernels)
     else:
+        stored = baseline.metrics.get(CANDIDATE)
+        time = stored.value if stored else None
         beside = (f"  {machine(baseline.kernels, kernels)}",)
         against = "those of the baseline"
         difference = kernel_difference(baseline.kernels, kernels)
+    call = slower_call(difference.total, time, times.get(CANDIDATE))
     return (
+        *filter(None, (call,)),
         f"kernels, against {against}: {difference.describe()}",
         *beside,
         *(

@@ -2,7 +2,7 @@
 
 Worse than the band fails. Better than the band passes but asks for a new baseline, because a stale one would
 let the next slow-down of the same size through unseen; under strict improvements it fails, so that the change which
-brings a gain brings its baseline too.
+brings a gain brings its baseline too. What a worse time proves :func:`wan_trt_core.gates.perf.hold_times` decides.
 """
 
 from __future__ import annotations
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from wan_trt_core.records import Metric
 
 Better = Literal["higher", "lower"]
-
-_CAUSES = {
-    "reference_time": (
-        "stock diffusers is slower, which no engine causes: look for other load, clocks, a new driver or PyTorch "
-        "and run again"
-    )
-}
-"""Where to look for what made a metric worse, where it is not what is judged."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +238,7 @@ def _compare(
     told = "; ".join(filter(None, (f"baseline {base}, {change:+.1%}", detail)))
     message = (
         f"{name} {shown} {sign} {bound} is worse than its band ({told}); "
-        f"{_CAUSES.get(name, 'find the cause')}, or accept it with: {command} --accept-regression REASON"
+        f"find the cause, or accept it with: {command} --accept-regression REASON"
     )
     return Check("band", name, Verdict.FAIL, reason, message, value, limit, evidence=evidence)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wan_trt_core.gates.bands import BaselineEntry, judge_bands
 from wan_trt_core.gates.memory import judge_memory
 from wan_trt_core.gates.parity import judge_parity
-from wan_trt_core.gates.perf import hold_unresolved, judge_perf
+from wan_trt_core.gates.perf import hold_times, hold_unresolved, judge_perf
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def judge(
             run=run,
         )
     if suite == "perf":
-        banded = hold_unresolved(banded, checks[0])
+        banded = hold_times(hold_unresolved(banded, checks[0]), measurement.metrics, case.id)
     if not measurement.problems:
         return checks + banded
     void = tuple(_problem(reason, why) for reason, why in sorted(measurement.problems.items()))

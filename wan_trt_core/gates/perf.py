@@ -23,16 +23,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.gates.formatting import pair
+from wan_trt_core.gates.bands import regenerate_command
+from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_finite, judge_limit, judge_limits
 from wan_trt_core.gates.statistics import Interval, SamplingPlan, bias, noise_floor, ratio_interval
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Limit, PerfGate
-    from wan_trt_core.records import Measurement
+    from wan_trt_core.records import Measurement, Metric
 
 SPEEDUP = "speedup"
+REFERENCE, CANDIDATE = "reference_time", "candidate_time"
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,66 @@ def _hold_unresolved(check: Check, speedup: Check) -> Check:
     if "low" not in band or not (message := unresolved(speedup.evidence, (band["high"] - band["low"]) / 2)):
         return check
     return replace(check, verdict=Verdict.INCONCLUSIVE, reason=Reason.NOISE_TOO_HIGH, message=message)
+
+
+def hold_times(checks: Sequence[Check], metrics: Mapping[str, Metric], case: str) -> tuple[Check, ...]:
+    """The band checks, those of times worse than their band undecided unless the engine is proven to be the cause.
+
+    No change to an engine slows stock diffusers down, so where that is beyond its band the machine (or PyTorch) is not
+    the one that the baseline knows, which says nothing of the candidate's time either: a ``reference_slower``. Else a
+    candidate some of whose samples are not beyond the band is noise.
+
+    Args:
+        checks: of the bands.
+        metrics: of the measurement; the samples of the times are looked at.
+        case: its id, for the command that makes a new baseline.
+    """
+    worse = {check.metric: check for check in checks if check.reason is Reason.WORSE_THAN_BAND}
+    held: dict[str, Check] = {}
+    if (reference := worse.get(REFERENCE)) is not None:
+        held[REFERENCE] = _undecided(
+            reference,
+            Reason.REFERENCE_SLOWER,
+            f"no change to an engine slows stock diffusers down; {_other_machine(case)}",
+        )
+    if (candidate := worse.get(CANDIDATE)) is not None:
+        if reference is not None:
+            why = (
+                f"but stock diffusers is {reference.evidence['change']:+.1%} against its own baseline in the same run, "
+                "so the machine is not the one that the baseline knows, and what is slow is not the engine alone; "
+            )
+            held[CANDIDATE] = _undecided(candidate, Reason.REFERENCE_SLOWER, why + _other_machine(case))
+        elif why := _reaches_into(candidate.evidence["high"], metrics[CANDIDATE].samples):
+            held[CANDIDATE] = _undecided(candidate, Reason.NOISE_TOO_HIGH, why)
+    return tuple(held.get(check.metric, check) if check.gate == "band" else check for check in checks)
+
+
+def _undecided(worse: Check, reason: Reason, why: str) -> Check:
+    """A time that is worse than its band and fails nothing; ``why`` says that and what to do."""
+    assert worse.value is not None and worse.limit is not None  # it was compared
+    shown, bound = pair(worse.value, worse.limit, "s")
+    told = f"baseline {quantity(worse.evidence['baseline'], 's')}, {worse.evidence['change']:+.1%}"
+    message = f"{worse.metric} {shown} > {bound} is worse than its band ({told}); {why}"
+    return replace(worse, verdict=Verdict.INCONCLUSIVE, reason=reason, message=message)
+
+
+def _other_machine(case: str) -> str:
+    return (
+        "look for other load and for clocks and run again on a quiet machine, or, where the machine, its driver or "
+        f"PyTorch changed for good, make a new baseline: {regenerate_command('perf', case)} --accept-regression REASON"
+    )
+
+
+def _reaches_into(high: float, samples: Sequence[float]) -> str:
+    """Why a time whose median is over its band's end ``high`` (seconds) may be noise; empty where no sample says so."""
+    within = [sample for sample in samples if sample <= high]
+    if not within:
+        return ""
+    verb = "is" if len(within) == 1 else "are"
+    return (
+        f"but {len(within)} of its {len(samples)} samples {verb} not (the least is {quantity(min(within), 's')}), so "
+        "noise is not ruled out; run again on a quiet machine, and find the cause if it stays"
+    )
 
 
 def unresolved(interval: Mapping[str, Any], width: float) -> str:

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     INTERVAL_BELOW_THRESHOLD = "interval_below_threshold"
     BUDGET_EXHAUSTED = "budget_exhausted"
     NOISE_TOO_HIGH = "noise_too_high"
+    REFERENCE_SLOWER = "reference_slower"
     OUTPUTS_DIFFER = "outputs_differ"
     SETTINGS_DIFFER = "settings_differ"
     FALLBACK_TO_PYTORCH = "fallback_to_pytorch"

@@ -27,6 +27,12 @@ PRECISIONS: tuple[tuple[str, str], ...] = (
 )
 """Precision of a kernel's factors and the pattern of the names that tell it; the first that is found counts."""
 
+ACCOUNTS = 0.2
+"""A part is named as the one that holds more memory from this share of the whole change on; below, it is no cause."""
+
+SLOWER = 1.02
+"""A call is slower from this many times the other's time on; of less, two runs cannot tell where it went."""
+
 FEW = 3
 """Modules that are named; the tables have all."""
 
@@ -140,8 +146,10 @@ class MemoryDifference:
             (sign * change.added, "." in change.name, "engine" in change.name) for change in self.owners
         )
         _, most = max(zip(ranked, self.owners, strict=True), key=itemgetter(0), default=(None, None))
-        if most is None or sign * most.added <= 0:
+        if most is None or not self.total.added:
             return line
+        if sign * most.added < ACCOUNTS * abs(self.total.added):
+            return f"{line}: no known part accounts for it"
         amount = f"{'+' if most.added >= 0 else '-'}{quantity(abs(most.added), 'B')}"
         return f"{line}: {_part(most, self.total)} {most.name} ({amount})"
 
@@ -320,6 +328,29 @@ def machine(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """What stock diffusers did between two breakdowns that hold its own as well, in one line."""
     total = Change("all kernels", before["reference"]["total_ms"], after["reference"]["total_ms"])
     return f"stock diffusers beside it, so the machine itself: {ends(total)}"
+
+
+def slower_call(kernels: Change, before: float | None, after: float | None) -> str:
+    """How much of what a call became slower its kernels account for, in one line; empty where it is hardly slower.
+
+    Args:
+        kernels: all of them, in milliseconds.
+        before: a call's time, in seconds; ``None`` where it is not known.
+        after: the same of the other record.
+    """
+    if before is None or after is None or after < SLOWER * before:
+        return ""
+    call = Change("call", 1e3 * before, 1e3 * after)
+    share = kernels.added / call.added
+    if share >= 1:
+        part = "all of that"
+    elif share > 0:
+        part = f"{kernels.added:.3g} ms ({share:.0%}) of that"
+    else:
+        part = "none of that"
+    where = f"{'it' if share <= 0 else 'most of it'} is outside of the kernels (host, copies, waiting)"
+    line = f"a call is {_verdict(call)}; the kernels account for {part}"
+    return line if share >= 0.5 else f"{line}: {where}"
 
 
 def most_changed(changes: Iterable[Change], count: int) -> list[Change]:

@@ -41,6 +41,7 @@ WHY = {
     Reason.INTERVAL_BELOW_THRESHOLD: "too slow",
     Reason.BUDGET_EXHAUSTED: "not decided in time",
     Reason.NOISE_TOO_HIGH: "machine too noisy",
+    Reason.REFERENCE_SLOWER: "stock diffusers slower",
     Reason.OUTPUTS_DIFFER: "timed output wrong",
     Reason.SETTINGS_DIFFER: "arms set differently",
     Reason.FALLBACK_TO_PYTORCH: "fell back to PyTorch",

@@ -389,9 +389,9 @@ class TestCommands:
             (
                 "other",
                 entry(kernels=TestFailingCase.STORED),
-                "perf.json: no baseline of dit; make it with: python",
+                "perf.json: no baseline of dit; make it with: wan-trt",
             ),
-            ("dit", entry(), "perf.json: no kernels in the baseline of dit; make it with: python"),
+            ("dit", entry(), "perf.json: no kernels in the baseline of dit; make it with: wan-trt"),
             (
                 "dit",
                 replace(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wan_trt_core.gates.bands import BaselineEntry, judge_bands
+from wan_trt_core.gates.bands import BaselineEntry, judge_bands, regenerate_command
 from wan_trt_core.gates.memory import judge_memory
 from wan_trt_core.gates.parity import judge_parity
 from wan_trt_core.gates.perf import hold_times, hold_unresolved, judge_perf
@@ -69,7 +69,9 @@ def judge(
             run=run,
         )
     if suite == "perf":
-        banded = hold_times(hold_unresolved(banded, checks[0]), measurement.metrics, case.id)
+        banded = hold_times(
+            hold_unresolved(banded, checks[0]), measurement.metrics, regenerate_command(suite, case.id, run)
+        )
     if not measurement.problems:
         return checks + banded
     void = tuple(_problem(reason, why) for reason, why in sorted(measurement.problems.items()))

@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.gates.bands import regenerate_command
 from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_finite, judge_limit, judge_limits
 from wan_trt_core.gates.statistics import Interval, SamplingPlan, bias, noise_floor, ratio_interval
@@ -141,7 +140,7 @@ def _hold_unresolved(check: Check, speedup: Check) -> Check:
     return replace(check, verdict=Verdict.INCONCLUSIVE, reason=Reason.NOISE_TOO_HIGH, message=message)
 
 
-def hold_times(checks: Sequence[Check], metrics: Mapping[str, Metric], case: str) -> tuple[Check, ...]:
+def hold_times(checks: Sequence[Check], metrics: Mapping[str, Metric], command: str) -> tuple[Check, ...]:
     """The band checks, those of times worse than their band undecided unless the engine is proven to be the cause.
 
     No change to an engine slows stock diffusers down, so where that is beyond its band the machine (or PyTorch) is not
@@ -151,7 +150,7 @@ def hold_times(checks: Sequence[Check], metrics: Mapping[str, Metric], case: str
     Args:
         checks: of the bands.
         metrics: of the measurement; the samples of the times are looked at.
-        case: its id, for the command that makes a new baseline.
+        command: that makes a new baseline, see :func:`~wan_trt_core.gates.bands.regenerate_command`.
     """
     worse = {check.metric: check for check in checks if check.reason is Reason.WORSE_THAN_BAND}
     held: dict[str, Check] = {}
@@ -159,7 +158,7 @@ def hold_times(checks: Sequence[Check], metrics: Mapping[str, Metric], case: str
         held[REFERENCE] = _undecided(
             reference,
             Reason.REFERENCE_SLOWER,
-            f"no change to an engine slows stock diffusers down; {_other_machine(case)}",
+            f"no change to an engine slows stock diffusers down; {_other_machine(command)}",
         )
     if (candidate := worse.get(CANDIDATE)) is not None:
         if reference is not None:
@@ -167,7 +166,7 @@ def hold_times(checks: Sequence[Check], metrics: Mapping[str, Metric], case: str
                 f"but stock diffusers is {reference.evidence['change']:+.1%} against its own baseline in the same run, "
                 "so the machine is not the one that the baseline knows, and what is slow is not the engine alone; "
             )
-            held[CANDIDATE] = _undecided(candidate, Reason.REFERENCE_SLOWER, why + _other_machine(case))
+            held[CANDIDATE] = _undecided(candidate, Reason.REFERENCE_SLOWER, why + _other_machine(command))
         elif why := _reaches_into(candidate.evidence["high"], metrics[CANDIDATE].samples):
             held[CANDIDATE] = _undecided(candidate, Reason.NOISE_TOO_HIGH, why)
     return tuple(held.get(check.metric, check) if check.gate == "band" else check for check in checks)
@@ -182,10 +181,10 @@ def _undecided(worse: Check, reason: Reason, why: str) -> Check:
     return replace(worse, verdict=Verdict.INCONCLUSIVE, reason=reason, message=message)
 
 
-def _other_machine(case: str) -> str:
+def _other_machine(command: str) -> str:
     return (
         "look for other load and for clocks and run again on a quiet machine, or, where the machine, its driver or "
-        f"PyTorch changed for good, make a new baseline: {regenerate_command('perf', case)} --accept-regression REASON"
+        f"PyTorch changed for good, make a new baseline: {command} --accept-regression REASON"
     )
 
 

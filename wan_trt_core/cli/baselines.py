@@ -97,7 +97,6 @@ def migrate_baselines(
     "regenerate",
     add_help_option=False,  # it has its own, with all options
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    epilog="Example: wan-trt baselines regenerate --suite perf --case tiny-wan-dit-fp32",
 )
 def regenerate_baselines(context: typer.Context) -> None:
     """Measure and make baselines, the only way they change; --help shows the options."""

@@ -182,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=" ".join(NAME),
         description=(__doc__ or "").partition(": ")[2].partition("\n")[0],
+        epilog=f"Example: {' '.join(NAME)} --suite perf --case tiny-wan-dit-fp32",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument

@@ -137,10 +137,7 @@ DEVICE_GROWTH_LIMIT = 1 << 20
 
 RELEASE_LIMIT = 4 << 20
 """Bytes by which a process may seem larger after unloading than after it had unloaded before, unless a case says
-otherwise; under 1 MiB was measured."""
-
-DEVICE_RELEASE_LIMIT = 32 << 20
-"""The same for its use of a GPU."""
+otherwise; under 1 MiB was measured. The same for its use of a GPU, where nothing was left."""
 
 
 class MemoryGate(_Model):

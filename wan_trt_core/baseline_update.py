@@ -45,7 +45,7 @@ from wan_trt_core.baselines import (
     read_baselines,
     write_baselines,
 )
-from wan_trt_core.config import ENVIRONMENT_PREFIX, ConfigError, load_settings
+from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
 from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
 from wan_trt_core.gates.verdict import Verdict
@@ -202,10 +202,8 @@ def case_records(record: RunRecord, suite: str, selected: Collection[str]) -> di
 
 def overrides(given: Mapping[str, Any]) -> dict[str, str | None]:
     """What measuring replaces in every case: as given by option, else as the environment says; ``None`` keeps."""
-    return {
-        name: given[name] or os.environ.get(f"{ENVIRONMENT_PREFIX}{name.upper()}")
-        for name in ("backend", "model", "profile")
-    }
+    named = load_settings(overrides={name: given[name] for name in CASE_FIELDS}).overrides
+    return {name: named.get(name) for name in CASE_FIELDS}
 
 
 def this_hardware(backend: str | None) -> str:

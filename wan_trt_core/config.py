@@ -29,6 +29,9 @@ CONFIG_VARIABLE = "WAN_TRT_CONFIG"
 TEST_PREFIX = "WAN_TRT_TEST_"
 """Variables that belong to this repository's own tests and are no settings."""
 
+CASE_FIELDS = ("model", "backend", "profile")
+"""Settings that replace a case's own field, in every case, where :attr:`Loaded.overrides` has them."""
+
 DEFAULT = "default"
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^\s@]+))?", re.ASCII)
@@ -334,6 +337,19 @@ class Loaded:
     settings: Settings
     sources: Mapping[str, str]
     config_file: Path | None
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """Those of :data:`CASE_FIELDS` that the command line or the environment names.
+
+        ``config.yaml`` does not: it holds defaults, and the case file is more specific.
+        """
+        values = {name: getattr(self.settings, name) for name in CASE_FIELDS}
+        return {
+            name: str(value)
+            for name, value in values.items()
+            if value is not None and self.sources[name].startswith(("--", ENVIRONMENT_PREFIX))
+        }
 
     def describe(self) -> tuple[Setting, ...]:
         """Every setting with its value, source and meaning, in the order of the tree."""

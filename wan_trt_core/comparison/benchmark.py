@@ -11,7 +11,7 @@ from typing import Any
 
 from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import Case, Limit, PerfGate
-from wan_trt_core.comparison.conditions import equal_conditions, mark, release, synchronize
+from wan_trt_core.comparison.conditions import equal_conditions, mark, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.frames import keep_frames
 from wan_trt_core.comparison.memory import in_fresh_process
@@ -23,6 +23,7 @@ from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.device_memory import SAMPLE_SECONDS, current_device_memory
 from wan_trt_core.measure.memory import resident_set
 from wan_trt_core.measure.memory_events import label
+from wan_trt_core.pipeline.offload import give_back_cached
 from wan_trt_core.pipeline.stages import StageTimes, median_call, peaks_by_stage, time_stages
 from wan_trt_core.progress import Report
 from wan_trt_core.records import CaseRecord, Measurement
@@ -97,7 +98,7 @@ def measure_and_judge(
         measurement = Measurement(metrics={})
         message = f"{type(error).__name__}: {error}"
         checks = (Check("validity", "", Verdict.INVALID, Reason.NOT_MEASURED, message),)
-    release()
+    give_back_cached()
     return CaseRecord.judged(case, "perf", checks, measurement, time.perf_counter() - started)
 
 

@@ -66,12 +66,6 @@ def _products(tf32: bool, *, cudnn_benchmark: bool) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
-def release() -> None:
-    """Give the GPU memory that PyTorch only caches back: engines and other processes cannot use it."""
-    if _gpu_in_use():
-        torch.cuda.empty_cache()
-
-
 def mark() -> Moment:
     """Now: where a GPU is at work, when it has done what it was asked for so far."""
     if _gpu_in_use():

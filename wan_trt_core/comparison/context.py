@@ -75,12 +75,12 @@ class Context:
         of_engines = (*_weights_of(case), case.profile, case.precision_label, case.backend)
         serves = (*of_engines, json.dumps(own, sort_keys=True))
         if serves != self._serves and device_of(self.settings, case.backend) == "cuda":
-            from wan_trt_core.comparison.conditions import release
+            from wan_trt_core.pipeline.offload import give_back_cached
 
             self.close()
             for other in [key for key in self._models if key != _weights_of(case)]:
                 del self._models[other]
-            release()
+            give_back_cached()
         self._serves = serves
         settings = with_values(self.settings, own)
         if settings == self.settings:

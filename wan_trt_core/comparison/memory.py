@@ -32,7 +32,7 @@ import torch
 from wan_trt_core.backends.base import EngineError
 from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import PEAK_OVER_PLAN, PEAK_OVER_REFERENCE, Case
-from wan_trt_core.comparison.conditions import equal_conditions, release, synchronize
+from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, ArmName, PipelineTarget, Target, target_of
 from wan_trt_core.config import Settings
@@ -58,6 +58,7 @@ from wan_trt_core.measure.memory import (
 from wan_trt_core.measure.memory_events import events_file
 from wan_trt_core.measure.memory_recorder import out_of_memory
 from wan_trt_core.memory.prediction import choice_of, predict, workload
+from wan_trt_core.pipeline.offload import give_back_cached
 from wan_trt_core.pipeline.recording import recorded_run
 from wan_trt_core.pipeline.stages import peaks_by_stage
 from wan_trt_core.records import Measurement, Metric
@@ -385,7 +386,7 @@ def in_fresh_process(
     device = device_of(settings, case.backend)
     in_use = None
     if device == "cuda":
-        release()  # what this process caches: the other one may need it
+        give_back_cached()  # what this process caches: the other one may need it
         in_use = current_device_in_use()
     with ProcessPoolExecutor(max_workers=1, mp_context=_context(device)) as fresh:
         process = None

@@ -14,7 +14,7 @@ from typing import Any
 
 from wan_trt_core.backends.base import BackendUnavailable
 from wan_trt_core.cases import BESIDE, Case
-from wan_trt_core.comparison.conditions import equal_conditions, release, snapshot, synchronize
+from wan_trt_core.comparison.conditions import equal_conditions, snapshot, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.frames import keep_frames
 from wan_trt_core.comparison.parity import compare
@@ -33,6 +33,7 @@ from wan_trt_core.gates.statistics import SamplingPlan
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.timing import Pair, PairedTimer, measure_pairs, time_calls
+from wan_trt_core.pipeline.offload import give_back_cached
 from wan_trt_core.records import Measurement, Metric
 
 Clock = Callable[[], float]
@@ -67,7 +68,7 @@ def measure(case: Case, context: Context) -> Measurement:
     told_on_cpu = case.backend == "onnxruntime"  # whose profiler knows the nodes
     if not settings.perf.kernels or (target.device == "cpu" and not told_on_cpu):
         return measurement
-    release()
+    give_back_cached()
     return measurement.model_copy(update={"facts": {**measurement.facts, "kernels": profile(case, settings)}})
 
 
@@ -178,7 +179,7 @@ def _series_beside(
     clock: Clock,
 ) -> dict[str, tuple[float, ...]]:
     """The times of what ``perf.also`` names, in pairs with the candidate."""
-    release()
+    give_back_cached()
     with target.beside(name) as arm:
         timer = PairedTimer(
             _Run(arm, candidate.inputs),

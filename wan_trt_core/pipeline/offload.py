@@ -29,7 +29,8 @@ Release = Callable[[], object]
 
 
 def give_back_cached() -> None:
-    """Give the driver what PyTorch's allocator only keeps: engines and their builders take theirs past it."""
+    """Give the driver what PyTorch's allocator only keeps: engines, their builders and other
+    processes take theirs past it."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

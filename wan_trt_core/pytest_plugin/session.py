@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 SESSION = pytest.StashKey["WanSession"]()
 
-OVERRIDES = ("model", "backend", "profile")
-"""Fields of a case that the command line and the environment override."""
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -120,20 +117,10 @@ class WanSession:
         """Whether this run seems to be about us: an option is given, or there is a case file."""
         return bool(self.options) or self.case_path.is_file()
 
-    @cached_property
+    @property
     def overrides(self) -> dict[str, str]:
-        """Fields that the command line or the environment replaces in every case.
-
-        ``config.yaml`` does not: it holds defaults, and the case file is more specific.
-        """
-        from wan_trt_core.config import ENVIRONMENT_PREFIX
-
-        values = {name: getattr(self.settings, name) for name in OVERRIDES}
-        return {
-            name: str(value)
-            for name, value in values.items()
-            if value is not None and self.loaded.sources[name].startswith(("--", ENVIRONMENT_PREFIX))
-        }
+        """Fields that the command line or the environment replaces in every case."""
+        return self.loaded.overrides
 
     @property
     def thresholds(self) -> dict[str, float]:

@@ -12,7 +12,9 @@ the relative L2 of the answers to those in float64:
 
 How many products TensorRT's kernel adds up before it rounds is not told by anyone. ``--group`` is what comes nearest to
 what an H200 lost in the 1.3B with random weights (``docs/performance.md``). How many keys a query attends to says how
-flat attention is: the exponential of the entropy of its weights. ``--sharper`` multiplies the scores. With
+flat attention is: the exponential of the entropy of its weights. A sum is divided by its weights at the end only, so
+that it grows with these keys: the largest of all is told too, of plain values and of centred ones. Beyond 65,504 half
+precision is infinite, and so is the video. ``--sharper`` multiplies the scores. With
 ``--carried`` the step runs once more, every answer a hundredth too small: what of a loss in attention is left in the
 prediction.
 """
@@ -49,7 +51,8 @@ TILE = 128
 
 @dataclass(frozen=True)
 class Row:
-    """Relative L2 of one layer's answers by each way to compute them; its keys, and how many of them count."""
+    """Relative L2 of one layer's answers by each way to compute them; its keys, how many of them count, and the largest
+    sum."""
 
     layer: int
     sharper: float
@@ -58,12 +61,15 @@ class Row:
     fp16: float
     centred: float
     bf16: float
+    largest_sum: float
+    largest_centred: float
 
     def cells(self) -> tuple[str, ...]:
         """As a line of the table."""
         lost = (f"{value:.1e}" for value in (self.fp16, self.centred, self.bf16))
         counted = (f"{value:,.0f}" for value in (self.keys, self.effective_keys))
-        return (str(self.layer), f"{self.sharper:g}", *counted, *lost)
+        sums = (f"{value:,.0f}" for value in (self.largest_sum, self.largest_centred))
+        return (str(self.layer), f"{self.sharper:g}", *counted, *lost, *sums)
 
 
 def exact(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -110,17 +116,21 @@ def _bf16(tensor: Tensor) -> Tensor:
 
 
 def losses(query: Tensor, key: Tensor, value: Tensor, group: int) -> dict[str, float]:
-    """What each way loses, and how many keys count."""
+    """What each way loses, how many keys count, and the largest sums before they are divided."""
     expected = exact(query, key, value)
     ways: dict[str, Callable[..., Tensor]] = {
         "fp16": partial(in_half, group=group),
         "centred": partial(centred, group=group),
         "bf16": in_bf16,
     }
-    log_weights = torch.log_softmax(query @ key.transpose(1, 2), dim=-1)
+    scores = query @ key.transpose(1, 2)
+    log_weights = torch.log_softmax(scores, dim=-1)
     entropy = -(log_weights.exp() * log_weights).sum(-1)
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
     return {
         "effective_keys": float(entropy.exp().mean()),
+        "largest_sum": float((weights @ value).abs().amax()),
+        "largest_centred": float((weights @ (value - value.mean(1, keepdim=True))).abs().amax()),
         **{
             name: float((way(query, key, value) - expected).norm() / expected.norm())
             for name, way in ways.items()

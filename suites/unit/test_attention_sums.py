@@ -59,6 +59,22 @@ def test_the_keys_that_count_are_all_where_attention_is_flat() -> None:
     )
 
 
+def test_the_largest_sum_is_that_of_all_keys_where_attention_is_flat_and_of_one_where_it_is_not() -> None:
+    query, key, value = attended(1_000, mean=3)
+    flat = attention_sums.losses(query * 0, key, value, GROUP)
+    assert flat["largest_sum"] == pytest.approx(float(value.sum(1).abs().amax()), rel=1e-4)
+    assert flat["largest_centred"] < 1e-4 * flat["largest_sum"], "the mean is all that they have in common"
+    one = attention_sums.losses(query * 1e4, key, value, GROUP)
+    assert one["largest_sum"] <= float(value.abs().amax()) * 1.001
+    apart = (
+        value - 3 + 5 * torch.sign(key[..., :1])
+    )  # half of the keys differ from the others, and one half is asked for
+    asked = torch.zeros_like(query)
+    asked[..., 0] = 1e4
+    near = attention_sums.losses(asked, torch.sign(key), apart, GROUP)
+    assert near["largest_centred"] > 1_000, "centring helps where all are asked for, not where a half is"
+
+
 def test_every_layer_of_a_model_is_told_of(
     small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,15 +1,23 @@
-"""Hashes over files, made on all cores: weights and engines of gigabytes are hashed at every start."""
+"""Hashes over files, made on all cores: weights and engines have gigabytes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
+import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 PIECE = 2 << 20
 """Bytes of a file that are hashed at once, and that each core holds of it."""
+
+SETTLED = 2 * 10**9
+"""Nanoseconds that a file must be unchanged before its hash is noted: a change right after might have the same time."""
 
 
 def file_sha256(path: Path) -> str:
@@ -30,11 +38,57 @@ def file_sha256(path: Path) -> str:
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def files_sha256(paths: Iterable[Path]) -> str:
+def files_sha256(paths: Iterable[Path], notes: Path | None = None) -> str:
     """Hash over the hashes of files, in their order (hex).
+
+    Args:
+        notes: folder in which the hash of each file is noted: one that is noted, and that nobody changed since, is not
+            read again. For what others own and nothing depends on the wholeness of, as gigabytes of weights.
 
     Raises:
         OSError: when one cannot be read.
     """
-    digests = (bytes.fromhex(file_sha256(path)) for path in paths)
+    of_file = file_sha256 if notes is None else partial(_noted_sha256, notes=notes)
+    digests = (bytes.fromhex(of_file(path)) for path in paths)
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def note_of(notes: Path, *told: object) -> Path:
+    """The file of a note by what it is about, in JSON's types. That of a hash made in other pieces is another."""
+    return notes / hashlib.sha256(json.dumps([*told, PIECE]).encode()).hexdigest()
+
+
+def stamp(path: Path) -> tuple[str, int, int, int]:
+    """What changes when a file does: where it lies, its size, inode and time of the last change.
+
+    Raises:
+        OSError: when there is none.
+    """
+    whole = path.resolve()  # a hub's snapshot links to files that are named by their content
+    found = whole.stat()
+    return str(whole), found.st_size, found.st_ino, found.st_mtime_ns
+
+
+def write_note(note: Path, text: str) -> None:
+    """Write a note whole or not at all.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    note.parent.mkdir(parents=True, exist_ok=True)
+    temporary = note.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, note)
+
+
+def _noted_sha256(path: Path, notes: Path) -> str:
+    before = stamp(path)
+    note = note_of(notes, before)
+    if note.is_file() and len(found := note.read_text()) == hashlib.sha256().digest_size * 2:
+        return found
+    made = file_sha256(path)
+    *_, changed = before
+    if stamp(path) == before and time.time_ns() - changed > SETTLED:
+        with suppress(OSError):  # a cache that only others may write
+            write_note(note, made)
+    return made

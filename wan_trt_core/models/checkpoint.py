@@ -224,12 +224,19 @@ class Checkpoint:
             )
         raise CheckpointError(f"{single}: missing, and there is no {index.name} beside it; {_AGAIN}")
 
-    def weights_sha256(self, part: str) -> str:
-        """Hash over a part's configuration and weights (hex), computed once."""
+    def weights_sha256(self, part: str, notes: Path | None = None) -> str:
+        """Hash over a part's configuration and weights (hex), computed once.
+
+        Args:
+            notes: folder that keeps it for later processes, see :func:`~wan_trt_core.hashing.files_sha256`.
+        """
         if part not in self._hashes:
-            files = (self.folder / part / "config.json", *self.weight_files(part))
-            self._hashes[part] = files_sha256(files)
+            self._hashes[part] = files_sha256(self.files(part), notes)
         return self._hashes[part]
+
+    def files(self, part: str) -> tuple[Path, ...]:
+        """A part's configuration and weights."""
+        return (self.folder / part / "config.json", *self.weight_files(part))
 
     def load(self, part: str, dtype: str = "fp32", device: torch.device | str = "cpu") -> nn.Module:
         """The stock module of a part: eval mode, no gradients, cached by part, dtype and device.

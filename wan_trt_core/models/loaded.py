@@ -15,13 +15,12 @@ import copy
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.hashing import PIECE
+from wan_trt_core.hashing import note_of, stamp, write_note
 from wan_trt_core.models.checkpoint import (
     OF_TRANSFORMERS,
     PARTS,
@@ -90,11 +89,11 @@ class LoadedCheckpoint(Checkpoint):
     def generation(self) -> dict[str, Any]:
         return self._generation
 
-    def weights_sha256(self, part: str) -> str:
+    def weights_sha256(self, part: str, notes: Path | None = None) -> str:
         """Of the folder that the weights are from, as :meth:`Checkpoint.weights_sha256`; else over the tensors."""
         if part not in self._hashes:
             origin = self.origin(part)
-            self._hashes[part] = origin.weights_sha256(part) if origin else self._own_sha256(part)
+            self._hashes[part] = origin.weights_sha256(part, notes) if origin else self._own_sha256(part)
         return self._hashes[part]
 
     def require_unchanged(self, part: str) -> None:
@@ -163,20 +162,13 @@ class LoadedCheckpoint(Checkpoint):
             return True
         same = _same(self._pipe[part], folder, part)
         if same and note is not None:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            temporary = note.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(folder.weights_sha256(part))
-            os.replace(temporary, note)
+            write_note(note, folder.weights_sha256(part, self._notes))
         return same
 
     def _note(self, folder: Checkpoint, part: str) -> Path | None:
         if self._notes is None:
             return None
-        files = (folder.folder / part / "config.json", *folder.weight_files(part))
-        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        # PIECE is what decides how files are hashed: a note of a hash made in another way is not found
-        name = hashlib.sha256(json.dumps([self._own_sha256(part), stats, PIECE]).encode())
-        return self._notes / name.hexdigest()
+        return note_of(self._notes, self._own_sha256(part), *map(stamp, folder.files(part)))
 
     def _own_sha256(self, part: str) -> str:
         if part not in self._own:

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.models.checkpoint import (
@@ -195,7 +196,7 @@ class RandomCheckpoint(Checkpoint):
     def generation(self) -> dict[str, Any]:
         return {}
 
-    def weights_sha256(self, part: str) -> str:
+    def weights_sha256(self, part: str, notes: Path | None = None) -> str:
         """Hash over what the weights are made from: configuration and seed (hex)."""
         made_from = {"part": part, "config": self.config(part), "seed": self._seed}
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

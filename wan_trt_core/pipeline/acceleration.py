@@ -28,6 +28,7 @@ from wan_trt_core.models.vae_caches import spatial_scale
 from wan_trt_core.pipeline.assembly import TEXT_ENCODER, check_text_encoder, offloading, staying
 from wan_trt_core.pipeline.compatibility import require_compatible
 from wan_trt_core.pipeline.engines import (
+    NOTES,
     VAE_DECODER,
     VAE_ENCODER,
     EngineStore,
@@ -74,9 +75,6 @@ them. Half precision has more digits for the transformer; float32 has the range 
 
 EnginePart = EngineTransformer | EngineVAE | EngineTextEncoder
 """What serves in the place of one of diffusers' modules, for the sizes of one profile."""
-
-NOTES = "weights"
-"""Folder of the cache that notes which weights in memory are those of which files."""
 
 NO_TEXT = 1
 """Tokens of a prompt where none matters: the size of a video that is only decoded or encoded."""

@@ -51,6 +51,9 @@ SOURCES = ("models", "export")
 EXPORTERS = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 """Distributions that decide what is exported."""
 
+NOTES = "weights"
+"""Folder of the cache that notes what weights were hashed or compared before, so that gigabytes are read once."""
+
 VAE_DECODER = COMPOSITES["vae_decoder"]
 """The components that decode a video together."""
 
@@ -492,7 +495,7 @@ def onnx_identity(
         "sizes": {point: part.sizes_at(profile, point) for point in POINTS},
         "block_outputs": block_outputs,
         "inputs": {spec.name: spec.axes for spec in part.inputs(model.checkpoint)},
-        "weights": model.checkpoint.weights_sha256(part.part),
+        "weights": model.checkpoint.weights_sha256(part.part, settings.cache / NOTES),
         "export": settings.export.model_dump(mode="json"),
         "versions": distribution_versions(*EXPORTERS),
         "sources": sources_sha256(),

@@ -5,12 +5,12 @@
         --backend tensorrt --precision dit=fp16,vae=fp32
 
 Every run is a process of its own that does what a user's script does: it imports, loads a pipeline's modules, calls
-``wan_trt_core.accelerate`` and generates. One process before them, which is not counted, builds what the cache lacks,
-reads every file once, and compiles every import: an installer leaves Python's bytecode behind, but a machine that keeps
-none would compile PyTorch and diffusers anew in each start. Loading the modules is the user's own ``from_pretrained``
-and has nothing to do with engines; random weights, which are drawn and not read, say nothing about it. So the sum is
-told with it and without. Where diffusers' own modules run in the place of an engine no time is told, and the exit code
-is 1.
+``wan_trt_core.accelerate`` and generates. With ``--by run`` it does what ``wan-trt run`` does, which loads no weights
+of what engines replace. One process before them, which is not counted, builds what the cache lacks, reads every file
+once, and compiles every import: an installer leaves Python's bytecode behind, but a machine that keeps none would
+compile PyTorch and diffusers anew in each start. Loading a script's modules is the user's own ``from_pretrained`` and
+has nothing to do with engines; random weights, which are drawn and not read, say nothing about it. So the sum is told
+with it and without. Where diffusers' own modules run in the place of an engine no time is told, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from unittest import mock
 if TYPE_CHECKING:  # what a run imports is timed
     from wan_trt_core.config import Settings
 
-IMPORTS, OWN, DEVICE, MODULES, WEIGHTS, LOOKED_UP, LOADED, ACCELERATE, TEXT, STEP = STAGES = (
+IMPORTS, OWN, DEVICE, MODULES, WEIGHTS, LOOKED_UP, LOADED, REST, TEXT, STEP = STAGES = (
     "PyTorch and diffusers",
     "wan_trt_core",
     "device",
@@ -41,13 +41,16 @@ IMPORTS, OWN, DEVICE, MODULES, WEIGHTS, LOOKED_UP, LOADED, ACCELERATE, TEXT, STE
     "hash of the weights",
     "hash of the engines",
     "engines loaded",
-    "the rest of accelerate",
+    "the rest",
     "text encoder",
     "first step",
 )
 """What time goes to. The first two are imports: from the start of the process, with Python's own, what a script with
 stock diffusers imports too, and then what this project adds. ``device`` is the first use of a GPU; both hashes say
-which engine it is, and that its files are whole."""
+which engine it is, and that its files are whole; ``the rest`` is that of ``accelerate`` or ``run``."""
+
+ACCELERATE, RUN = WAYS = ("accelerate", "run")
+"""Of putting engines into a pipeline: of a user's own, and of the command line's."""
 
 
 class FellBack(RuntimeError):
@@ -94,12 +97,13 @@ class Spent:
             yield
 
 
-def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent) -> None:
+def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent, by: str = ACCELERATE) -> None:
     """One start, in this process, when PyTorch and diffusers are imported.
 
     Args:
         precision: of the modules and the engines.
         spent: notes where the time goes.
+        by: one of :data:`WAYS`.
 
     Raises:
         FellBack: when a module of diffusers ran.
@@ -114,29 +118,24 @@ def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent) 
     from wan_trt_core.models.loaded import LoadedCheckpoint
     from wan_trt_core.models.prompts import PROMPT
     from wan_trt_core.pipeline.acceleration import originals
-    from wan_trt_core.pipeline.assembly import replaced_precisions
+    from wan_trt_core.pipeline.assembly import on_engines, replaced_precisions
+    from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import generate
     from wan_trt_core.pipeline.stages import stages
 
-    backend = get_backend(settings.backend)
+    backend, device = get_backend(settings.backend), device_of(settings)
     spent.on(DEVICE)
-    torch.zeros(1, device=device_of(settings))
-    spent.on(MODULES)
+    torch.zeros(1, device=device)
+    spent.on(REST)
     model = resolve(settings.model, settings.checkpoint)
     profile = model.profile(settings.profile)
-    pipe = model.checkpoint.pipeline(replaced_precisions(precision))
-    spent.on(ACCELERATE)
     parts = (
+        (type(model.checkpoint), "pipeline", MODULES),
+        (type(model.checkpoint), "weights_sha256", WEIGHTS),
         (LoadedCheckpoint, "weights_sha256", WEIGHTS),
         (EngineCache, "get_or_make", LOOKED_UP),
         (type(backend), "load", LOADED),
     )
-    with ExitStack() as timed:
-        for owner, name, stage in parts:
-            timed.enter_context(spent.in_calls(owner, name, stage))
-        wan_trt_core.accelerate(pipe, profile, precision=precision, settings=settings)
-    for name, module in originals(pipe).items():
-        module.register_forward_pre_hook(_refuse(name))
 
     def begin(stage: str, _index: int | None) -> None:
         spent.on(TEXT if stage == "text_encode" else STEP)
@@ -146,11 +145,22 @@ def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent) 
         raise FirstStep
 
     asked = model.generation.of_size(profile.opt)
-    try:
-        with equal_conditions(settings), stages(pipe, begin):
-            generate(pipe, PROMPT, asked, on_step=stop)
-    except FirstStep:
-        spent.on(STEP)
+    with ExitStack() as opened:
+        for owner, name, stage in parts:
+            opened.enter_context(spent.in_calls(owner, name, stage))
+        if by == RUN:
+            store = opened.enter_context(EngineStore(settings))
+            pipe = on_engines(model, profile, precision, backend.name, store, settings, device)
+        else:
+            pipe = model.checkpoint.pipeline(replaced_precisions(precision))
+            wan_trt_core.accelerate(pipe, profile, precision=precision, settings=settings)
+            for name, module in originals(pipe).items():
+                module.register_forward_pre_hook(_refuse(name))
+        try:
+            with equal_conditions(settings), stages(pipe, begin):
+                generate(pipe, PROMPT, asked, on_step=stop)
+        except FirstStep:
+            spent.on(STEP)
 
 
 def _refuse(name: str) -> Callable[..., None]:
@@ -193,6 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     for option in ("model", "checkpoint", "backend", "profile"):
         parser.add_argument(f"--{option}")
     parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32")
+    parser.add_argument("--by", choices=WAYS, default=ACCELERATE, help="what puts the engines in")
     parser.add_argument("--runs", type=int, default=3, help="starts that count")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--since", type=float, help=argparse.SUPPRESS)  # when this process was started
@@ -224,7 +235,7 @@ def _start(given: argparse.Namespace) -> None:
     if "=" in precision:  # read here: the command line's own reading imports what a user's script does not
         precision = dict(part.split("=") for part in precision.split(","))
     try:
-        start_up(settings, precision, spent)
+        start_up(settings, precision, spent, given.by)
     except FellBack as error:
         raise SystemExit(f"invalid: {error}") from error  # exit code 1
     print(json.dumps(spent.seconds))

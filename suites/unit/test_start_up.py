@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -43,11 +44,22 @@ def settings(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return Settings(model=str(small_checkpoint), cache=tmp_path, on_missing_shape="torch")
 
 
-def test_every_moment_is_charged_once(script: ModuleType, settings: Settings) -> None:
+@pytest.mark.parametrize("by", ["accelerate", "run"])
+def test_every_moment_is_charged_once(
+    script: ModuleType, by: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pipeline(*args: Any, replaced: Sequence[str] = (), **keywords: Any) -> Any:
+        without_weights.append({*replaced})
+        return own(*args, replaced=replaced, **keywords)
+
+    own, without_weights = Checkpoint.pipeline, []
+    monkeypatch.setattr(Checkpoint, "pipeline", pipeline)
     ticks = count(1)
     spent = script.Spent(0, lambda: next(ticks))
     spent.on("wan_trt_core")
-    script.start_up(settings, "fp32", spent)
+    script.start_up(settings, "fp32", spent, by)
+    replaced = {"transformer", "transformer_2", "vae"}
+    assert without_weights == [replaced if by == "run" else set()]
     assert sum(spent.seconds.values()) == next(ticks) - 1
     assert all(spent.seconds[stage] > 0 for stage in script.STAGES)
     # three engines: each is looked up and loaded, and time passes on the rest between
@@ -96,7 +108,8 @@ def test_starts_are_processes_of_their_own(
 def test_a_start_prints_its_seconds_unless_it_fell_back(
     script: ModuleType, fell_back: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def start(settings: Settings, precision: Any, spent: Any) -> None:
+    def start(settings: Settings, precision: Any, spent: Any, by: str) -> None:
+        assert by == "run"
         assert (settings.profile, settings.on_missing_shape) == ("128p-17f", "torch")
         assert precision == {"dit": "fp16", "vae": "fp32"}
         if fell_back:
@@ -105,7 +118,8 @@ def test_a_start_prints_its_seconds_unless_it_fell_back(
 
     monkeypatch.setenv("WAN_TRT_CONFIG", "")
     monkeypatch.setattr(script, "start_up", start)
-    asked = ["--profile", "128p-17f", "--precision", "dit=fp16,vae=fp32", "--since", str(time.time() - 5)]
+    asked = ["--profile", "128p-17f", "--precision", "dit=fp16,vae=fp32", "--by", "run"]
+    asked += ["--since", str(time.time() - 5)]
     if fell_back:
         with pytest.raises(SystemExit, match="invalid: diffusers' own vae ran"):
             script.main(asked)

@@ -160,6 +160,35 @@ class RunRecord(_Model):
     settings: dict[str, Any]
     cases: tuple[CaseRecord, ...]
 
+    @classmethod
+    def merged(cls, records: Sequence[RunRecord]) -> RunRecord:
+        """One record of runs that share what is asked: a suite that jobs on machines of one kind split between them.
+
+        Environment, settings and command are those of the first that was started; ``environment["merged"]`` has the
+        commands of all.
+
+        Raises:
+            RecordError: when they are of different hardware, sources, packages or settings, or have a case in common.
+        """
+        first, *others = sorted(records, key=lambda record: record.started)
+        for other in others:
+            for what in ("hardware_key", "source", "packages", "python", "settings"):
+                if (one := _of_run(first, what)) != (another := _of_run(other, what)):
+                    raise RecordError(
+                        f"the runs of {first.started} and {other.started} differ in {what}:"
+                        f" {_first_difference(one, another)}; only runs of the same can be one"
+                    )
+        cases = [case for record in (first, *others) for case in record.cases]
+        names = [(case.suite, case.case) for case in cases]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise RecordError(f"{twice[0][1]} ({twice[0][0]}) is in several runs: leave one of them out")
+        environment = {**first.environment, "merged": [" ".join(each.command) for each in (first, *others)]}
+        if throttled := [
+            each.environment["throttled"] for each in records if each.environment.get("throttled")
+        ]:
+            environment["throttled"] = "; ".join(throttled)
+        return first.model_copy(update={"cases": tuple(cases), "environment": environment})
+
     def write(self, path: Path) -> None:
         """Write as JSON, atomically; non-finite numbers are stored as strings (JSON has none)."""
         write_json(path, self.model_dump(mode="json"))
@@ -179,6 +208,21 @@ class RunRecord(_Model):
             return cls.model_validate(data)
         except ValueError as error:
             raise RecordError(f"{path}: {error}") from error
+
+
+def _of_run(record: RunRecord, what: str) -> Any:
+    if what == "hardware_key":
+        return record.hardware_key
+    if what == "settings":  # where it was written to is nothing that was measured
+        return {name: value for name, value in record.settings.items() if name != "report"}
+    return record.environment.get(what)
+
+
+def _first_difference(one: Any, another: Any) -> str:
+    if isinstance(one, dict) and isinstance(another, dict):
+        name = next(name for name in {**one, **another} if one.get(name) != another.get(name))
+        return f"{name}: {_first_difference(one.get(name), another.get(name))}"
+    return f"{one} and {another}"
 
 
 def read_json(path: Path, what: str) -> Any:

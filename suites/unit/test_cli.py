@@ -421,6 +421,15 @@ class TestReport:
         assert json.loads(wan("report", "compare", "a.json", "b.json", "--json")[1])["metrics"]
         assert wan("report", "compare", "a.json", "nowhere.json")[0] == 3
 
+    def test_merge(self, wan: Wan, tmp_path: Path) -> None:
+        for name, case in (("a.json", "dit"), ("b.json", "vae")):
+            run_record(case_record(make_case(case), perf_measurement(2.0))).write(tmp_path / name)
+        code, out, _ = wan("report", "merge", "a.json", "b.json", "--out", "all.json")
+        assert (code, out) == (0, "all.json: 2 cases of 2 runs\n")
+        assert [row["case"] for row in json.loads(wan("report", "all.json", "--json")[1])] == ["dit", "vae"]
+        code, _, error = wan("report", "merge", "a.json", "a.json", "--out", "all.json")
+        assert code == 3 and "dit (perf) is in several runs" in error
+
     def test_nothing_judged_is_no_pass(self, wan: Wan, tmp_path: Path) -> None:
         run_record().write(tmp_path / "results.json")
         assert wan("report", "results.json")[0] == 1

@@ -97,3 +97,51 @@ def _broken(path: Path, text: str, **_: object) -> None:
 def test_problems_are_keyed_by_reason() -> None:
     with pytest.raises(ValueError, match="because"):
         Measurement(metrics={}, problems={"because": "x"})  # type: ignore[dict-item]
+
+
+def job(case: str, started: str, report: str, **environment: Any) -> RunRecord:
+    """One of the jobs that a suite is split over."""
+    record = run_record(case_record(make_case(case), perf_measurement(), baseline=entry()), **environment)
+    return record.model_copy(
+        update={
+            "started": started,
+            "command": ("pytest", "-k", case),
+            "settings": {**record.settings, "report": report},
+        }
+    )
+
+
+def test_the_runs_of_several_jobs_are_one() -> None:
+    late, early = job("dit", "2026-01-02", "here", throttled="hot"), job("vae", "2026-01-01", "there")
+    merged = RunRecord.merged([late, early])
+    assert [case.case for case in merged.cases] == ["vae", "dit"]
+    assert (merged.started, merged.command) == (early.started, early.command)
+    assert merged.environment["merged"] == ["pytest -k vae", "pytest -k dit"]
+    assert merged.environment["throttled"] == "hot"
+    assert RunRecord.merged([early]).cases == early.cases
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hardware_key": "cuda-other"}, "hardware_key: .* and cuda-other"),
+        ({"packages": {"torch": "2.12.0"}}, "packages: torch: 2.11.0 and 2.12.0"),
+        ({"source": {"commit": "def"}}, "source: commit: abc and def"),
+        ({"python": "3.12"}, "python: None and 3.12"),
+    ],
+)
+def test_runs_of_other_things_are_not_one(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=f"the runs of 2026-01-01 and 2026-01-02 differ in {message}"):
+        RunRecord.merged([job("dit", "2026-01-01", "here"), job("vae", "2026-01-02", "here", **changes)])
+
+
+def test_runs_by_other_settings_are_not_one() -> None:
+    other = job("vae", "2026-01-02", "there")
+    other = other.model_copy(update={"settings": {"perf": {"time_budget": 5}}})
+    with pytest.raises(RecordError, match="differ in settings: perf: time_budget: 60 and 5"):
+        RunRecord.merged([job("dit", "2026-01-01", "here"), other])
+
+
+def test_a_case_of_several_jobs_is_refused() -> None:
+    with pytest.raises(RecordError, match=r"dit \(perf\) is in several runs"):
+        RunRecord.merged([job("dit", "2026-01-01", "here"), job("dit", "2026-01-02", "here")])

@@ -1,4 +1,4 @@
-"""``wan-trt report``: the report of a stored run again, and what changed between two runs."""
+"""``wan-trt report``: the report of a stored run again, one of several jobs, and what changed between two runs."""
 
 from __future__ import annotations
 
@@ -86,6 +86,19 @@ def compare(
         print_json(asdict(compare_runs(*runs)))
     else:
         print(comparison_markdown(*runs), end="")
+
+
+@reports.command("merge", epilog="Example: wan-trt report merge parity.json perf.json --out all.json")
+def merge(
+    results: Annotated[list[Path], typer.Argument(help="Every results.json that a job wrote.")],
+    out: Annotated[Path, typer.Option(help="Write the record of all here.", dir_okay=False)],
+) -> None:
+    """Make one record of those of several jobs, which have hardware, sources, packages and settings in common."""
+    from wan_trt_core.records import RunRecord
+
+    record = RunRecord.merged([RunRecord.read(each) for each in results])
+    record.write(out)
+    print_line(f"{out}: {len(record.cases)} cases of {len(results)} runs")
 
 
 @reports.command("verdict", epilog="Example: wan-trt report verdict outputs/report/results.json")

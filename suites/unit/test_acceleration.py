@@ -28,7 +28,7 @@ from wan_trt_core.backends.base import EngineBackend, EngineError
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models import loaded as loaded_module
-from wan_trt_core.models.catalogue import CatalogueError, ResolvedModel, resolve
+from wan_trt_core.models.catalogue import CatalogueError, ResolvedModel, resolve, resolve_loaded
 from wan_trt_core.models.checkpoint import Checkpoint, torch_dtype
 from wan_trt_core.models.components import ComponentError
 from wan_trt_core.models.loaded import LoadedCheckpoint
@@ -42,6 +42,8 @@ from wan_trt_core.pipeline.parts import UnsupportedCall
 PROMPT = "a small red square moves left"
 SMALL = Sizes(32, 32, 5, 16)
 PROFILE = ShapeProfile("tiny", SMALL, SMALL, SMALL)
+SHORT = ShapeProfile("short", SMALL, SMALL, SMALL)
+LONG = ShapeProfile("long", SMALL, Sizes(64, 64, 9, 16), Sizes(64, 64, 9, 16))
 CALL = {
     "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "guidance_scale": 3.0,
     "max_sequence_length": 16,
@@ -52,6 +54,15 @@ def loaded(folder: Path, **keywords: Any) -> Any:
     pipe = WanPipeline.from_pretrained(folder, **keywords)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def with_profiles(*profiles: ShapeProfile) -> Callable[[Checkpoint], ResolvedModel]:
+    """What finds these of any checkpoint."""
+
+    def resolved(checkpoint: Checkpoint) -> ResolvedModel:
+        return replace(resolve_loaded(checkpoint), profiles={profile.name: profile for profile in profiles})
+
+    return resolved
 
 
 @pytest.fixture
@@ -99,6 +110,24 @@ def test_two_lines_make_the_same_video_on_engines(
     wan_trt_core.restore(pipe)
     for guidance, before in stock.items():
         assert np.array_equal(video(pipe, guidance_scale=guidance, **size), before)
+
+
+def test_in_half_precision_they_are_as_near_to_float32_as_stock(tiny_wan_folder: Path) -> None:
+    """The two lines as the README has them, with real engines too; a VAE in half precision gets one in float32."""
+    least = resolve("tiny-wan").profile().min
+    size: dict[str, Any] = {
+        "height": least.height, "width": least.width, "num_frames": least.frames,
+        "max_sequence_length": least.text_length,
+    }  # fmt: skip
+    exact = video(loaded(tiny_wan_folder), **size)
+    pipe = loaded(tiny_wan_folder, torch_dtype=torch.float16)
+    stock = video(pipe, **size)
+    wan_trt_core.accelerate(pipe, profile="128p-17f", settings=load_settings(environ={}).settings)
+    assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
+    with never_run(originals(pipe)):
+        found = video(pipe, **size)
+    lost, allowed = (float(np.square(each - exact).mean()) ** 0.5 for each in (found, stock))
+    assert 0 < lost < 1.2 * allowed, (lost, allowed)
 
 
 def test_a_text_encoder_on_an_engine_gives_the_same_states_and_video(
@@ -331,6 +360,30 @@ def test_the_profile_is_the_checkpoint_s_own(tiny_wan_folder: Path, settings: Se
         wan_trt_core.accelerate(pipe, profile="480p-81f", settings=settings)
 
 
+def test_the_profile_serves_the_model_s_own_video(
+    pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "resolve_loaded", with_profiles(SHORT, LONG))
+    wan_trt_core.accelerate(pipe, settings=settings)
+    assert {name for _, name, _ in loads.asked} == {"long"}, "its own video has nine frames"
+    wan_trt_core.accelerate(pipe, profile="short", settings=settings)
+    assert {name for _, name, _ in loads.asked} == {"long", "short"}
+    monkeypatch.setattr(acceleration, "resolve_loaded", with_profiles(SHORT))
+    wan_trt_core.accelerate(pipe, settings=settings)
+    assert {name for _, name, _ in loads.asked} == {"long", "short"}, "the first, where none serves it"
+
+
+def test_just_in_time_builds_for_the_first_video_of_any_model(
+    pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "resolve_loaded", with_profiles(SHORT, LONG))
+    stock = video(pipe)
+    wan_trt_core.accelerate(pipe, profile="jit", settings=settings)
+    assert not loads.asked
+    assert close(video(pipe), stock)
+    assert {name for _, name, _ in loads.asked} == {"32x32-5f"}
+
+
 def test_without_a_profile_the_first_call_builds_for_its_sizes(
     pipe: Any, settings: Settings, loads: Loads, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -380,11 +433,7 @@ def test_a_missing_shape_is_served_as_the_setting_says(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    resolve = acceleration.resolve_loaded
-    profiles = {profile.name: profile for profile in known}
-    monkeypatch.setattr(
-        acceleration, "resolve_loaded", lambda checkpoint: replace(resolve(checkpoint), profiles=profiles)
-    )
+    monkeypatch.setattr(acceleration, "resolve_loaded", with_profiles(*known))
     stock = video(pipe, **LARGER)
     changed = settings.model_copy(update={"on_missing_shape": rule})
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=changed)
@@ -535,7 +584,7 @@ def test_what_no_engine_can_encode_runs_in_pytorch(
 @pytest.mark.parametrize(
     ("dtype", "also", "expected"),
     [
-        (torch.float16, (), ("fp16", "fp16", "fp16")),
+        (torch.float16, (), ("fp16", "fp32", "fp16")),
         (torch.bfloat16, (), ("fp16", "fp32", "fp32")),
         (torch.bfloat16, ("bf16",), ("bf16", "fp32", "fp32")),  # as TensorRT
     ],
@@ -559,8 +608,11 @@ def test_the_precision_is_that_of_the_modules(
     assert tuple(found[name] for name in ("dit", "vae_decoder_next", "text_encoder")) == expected
     for part, precision in zip(("transformer", "vae", "text_encoder"), expected, strict=True):
         assert f"{part} in {dtype}: engines in {precision}" in caplog.text
-        told = f"{part}: onnxruntime has no engines in torch.bfloat16; they compute in {precision}"
-        assert (told in caplog.text) == (torch_dtype(precision) != dtype)
+        missing = f"{part}: onnxruntime has no engines in torch.bfloat16; they compute in {precision}"
+        inexact = f"{part}: its engines compute in fp32, for those in torch.float16 sum in half precision"
+        told = [line in caplog.text for line in (missing, inexact)]
+        changed = torch_dtype(precision) != dtype
+        assert told == [changed and dtype == torch.bfloat16, changed and dtype == torch.float16]
     assert close(video(pipe), stock, 0.05)
     wan_trt_core.restore(pipe)
     assert np.array_equal(video(pipe), stock)

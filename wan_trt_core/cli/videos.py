@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,9 +65,8 @@ def profile_for(model: ResolvedModel, name: str | None, generation: GenerationDe
         CatalogueError: for a name that the model does not have.
         typer.BadParameter: as :func:`check_size`; where no profile serves it, of the first.
     """
-    profiles = list(model.profiles.values()) if name is None else [model.profile(name)]
-    serving = (profile for profile in profiles if not any(_outside(profile, generation)))
-    profile = next(serving, profiles[0])
+    serving = model.profile_serving(generation) if name is None else None
+    profile = serving or model.profile(name)
     check_size(profile, generation)
     return profile
 
@@ -79,20 +77,12 @@ def check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
     Raises:
         typer.BadParameter: naming the option and the range.
     """
-    for name, value, least, most in _outside(profile, generation):
+    asked = generation.height, generation.width, generation.num_frames
+    for name, value, least, most in profile.outside(*asked):
         raise typer.BadParameter(
             f"{value} is outside the profile {profile.name} ({least} to {most}); name another --profile",
             param_hint=f"--{name}",
         )
-
-
-def _outside(profile: ShapeProfile, generation: GenerationDefaults) -> Iterator[tuple[str, int, int, int]]:
-    """The sizes that engines of a profile do not serve: name, value, and the least and the most that it may be."""
-    asked = {"height": generation.height, "width": generation.width, "frames": generation.num_frames}
-    for name, value in asked.items():
-        least, most = getattr(profile.min, name), getattr(profile.max, name)
-        if not least <= value <= most:
-            yield name, value, least, most
 
 
 def open_image(path: Path) -> Image:

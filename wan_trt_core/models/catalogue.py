@@ -88,6 +88,11 @@ class ResolvedModel:
             raise CatalogueError(f"{self.name} has no profile {name!r}; there are {there}")
         return self.profiles[name]
 
+    def profile_serving(self, video: GenerationDefaults) -> ShapeProfile | None:
+        """The first profile whose engines serve a video of this size; None where none does."""
+        size = video.height, video.width, video.num_frames
+        return next((each for each in self.profiles.values() if not any(each.outside(*size))), None)
+
 
 @dataclass(frozen=True)
 class _Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -74,6 +75,14 @@ class ShapeProfile:
     def opt_alone(self) -> ShapeProfile:
         """The profile of the videos of its opt size, and no other."""
         return replace(self, min=self.opt, max=self.opt)
+
+    def outside(self, height: int, width: int, frames: int) -> Iterator[tuple[str, int, int, int]]:
+        """The sizes of a video that engines of the profile do not serve: name, value, and the least and the most that
+        it may be."""
+        for name, value in (("height", height), ("width", width), ("frames", frames)):
+            least, most = getattr(self.min, name), getattr(self.max, name)
+            if not least <= value <= most:
+                yield name, value, least, most
 
 
 def tile_stride(tile: int) -> int:

@@ -57,6 +57,8 @@ from wan_trt_core.progress import Report, progress
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
+    from wan_trt_core.models.catalogue import ResolvedModel
+
 ENGINES_OF: Mapping[str, tuple[str, ...]] = {
     "transformer": ("dit",),
     "transformer_2": ("dit_2",),
@@ -72,6 +74,13 @@ PRECISIONS: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "
 INSTEAD_OF_BF16: Mapping[str, str] = {"dit": "fp16", "vae": "fp32"}
 """What it computes in where there are no engines in bfloat16: only the transformer has them, and only TensorRT runs
 them. Half precision has more digits for the transformer; float32 has the range for the VAE and the text encoder."""
+
+INSTEAD_OF_FP16: Mapping[str, str] = {"vae": "fp32"}
+"""What it computes in where the module is in half precision and engines in that would spoil the video: TensorRT sums
+half-precision convolutions in half precision too, which is 49.5 dB from float32 (``docs/performance.md``)."""
+
+JIT = "jit"
+"""In the place of a profile's name: the first call builds for the sizes that it sees."""
 
 EnginePart = EngineTransformer | EngineVAE | EngineTextEncoder
 """What serves in the place of one of diffusers' modules, for the sizes of one profile."""
@@ -103,11 +112,12 @@ def accelerate(
         pipe: a ``WanPipeline`` or ``WanImageToVideoPipeline``, with one transformer or two. One that is accelerated
             already is restored first. Diffusers' modules go to host memory, what stays in PyTorch (the encoders of
             prompts and images) to the backend's device.
-        profile: a shape profile, or the name of one of the model's. By default that of the settings, else the first
-            of the catalogue's model whose size the transformer has; else the first call builds for its own sizes.
+        profile: a shape profile, or the name of one of the model's, or :data:`JIT`. By default that of the settings,
+            else of the catalogue's model whose size the transformer has that which serves the model's own video size;
+            for a transformer of another size as :data:`JIT`.
         backend: one with engines; that of the settings by default.
         precision: one for all, or ``{"dit": "fp16", "vae": "fp32"}``; by default that of the modules, see
-            :data:`PRECISIONS` and :data:`INSTEAD_OF_BF16`.
+            :data:`PRECISIONS`, :data:`INSTEAD_OF_BF16` and :data:`INSTEAD_OF_FP16`.
         settings: those of ``config.yaml`` and the environment by default.
         text_encoder: also put one in the place of the text encoder, which stays in PyTorch by default.
 
@@ -139,8 +149,7 @@ def accelerate(
     acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, parts, precision, runs), device)
     check_tiles(acceleration.model.spatial, settings)
     if not isinstance(profile, ShapeProfile):
-        name, model = profile or settings.profile, acceleration.model
-        profile = model.profile(name) if name or model.profiles else None
+        profile = _profile(profile or settings.profile, acceleration.model)
     with acceleration.undone_on_error():
         if profile is not None:
             for part in acceleration.stock:
@@ -594,6 +603,18 @@ def _sizes(*given: int) -> Sizes:
         raise UnsupportedCall(str(error)) from error
 
 
+def _profile(name: str | None, model: ResolvedModel) -> ShapeProfile | None:
+    """That of a name, else of the model's own video; None where the first call builds for its sizes.
+
+    Raises:
+        CatalogueError: for a name that the model does not have.
+    """
+    if name == JIT or not (name or model.profiles):
+        return None
+    own = None if name else model.profile_serving(model.generation)
+    return own or model.profile(name)
+
+
 def _precisions(
     pipe: WanPipeline, parts: Iterable[str], precision: Precision | None, runs: EngineBackend
 ) -> dict[str, str]:
@@ -614,6 +635,15 @@ def _precisions(
                 chosen[name] = INSTEAD_OF_BF16["dit" if name in TRANSFORMERS else "vae"]
                 logger.warning(
                     "%s: %s has no engines in %s; they compute in %s", name, runs.name, own, chosen[name]
+                )
+            elif chosen[name] == "fp16" and name in INSTEAD_OF_FP16:
+                chosen[name] = INSTEAD_OF_FP16[name]
+                logger.warning(
+                    "%s: its engines compute in %s, for those in %s sum in half precision; name its precision to have"
+                    " them",
+                    name,
+                    chosen[name],
+                    own,
                 )
         logger.info("%s in %s: engines in %s", name, own, chosen[name])
         for component in components:

@@ -97,12 +97,15 @@ def main() -> int:
     for name in NETWORK_FILES:
         if Path(name).is_file():
             shutil.copy(name, given.root / name.lstrip("/"))
+    subprocess.run(["mount", "-t", "proc", "proc", str(given.root / "proc")], check=True)  # as in a container
     try:
         steps = instructions((REPOSITORY / "Dockerfile").read_text())
         run_steps(steps, given.root, dict(pair.split("=", 1) for pair in given.build_arg), given.last)
     except subprocess.CalledProcessError as error:
         print(f"error: this step failed with exit code {error.returncode}", file=sys.stderr)
         return 1
+    finally:
+        subprocess.run(["umount", str(given.root / "proc")], check=True)
     return 0
 
 

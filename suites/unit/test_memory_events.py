@@ -116,6 +116,30 @@ def test_what_runs_between_stages_is_an_event_if_it_lasts(
     assert peaks == [("load vae", 0), ("load transformer", 300), ("other", 700)]
 
 
+def test_what_is_gone_at_the_end_of_a_stage_counts_where_it_was_noted(recorder: MemoryRecorder) -> None:
+    """And in what is told of a failure, whose frames hold it yet."""
+    caches = {"vae_decoder_next engine caches": 0, "dit engine weights": 7}
+    recorder.own(lambda: {"allocator": dict(caches)})
+
+    def run() -> None:
+        with recorder:
+            recorder.note()  # of no stage
+            for size in (5, 3):
+                recorder.begin("decode")
+                caches["vae_decoder_next engine caches"] = size
+                recorder.note()
+                caches["vae_decoder_next engine caches"] = 0
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        run()
+    record = recorded(recorder)
+    assert record.failure is not None
+    held = [record.failure.held, *(event.held for event in record.events)]
+    assert [each["allocator"].get("vae_decoder_next engine caches") for each in held] == [3, 5, 3]
+    assert {each["allocator"]["dit engine weights"] for each in held} == {7}
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch's."""
 

@@ -17,6 +17,8 @@ from wan_trt_core.backends.base import Engine
 from wan_trt_core.config import PipelineSettings, Settings
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
+from wan_trt_core.models.components import get_component
+from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.pipeline import recording as recording_module
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
@@ -26,6 +28,7 @@ from wan_trt_core.pipeline.swap import REPLACED, swap
 SMALL = GenerationDefaults(
     32, 32, 9, num_inference_steps=2, guidance_scale=3.0, max_sequence_length=16, fps=8
 )
+CACHES = "vae_decoder_next engine caches"
 STAGES = ("text encode", "denoise 1", "denoise 2", "decode 1", "decode 2", "decode 3", "postprocess")
 
 
@@ -76,6 +79,35 @@ def test_engines_in_a_pipeline(
     engines = {f"{name} weights" for name in loads}
     assert engines <= held[-len(loads) - 1] and not engines & held[-1], "closed engines hold nothing"
     assert np.array_equal(video, unwatched), "watching changes nothing"
+
+
+@pytest.mark.parametrize("tile", [None, 64])
+def test_the_caches_of_the_streaming_decoder_have_an_owner(
+    model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path, tile: int | None
+) -> None:
+    """Where it may be in tiles the decode is one stage, at whose end they are gone."""
+    path = tmp_path / FILE_NAME
+    settings = settings.model_copy(update={"pipeline": PipelineSettings(vae_tile=tile)})
+    with recorded_run(path, "cpu", {}) as recording, EngineStore(settings) as store:
+        with recording.loads(model.checkpoint, store):
+            stock = model.checkpoint.pipeline(replaced=REPLACED)
+            pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
+        with recording.stages(pipe):
+            generate(pipe, "red", SMALL)
+    record = MemoryRecord.read(path)
+    sizes = {event.label: event.held["host"].get(CACHES, 0) for event in record.events if event.held}
+    expected = 2 * cache_bytes(model)
+    assert expected > 0
+    decode = ["decode"] if tile else ["decode 1", "decode 2", "decode 3"]
+    assert {name: size for name, size in sizes.items() if size} == dict.fromkeys(decode, expected)
+
+
+def cache_bytes(model: ResolvedModel) -> int:
+    """Of one set, as the memory suite counts it."""
+    component = get_component("vae_decoder_next")
+    sizes = component.sizes(Sizes(SMALL.height, SMALL.width, SMALL.num_frames, SMALL.max_sequence_length))
+    _, *caches = component.inputs(model.checkpoint)
+    return sum(cache.nbytes(sizes, "fp32") for cache in caches)
 
 
 def test_engines_that_are_offloaded_come_again_within_the_stages_that_need_them(

@@ -83,7 +83,7 @@ class Event(_Model):
         index: from 1, the denoising step or the latent frame that is decoded.
         start, end: seconds since the recording began. On a GPU these are the times at which work was handed over.
         before, peak, after: what was held.
-        held: who held it, when the stage ended.
+        held: who held it when the stage ended, and what was gone by then as far as it was noted.
     """
 
     stage: Stage

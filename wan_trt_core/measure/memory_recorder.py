@@ -197,6 +197,7 @@ class MemoryRecorder:
         self._owners: list[Callable[[], Held]] = []
         self._precisions: dict[str, str] = {}
         self._open: tuple[Stage, str, int | None, float, Amounts] | None = None
+        self._noted: list[Held] = []
         self._last = 0.0, Amounts(resident_set=0)
         self._failure: Failure | None = None
         self._failing = self._done = False
@@ -224,6 +225,11 @@ class MemoryRecorder:
     def own(self, held: Callable[[], Held]) -> None:
         """Know owners: ``held`` is asked at the end of every stage and must be quick."""
         self._owners.append(held)
+
+    def note(self) -> None:
+        """Note who holds what in the middle of a stage, for what is gone at its end: the most of each owner counts."""
+        if self._open is not None:
+            self._noted.append(self._held())
 
     def precise(self, precisions: Mapping[str, str]) -> None:
         """Note the precision of weights, by the names of their owners."""
@@ -270,6 +276,8 @@ class MemoryRecorder:
         stage = label(*self._open[:3]) if self._open else ""
         self._failing = True
         self.end()
+        # what was noted in the stage lives on in the error's frames
+        held = self._taken[-1].held if stage else self._held()
         self._between()
         message = f"{type(error).__name__}: {error}".strip(": ")
         asked = bytes_asked(message)
@@ -277,7 +285,7 @@ class MemoryRecorder:
             kind = "interrupted"
         else:
             kind = "out_of_memory" if out_of_memory(error) else "failed"
-        facts = {"message": message, "asked": asked, "amounts": self._last[1], "held": self._held()}
+        facts = {"message": message, "asked": asked, "amounts": self._last[1], "held": held}
         self._failure = Failure.model_validate({"kind": kind, "stage": stage, **facts})
         self._save(self._failure)
 
@@ -301,7 +309,9 @@ class MemoryRecorder:
             return
         stage, name, index, start, before = self._open
         self._open, self._last = None, (self._now(), now)
-        self._taken.append(_Taken(stage, name, index, start, self._last[0], before, peak, now, self._held()))
+        held = _most(self._held(), *self._noted)
+        self._noted.clear()
+        self._taken.append(_Taken(stage, name, index, start, self._last[0], before, peak, now, held))
 
     def _held(self) -> Held:
         together: dict[Place, dict[str, int]] = {}
@@ -324,6 +334,17 @@ class MemoryRecorder:
         MemoryRecord(**self._facts, precisions=self._precisions, events=events, failure=failure).write(
             self.path
         )
+
+
+def _most(*times: Held) -> Held:
+    """The most of each owner."""
+    together: dict[Place, dict[str, int]] = {}
+    for held in times:
+        for place, owners in held.items():
+            most = together.setdefault(place, {})
+            for name, size in owners.items():
+                most[name] = max(most.get(name, 0), size)
+    return together
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -151,8 +151,13 @@ class RunRecording:
                 self._owners.drop_engine(name)
             unwatched.close()
 
+        def keep(original: Callable[[int], None], caches: int) -> None:
+            recorder.note()  # a decode in tiles, and the last frame of any, ends without its caches
+            original(caches)
+
         unwatched = ExitStack()
         unwatched.enter_context(through(engine, "close", close))
+        unwatched.enter_context(through(engine, "keep", keep))
         return engine
 
 
@@ -198,6 +203,7 @@ class _Owners:
             for what, size in engine.memory().items():
                 place = self._outside if what == "weights" else self._inside
                 add(place, _SCRATCH if what == "scratch" else f"{name} {what}", size)
+            add(self._inside, f"{name} caches", engine.caches)
         return together
 
 

@@ -873,7 +873,7 @@ class TestMemory:
             ('{"schema_version": 1, "cases": []}', "events.json: no file of memory events"),
             ('{"format": "wan-trt memory events", "schema_version": 9}', "events.json: schema_version 9"),
             (
-                '{"format": "wan-trt memory events", "schema_version": 1}',
+                '{"format": "wan-trt memory events", "schema_version": 2}',
                 "events.json: started: Field required",
             ),
         ],

@@ -48,7 +48,9 @@ def recorded(recorder: MemoryRecorder) -> MemoryRecord:
 def run_of(device: FakeDevice, recorder: MemoryRecorder) -> None:
     """Load 100 MiB of weights, 2 steps that need 40 and 50 for a while, unload."""
     weights = {"dit engine weights": 0}
+    graphs = {"dit engine": 0, "vae_decoder_next engine": 0}
     recorder.own(lambda: {"allocator": weights})
+    recorder.count(lambda: graphs)
     with recorder.stage("load", "dit engine"):
         device.take(100 * MIB)
         weights["dit engine weights"] = 100 * MIB
@@ -57,8 +59,10 @@ def run_of(device: FakeDevice, recorder: MemoryRecorder) -> None:
             recorder.begin("denoise", index=index)
             device.take(size * MIB)
             device.drop(size * MIB)
+            graphs["dit engine"] += 1
     with recorder.stage("unload", "dit engine"):
         device.drop(100 * MIB)
+        graphs["dit engine"] = 0
         weights["dit engine weights"] = 0
 
 
@@ -82,6 +86,7 @@ def test_every_stage_has_before_peak_after_and_owners(device: FakeDevice, record
     assert record.events[3].after.device_used == 650 * MIB
     assert record.events[2].held == {"allocator": {"dit engine weights": 100 * MIB}}
     assert record.events[4].held == {"allocator": {}}
+    assert [event.graphs for event in record.events] == [{}, {}, {"dit engine": 1}, {"dit engine": 2}, {}]
     assert all(event.peak.resident_set > MIB for event in record.events)
     assert all(event.end <= after.start for event, after in pairwise(record.events))
     assert (record.failure, record.book, record.run) == (None, "device_used", {"model": "tiny-wan"})
@@ -365,8 +370,8 @@ class TestReading:
         assert "no file of memory events" in self.refused(tmp_path / "a.json", foreign)
 
     def test_unknown_schema(self, data: Any, tmp_path: Path) -> None:
-        told = self.refused(tmp_path / "a.json", data | {"schema_version": 2})
-        assert "schema_version 2, this version reads 1" in told
+        told = self.refused(tmp_path / "a.json", data | {"schema_version": 1})
+        assert "schema_version 1, this version reads 2" in told
 
     @pytest.mark.parametrize(
         ("change", "told"),
@@ -378,6 +383,7 @@ class TestReading:
             (lambda data: data["events"][2]["held"].update(host={"x": 2**63}), "events.2.held.host.x: "),
             (lambda data: data["events"][-1].update(end=float("nan")), "events.4.end: "),
             (lambda data: data["events"][2].update(stage="dream"), "events.2.stage: "),
+            (lambda data: data["events"][2].update(graphs={"dit engine": 0}), "events.2.graphs.dit engine: "),
             (
                 lambda data: data["events"][2]["peak"].update(reserved=0),
                 "events.2: the peak of denoise 1 is less than what was held before or after it",

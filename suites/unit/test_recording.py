@@ -187,19 +187,27 @@ class HeldEngine(Engine):
     def memory(self) -> dict[str, int]:
         return {"weights": 100, "scratch": self._scratch, "buffers": 7}
 
+    @property
+    def graphs(self) -> int:
+        return self._scratch // 40
+
 
 def test_on_a_gpu_an_engines_weights_lie_outside_the_allocator_and_scratch_is_held_once() -> None:
     owners = recording_module._Owners("cuda")
+    assert owners.graphs() == {}
     owners.add_engine("dit engine", HeldEngine(50), "fp16")
-    owners.add_engine("vae_decoder_next engine", HeldEngine(80), "fp32")
+    owners.add_engine("vae_decoder_next engine", streamed := HeldEngine(80), "fp32")
+    streamed.keep(9)
     assert owners.held() == {
         "device": {"dit engine weights": 100, "vae_decoder_next engine weights": 100},
         "allocator": {
             "dit engine buffers": 7,
             "vae_decoder_next engine buffers": 7,
+            "vae_decoder_next engine caches": 9,
             "engines' shared scratch": 80,
         },
     }
+    assert owners.graphs() == {"dit engine": 1, "vae_decoder_next engine": 2}
 
 
 def test_the_frames_of_a_compiled_decoder_are_told_apart(

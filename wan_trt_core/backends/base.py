@@ -116,6 +116,11 @@ class Engine(ABC):
     def memory(self) -> dict[str, int]:
         """Bytes it is known to hold, by owner (``weights``, ``workspace`` …), as far as the backend tells."""
 
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs held now. What they hold of the GPU no library tells."""
+        return 0
+
     def keep(self, caches: int) -> None:
         """Be told that so many bytes of :attr:`caches` are held from now on."""
         self.caches = caches

@@ -16,7 +16,7 @@ from wan_trt_core.records import RecordError, read_json, write_json
 
 FILE_NAME = "memory_events.json"
 FORMAT: Final = "wan-trt memory events"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Stage = Literal[
     "build", "load", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
@@ -84,6 +84,8 @@ class Event(_Model):
         start, end: seconds since the recording began. On a GPU these are the times at which work was handed over.
         before, peak, after: what was held.
         held: who held it when the stage ended, and what was gone by then as far as it was noted.
+        graphs: CUDA graphs that an engine held when it ended, by its name; those without any are left out. Their
+            bytes are in no owner's: no library tells them.
     """
 
     stage: Stage
@@ -95,6 +97,7 @@ class Event(_Model):
     peak: Amounts
     after: Amounts
     held: Held
+    graphs: Mapping[str, Annotated[int, Field(ge=1)]] = {}
 
     @property
     def label(self) -> str:
@@ -142,7 +145,7 @@ class MemoryRecord(_Model):
     """
 
     format: Literal["wan-trt memory events"] = FORMAT
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     started: str
     command: tuple[str, ...]
     hardware_key: str

@@ -148,6 +148,7 @@ class _Taken:
     peak: Amounts
     after: Amounts
     held: Held
+    graphs: Mapping[str, int]
 
     def event(self) -> Event:
         return Event(
@@ -160,6 +161,7 @@ class _Taken:
             peak=self.peak.most(self.before).most(self.after),
             after=self.after,
             held=self.held,
+            graphs=self.graphs,
         )
 
 
@@ -195,6 +197,7 @@ class MemoryRecorder:
         self._began = clock()
         self._taken: list[_Taken] = []
         self._owners: list[Callable[[], Held]] = []
+        self._engines: list[Callable[[], Mapping[str, int]]] = []
         self._precisions: dict[str, str] = {}
         self._open: tuple[Stage, str, int | None, float, Amounts] | None = None
         self._noted: list[Held] = []
@@ -225,6 +228,10 @@ class MemoryRecorder:
     def own(self, held: Callable[[], Held]) -> None:
         """Know owners: ``held`` is asked at the end of every stage and must be quick."""
         self._owners.append(held)
+
+    def count(self, graphs: Callable[[], Mapping[str, int]]) -> None:
+        """Know engines: ``graphs`` tells of each, by its name, how many CUDA graphs it holds, as quickly."""
+        self._engines.append(graphs)
 
     def note(self) -> None:
         """Note who holds what in the middle of a stage, for what is gone at its end: the most of each owner counts."""
@@ -311,7 +318,8 @@ class MemoryRecorder:
         self._open, self._last = None, (self._now(), now)
         held = _most(self._held(), *self._noted)
         self._noted.clear()
-        self._taken.append(_Taken(stage, name, index, start, self._last[0], before, peak, now, held))
+        graphs = {name: count for told in self._engines for name, count in told().items() if count}
+        self._taken.append(_Taken(stage, name, index, start, self._last[0], before, peak, now, held, graphs))
 
     def _held(self) -> Held:
         together: dict[Place, dict[str, int]] = {}

@@ -106,6 +106,11 @@ class OffloadedEngine(Engine):
         """As the engine's own; nothing while it is not loaded."""
         return self._engine.memory() if self._engine else dict.fromkeys(self._holds, 0)
 
+    @property
+    def graphs(self) -> int:
+        """As the engine's own; none while it is not loaded."""
+        return self._engine.graphs if self._engine else 0
+
     def close(self) -> None:
         """Release it for good."""
         self._release()

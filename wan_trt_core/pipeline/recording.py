@@ -71,6 +71,7 @@ class RunRecording:
         self._owners = _Owners(device)
         if recorder is not None:
             recorder.own(self._owners.held)
+            recorder.count(self._owners.graphs)
 
     @contextmanager
     def loads(self, checkpoint: Checkpoint, store: EngineStore) -> Iterator[None]:
@@ -203,8 +204,13 @@ class _Owners:
             for what, size in engine.memory().items():
                 place = self._outside if what == "weights" else self._inside
                 add(place, _SCRATCH if what == "scratch" else f"{name} {what}", size)
-            add(self._inside, f"{name} caches", engine.caches)
+            if engine.caches:
+                add(self._inside, f"{name} caches", engine.caches)
         return together
+
+    def graphs(self) -> dict[str, int]:
+        """CUDA graphs of each engine now."""
+        return {name: engine.graphs for name, engine in self._engines.items()}
 
 
 _SCRATCH = "engines' shared scratch"

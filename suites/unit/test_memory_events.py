@@ -100,6 +100,53 @@ def test_a_stage_within_another_belongs_to_it(recorder: MemoryRecorder) -> None:
     assert [event.label for event in recorded(recorder).events] == ["load dit engine"]
 
 
+@pytest.mark.parametrize("moment", [False, True])
+def test_a_stage_that_interrupts_another(
+    device: FakeDevice, recorder: MemoryRecorder, monkeypatch: pytest.MonkeyPatch, moment: bool
+) -> None:
+    """What waits has an event more if it had run for longer than a moment; else that is counted to what interrupts."""
+    with recorder:
+        recorder.begin("decode", index=1)
+        recorder.begin("decode", index=2)
+        device.take(10 * MIB)
+        device.drop(10 * MIB)
+        with monkeypatch.context() as short:
+            if not moment:
+                short.setattr(memory_recorder, "MOMENT", 0)
+            with recorder.interrupting("unload", "dit engine"):
+                device.empty_cache()
+        device.take(30 * MIB)
+        recorder.begin("decode", index=3)
+        recorder.end()
+        with recorder.interrupting("unload", "vae"):
+            pass
+    with recorder.interrupting("unload", "dit engine"):
+        pass  # after the recording nothing is
+    peaks = [
+        (event.label, event.peak.of("allocated") // MIB)
+        for event in recorded(recorder).events
+        if event.stage != "other"
+    ]
+    interrupted = [("unload dit engine", 10)] if moment else [("decode 2", 10), ("unload dit engine", 0)]
+    assert peaks == [
+        ("decode 1", 0),
+        *interrupted,
+        *(("decode 2", 30), ("decode 3", 30), ("unload vae", 30)),
+    ]
+
+
+def test_a_failure_within_a_stage_that_interrupts_another(recorder: MemoryRecorder) -> None:
+    def run() -> None:
+        with recorder, recorder.stage("denoise"), recorder.interrupting("onload", "dit engine"):
+            raise OutOfMemoryError("out of memory")
+
+    with pytest.raises(OutOfMemoryError):
+        run()
+    record = recorded(recorder)
+    assert record.failure is not None and record.failure.stage == "onload dit engine"
+    assert [event.label for event in record.events] == ["onload dit engine"]
+
+
 def test_what_runs_between_stages_is_an_event_if_it_lasts(
     device: FakeDevice, recorder: MemoryRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +447,16 @@ class TestReading:
             (
                 lambda data: data["events"][3].update(index=4),
                 "events: events out of order: denoise 4 follows denoise 1",
+            ),
+            (
+                lambda data: data["events"][3].update(index=2) or data["events"][2].update(index=2),
+                "events: events out of order: denoise 2 follows text encode",
+            ),
+            (
+                lambda data: [
+                    data["events"][at].update(stage="denoise", index=index) for at, index in enumerate((1, 2, 2), 1)
+                ],
+                "events: events out of order: denoise 2 follows denoise 2",
             ),
         ],
     )  # fmt: skip

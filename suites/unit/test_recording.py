@@ -15,6 +15,7 @@ from scripts import load_script
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.config import PipelineSettings, Settings
+from wan_trt_core.measure import memory_recorder
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.components import get_component
@@ -22,6 +23,7 @@ from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.pipeline import recording as recording_module
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.offload import Turns, offload
 from wan_trt_core.pipeline.recording import RunRecording, recorded_run
 from wan_trt_core.pipeline.swap import REPLACED, swap
 
@@ -81,6 +83,12 @@ def test_engines_in_a_pipeline(
     assert np.array_equal(video, unwatched), "watching changes nothing"
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, no time counts as longer than a moment."""
+    monkeypatch.setattr(memory_recorder, "MOMENT", float("inf"))
+
+
 @pytest.mark.parametrize("tile", [None, 64])
 def test_the_caches_of_the_streaming_decoder_have_an_owner(
     model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path, tile: int | None
@@ -110,10 +118,10 @@ def cache_bytes(model: ResolvedModel) -> int:
     return sum(cache.nbytes(sizes, "fp32") for cache in caches)
 
 
-def test_engines_that_are_offloaded_come_again_within_the_stages_that_need_them(
-    model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path
+def test_engines_that_are_offloaded_come_and_go_in_stages_of_their_own(
+    model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path, at_once: None
 ) -> None:
-    """And are no stage of a recording that is over."""
+    """Neither within the building of others nor within what needs them; and in none when the recording is over."""
     path, offload = tmp_path / FILE_NAME, PipelineSettings(offload=True)
     with EngineStore(settings.model_copy(update={"pipeline": offload})) as store:
         with recorded_run(path, "cpu", {}) as recording:
@@ -125,7 +133,60 @@ def test_engines_that_are_offloaded_come_again_within_the_stages_that_need_them(
         before = path.read_text()
         generate(pipe, "red", SMALL)
         assert path.read_text() == before
-    assert labels(MemoryRecord.read(path))[-len(STAGES) :] == list(STAGES)
+    record = MemoryRecord.read(path)
+    dit, first, following = (f"{name} engine" for name in ("dit", "vae_decoder_first", "vae_decoder_next"))
+    assert labels(record)[1:] == [
+        *(f"build {dit}", f"load {dit}"),
+        *(f"unload {dit}", f"build {first}", f"load {first}", f"build {following}", f"load {following}"),
+        *("text encode", f"unload {first}", f"unload {following}", f"onload {dit}", "denoise 1", "denoise 2"),
+        *(f"unload {dit}", f"onload {first}", "decode 1", f"onload {following}", "decode 2", "decode 3"),
+        "postprocess",
+    ]
+    weights = [f"{dit} weights" in event.held["host"] for event in record.events if event.name == dit]
+    assert weights == [False, True, False, True, False]
+
+
+def test_modules_that_are_offloaded_come_and_go_in_stages_of_their_own(
+    model: ResolvedModel, tmp_path: Path, at_once: None
+) -> None:
+    path = tmp_path / FILE_NAME
+    pipe = model.checkpoint.apart().pipeline()
+    offload(pipe, Turns(), "cpu")
+    with recorded_run(path, "cpu", {}) as recording:
+        for _ in range(2):  # the second video begins with the VAE where it is
+            with recording.stages(pipe):
+                generate(pipe, "red", SMALL)
+        generate(pipe, "red", SMALL)
+    found = labels(MemoryRecord.read(path))
+    encoder, dit = "text_encoder", "transformer"
+    video = [
+        *(f"onload {encoder}", "text encode", f"unload {encoder}", f"onload {dit}", "denoise 1", "denoise 2"),
+        *(f"unload {dit}", "onload vae", "decode 1", "decode 2", "decode 3", "postprocess"),
+    ]
+    assert found == [*video, "unload vae", *video]
+
+
+def test_an_engine_that_is_loaded_when_it_is_called_for_is_recorded(
+    model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
+) -> None:
+    """As those of the VAE's encoder: the step that waits for them goes on afterwards."""
+    path, name = tmp_path / FILE_NAME, "vae_encoder_next engine"
+    with recorded_run(path, "cpu", {}) as recording, store:
+        with recording.loads(model.checkpoint, store):
+            pipe = model.checkpoint.pipeline()
+        with recording.stages(pipe):
+            recording._recorder.begin("denoise", index=1)  # type: ignore[union-attr]
+            for _ in range(2):  # the second time they are there
+                encoder = store.vae_encoder(model, model.profile(), "fp32", "torch")
+                encoder.encode(torch.zeros(1, 3, 9, SMALL.height, SMALL.width))
+    record = MemoryRecord.read(path)
+    assert [label for label in labels(record) if "encoder_next" in label] == [
+        f"build {name}",
+        f"load {name}",
+        f"unload {name}",
+    ]
+    (step,) = (event for event in record.of("denoise") if f"{name} weights" in event.held["host"])
+    assert step.held["host"][f"{name} caches"] > 0
 
 
 def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: EngineStore) -> None:

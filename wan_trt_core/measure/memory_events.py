@@ -19,9 +19,14 @@ FORMAT: Final = "wan-trt memory events"
 SCHEMA_VERSION: Final = 2
 
 Stage = Literal[
-    "build", "load", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
+    "build", "load", "onload", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
 ]
-"""``write`` is that of the video's file, ``other`` what runs between two stages for longer than a moment."""
+"""``onload``: a component that is offloaded comes to the device, because it is to run; ``unload``: it leaves, or is
+closed for good. ``write`` is that of the video's file, ``other`` what runs between two stages for longer than a
+moment."""
+
+INTERRUPTS: Final = ("build", "load", "onload", "unload", "other")
+"""Stages for which another waits, to go on afterwards: it has then two events, unless it had only just begun."""
 
 Book = Literal["resident_set", "allocated", "reserved", "device_used"]
 Place = Literal["host", "allocator", "device"]
@@ -79,7 +84,7 @@ class Event(_Model):
     """One stage of a run.
 
     Attributes:
-        name: the component that is built, loaded or unloaded.
+        name: the component that is built, loaded, onloaded or unloaded.
         index: from 1, the denoising step or the latent frame that is decoded.
         start, end: seconds since the recording began. On a GPU these are the times at which work was handed over.
         before, peak, after: what was held.
@@ -210,14 +215,17 @@ def label(stage: Stage, name: str = "", index: int | None = None) -> str:
 
 def _disorder(events: tuple[Event, ...]) -> Iterator[str]:
     """What is out of order."""
+    steps: Event | None = None  # the last of a stage that others may interrupt
     for before, event in pairwise(events):
         if event.start < before.end:
             yield (
                 f"events out of order: {event.label} begins at {event.start} s, but {before.label}, which stands"
                 f" before it, ends at {before.end} s"
             )
-        following = before.index + 1 if before.stage == event.stage and before.index else 1
-        if event.index not in (None, 1, following):
+        if before.stage not in INTERRUPTS:
+            steps = before
+        done = steps.index or 0 if steps and steps.stage == event.stage else 0
+        if event.index not in (None, 1, done + 1) and (steps is before or event.index != done):
             yield f"events out of order: {event.label} follows {before.label}"
         if event.before.device != before.before.device:
             yield f"{event.label} and {before.label} do not both tell of a device"

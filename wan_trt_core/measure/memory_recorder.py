@@ -267,6 +267,22 @@ class MemoryRecorder:
             yield
 
     @contextmanager
+    def interrupting(self, stage: Stage, name: str = "") -> Iterator[None]:
+        """A stage for the length of a block, also within another: that one goes on afterwards, with an event more if it
+        had run for longer than a moment. After the recording none."""
+        if self._done:
+            yield
+            return
+        waiting = self._open
+        if waiting is not None and self._now() - self._last[0] < MOMENT:
+            self._open = None  # what it did so far is counted to the stage that begins
+        self.begin(stage, name)
+        with self.ending():
+            yield
+        if waiting is not None:
+            self.begin(*waiting[:3])
+
+    @contextmanager
     def ending(self) -> Iterator[None]:
         """What is open at the end of a block ends with it, or fails with what ended the block."""
         try:

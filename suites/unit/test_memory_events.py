@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from host_memory import touch
 from wan_trt_core.measure import memory_recorder
 from wan_trt_core.measure.device_memory import DeviceMemory
 from wan_trt_core.measure.memory import reset_kernel_peak
-from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
+from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord, run_folder
 from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked
 from wan_trt_core.records import RecordError, write_json
 
@@ -284,6 +285,19 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None
     recorder = MemoryRecorder(tmp_path / "file" / FILE_NAME, Meter(), hardware_key="cpu-test", run={})
     with pytest.raises(OSError), recorder:
         pytest.fail("the run began")
+
+
+def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    parent, at = (
+        tmp_path / "new" / "report",
+        datetime(2026, 11, 22, 1, 49, 56, tzinfo=timezone(timedelta(hours=1))),
+    )
+    names = [run_folder(parent, "video", at).name for _ in range(3)]
+    assert names == [f"video-20261122T004956Z{number}" for number in ("", "-2", "-3")]
+    assert sorted(folder.name for folder in parent.iterdir() if folder.is_dir()) == sorted(names)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        run_folder(tmp_path / "file", "video", at)
 
 
 @pytest.mark.parametrize("method", ["kernel", "sampled"])

@@ -6,7 +6,9 @@ Everything in bytes and seconds. :mod:`wan_trt_core.measure.memory_recorder` mak
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -206,6 +208,27 @@ class MemoryRecord(_Model):
 def events_file(case: str) -> str:
     """Where a case of the memory suite has the events of its run, in the report's folder."""
     return f"memory/{case}/{FILE_NAME}"
+
+
+def run_folder(parent: Path, name: str, at: datetime) -> Path:
+    """Make a folder for one run, which no other run has: ``video-20261122T004956Z``, and ``video-20261122T004956Z-2``
+    for a second one at the same time.
+
+    Args:
+        name: what the run is called, as its video.
+        at: when it began, with its time zone.
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    began = f"{name}-{at.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    for number in count(1):
+        folder = parent / (began if number == 1 else f"{began}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
 
 
 def label(stage: Stage, name: str = "", index: int | None = None) -> str:

@@ -15,7 +15,7 @@ from fake_device import MIB, FakeDevice, FakeNvml
 from host_memory import touch
 
 from wan_trt_core.measure import memory_recorder
-from wan_trt_core.measure.device_memory import DeviceMemory
+from wan_trt_core.measure.device_memory import DeviceLost, DeviceMemory
 from wan_trt_core.measure.memory import reset_kernel_peak
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord, run_folder
 from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked
@@ -278,6 +278,48 @@ def test_a_device_that_vanishes_does_not_hide_the_error(device: FakeDevice, reco
         run()
     failure = recorded(recorder).failure
     assert failure is not None and failure.stage == "text encode"
+
+
+def test_a_device_that_the_driver_tells_no_more_of_keeps_what_it_told_last(
+    device: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events name the failure, the run goes on and its file is written; nothing reads as empty."""
+    monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr(memory_recorder, "MOMENT", float("inf"))
+    nvml = FakeNvml(device)
+    meter = Meter(DeviceMemory(device, nvml, object()))
+    recorder = MemoryRecorder(tmp_path / FILE_NAME, meter, hardware_key="cuda-test", run={})
+    with recorder:
+        with recorder.stage("load", "dit engine"):
+            device.outside += 100 * MIB
+        with recorder.stage("denoise"):
+            nvml.silent = True
+            wait_for(lambda: bool(meter.lost))  # the thread that samples
+        with recorder.stage("decode"):
+            device.take(40 * MIB)
+        assert meter._thread is not None and meter._thread.is_alive()
+        nvml.silent = False
+        with recorder.stage("write"):
+            pass
+    record = recorded(recorder)
+    events = record.events
+    assert [event.after.device_used for event in events] == [600 * MIB, 600 * MIB, 600 * MIB, 640 * MIB]
+    assert [event.after.allocated for event in events] == [0, 0, 40 * MIB, 40 * MIB]
+    why = "DeviceLost: the driver does not answer: NVMLError: not supported"
+    assert [event.lost for event in events] == ["", why, why, ""]
+    assert (
+        "what was told last stands for 2 of the stages, from denoise on: " + why
+        in record.methods["device_used"]
+    )
+    assert record.failure is None
+
+
+def test_a_device_that_was_lost_before_the_recording_is_no_device(device: FakeDevice, tmp_path: Path) -> None:
+    nvml = FakeNvml(device)
+    meter = Meter(DeviceMemory(device, nvml, object()))
+    nvml.silent = True
+    with pytest.raises(DeviceLost), MemoryRecorder(tmp_path / FILE_NAME, meter, hardware_key="a", run={}):
+        pytest.fail("nothing was ever told")
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:

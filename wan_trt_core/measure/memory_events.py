@@ -93,6 +93,8 @@ class Event(_Model):
         held: who held it when the stage ended, and what was gone by then as far as it was noted.
         graphs: CUDA graphs that an engine held when it ended, by its name; those without any are left out. Their
             bytes are in no owner's: no library tells them.
+        lost: why the driver did not tell of the device when it ended: ``device_used`` is what it told last. Empty where
+            it did.
     """
 
     stage: Stage
@@ -105,6 +107,7 @@ class Event(_Model):
     after: Amounts
     held: Held
     graphs: Mapping[str, Annotated[int, Field(ge=1)]] = {}
+    lost: str = ""
 
     @property
     def label(self) -> str:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +61,9 @@ class Meter:
     Args:
         device: watched as well.
         proc: the process' folder in /proc; injected so that both methods can be tested.
+
+    Attributes:
+        lost: why the driver did not tell when it was asked last: what it told before stands. Empty where it did.
     """
 
     def __init__(self, device: DeviceMemory | None = None, proc: Path = PROCESS) -> None:
@@ -68,7 +71,8 @@ class Meter:
         self._exact = reset_kernel_peak(proc)
         self._lock = threading.Lock()  # a sample that was begun before a look must not count after it
         self._used = self._resident = 0
-        self._sampled = -1  # what the driver told last
+        self._sampled: int | None = None  # what the driver told last
+        self.lost = ""
         self._reserved = -1  # what PyTorch had reserved when a look asked it
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -114,8 +118,9 @@ class Meter:
                 return Amounts(resident_set=now), Amounts(resident_set=peak)
             allocated, reserved, most_allocated, most_reserved = self._device.books()
             if not step or {reserved, most_reserved} != {self._reserved}:
-                self._sampled, self._reserved = self._device.used(), reserved
-            used = self._sampled
+                self._ask(self._device)
+                self._reserved = reserved
+            used = self._sampled or 0
             most, self._used = max(self._used, used), 0
             self._device.reset_peaks()
         return (
@@ -123,16 +128,23 @@ class Meter:
             Amounts(resident_set=peak, allocated=most_allocated, reserved=most_reserved, device_used=most),
         )
 
+    def _ask(self, device: DeviceMemory) -> None:
+        """Ask the driver. A device that vanishes ends neither the recording nor, by that, the run."""
+        try:
+            self._sampled, self.lost = device.used(), ""
+        except Exception as error:
+            if self._sampled is None:
+                raise
+            self.lost = f"{type(error).__name__}: {error}"
+
     def _sample(self) -> None:
-        # a device that vanishes is told by the run itself, and by the next look
-        with suppress(Exception):
-            while not self._stop.wait(SAMPLE_SECONDS):
-                with self._lock:
-                    if not self._exact:
-                        self._resident = max(self._resident, resident_set())
-                    if self._device is not None:
-                        self._sampled = self._device.used()
-                        self._used = max(self._used, self._sampled)
+        while not self._stop.wait(SAMPLE_SECONDS):
+            with self._lock:
+                if not self._exact:
+                    self._resident = max(self._resident, resident_set())
+                if self._device is not None:
+                    self._ask(self._device)
+                    self._used = max(self._used, self._sampled or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +161,7 @@ class _Taken:
     after: Amounts
     held: Held
     graphs: Mapping[str, int]
+    lost: str
 
     def event(self) -> Event:
         return Event(
@@ -162,6 +175,7 @@ class _Taken:
             after=self.after,
             held=self.held,
             graphs=self.graphs,
+            lost=self.lost,
         )
 
 
@@ -192,7 +206,6 @@ class MemoryRecorder:
             "command": (Path(sys.argv[0]).name, *sys.argv[1:]),
             "hardware_key": hardware_key,
             "run": dict(run),
-            "methods": meter.methods,
         }
         self._began = clock()
         self._taken: list[_Taken] = []
@@ -335,7 +348,8 @@ class MemoryRecorder:
         held = _most(self._held(), *self._noted)
         self._noted.clear()
         graphs = {name: count for told in self._engines for name, count in told().items() if count}
-        self._taken.append(_Taken(stage, name, index, start, self._last[0], before, peak, now, held, graphs))
+        end, lost = self._last[0], self._meter.lost
+        self._taken.append(_Taken(stage, name, index, start, end, before, peak, now, held, graphs, lost))
 
     def _held(self) -> Held:
         together: dict[Place, dict[str, int]] = {}
@@ -355,9 +369,13 @@ class MemoryRecorder:
 
     def _save(self, failure: Failure | None) -> None:
         events = tuple(taken.event() for taken in self._taken)
-        MemoryRecord(**self._facts, precisions=self._precisions, events=events, failure=failure).write(
-            self.path
-        )
+        methods = self._meter.methods
+        if lost := [event for event in events if event.lost]:
+            methods["device_used"] += (
+                f"; what was told last stands for {len(lost)} of the stages, from {lost[0].label} on: {lost[0].lost}"
+            )
+        known = {**self._facts, "methods": methods, "precisions": self._precisions}
+        MemoryRecord(**known, events=events, failure=failure).write(self.path)
 
 
 def _most(*times: Held) -> Held:

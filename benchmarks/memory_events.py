@@ -121,6 +121,7 @@ class _IdlePipe:
     """A pipeline whose denoising steps do nothing, to time what is done at their ends."""
 
     def __init__(self, steps: int) -> None:
+        self.components: dict[str, Any] = {}
         self.scheduler = SimpleNamespace(timesteps=range(steps), step=lambda: None)
         self.vae = SimpleNamespace(decode=lambda: None, decoder=None)
 

@@ -81,6 +81,11 @@ def wan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
     return run
 
 
+def last_events() -> Path:
+    """Of the runs that wrote ``v.mp4`` and recorded their memory."""
+    return max(Path("outputs/report").glob("v-*/memory_events.json"))
+
+
 def commands() -> list[tuple[str, ...]]:
     """Every command as it is typed: ``("run",)``, ``("engines", "list")``."""
 
@@ -563,7 +568,7 @@ class TestRun:
             assert (code, json.loads(out)["text_encoder_engine"]) == (0, bool(options)), err
         in_pytorch, on_engine = made
         assert 0 < np.abs(on_engine - in_pytorch).max() < 1e-4
-        record = MemoryRecord.read(Path("outputs/report/v/memory_events.json"))
+        record = MemoryRecord.read(last_events())
         assert record.run["text_encoder_engine"] is True
         labels = [event.label for event in record.events]
         assert {f"{stage} text_encoder engine" for stage in ("build", "load", "unload")} <= set(labels)
@@ -784,7 +789,7 @@ class TestMemory:
             *run, "--steps", 6, "--height", 64, "--width", 64, "--frames", 17, "--profile-memory"
         )
         assert code == 0, err
-        events = Path("outputs/report/v/memory_events.json")
+        events = last_events()
         assert f"{events}: read it with wan-trt memory analyze" in out
         record = MemoryRecord.read(events)
         assert [event.label for event in record.events if event.stage != "other"] == [
@@ -822,9 +827,10 @@ class TestMemory:
         monkeypatch.setattr(AutoencoderKLWan, "_decode", full)
         run = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", small_checkpoint)
         code, _, err = wan(*run, "--steps", 1, "--frames", 5, "--profile-memory")
+        assert str(last_events()) in "".join(err.split())
         assert (code, "error: DefaultCPUAllocator: can't" in err, "Traceback" in err) == (1, True, False)
         assert "what was held up to the failure is in" in err
-        code, out, _ = wan("memory", "analyze", "outputs/report/v/memory_events.json")
+        code, out, _ = wan("memory", "analyze", last_events())
         assert (code, "out of memory in decode 1, which asked for 3 GiB" in out) == (0, True)
         assert "## Held when it ended" in out
 
@@ -847,9 +853,10 @@ class TestMemory:
         for options in ((), (*less, *lean, *int8)):
             code, _, err = wan(*run, *size, *options)
             assert code == 0, err
-            record = MemoryRecord.read(Path("outputs/report/v/memory_events.json"))
+            record = MemoryRecord.read(last_events())
             held[len(record.of("decode"))] = record.events[-1].held["host"]["text_encoder weights"]
         assert asked == [False, True]
+        assert len([*Path("outputs/report").glob("v-*/memory_events.json")]) == 2, "a folder a run"
         assert held[1] < 0.3 * held[2]  # in tiles, whose frames no stage can be told by; and with eight bits
 
     @pytest.mark.parametrize(
@@ -882,7 +889,7 @@ class TestMemory:
             ('{"schema_version": 1, "cases": []}', "events.json: no file of memory events"),
             ('{"format": "wan-trt memory events", "schema_version": 9}', "events.json: schema_version 9"),
             (
-                '{"format": "wan-trt memory events", "schema_version": 1}',
+                '{"format": "wan-trt memory events", "schema_version": 2}',
                 "events.json: started: Field required",
             ),
         ],

@@ -15,6 +15,7 @@ from fake_device import MIB, TOTAL, FakeDevice, FakeNvml
 from wan_trt_core.measure import device_memory
 from wan_trt_core.measure.device_memory import (
     HISTORY,
+    DeviceLost,
     DeviceMemory,
     allocator_snapshot,
     current_device_in_use,
@@ -101,6 +102,38 @@ def test_another_process_of_the_same_number_is_not_taken_for_this_one() -> None:
     device.take(2 * MIB)
     device.of_process = lambda: MIB  # type: ignore[method-assign]
     assert "whole device" in DeviceMemory(device, nvml, object()).source
+
+
+@pytest.mark.parametrize("goes", ["silent", "not listed"])
+def test_a_gpu_that_is_lost_does_not_read_as_empty(goes: str) -> None:
+    device = FakeDevice()
+    nvml = FakeNvml(device)
+    memory = DeviceMemory(device, nvml, object())
+    assert memory.used() == 500 * MIB
+    nvml.silent, nvml.pid = goes == "silent", HIDDEN
+    told = {"silent": "does not answer: NVMLError: not supported", "not listed": "does not list this process"}
+    with pytest.raises(DeviceLost, match=told[goes]):
+        memory.used()
+    with pytest.raises(DeviceLost):
+        memory.peak(lambda: None)
+
+
+def test_a_gpu_that_is_lost_during_a_call_and_comes_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that just ended would make a smaller peak."""
+    monkeypatch.setattr(device_memory, "SAMPLE_SECONDS", 0.001)
+    device, asked = FakeDevice(), threading.Event()
+    nvml = FakeNvml(device)
+    memory = DeviceMemory(device, nvml, object())
+
+    def used() -> int:
+        if threading.current_thread() is not threading.main_thread():
+            asked.set()
+            raise DeviceLost("gone")
+        return 0
+
+    monkeypatch.setattr(memory, "used", used)
+    with pytest.raises(DeviceLost, match="gone"):
+        memory.peak(lambda: asked.wait(10))
 
 
 class SecondDevice(FakeDevice):

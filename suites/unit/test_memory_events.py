@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from fake_device import MIB, FakeDevice, FakeNvml
 from host_memory import touch
 
 from wan_trt_core.measure import memory_recorder
-from wan_trt_core.measure.device_memory import DeviceMemory
+from wan_trt_core.measure.device_memory import DeviceLost, DeviceMemory
 from wan_trt_core.measure.memory import reset_kernel_peak
-from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
+from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord, run_folder
 from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked
 from wan_trt_core.records import RecordError, write_json
 
@@ -48,7 +49,9 @@ def recorded(recorder: MemoryRecorder) -> MemoryRecord:
 def run_of(device: FakeDevice, recorder: MemoryRecorder) -> None:
     """Load 100 MiB of weights, 2 steps that need 40 and 50 for a while, unload."""
     weights = {"dit engine weights": 0}
+    graphs = {"dit engine": 0, "vae_decoder_next engine": 0}
     recorder.own(lambda: {"allocator": weights})
+    recorder.count(lambda: graphs)
     with recorder.stage("load", "dit engine"):
         device.take(100 * MIB)
         weights["dit engine weights"] = 100 * MIB
@@ -57,8 +60,10 @@ def run_of(device: FakeDevice, recorder: MemoryRecorder) -> None:
             recorder.begin("denoise", index=index)
             device.take(size * MIB)
             device.drop(size * MIB)
+            graphs["dit engine"] += 1
     with recorder.stage("unload", "dit engine"):
         device.drop(100 * MIB)
+        graphs["dit engine"] = 0
         weights["dit engine weights"] = 0
 
 
@@ -82,6 +87,7 @@ def test_every_stage_has_before_peak_after_and_owners(device: FakeDevice, record
     assert record.events[3].after.device_used == 650 * MIB
     assert record.events[2].held == {"allocator": {"dit engine weights": 100 * MIB}}
     assert record.events[4].held == {"allocator": {}}
+    assert [event.graphs for event in record.events] == [{}, {}, {"dit engine": 1}, {"dit engine": 2}, {}]
     assert all(event.peak.resident_set > MIB for event in record.events)
     assert all(event.end <= after.start for event, after in pairwise(record.events))
     assert (record.failure, record.book, record.run) == (None, "device_used", {"model": "tiny-wan"})
@@ -93,6 +99,53 @@ def test_a_stage_within_another_belongs_to_it(recorder: MemoryRecorder) -> None:
     with recorder.stage("unload", "dit engine"):
         pass  # after the recording nothing is
     assert [event.label for event in recorded(recorder).events] == ["load dit engine"]
+
+
+@pytest.mark.parametrize("moment", [False, True])
+def test_a_stage_that_interrupts_another(
+    device: FakeDevice, recorder: MemoryRecorder, monkeypatch: pytest.MonkeyPatch, moment: bool
+) -> None:
+    """What waits has an event more if it had run for longer than a moment; else that is counted to what interrupts."""
+    with recorder:
+        recorder.begin("decode", index=1)
+        recorder.begin("decode", index=2)
+        device.take(10 * MIB)
+        device.drop(10 * MIB)
+        with monkeypatch.context() as short:
+            if not moment:
+                short.setattr(memory_recorder, "MOMENT", 0)
+            with recorder.interrupting("unload", "dit engine"):
+                device.empty_cache()
+        device.take(30 * MIB)
+        recorder.begin("decode", index=3)
+        recorder.end()
+        with recorder.interrupting("unload", "vae"):
+            pass
+    with recorder.interrupting("unload", "dit engine"):
+        pass  # after the recording nothing is
+    peaks = [
+        (event.label, event.peak.of("allocated") // MIB)
+        for event in recorded(recorder).events
+        if event.stage != "other"
+    ]
+    interrupted = [("unload dit engine", 10)] if moment else [("decode 2", 10), ("unload dit engine", 0)]
+    assert peaks == [
+        ("decode 1", 0),
+        *interrupted,
+        *(("decode 2", 30), ("decode 3", 30), ("unload vae", 30)),
+    ]
+
+
+def test_a_failure_within_a_stage_that_interrupts_another(recorder: MemoryRecorder) -> None:
+    def run() -> None:
+        with recorder, recorder.stage("denoise"), recorder.interrupting("onload", "dit engine"):
+            raise OutOfMemoryError("out of memory")
+
+    with pytest.raises(OutOfMemoryError):
+        run()
+    record = recorded(recorder)
+    assert record.failure is not None and record.failure.stage == "onload dit engine"
+    assert [event.label for event in record.events] == ["onload dit engine"]
 
 
 def test_what_runs_between_stages_is_an_event_if_it_lasts(
@@ -114,6 +167,30 @@ def test_what_runs_between_stages_is_an_event_if_it_lasts(
         spike(700)
     peaks = [(event.label, event.peak.of("allocated") // MIB) for event in recorded(recorder).events]
     assert peaks == [("load vae", 0), ("load transformer", 300), ("other", 700)]
+
+
+def test_what_is_gone_at_the_end_of_a_stage_counts_where_it_was_noted(recorder: MemoryRecorder) -> None:
+    """And in what is told of a failure, whose frames hold it yet."""
+    caches = {"vae_decoder_next engine caches": 0, "dit engine weights": 7}
+    recorder.own(lambda: {"allocator": dict(caches)})
+
+    def run() -> None:
+        with recorder:
+            recorder.note()  # of no stage
+            for size in (5, 3):
+                recorder.begin("decode")
+                caches["vae_decoder_next engine caches"] = size
+                recorder.note()
+                caches["vae_decoder_next engine caches"] = 0
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        run()
+    record = recorded(recorder)
+    assert record.failure is not None
+    held = [record.failure.held, *(event.held for event in record.events)]
+    assert [each["allocator"].get("vae_decoder_next engine caches") for each in held] == [3, 5, 3]
+    assert {each["allocator"]["dit engine weights"] for each in held} == {7}
 
 
 class OutOfMemoryError(RuntimeError):
@@ -203,11 +280,66 @@ def test_a_device_that_vanishes_does_not_hide_the_error(device: FakeDevice, reco
     assert failure is not None and failure.stage == "text encode"
 
 
+def test_a_device_that_the_driver_tells_no_more_of_keeps_what_it_told_last(
+    device: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events name the failure, the run goes on and its file is written; nothing reads as empty."""
+    monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr(memory_recorder, "MOMENT", float("inf"))
+    nvml = FakeNvml(device)
+    meter = Meter(DeviceMemory(device, nvml, object()))
+    recorder = MemoryRecorder(tmp_path / FILE_NAME, meter, hardware_key="cuda-test", run={})
+    with recorder:
+        with recorder.stage("load", "dit engine"):
+            device.outside += 100 * MIB
+        with recorder.stage("denoise"):
+            nvml.silent = True
+            wait_for(lambda: bool(meter.lost))  # the thread that samples
+        with recorder.stage("decode"):
+            device.take(40 * MIB)
+        assert meter._thread is not None and meter._thread.is_alive()
+        nvml.silent = False
+        with recorder.stage("write"):
+            pass
+    record = recorded(recorder)
+    events = record.events
+    assert [event.after.device_used for event in events] == [600 * MIB, 600 * MIB, 600 * MIB, 640 * MIB]
+    assert [event.after.allocated for event in events] == [0, 0, 40 * MIB, 40 * MIB]
+    why = "DeviceLost: the driver does not answer: NVMLError: not supported"
+    assert [event.lost for event in events] == ["", why, why, ""]
+    assert (
+        "what was told last stands for 2 of the stages, from denoise on: " + why
+        in record.methods["device_used"]
+    )
+    assert record.failure is None
+
+
+def test_a_device_that_was_lost_before_the_recording_is_no_device(device: FakeDevice, tmp_path: Path) -> None:
+    nvml = FakeNvml(device)
+    meter = Meter(DeviceMemory(device, nvml, object()))
+    nvml.silent = True
+    with pytest.raises(DeviceLost), MemoryRecorder(tmp_path / FILE_NAME, meter, hardware_key="a", run={}):
+        pytest.fail("nothing was ever told")
+
+
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     recorder = MemoryRecorder(tmp_path / "file" / FILE_NAME, Meter(), hardware_key="cpu-test", run={})
     with pytest.raises(OSError), recorder:
         pytest.fail("the run began")
+
+
+def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    parent, at = (
+        tmp_path / "new" / "report",
+        datetime(2026, 11, 22, 1, 49, 56, tzinfo=timezone(timedelta(hours=1))),
+    )
+    names = [run_folder(parent, "video", at).name for _ in range(3)]
+    assert names == [f"video-20261122T004956Z{number}" for number in ("", "-2", "-3")]
+    assert sorted(folder.name for folder in parent.iterdir() if folder.is_dir()) == sorted(names)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        run_folder(tmp_path / "file", "video", at)
 
 
 @pytest.mark.parametrize("method", ["kernel", "sampled"])
@@ -341,8 +473,8 @@ class TestReading:
         assert "no file of memory events" in self.refused(tmp_path / "a.json", foreign)
 
     def test_unknown_schema(self, data: Any, tmp_path: Path) -> None:
-        told = self.refused(tmp_path / "a.json", data | {"schema_version": 2})
-        assert "schema_version 2, this version reads 1" in told
+        told = self.refused(tmp_path / "a.json", data | {"schema_version": 1})
+        assert "schema_version 1, this version reads 2" in told
 
     @pytest.mark.parametrize(
         ("change", "told"),
@@ -354,6 +486,7 @@ class TestReading:
             (lambda data: data["events"][2]["held"].update(host={"x": 2**63}), "events.2.held.host.x: "),
             (lambda data: data["events"][-1].update(end=float("nan")), "events.4.end: "),
             (lambda data: data["events"][2].update(stage="dream"), "events.2.stage: "),
+            (lambda data: data["events"][2].update(graphs={"dit engine": 0}), "events.2.graphs.dit engine: "),
             (
                 lambda data: data["events"][2]["peak"].update(reserved=0),
                 "events.2: the peak of denoise 1 is less than what was held before or after it",
@@ -370,6 +503,16 @@ class TestReading:
             (
                 lambda data: data["events"][3].update(index=4),
                 "events: events out of order: denoise 4 follows denoise 1",
+            ),
+            (
+                lambda data: data["events"][3].update(index=2) or data["events"][2].update(index=2),
+                "events: events out of order: denoise 2 follows text encode",
+            ),
+            (
+                lambda data: [
+                    data["events"][at].update(stage="denoise", index=index) for at, index in enumerate((1, 2, 2), 1)
+                ],
+                "events: events out of order: denoise 2 follows denoise 2",
             ),
         ],
     )  # fmt: skip

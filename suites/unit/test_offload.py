@@ -142,17 +142,21 @@ class GraphEngine(Engine):
     inputs, outputs = {}, {}
 
     def __init__(self, noted: list[bool]) -> None:
-        self.noted, self.graphs = noted, True
+        self.noted, self.replays = noted, True
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self.noted.append(self.graphs)
+        self.noted.append(self.replays)
         return {}
 
     @contextmanager
     def without_graphs(self) -> Iterator[None]:
-        self.graphs = False
+        self.replays = False
         yield
-        self.graphs = True
+        self.replays = True
+
+    @property
+    def graphs(self) -> int:
+        return 3
 
     def memory(self) -> dict[str, int]:
         return {}
@@ -167,6 +171,7 @@ def test_without_graphs_an_engine_has_none_after_it_came_back() -> None:
         return GraphEngine(noted.setdefault(stage, []))
 
     engines = [OffloadedEngine(partial(load, stage), turns, stage) for stage in ("transformer", "vae")]
+    assert [engine.graphs for engine in engines] == [0, 3], "only the last to be loaded holds any"
     loads.clear()
     with ExitStack() as off:
         for engine in engines:

@@ -172,6 +172,9 @@ def test_a_graph_stands_for_shapes_and_addresses(rig: Callable[..., Rig]) -> Non
     more = [(inputs(), torch.empty(2, 4)) for _ in range(onnxruntime_cuda.MAX_GRAPHS)]
     last = [numbers(given, room, 2)[1] for given, room in more]
     assert last[-3:] == [str(onnxruntime_cuda.MAX_GRAPHS - 1), "-1", "-1"], "graphs are bounded"
+    assert engine.graphs == onnxruntime_cuda.MAX_GRAPHS
+    engine.close()
+    assert engine.graphs == 0
 
 
 def test_a_tensor_elsewhere_is_refused_rather_than_copied(rig: Callable[..., Rig]) -> None:

@@ -15,17 +15,22 @@ from scripts import load_script
 
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.config import PipelineSettings, Settings
+from wan_trt_core.measure import memory_recorder
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
+from wan_trt_core.models.components import get_component
+from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.pipeline import recording as recording_module
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.offload import Turns, offload
 from wan_trt_core.pipeline.recording import RunRecording, recorded_run
 from wan_trt_core.pipeline.swap import REPLACED, swap
 
 SMALL = GenerationDefaults(
     32, 32, 9, num_inference_steps=2, guidance_scale=3.0, max_sequence_length=16, fps=8
 )
+CACHES = "vae_decoder_next engine caches"
 STAGES = ("text encode", "denoise 1", "denoise 2", "decode 1", "decode 2", "decode 3", "postprocess")
 
 
@@ -78,10 +83,45 @@ def test_engines_in_a_pipeline(
     assert np.array_equal(video, unwatched), "watching changes nothing"
 
 
-def test_engines_that_are_offloaded_come_again_within_the_stages_that_need_them(
-    model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, no time counts as longer than a moment."""
+    monkeypatch.setattr(memory_recorder, "MOMENT", float("inf"))
+
+
+@pytest.mark.parametrize("tile", [None, 64])
+def test_the_caches_of_the_streaming_decoder_have_an_owner(
+    model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path, tile: int | None
 ) -> None:
-    """And are no stage of a recording that is over."""
+    """Where it may be in tiles the decode is one stage, at whose end they are gone."""
+    path = tmp_path / FILE_NAME
+    settings = settings.model_copy(update={"pipeline": PipelineSettings(vae_tile=tile)})
+    with recorded_run(path, "cpu", {}) as recording, EngineStore(settings) as store:
+        with recording.loads(model.checkpoint, store):
+            stock = model.checkpoint.pipeline(replaced=REPLACED)
+            pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
+        with recording.stages(pipe):
+            generate(pipe, "red", SMALL)
+    record = MemoryRecord.read(path)
+    sizes = {event.label: event.held["host"].get(CACHES, 0) for event in record.events if event.held}
+    expected = 2 * cache_bytes(model)
+    assert expected > 0
+    decode = ["decode"] if tile else ["decode 1", "decode 2", "decode 3"]
+    assert {name: size for name, size in sizes.items() if size} == dict.fromkeys(decode, expected)
+
+
+def cache_bytes(model: ResolvedModel) -> int:
+    """Of one set, as the memory suite counts it."""
+    component = get_component("vae_decoder_next")
+    sizes = component.sizes(Sizes(SMALL.height, SMALL.width, SMALL.num_frames, SMALL.max_sequence_length))
+    _, *caches = component.inputs(model.checkpoint)
+    return sum(cache.nbytes(sizes, "fp32") for cache in caches)
+
+
+def test_engines_that_are_offloaded_come_and_go_in_stages_of_their_own(
+    model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path, at_once: None
+) -> None:
+    """Neither within the building of others nor within what needs them; and in none when the recording is over."""
     path, offload = tmp_path / FILE_NAME, PipelineSettings(offload=True)
     with EngineStore(settings.model_copy(update={"pipeline": offload})) as store:
         with recorded_run(path, "cpu", {}) as recording:
@@ -93,7 +133,60 @@ def test_engines_that_are_offloaded_come_again_within_the_stages_that_need_them(
         before = path.read_text()
         generate(pipe, "red", SMALL)
         assert path.read_text() == before
-    assert labels(MemoryRecord.read(path))[-len(STAGES) :] == list(STAGES)
+    record = MemoryRecord.read(path)
+    dit, first, following = (f"{name} engine" for name in ("dit", "vae_decoder_first", "vae_decoder_next"))
+    assert labels(record)[1:] == [
+        *(f"build {dit}", f"load {dit}"),
+        *(f"unload {dit}", f"build {first}", f"load {first}", f"build {following}", f"load {following}"),
+        *("text encode", f"unload {first}", f"unload {following}", f"onload {dit}", "denoise 1", "denoise 2"),
+        *(f"unload {dit}", f"onload {first}", "decode 1", f"onload {following}", "decode 2", "decode 3"),
+        "postprocess",
+    ]
+    weights = [f"{dit} weights" in event.held["host"] for event in record.events if event.name == dit]
+    assert weights == [False, True, False, True, False]
+
+
+def test_modules_that_are_offloaded_come_and_go_in_stages_of_their_own(
+    model: ResolvedModel, tmp_path: Path, at_once: None
+) -> None:
+    path = tmp_path / FILE_NAME
+    pipe = model.checkpoint.apart().pipeline()
+    offload(pipe, Turns(), "cpu")
+    with recorded_run(path, "cpu", {}) as recording:
+        for _ in range(2):  # the second video begins with the VAE where it is
+            with recording.stages(pipe):
+                generate(pipe, "red", SMALL)
+        generate(pipe, "red", SMALL)
+    found = labels(MemoryRecord.read(path))
+    encoder, dit = "text_encoder", "transformer"
+    video = [
+        *(f"onload {encoder}", "text encode", f"unload {encoder}", f"onload {dit}", "denoise 1", "denoise 2"),
+        *(f"unload {dit}", "onload vae", "decode 1", "decode 2", "decode 3", "postprocess"),
+    ]
+    assert found == [*video, "unload vae", *video]
+
+
+def test_an_engine_that_is_loaded_when_it_is_called_for_is_recorded(
+    model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
+) -> None:
+    """As those of the VAE's encoder: the step that waits for them goes on afterwards."""
+    path, name = tmp_path / FILE_NAME, "vae_encoder_next engine"
+    with recorded_run(path, "cpu", {}) as recording, store:
+        with recording.loads(model.checkpoint, store):
+            pipe = model.checkpoint.pipeline()
+        with recording.stages(pipe):
+            recording._recorder.begin("denoise", index=1)  # type: ignore[union-attr]
+            for _ in range(2):  # the second time they are there
+                encoder = store.vae_encoder(model, model.profile(), "fp32", "torch")
+                encoder.encode(torch.zeros(1, 3, 9, SMALL.height, SMALL.width))
+    record = MemoryRecord.read(path)
+    assert [label for label in labels(record) if "encoder_next" in label] == [
+        f"build {name}",
+        f"load {name}",
+        f"unload {name}",
+    ]
+    (step,) = (event for event in record.of("denoise") if f"{name} weights" in event.held["host"])
+    assert step.held["host"][f"{name} caches"] > 0
 
 
 def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: EngineStore) -> None:
@@ -155,19 +248,27 @@ class HeldEngine(Engine):
     def memory(self) -> dict[str, int]:
         return {"weights": 100, "scratch": self._scratch, "buffers": 7}
 
+    @property
+    def graphs(self) -> int:
+        return self._scratch // 40
+
 
 def test_on_a_gpu_an_engines_weights_lie_outside_the_allocator_and_scratch_is_held_once() -> None:
     owners = recording_module._Owners("cuda")
+    assert owners.graphs() == {}
     owners.add_engine("dit engine", HeldEngine(50), "fp16")
-    owners.add_engine("vae_decoder_next engine", HeldEngine(80), "fp32")
+    owners.add_engine("vae_decoder_next engine", streamed := HeldEngine(80), "fp32")
+    streamed.keep(9)
     assert owners.held() == {
         "device": {"dit engine weights": 100, "vae_decoder_next engine weights": 100},
         "allocator": {
             "dit engine buffers": 7,
             "vae_decoder_next engine buffers": 7,
+            "vae_decoder_next engine caches": 9,
             "engines' shared scratch": 80,
         },
     }
+    assert owners.graphs() == {"dit engine": 1, "vae_decoder_next engine": 2}
 
 
 def test_the_frames_of_a_compiled_decoder_are_told_apart(

@@ -196,6 +196,20 @@ def test_memory_is_released_when_the_caller_stops_early() -> None:
     assert not following.alive
 
 
+def test_the_engine_is_told_what_its_caches_are() -> None:
+    """Both sets while a video is done, none of it when the caller has stopped."""
+    following, one = Counting(first=False), 2 * 2 * 2 * HEIGHT * WIDTH * 4
+    decoder = StreamingDecoder(Counting(first=True), following)
+    assert following.caches == 0
+    assert [following.caches for _ in decoder.decode_steps(latents(3))] == [2 * one] * 3
+    assert following.caches == 0
+    assert [following.caches for _ in decoder.decode_steps(latents(1))] == [one], "there is no next step"
+    steps = decoder.decode_steps(latents(3))
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert following.caches == 0
+
+
 def test_frames_are_the_callers_to_keep() -> None:
     decoder = StreamingDecoder(Counting(first=True), Counting(first=False))
     kept = [(step, step.clone()) for step in decoder.decode_steps(latents(5))]

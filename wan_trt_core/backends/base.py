@@ -72,6 +72,8 @@ class Engine(ABC):
 
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
+    caches: int = 0
+    """Bytes that whoever streams with it holds for its next call; no part of :meth:`memory`."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -113,6 +115,15 @@ class Engine(ABC):
     @abstractmethod
     def memory(self) -> dict[str, int]:
         """Bytes it is known to hold, by owner (``weights``, ``workspace`` …), as far as the backend tells."""
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs held now. What they hold of the GPU no library tells."""
+        return 0
+
+    def keep(self, caches: int) -> None:
+        """Be told that so many bytes of :attr:`caches` are held from now on."""
+        self.caches = caches
 
     def close(self) -> None:  # noqa: B027  (an engine that holds nothing has nothing to release)
         """Release what the engine holds. Running it afterwards is an error."""

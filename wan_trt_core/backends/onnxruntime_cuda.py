@@ -58,6 +58,11 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeGpuEngine):
         self._graphs: dict[tuple[Any, ...], int] = {}
         self._seen: deque[tuple[Any, ...]] = deque(maxlen=8 * MAX_GRAPHS)
 
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs that ONNX Runtime holds now."""
+        return len(self._graphs) if self._session is not None else 0
+
     def _run_options(self, bound: Mapping[str, Tensor]) -> Any:
         options = super()._run_options(bound)
         if self._settings.onnxruntime.cuda_graph:

@@ -36,7 +36,7 @@ def group() -> None:
 
 @memory.command(
     "analyze",
-    epilog="Example: wan-trt memory analyze outputs/report/video/memory_events.json --output report.md",
+    epilog="Example: wan-trt memory analyze memory_events.json --output report.md",
 )
 def analyze(
     events: Annotated[Path, typer.Argument(help="A memory_events.json of wan-trt run --profile-memory.")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,7 +128,7 @@ def run(
     with settings_of(context, **options, **savings, cache=cache, threads=threads) as loaded:
         from wan_trt_core.backends.registry import device_of
         from wan_trt_core.measure.device_memory import allocator_snapshot
-        from wan_trt_core.measure.memory_events import FILE_NAME
+        from wan_trt_core.measure.memory_events import FILE_NAME, run_folder
         from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import (
             check_image,
@@ -148,11 +149,12 @@ def run(
         length, by_part = generation.max_sequence_length, parse_precision(precision)
         tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
         _check(settings, resolved, generation, by_part, text_encoder_engine=text_encoder_engine)
-        events = settings.report / out.stem / FILE_NAME if profile_memory else None
-        snapshot = None
         if memory_snapshot:
             _check_snapshot(profile_memory, device_of(settings))
-            snapshot = settings.report / out.stem / SNAPSHOT
+        events = snapshot = None
+        if profile_memory:
+            folder = run_folder(settings.report, out.stem, datetime.now(UTC))
+            events, snapshot = folder / FILE_NAME, folder / SNAPSHOT if memory_snapshot else None
         with allocator_snapshot(snapshot):
             result = _generate(
                 settings,

@@ -47,6 +47,10 @@ class DevicePeak:
         }
 
 
+class DeviceLost(RuntimeError):
+    """The driver tells no longer what this process uses of a GPU: the GPU may be gone."""
+
+
 class DeviceMemory:
     """What this process holds of one GPU.
 
@@ -63,7 +67,10 @@ class DeviceMemory:
     def __init__(self, cuda: Any, nvml: Any = None, handle: Any = None, before: int | None = None) -> None:
         self._cuda, self._nvml, self._handle = cuda, nvml, handle
         self._index = cuda.current_device()  # in a thread that samples the first GPU is the current one
-        own = self._of_process()
+        try:
+            own = self._of_process()
+        except DeviceLost:  # it never tells
+            own = None
         self._told_apart = own is not None and own >= cuda.memory_reserved()
         self._before = device_in_use(cuda, nvml, handle) if before is None else before
         self.source = (
@@ -74,9 +81,17 @@ class DeviceMemory:
         )
 
     def used(self) -> int:
-        """By the driver's book, now."""
+        """By the driver's book, now.
+
+        Raises:
+            DeviceLost: when the driver, which told before, does not any more.
+            RuntimeError: likewise, from PyTorch, which is asked where the driver does not tell processes apart.
+        """
         if self._told_apart:
-            return self._of_process() or 0
+            own = self._of_process()
+            if own is None:
+                raise DeviceLost("the driver does not list this process any more")
+            return own
         return max(0, device_in_use(self._cuda, self._nvml, self._handle, self._index) - self._before)
 
     def allocated(self) -> int:
@@ -116,13 +131,17 @@ class DeviceMemory:
         return DevicePeak(int(allocated), int(reserved), max(used), self.source)
 
     def _of_process(self) -> int | None:
-        """This process's use, where the driver tells it."""
+        """This process's use, where the driver tells it.
+
+        Raises:
+            DeviceLost: when the driver does not answer.
+        """
         if self._nvml is None:
             return None
         try:
             processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except self._nvml.NVMLError:
-            return None
+        except self._nvml.NVMLError as error:
+            raise DeviceLost(f"the driver does not answer: {type(error).__name__}: {error}") from error
         own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
         return int(own[0]) if own and own[0] is not None else None
 

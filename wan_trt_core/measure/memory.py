@@ -218,13 +218,16 @@ def _kibibytes(text: bytes, name: bytes) -> int:
 
 @contextmanager
 def sampled(read: Callable[[], int], seconds: float) -> Iterator[list[int]]:
-    """What ``read`` says now, every so many seconds meanwhile, and at the end."""
+    """What ``read`` says now, every so many seconds meanwhile, and at the end; what it raises is raised at the end."""
     samples = [read()]
-    stop = threading.Event()
+    stop, failed = threading.Event(), list[Exception]()
 
     def sample() -> None:
-        while not stop.wait(seconds):
-            samples.append(read())
+        try:
+            while not stop.wait(seconds):
+                samples.append(read())
+        except Exception as error:  # or the samples would just end
+            failed.append(error)
 
     thread = threading.Thread(target=sample, name="memory-sampler", daemon=True)
     thread.start()
@@ -233,7 +236,9 @@ def sampled(read: Callable[[], int], seconds: float) -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
-        samples.append(read())
+    if failed:
+        raise failed[0]
+    samples.append(read())
 
 
 def _malloc_trim() -> Callable[[int], int] | None:

@@ -6,7 +6,9 @@ Everything in bytes and seconds. :mod:`wan_trt_core.measure.memory_recorder` mak
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -16,12 +18,17 @@ from wan_trt_core.records import RecordError, read_json, write_json
 
 FILE_NAME = "memory_events.json"
 FORMAT: Final = "wan-trt memory events"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Stage = Literal[
-    "build", "load", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
+    "build", "load", "onload", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
 ]
-"""``write`` is that of the video's file, ``other`` what runs between two stages for longer than a moment."""
+"""``onload``: a component that is offloaded comes to the device, because it is to run; ``unload``: it leaves, or is
+closed for good. ``write`` is that of the video's file, ``other`` what runs between two stages for longer than a
+moment."""
+
+INTERRUPTS: Final = ("build", "load", "onload", "unload", "other")
+"""Stages for which another waits, to go on afterwards: it has then two events, unless it had only just begun."""
 
 Book = Literal["resident_set", "allocated", "reserved", "device_used"]
 Place = Literal["host", "allocator", "device"]
@@ -79,11 +86,15 @@ class Event(_Model):
     """One stage of a run.
 
     Attributes:
-        name: the component that is built, loaded or unloaded.
+        name: the component that is built, loaded, onloaded or unloaded.
         index: from 1, the denoising step or the latent frame that is decoded.
         start, end: seconds since the recording began. On a GPU these are the times at which work was handed over.
         before, peak, after: what was held.
-        held: who held it, when the stage ended.
+        held: who held it when the stage ended, and what was gone by then as far as it was noted.
+        graphs: CUDA graphs that an engine held when it ended, by its name; those without any are left out. Their
+            bytes are in no owner's: no library tells them.
+        lost: why the driver did not tell of the device when it ended: ``device_used`` is what it told last. Empty where
+            it did.
     """
 
     stage: Stage
@@ -95,6 +106,8 @@ class Event(_Model):
     peak: Amounts
     after: Amounts
     held: Held
+    graphs: Mapping[str, Annotated[int, Field(ge=1)]] = {}
+    lost: str = ""
 
     @property
     def label(self) -> str:
@@ -142,7 +155,7 @@ class MemoryRecord(_Model):
     """
 
     format: Literal["wan-trt memory events"] = FORMAT
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     started: str
     command: tuple[str, ...]
     hardware_key: str
@@ -200,6 +213,27 @@ def events_file(case: str) -> str:
     return f"memory/{case}/{FILE_NAME}"
 
 
+def run_folder(parent: Path, name: str, at: datetime) -> Path:
+    """Make a folder for one run, which no other run has: ``video-20261122T004956Z``, and ``video-20261122T004956Z-2``
+    for a second one at the same time.
+
+    Args:
+        name: what the run is called, as its video.
+        at: when it began, with its time zone.
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    began = f"{name}-{at.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    for number in count(1):
+        folder = parent / (began if number == 1 else f"{began}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
+
+
 def label(stage: Stage, name: str = "", index: int | None = None) -> str:
     """A stage in words."""
     return " ".join(filter(None, (stage.replace("_", " "), name, str(index or ""))))
@@ -207,14 +241,17 @@ def label(stage: Stage, name: str = "", index: int | None = None) -> str:
 
 def _disorder(events: tuple[Event, ...]) -> Iterator[str]:
     """What is out of order."""
+    steps: Event | None = None  # the last of a stage that others may interrupt
     for before, event in pairwise(events):
         if event.start < before.end:
             yield (
                 f"events out of order: {event.label} begins at {event.start} s, but {before.label}, which stands"
                 f" before it, ends at {before.end} s"
             )
-        following = before.index + 1 if before.stage == event.stage and before.index else 1
-        if event.index not in (None, 1, following):
+        if before.stage not in INTERRUPTS:
+            steps = before
+        done = steps.index or 0 if steps and steps.stage == event.stage else 0
+        if event.index not in (None, 1, done + 1) and (steps is before or event.index != done):
             yield f"events out of order: {event.label} follows {before.label}"
         if event.before.device != before.before.device:
             yield f"{event.label} and {before.label} do not both tell of a device"

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +61,9 @@ class Meter:
     Args:
         device: watched as well.
         proc: the process' folder in /proc; injected so that both methods can be tested.
+
+    Attributes:
+        lost: why the driver did not tell when it was asked last: what it told before stands. Empty where it did.
     """
 
     def __init__(self, device: DeviceMemory | None = None, proc: Path = PROCESS) -> None:
@@ -68,7 +71,8 @@ class Meter:
         self._exact = reset_kernel_peak(proc)
         self._lock = threading.Lock()  # a sample that was begun before a look must not count after it
         self._used = self._resident = 0
-        self._sampled = -1  # what the driver told last
+        self._sampled: int | None = None  # what the driver told last
+        self.lost = ""
         self._reserved = -1  # what PyTorch had reserved when a look asked it
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -114,8 +118,9 @@ class Meter:
                 return Amounts(resident_set=now), Amounts(resident_set=peak)
             allocated, reserved, most_allocated, most_reserved = self._device.books()
             if not step or {reserved, most_reserved} != {self._reserved}:
-                self._sampled, self._reserved = self._device.used(), reserved
-            used = self._sampled
+                self._ask(self._device)
+                self._reserved = reserved
+            used = self._sampled or 0
             most, self._used = max(self._used, used), 0
             self._device.reset_peaks()
         return (
@@ -123,16 +128,23 @@ class Meter:
             Amounts(resident_set=peak, allocated=most_allocated, reserved=most_reserved, device_used=most),
         )
 
+    def _ask(self, device: DeviceMemory) -> None:
+        """Ask the driver. A device that vanishes ends neither the recording nor, by that, the run."""
+        try:
+            self._sampled, self.lost = device.used(), ""
+        except Exception as error:
+            if self._sampled is None:
+                raise
+            self.lost = f"{type(error).__name__}: {error}"
+
     def _sample(self) -> None:
-        # a device that vanishes is told by the run itself, and by the next look
-        with suppress(Exception):
-            while not self._stop.wait(SAMPLE_SECONDS):
-                with self._lock:
-                    if not self._exact:
-                        self._resident = max(self._resident, resident_set())
-                    if self._device is not None:
-                        self._sampled = self._device.used()
-                        self._used = max(self._used, self._sampled)
+        while not self._stop.wait(SAMPLE_SECONDS):
+            with self._lock:
+                if not self._exact:
+                    self._resident = max(self._resident, resident_set())
+                if self._device is not None:
+                    self._ask(self._device)
+                    self._used = max(self._used, self._sampled or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +160,8 @@ class _Taken:
     peak: Amounts
     after: Amounts
     held: Held
+    graphs: Mapping[str, int]
+    lost: str
 
     def event(self) -> Event:
         return Event(
@@ -160,6 +174,8 @@ class _Taken:
             peak=self.peak.most(self.before).most(self.after),
             after=self.after,
             held=self.held,
+            graphs=self.graphs,
+            lost=self.lost,
         )
 
 
@@ -190,13 +206,14 @@ class MemoryRecorder:
             "command": (Path(sys.argv[0]).name, *sys.argv[1:]),
             "hardware_key": hardware_key,
             "run": dict(run),
-            "methods": meter.methods,
         }
         self._began = clock()
         self._taken: list[_Taken] = []
         self._owners: list[Callable[[], Held]] = []
+        self._engines: list[Callable[[], Mapping[str, int]]] = []
         self._precisions: dict[str, str] = {}
         self._open: tuple[Stage, str, int | None, float, Amounts] | None = None
+        self._noted: list[Held] = []
         self._last = 0.0, Amounts(resident_set=0)
         self._failure: Failure | None = None
         self._failing = self._done = False
@@ -224,6 +241,15 @@ class MemoryRecorder:
     def own(self, held: Callable[[], Held]) -> None:
         """Know owners: ``held`` is asked at the end of every stage and must be quick."""
         self._owners.append(held)
+
+    def count(self, graphs: Callable[[], Mapping[str, int]]) -> None:
+        """Know engines: ``graphs`` tells of each, by its name, how many CUDA graphs it holds, as quickly."""
+        self._engines.append(graphs)
+
+    def note(self) -> None:
+        """Note who holds what in the middle of a stage, for what is gone at its end: the most of each owner counts."""
+        if self._open is not None:
+            self._noted.append(self._held())
 
     def precise(self, precisions: Mapping[str, str]) -> None:
         """Note the precision of weights, by the names of their owners."""
@@ -254,6 +280,22 @@ class MemoryRecorder:
             yield
 
     @contextmanager
+    def interrupting(self, stage: Stage, name: str = "") -> Iterator[None]:
+        """A stage for the length of a block, also within another: that one goes on afterwards, with an event more if it
+        had run for longer than a moment. After the recording none."""
+        if self._done:
+            yield
+            return
+        waiting = self._open
+        if waiting is not None and self._now() - self._last[0] < MOMENT:
+            self._open = None  # what it did so far is counted to the stage that begins
+        self.begin(stage, name)
+        with self.ending():
+            yield
+        if waiting is not None:
+            self.begin(*waiting[:3])
+
+    @contextmanager
     def ending(self) -> Iterator[None]:
         """What is open at the end of a block ends with it, or fails with what ended the block."""
         try:
@@ -270,6 +312,8 @@ class MemoryRecorder:
         stage = label(*self._open[:3]) if self._open else ""
         self._failing = True
         self.end()
+        # what was noted in the stage lives on in the error's frames
+        held = self._taken[-1].held if stage else self._held()
         self._between()
         message = f"{type(error).__name__}: {error}".strip(": ")
         asked = bytes_asked(message)
@@ -277,7 +321,7 @@ class MemoryRecorder:
             kind = "interrupted"
         else:
             kind = "out_of_memory" if out_of_memory(error) else "failed"
-        facts = {"message": message, "asked": asked, "amounts": self._last[1], "held": self._held()}
+        facts = {"message": message, "asked": asked, "amounts": self._last[1], "held": held}
         self._failure = Failure.model_validate({"kind": kind, "stage": stage, **facts})
         self._save(self._failure)
 
@@ -301,7 +345,11 @@ class MemoryRecorder:
             return
         stage, name, index, start, before = self._open
         self._open, self._last = None, (self._now(), now)
-        self._taken.append(_Taken(stage, name, index, start, self._last[0], before, peak, now, self._held()))
+        held = _most(self._held(), *self._noted)
+        self._noted.clear()
+        graphs = {name: count for told in self._engines for name, count in told().items() if count}
+        end, lost = self._last[0], self._meter.lost
+        self._taken.append(_Taken(stage, name, index, start, end, before, peak, now, held, graphs, lost))
 
     def _held(self) -> Held:
         together: dict[Place, dict[str, int]] = {}
@@ -321,9 +369,24 @@ class MemoryRecorder:
 
     def _save(self, failure: Failure | None) -> None:
         events = tuple(taken.event() for taken in self._taken)
-        MemoryRecord(**self._facts, precisions=self._precisions, events=events, failure=failure).write(
-            self.path
-        )
+        methods = self._meter.methods
+        if lost := [event for event in events if event.lost]:
+            methods["device_used"] += (
+                f"; what was told last stands for {len(lost)} of the stages, from {lost[0].label} on: {lost[0].lost}"
+            )
+        known = {**self._facts, "methods": methods, "precisions": self._precisions}
+        MemoryRecord(**known, events=events, failure=failure).write(self.path)
+
+
+def _most(*times: Held) -> Held:
+    """The most of each owner."""
+    together: dict[Place, dict[str, int]] = {}
+    for held in times:
+        for place, owners in held.items():
+            most = together.setdefault(place, {})
+            for name, size in owners.items():
+                most[name] = max(most.get(name, 0), size)
+    return together
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -76,7 +76,7 @@ class OffloadedEngine(Engine):
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self._holds = tuple(engine.memory())
         self._problems = engine.problems
-        turns.join(stage, self._release)
+        turns.join(stage, self._leave)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -106,27 +106,41 @@ class OffloadedEngine(Engine):
         """As the engine's own; nothing while it is not loaded."""
         return self._engine.memory() if self._engine else dict.fromkeys(self._holds, 0)
 
+    @property
+    def graphs(self) -> int:
+        """As the engine's own; none while it is not loaded."""
+        return self._engine.graphs if self._engine else 0
+
+    def bring(self) -> Engine:
+        """Load it, which is not loaded; called when it is to run."""
+        with torch.cuda.device(self._gpu):
+            self._engine = self._load()
+        return self._engine
+
+    def release(self) -> None:
+        """Close it, which is loaded, until it is to run again; called where another's turn begins."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+        give_back_cached()
+
     def close(self) -> None:
         """Release it for good."""
-        self._release()
+        self._leave()
         self._closed = True
 
     def _loaded(self) -> Engine:
         if self._closed:
             raise EngineError("the engine is closed")
         self._turns.take(self._stage)
-        if self._engine is None:
-            with torch.cuda.device(self._gpu):
-                self._engine = self._load()
-        return self._engine
+        return self._engine or self.bring()
 
-    def _release(self) -> None:
+    def _leave(self) -> None:
         if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+            self.release()
 
 
-class _Offloaded(ModelHook):  # type: ignore[misc]
+class OffloadedModule(ModelHook):  # type: ignore[misc]
     """Accelerate's hook, as diffusers calls it before ``forward`` and ``decode``: it brings the weights."""
 
     def __init__(self, turns: Turns, stage: str, device: torch.device) -> None:
@@ -142,40 +156,46 @@ class _Offloaded(ModelHook):  # type: ignore[misc]
             self._weights.append(
                 (tensor, host.pin_memory() if self.execution_device.type == "cuda" else host)
             )
-        self._here = True
-        self._release()
-        self._turns.join(self._stage, self._release)
+        self._to_host()
+        self._turns.join(self._stage, self._leave)
         return module
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Take the turn, and bring the weights unless they are there."""
         self._turns.take(self._stage)
         if not self._here:
-            self._here = True
-            try:
-                self._bring()
-            except BaseException:  # no room for all of them: what came would stay
-                self._release()
-                raise
+            self.bring()
         return args, kwargs
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """Leave the module in host memory."""
-        self._release()
+        self._leave()
         return module
 
-    def _bring(self) -> None:
-        with torch.inference_mode(
-            False
-        ):  # or they could never be changed again, by whoever takes the hook off
-            for tensor, host in self._weights:
-                tensor.data = host.to(self.execution_device, non_blocking=True, copy=True)
+    def bring(self) -> None:
+        """Move the module to the device, where it is not; called when it is to run."""
+        try:
+            with torch.inference_mode(False):  # or whoever takes the hook off could never change them again
+                for tensor, host in self._weights:
+                    tensor.data = host.to(self.execution_device, non_blocking=True, copy=True)
+        except BaseException:  # no room for all of them: what came would stay
+            self._to_host()
+            raise
+        self._here = True
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Move the module to host memory until it is to run again; called where another's turn begins."""
+        self._to_host()
+        give_back_cached()
+
+    def _leave(self) -> None:
         if self._here:
-            for tensor, host in self._weights:
-                tensor.data = host
-            self._here = False
+            self.release()
+
+    def _to_host(self) -> None:
+        for tensor, host in self._weights:
+            tensor.data = host
+        self._here = False
 
 
 class _Staying(ModelHook):  # type: ignore[misc]
@@ -204,11 +224,11 @@ def offload(
     """
     for name, module in pipe.components.items():
         if isinstance(module, nn.Module) and name not in leave and not hasattr(module, "_hf_hook"):
-            hook = _Staying() if name in stay else _Offloaded(turns, name, torch.device(device))
+            hook = _Staying() if name in stay else OffloadedModule(turns, name, torch.device(device))
             add_hook_to_module(module, hook)
 
 
 def take_off(module: nn.Module) -> None:
     """Undo :func:`offload` for one module, which is in host memory then; others are left alone."""
-    if isinstance(getattr(module, "_hf_hook", None), _Offloaded | _Staying):
+    if isinstance(getattr(module, "_hf_hook", None), OffloadedModule | _Staying):
         remove_hook_from_module(module)

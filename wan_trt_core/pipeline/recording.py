@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wan_trt_core.measure.memory_events import Held, Place
 from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter
+from wan_trt_core.pipeline.offload import OffloadedEngine, OffloadedModule
 from wan_trt_core.pipeline.stages import Stage, stages, through
 
 if TYPE_CHECKING:
@@ -69,27 +70,39 @@ class RunRecording:
     def __init__(self, recorder: MemoryRecorder | None, device: str = "cpu") -> None:
         self._recorder = recorder
         self._owners = _Owners(device)
+        self._loading: Callable[[], AbstractContextManager[object]] = nullcontext
         if recorder is not None:
             recorder.own(self._owners.held)
+            recorder.count(self._owners.graphs)
 
     @contextmanager
     def loads(self, checkpoint: Checkpoint, store: EngineStore) -> Iterator[None]:
-        """Meanwhile every module that the checkpoint loads and every engine that the store does is a stage, and an
-        owner from then on. An engine is built in a stage before, which is short where the cache has it. The unloading
-        of these engines is one whenever it comes."""
-        if self._recorder is None:
+        """Meanwhile, and while :meth:`stages` are recorded, every module that the checkpoint loads and every engine
+        that the store does is a stage, and an owner from then on. An engine is built in a stage before, which is short
+        where the cache has it. The unloading of these engines is one whenever it comes, and of one that is offloaded
+        every coming and going."""
+        recorder = self._recorder
+        if recorder is None:
             yield
             return
-        with (
-            through(checkpoint, "load", partial(self._load_module, self._recorder)),
-            through(store, "load", partial(self._load_engine, self._recorder)),
-        ):
+
+        @contextmanager
+        def loading() -> Iterator[None]:
+            with (
+                through(checkpoint, "load", partial(self._load_module, recorder)),
+                through(store, "load", partial(self._load_engine, recorder)),
+            ):
+                yield
+
+        self._loading = loading
+        with loading():
             yield
 
     @contextmanager
     def stages(self, pipe: WanPipeline) -> Iterator[None]:
         """Meanwhile one call of ``pipe`` is recorded: text encoder, denoising steps, latent frames decoded (the whole
-        decode as one where a VAE decodes in tiles or several latent frames a step), and what makes frames of that."""
+        decode as one where a VAE decodes in tiles or several latent frames a step), and what makes frames of that. The
+        coming and going of modules that are offloaded interrupts them."""
         recorder = self._recorder
         if recorder is None:
             yield
@@ -98,7 +111,13 @@ class RunRecording:
         def begin(stage: Stage, index: int | None) -> None:
             recorder.begin(stage, index=1 if stage == "decode" and _by_frame(pipe.vae) else index)
 
-        with _frames_recorded(recorder, pipe.vae), recorder.ending(), stages(pipe, begin):
+        with (
+            self._loading(),
+            _turns_recorded(recorder, pipe),
+            _frames_recorded(recorder, pipe.vae),
+            recorder.ending(),
+            stages(pipe, begin),
+        ):
             yield
 
     @contextmanager
@@ -135,24 +154,33 @@ class RunRecording:
         **kwargs: Any,
     ) -> Engine:
         name, loaded = f"{component} engine", False
+        if self._owners.has_engine(name):  # which the store gives again
+            return original(component, model, profile, precision, *args, **kwargs)
 
         def begin_load() -> None:
-            if not loaded:  # one that is offloaded comes again, within the stages that need it
+            if not loaded:  # of one that is offloaded it is told at every onload too
                 recorder.begin("load", name)
 
-        with recorder.stage("build", name):
+        with recorder.interrupting("build", name):
             engine = original(component, model, profile, precision, *args, **kwargs, built=begin_load)
             recorder.precise(self._owners.add_engine(name, engine, precision))
-        loaded = True
+        loaded, offloaded = True, isinstance(engine, OffloadedEngine)
 
         def close(original: Callable[[], None]) -> None:
-            with recorder.stage("unload", name):
+            with nullcontext() if offloaded else recorder.interrupting("unload", name):
                 original()
                 self._owners.drop_engine(name)
             unwatched.close()
 
+        def keep(original: Callable[[int], None], caches: int) -> None:
+            recorder.note()  # a decode in tiles, and the last frame of any, ends without its caches
+            original(caches)
+
         unwatched = ExitStack()
         unwatched.enter_context(through(engine, "close", close))
+        unwatched.enter_context(through(engine, "keep", keep))
+        if offloaded:
+            unwatched.enter_context(_moves_recorded(recorder, engine, name))
         return engine
 
 
@@ -177,6 +205,10 @@ class _Owners:
         self._engines[name] = engine
         return {f"{name} weights": precision}
 
+    def has_engine(self, name: str) -> bool:
+        """Whether an engine of that name is known."""
+        return name in self._engines
+
     def drop_engine(self, name: str) -> None:
         """Forget an engine that was closed."""
         self._engines.pop(name, None)
@@ -198,7 +230,13 @@ class _Owners:
             for what, size in engine.memory().items():
                 place = self._outside if what == "weights" else self._inside
                 add(place, _SCRATCH if what == "scratch" else f"{name} {what}", size)
+            if engine.caches:
+                add(self._inside, f"{name} caches", engine.caches)
         return together
+
+    def graphs(self) -> dict[str, int]:
+        """CUDA graphs of each engine now."""
+        return {name: engine.graphs for name, engine in self._engines.items()}
 
 
 _SCRATCH = "engines' shared scratch"
@@ -217,6 +255,32 @@ def _by_frame(vae: Any) -> bool:
     return getattr(decoder, "latents_per_step", 0) == 1 or (
         isinstance(decoder, nn.Module) and not getattr(vae, "use_tiling", False)
     )
+
+
+@contextmanager
+def _moves_recorded(recorder: MemoryRecorder, member: Any, name: str) -> Iterator[None]:
+    """Meanwhile the coming and going of an engine or module that is offloaded are stages."""
+
+    def moved(stage: Literal["onload", "unload"], original: Callable[[], Any]) -> Any:
+        with recorder.interrupting(stage, name):
+            return original()
+
+    with (
+        through(member, "bring", partial(moved, "onload")),
+        through(member, "release", partial(moved, "unload")),
+    ):
+        yield
+
+
+@contextmanager
+def _turns_recorded(recorder: MemoryRecorder, pipe: WanPipeline) -> Iterator[None]:
+    """As :func:`_moves_recorded` for all modules of a pipeline that are offloaded."""
+    with ExitStack() as watched:
+        for name, part in pipe.components.items():
+            hook = getattr(part, "_hf_hook", None)
+            if isinstance(hook, OffloadedModule):
+                watched.enter_context(_moves_recorded(recorder, hook, name))
+        yield
 
 
 @contextmanager

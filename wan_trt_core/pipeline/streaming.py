@@ -21,7 +21,8 @@ SAMPLE = "sample"
 class _Streaming:
     """Two engines that do a video together: one its first step, the other every next one.
 
-    The caches lie in two sets of buffers that change places at every step: one is read, the other written.
+    The caches lie in two sets of buffers that change places at every step: one is read, the other written. The engine
+    of every next step is told how much they are (:meth:`~wan_trt_core.backends.base.Engine.keep`).
 
     Raises:
         EngineError: when the caches that one leaves are not those that the other takes.
@@ -65,13 +66,18 @@ class _Streaming:
         """What the engines give for each chunk. Every tensor is the caller's to keep."""
         outputs = self._first.run({self.takes: chunks[0].to(self.dtype)})
         taken = {name: outputs[left] for name, left in zip(self._taken, self._left_by_first, strict=True)}
-        # before what is given is taken up: the video would be cut from the piece that the last one's caches left
-        spare = self._spare(taken) if len(chunks) > 1 else {}
-        yield outputs.pop(self.gives)
-        del outputs
-        for chunk in chunks[1:]:
-            yield self._step(chunk.to(self.dtype), taken, spare)
-            taken, spare = spare, taken
+        try:
+            self._next.keep(_bytes(taken))
+            # before what is given is taken up: the video would be cut from the piece that the last one's caches left
+            spare = self._spare(taken) if len(chunks) > 1 else {}
+            self._next.keep(_bytes(taken) + _bytes(spare))
+            yield outputs.pop(self.gives)
+            del outputs
+            for chunk in chunks[1:]:
+                yield self._step(chunk.to(self.dtype), taken, spare)
+                taken, spare = spare, taken
+        finally:
+            self._next.keep(0)
 
     def _spare(self, taken: dict[str, Tensor]) -> dict[str, Tensor]:
         """The second set of caches. On a CPU each by itself: what is freed there goes back to the system."""
@@ -108,6 +114,10 @@ class _Streaming:
                 f" expected {self.gives} and {count} caches"
             )
         return names
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _side_by_side(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from fabricated_memory import (
 from fake_device import MIB
 
 from wan_trt_core.measure.memory_events import Held, MemoryRecord
-from wan_trt_core.memory.analysis import Advice, Growth, NothingRecorded, analyse
+from wan_trt_core.memory.advice import Advice
+from wan_trt_core.memory.analysis import Growth, NothingRecorded, analyse
 from wan_trt_core.report.memory_report import memory_html, memory_markdown, write_memory_report
 
 

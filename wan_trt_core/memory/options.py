@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wan_trt_core.memory.analysis import WHOLE_ONLY
+from wan_trt_core.memory.advice import WHOLE_ONLY
 from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, tiles_along, weight_terms
 from wan_trt_core.models.profiles import SPATIAL
 

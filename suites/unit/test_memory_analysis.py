@@ -10,6 +10,7 @@ from fabricated_memory import (
     FAILURE,
     START,
     on_device,
+    on_engines,
     on_host,
     record_of,
     stock,
@@ -211,12 +212,113 @@ def test_building_is_told_from_running() -> None:
 
 
 def test_tiles_are_modelled_by_their_area_and_leave_the_video() -> None:
-    """Of 400 MiB above the beginning of the decode 100 are the video: a quarter of the rest remains, 175 in all."""
+    """Of 400 MiB above the beginning of the decode 96 are the video: a sixteenth of the rest remains."""
     size = {"height": 1024, "width": 1024, "num_frames": 8}
     video = 3 * 1024 * 1024 * 8 * 4 // MIB
-    advice = by_name(stock(denoise=1600, decode=2000, **size))["decode in 4 tiles"]
-    assert advice.saves == (400 - video) * 3 // 4 * MIB
-    assert "decode in 4 tiles" not in by_name(stock(denoise=1600, decode=2000)), "of a video of unknown size"
+    advice = by_name(stock(denoise=1600, decode=2000, **size))["decode in tiles of 256 pixels"]
+    assert advice.saves == (400 - video) * 15 // 16 * MIB
+    assert advice.seconds is None and "1.72 times the pixels" in advice.costs
+    half = by_name(stock(denoise=1600, decode=2000, height=128, width=128, num_frames=8))
+    assert half["decode in tiles of 64 pixels"].saves == pytest.approx(300 * MIB, rel=0.01)
+    kept = by_name(stock(denoise=1600, decode=2000, after=2000, **size))["decode in tiles of 256 pixels"]
+    assert kept.saves == advice.saves, "the allocator keeps of the decode what there was"
+    unknown = by_name(stock(denoise=1600, decode=2000))
+    assert not [name for name in unknown if "tiles" in name], "of a video of unknown size"
+
+
+def test_tiles_of_engines_keep_an_eighth_of_caches_and_scratch() -> None:
+    """Caches 800 - 100, scratch 1000 - 125; the allocator keeps that much less afterwards."""
+    tiles = by_name(on_engines())["decode in tiles of 256 pixels"]
+    assert tiles.saves == (700 + 875) * MIB
+    covered = (256 + 256 + 128) * (5 * 256 + 64) / (512 * 1024)  # every 192 pixels one begins
+    assert tiles.seconds == pytest.approx(512 * 1024 * 5 * 1.5 / (480 * 832 * 81) * (1.28 * covered - 1))
+
+
+def test_caches_are_as_large_as_their_engine_says() -> None:
+    """Not all that nobody claims."""
+    advice = by_name(on_engines(caches=600))
+    assert advice["decode in tiles of 256 pixels"].saves == (525 + 875) * MIB
+    assert advice["the lean decoder"].saves == (300 + 100) * MIB
+
+
+def test_scratch_of_another_engine_stays_under_tiles() -> None:
+    """The DiT had 100 MiB of what is shared: less than that it does not become."""
+    tiles = by_name(on_engines(height=2048, width=4096, num_frames=1))["decode in tiles of 256 pixels"]
+    share, video = 1 / 128, 3 * 2048 * 4096 * 4 // MIB
+    assert tiles.saves == pytest.approx(((1 - share) * (830 - video) + 900) * MIB, abs=1)
+
+
+def test_the_lean_decoder_halves_caches_and_takes_a_tenth_of_scratch() -> None:
+    lean = by_name(on_engines())["the lean decoder"]
+    assert lean.saves == (400 + 100) * MIB
+    assert lean.seconds == pytest.approx(512 * 1024 * 5 * 1.5 / (480 * 832 * 81) * 0.026)
+    assert by_name(on_engines(vae="fp16"))["the lean decoder"].saves == 100 * MIB, (
+        "the caches are halves already"
+    )
+    assert (
+        "the events do not tell" in lean.what
+        and "the events do not tell" not in by_name(on_engines(settings={}))["the lean decoder"].what
+    )
+
+
+def test_one_latent_frame_a_step_halves_the_scratch_of_two() -> None:
+    single = by_name(on_engines(settings={"pipeline.vae_frames_per_step": 2}))["one latent frame a step"]
+    assert single.saves == 500 * MIB
+    assert "one latent frame a step" not in by_name(on_engines(settings={}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "gone"),
+    [
+        ({"pipeline.vae_tile": 256}, "decode in tiles of 256 pixels"),
+        ({"pipeline.vae_lean": True}, "the lean decoder"),
+        ({"tensorrt.weight_streaming_budget_gib": 0.0}, "stream the weights of dit engine"),
+    ],
+)
+def test_what_is_set_already_is_not_advised(settings: dict[str, object], gone: str) -> None:
+    assert gone in by_name(on_engines(settings={}))
+    assert gone not in by_name(on_engines(settings=settings))
+
+
+def test_engines_that_decode_no_tiles_are_not_advised_to() -> None:
+    names = by_name(on_engines(model="wan2.2-ti2v-5b"))
+    assert "the lean decoder" in names and not [name for name in names if "tiles" in name]
+
+
+def test_scratch_memory_that_is_not_shared() -> None:
+    shared = by_name(on_engines(own_scratch=(200, 1000)))["share scratch memory between engines"]
+    assert (shared.saves, shared.seconds) == (200 * MIB, 0.0)
+    assert "share scratch memory between engines" not in by_name(on_engines())
+
+
+def test_weights_are_streamed_in_every_call() -> None:
+    streamed = by_name(on_engines())["stream the weights of dit engine"]
+    assert streamed.saves == 400 * MIB
+    assert streamed.seconds == pytest.approx(2 * 2 * 400 * MIB / 25e9), (
+        "two steps, each with and without the prompt"
+    )
+    assert "stream the weights of dit engine" not in by_name(on_engines(backend="onnxruntime"))
+
+
+def test_streaming_needs_scratch_memory_where_the_denoising_is_the_peak() -> None:
+    record = on_engines()
+    denoising = tuple(event for event in record.events if event.stage not in ("decode", "postprocess"))
+    streamed = by_name(record.model_copy(update={"events": denoising}))["stream the weights of dit engine"]
+    assert streamed.saves == 280 * MIB
+
+
+def test_what_no_event_tells_is_named_to_be_measured() -> None:
+    """With what is at stake, and after all that is modelled."""
+    found = analyse(on_engines(graphs=100)).advice
+    assert [each.what.split(" (")[0] for each in found if not each.modelled] == ["keep fewer CUDA graphs"]
+    assert (found[-1].saves, found[-1].seconds) == (100 * MIB, None)
+    assert "to be measured, of 100 MiB" in memory_markdown(on_engines(graphs=100))
+    slices = by_name(stock(denoise=2400))["attention in slices"]
+    assert (slices.saves, slices.modelled) == ((2400 - 1900) * MIB, False), "the decode leads then"
+    assert "attention in slices" not in by_name(
+        stock(denoise=2400, settings={"pipeline.attention_slicing": 64})
+    )
+    assert "attention in slices" not in by_name(on_engines())
 
 
 def test_known_costs_come_before_unknown_ones_and_little_is_only_named() -> None:

@@ -18,14 +18,15 @@ from torch.nn import functional
 
 from wan_trt_core.comparison.memory import beside_plan
 from wan_trt_core.config import Settings
+from wan_trt_core.memory.measured import LEAN_SCRATCH
 from wan_trt_core.memory.options import OPTIONS
 from wan_trt_core.memory.plan import plan
 from wan_trt_core.memory.prediction import (
     GIB,
-    LEAN_SCRATCH,
     Choice,
     Workload,
     choice_of,
+    memory_settings,
     predict,
     unplanned,
     workload,
@@ -135,6 +136,15 @@ def test_a_longer_video_adds_its_frames_to_the_decode_and_no_more() -> None:
         stock_footprint(checkpoint, "vae", "fp16", Sizes(64, 64, frames, 16)).working for frames in (9, 81)
     )
     assert long - short == 72 * 3 * 64 * 64 * 2
+
+
+def test_a_run_tells_the_settings_that_are_not_as_by_default() -> None:
+    given = {"pipeline": {"vae_lean": True}, "tensorrt": {"max_graphs": 2}, "perf": {"warmup": 7}}
+    assert memory_settings(Settings.model_validate(given)) == {
+        "pipeline.vae_lean": True,
+        "tensorrt.max_graphs": 2,
+    }
+    assert memory_settings(Settings()) == {}
 
 
 # ---- against measurements ---------------------------------------------------------------------------------------

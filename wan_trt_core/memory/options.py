@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wan_trt_core.memory.advice import WHOLE_ONLY
+from wan_trt_core.memory.measured import BUS, DECODE_SECONDS, TILE_PIXEL
 from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, tiles_along, weight_terms
 from wan_trt_core.models.profiles import SPATIAL
 
@@ -14,15 +15,9 @@ from wan_trt_core.models.profiles import SPATIAL
 
 ENGINE_LOADING = 0.7e9
 """Bytes a second at which an engine is loaded: 2.8 GB in 3.9 s."""
-DECODE_SECONDS = 1.516 / (480 * 832 * 81)
-"""Of the VAE decode in float32 on engines, for each pixel of a video."""
-TILE_PIXEL = 1.28
-"""What a pixel of a tile takes over one of a whole frame: 3.17 s of a decode whose tiles are 1.66 times the frames."""
 
 # ---- assumed, to put prices in an order --------------------------------------------------------------------
 
-BUS = 25e9
-"""Bytes a second from pinned host memory: 16 lanes of PCIe 4 have 32e9 on paper."""
 HOST_FLOPS = 0.5e12
 """Operations a second of a CPU in float32."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory_events import Event, Failure, MemoryRecord
+from wan_trt_core.memory.advice import Advice
 from wan_trt_core.memory.analysis import WORTH, Analysis, Growth, analyse
 from wan_trt_core.records import write_text
 from wan_trt_core.report.charts import BOOKS, Chart, memory_timeline
@@ -206,11 +207,15 @@ def _moments(found: Analysis) -> Table:
 
 def _advice(found: Analysis) -> Table:
     rows = [
-        (f"{number}. {advice.what}", _bytes(advice.saves), advice.costs, advice.derived)
+        (f"{number}. {advice.what}", _saves(advice), advice.costs, advice.derived)
         for number, advice in enumerate(found.advice, 1)
     ]
     header = ("what would lower the peak", "saves (modelled)", "costs", "derived from")
     return Table("Recommendations", header, tuple(rows))
+
+
+def _saves(advice: Advice) -> str:
+    return _bytes(advice.saves) if advice.modelled else f"to be measured, of {_bytes(advice.saves)}"
 
 
 def _timeline(record: MemoryRecord) -> Table:

@@ -315,6 +315,7 @@ def test_what_no_event_tells_is_named_to_be_measured() -> None:
     assert "to be measured, of 100 MiB" in memory_markdown(on_engines(graphs=100))
     slices = by_name(stock(denoise=2400))["attention in slices"]
     assert (slices.saves, slices.modelled) == ((2400 - 1900) * MIB, False), "the decode leads then"
+    assert analyse(stock(denoise=2400)).advice[-1] == slices, "though it may be more than others save"
     assert "attention in slices" not in by_name(
         stock(denoise=2400, settings={"pipeline.attention_slicing": 64})
     )

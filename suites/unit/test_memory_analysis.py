@@ -18,7 +18,7 @@ from fabricated_memory import (
 )
 from fake_device import MIB
 
-from wan_trt_core.measure.memory_events import Held, MemoryRecord
+from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
 from wan_trt_core.memory.advice import Advice
 from wan_trt_core.memory.analysis import Growth, NothingRecorded, analyse
 from wan_trt_core.report.memory_report import memory_html, memory_markdown, write_memory_report
@@ -116,6 +116,49 @@ def test_an_injected_leak_is_found_with_its_size() -> None:
 def test_no_growth_where_nothing_leaks(steps: list[int]) -> None:
     """Flat, with one step up, and noise."""
     assert not growth(stock(steps=steps))["denoising step", "allocated"].grows
+
+
+def test_what_levels_off_is_no_growth() -> None:
+    """As the resident set of a real run of 20 steps, in KiB, whose interval is above 0: arenas fill up."""
+    added = [0, 796, 1436, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 160, 0, 0, 0, 0, 0, 0]
+    held = [on_host(START).resident_set + 1024 * sum(added[: step + 1]) for step in range(20)]
+    stages = [
+        (f"denoise {step}", Amounts(resident_set=at), Amounts(resident_set=at), {})
+        for step, at in enumerate(held, 1)
+    ]
+    record = record_of(stages, start=on_host(START))
+    steps = growth(record)["denoising step", "resident_set"]
+    assert (steps.rose, steps.grows) == (True, False)
+    assert "| levels off |" in memory_markdown(record)
+    more = [
+        (label, Amounts(resident_set=at.resident_set + 2**17 * step), at, held)
+        for step, (label, at, _, held) in enumerate(stages)
+    ]
+    leaking = [(label, at, at, held) for label, at, _, held in more]
+    assert growth(record_of(leaking, start=on_host(START)))["denoising step", "resident_set"].grows
+
+
+def test_growth_is_of_whom_it_is() -> None:
+    """An engine that says that its buffers grow; without it, nobody's tensors."""
+    told = [
+        {"allocator": {"dit engine buffers": (10 + 8 * step) * MIB, "dit engine scratch": 90 * MIB}}
+        for step in range(6)
+    ]
+    stages = [
+        (f"denoise {step + 1}", on_device(100 + 8 * step), on_device(100 + 8 * step), held)
+        for step, held in enumerate(told)
+    ]
+    found = growth(record_of(stages, start=on_device(100)))
+    assert {each.who for each in found.values()} == {"dit engine buffers"}
+    untold = growth(stock(steps=[1600 + 8 * step for step in range(6)]))
+    assert untold["denoising step", "allocated"].who.startswith("tensors of no known owner")
+
+
+def test_a_moment_is_of_whom_it_is() -> None:
+    takers = {moment.stage: moment.who for moment in analyse(on_engines(graphs=800)).moments}
+    assert takers["load dit engine"] == "dit engine weights"
+    assert takers["decode 1"] == "engines' shared scratch", "900 of it, 830 of caches and video"
+    assert analyse(on_engines(graphs=950)).moments[0].who.startswith("not attributed (CUDA context")
 
 
 def test_too_few_points_have_no_interval() -> None:

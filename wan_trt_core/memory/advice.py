@@ -187,8 +187,8 @@ def _on_the_device(record: MemoryRecord) -> Iterator[Advice]:
             "run the text encoder on the CPU",
             _saving(record, lambda event: _weights(record, event, encoder)),
             f"the peak of every stage less its weights ({_size(record, encoder)})",
-            "a slower text encode, and in BF16 another rounding; of the published one 3.4 s a video and 29.8 dB from the"
-            " GPU's were measured with random weights, on an H200's host",
+            "a slower text encode, and in BF16 another rounding: of the published one 3.4 s a video and 29.8 dB from"
+            " the GPU's video were measured (random weights, an H200's host)",
         )
     yield Advice(
         "let PyTorch's allocator give back what holds no tensor (expandable segments, or empty_cache between stages)",

@@ -5,20 +5,27 @@ Pure functions; :mod:`~wan_trt_core.memory.advice` models the savings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from wan_trt_core.measure.memory_events import Book, Event, Failure, Held, MemoryRecord
+from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord
 from wan_trt_core.memory.advice import PLACES, Advice, advice_on, owners, rank
 
 CONFIDENCE = 0.95
 FEWEST = 5
 """Points that an interval needs: four are all in order by chance in one of twelve cases, more than the 5 % allowed."""
 
+SETTLING: Mapping[Book, int] = {"resident_set": 2**20}
+"""Bytes that the later half of a sound run's steps may still add: allocators' arenas of tiny-wan on a CPU added up to
+0.4 MiB in 6 to 20 steps. PyTorch's book is exact."""
+
 MOMENTS = 5
 WORTH = 0.01
 """A saving below this share of the peak is only named."""
+
+TENSORS = "tensors of no known owner (activations, latents, caches)"
+KEPT = "kept by PyTorch's allocator without a tensor in it"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Growth:
     Attributes:
         low, high: of the interval; ``None`` for too few points.
         total: the slope over all points.
+        late: bytes that the later half of the points adds, by its own slope.
+        who: who grows most with it: an owner, or what nobody claims.
     """
 
     per: str
@@ -56,20 +65,28 @@ class Growth:
     high: float | None
     points: int
     total: float
+    late: float
+    who: str
+
+    @property
+    def rose(self) -> bool:
+        """Whether what was held provably did."""
+        return self.low is not None and self.low > 0
 
     @property
     def grows(self) -> bool:
-        """Whether it provably does."""
-        return self.low is not None and self.low > 0
+        """Whether it rose and goes on: the first steps take what later ones use again, which levels off."""
+        return self.rose and self.late > SETTLING.get(self.book, 0)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A stage: its peak, and how far above what was held before, bytes."""
+    """A stage: its peak, how far above what was held before, bytes, and who took most of that."""
 
     stage: str
     peak: int
     above: int
+    who: str
 
 
 @dataclass(frozen=True)
@@ -152,27 +169,34 @@ def _loads(record: MemoryRecord) -> Iterator[Load]:
 
 
 def _holders(record: MemoryRecord, top: Event) -> Iterator[Holder]:
-    """Who holds the peak, the largest first; what no owner claims is told by what it can be."""
-    held = _held_at_peak(record, top)
-    known = [Holder(name, size, True) for place in PLACES[record.book] for name, size in owners(held, place)]
+    """Who holds the peak, the largest first."""
+    sizes, known = _split(record, top.peak, _held_at_peak(record, top))
+    holders = [Holder(name, size, name in known) for name, size in sizes.items()]
+    yield from sorted(holders, key=lambda holder: -holder.size)
+
+
+def _split(record: MemoryRecord, amounts: Amounts, held: Held) -> tuple[dict[str, int], set[str]]:
+    """What is held in the book that decides, by owner, and which of these say so themselves; what no owner claims is
+    told by what it can be."""
+    known = dict(owner for place in PLACES[record.book] for owner in owners(held, place))
     if record.book == "device_used":
         inside, outside = (sum(size for _, size in owners(held, place)) for place in ("allocator", "device"))
-        allocated, reserved, used = (top.peak.of(book) for book in ("allocated", "reserved", "device_used"))
+        allocated, reserved, used = (amounts.of(book) for book in ("allocated", "reserved", "device_used"))
         rest = {
-            "tensors of no known owner (activations, latents, caches)": allocated - inside,
-            "kept by PyTorch's allocator without a tensor in it": reserved - allocated,
+            TENSORS: allocated - inside,
+            KEPT: reserved - allocated,
             "not attributed (CUDA context, kernels, graphs)": used - reserved - outside,
         }
     else:
         begun = (event.before for event in record.events if event.stage in ("build", "load"))
         start = next(begun, record.events[0].before).resident_set
-        claimed = sum(holder.size for holder in known)
         rest = {
             "the process before anything was loaded": start,
-            "not attributed (activations, arenas, libraries)": top.peak.resident_set - start - claimed,
+            "not attributed (activations, arenas, libraries)": amounts.resident_set
+            - start
+            - sum(known.values()),
         }
-    holders = known + [Holder(name, size, False) for name, size in rest.items()]
-    yield from sorted(holders, key=lambda holder: -holder.size)
+    return known | rest, set(known)
 
 
 def _held_at_peak(record: MemoryRecord, top: Event) -> Held:
@@ -193,14 +217,14 @@ def _growth(record: MemoryRecord) -> Iterator[Growth]:
     for per, (events, at) in places.items():
         for book in books:
             if len(events) >= 2:
-                yield _slope(per, book, at, [event.after.of(book) for event in events])
+                yield _grown(record, per, book, events, at)
 
 
-def _slope(per: str, book: Book, at: list[int], held: list[int]) -> Growth:
-    from scipy.stats import theilslopes
-
-    slope, _, low, high = map(float, theilslopes(held, at, CONFIDENCE))
-    enough = len(held) >= FEWEST
+def _grown(record: MemoryRecord, per: str, book: Book, events: Sequence[Event], at: list[int]) -> Growth:
+    held = [event.after.of(book) for event in events]
+    slope, low, high = _slope(at, held)
+    half, enough = len(held) // 2, len(held) >= FEWEST
+    late = _slope(at[half:], held[half:])[0] * (at[-1] - at[half]) if enough else 0.0
     return Growth(
         per,
         book,
@@ -209,7 +233,25 @@ def _slope(per: str, book: Book, at: list[int], held: list[int]) -> Growth:
         high if enough else None,
         len(held),
         slope * (at[-1] - at[0]),
+        late,
+        _growing(record, book, events, at),
     )
+
+
+def _growing(record: MemoryRecord, book: Book, events: Sequence[Event], at: list[int]) -> str:
+    """Who grows most over some stages."""
+    splits = [_split(record, event.after, event.held)[0] for event in events]
+    inside = {name for event in events for name, _ in owners(event.held, "allocator")} | {TENSORS}
+    names = sorted({name for split in splits for name in split if book != "allocated" or name in inside})
+    return max(names, key=lambda name: _slope(at, [split.get(name, 0) for split in splits])[0])
+
+
+def _slope(at: list[int], held: list[int]) -> tuple[float, float, float]:
+    """The slope of Theil and Sen, and its interval."""
+    from scipy.stats import theilslopes
+
+    slope, _, low, high = map(float, theilslopes(held, at, CONFIDENCE))
+    return slope, low, high
 
 
 def _fragmentation(record: MemoryRecord) -> Fragmentation | None:
@@ -223,7 +265,20 @@ def _fragmentation(record: MemoryRecord) -> Fragmentation | None:
 def _moments(record: MemoryRecord) -> list[Moment]:
     book = record.book
     moments = [
-        Moment(event.label, event.peak.of(book), event.peak.of(book) - event.before.of(book))
-        for event in record.events
+        Moment(
+            event.label,
+            event.peak.of(book),
+            event.peak.of(book) - event.before.of(book),
+            _taker(record, index),
+        )
+        for index, event in enumerate(record.events)
     ]
     return sorted(moments, key=lambda moment: -moment.above)[:MOMENTS]
+
+
+def _taker(record: MemoryRecord, index: int) -> str:
+    """Who took most of what a stage held above what was held before."""
+    event, earlier = record.events[index], record.events[index - 1].held if index else {}
+    before = _split(record, event.before, earlier)[0]
+    peak = _split(record, event.peak, _held_at_peak(record, event))[0]
+    return max(peak, key=lambda name: peak[name] - before.get(name, 0))

@@ -150,6 +150,12 @@ def test_growth_is_of_whom_it_is() -> None:
     ]
     found = growth(record_of(stages, start=on_device(100)))
     assert {each.who for each in found.values()} == {"dit engine buffers"}
+    graphs = [on_device(100 + 8 * step, 0, 20 * step) for step in range(6)]
+    beside = growth(
+        record_of([(f"denoise {i}", at, at, {}) for i, at in enumerate(graphs, 1)], start=on_device(100))
+    )
+    assert beside["denoising step", "allocated"].who.startswith("tensors of no known owner")
+    assert beside["denoising step", "device_used"].who.startswith("not attributed (CUDA context")
     untold = growth(stock(steps=[1600 + 8 * step for step in range(6)]))
     assert untold["denoising step", "allocated"].who.startswith("tensors of no known owner")
 

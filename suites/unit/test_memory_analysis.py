@@ -183,6 +183,19 @@ def test_growth_of_the_decode_is_by_frame_of_the_video() -> None:
     assert (frames.slope, frames.grows) == (MIB, True)
 
 
+def test_a_step_that_was_interrupted_counts_once() -> None:
+    """It has an event before what comes in between, and one after it: what is held at its end counts."""
+    steps = [(1, 1700), (1, 1608), (2, 1616), (3, 1624), (4, 1632), (5, 1640)]
+    stages = [(f"denoise {index}", on_device(at), on_device(at), {}) for index, at in steps]
+    found = growth(record_of(stages, start=on_device(1600)))["denoising step", "allocated"]
+    assert (found.points, found.slope, found.grows) == (5, 8 * MIB, True)
+    record = on_engines()
+    twice = [event for event in record.events for _ in range(1 + (event.label == "denoise 1"))]
+    interrupted = record.model_copy(update={"events": tuple(twice)})
+    name = "stream the weights of dit engine"
+    assert by_name(interrupted)[name].seconds == by_name(record)[name].seconds
+
+
 def test_an_injected_spike_is_the_biggest_moment_and_attributed() -> None:
     record = stock(denoise=1700, decode=1800)
     events = list(record.events)

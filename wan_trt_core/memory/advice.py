@@ -392,7 +392,8 @@ def _streamed(record: MemoryRecord) -> Iterator[Advice]:
 
     guided = float(record.run.get("guidance_scale") or 0) > 1
     largest = max(_weights(record, event, [name]) for name in names for event in record.events)
-    seconds = len(record.of("denoise")) * (2 if guided else 1) * largest / BUS
+    steps = len({event.index for event in record.of("denoise")})  # one that is interrupted has two events
+    seconds = steps * (2 if guided else 1) * largest / BUS
     yield Advice(
         f"stream the weights of {' and '.join(names)} {_by(record, 'tensorrt.weight_streaming')}",
         _saving(record, less),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord
+from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord, Stage
 from wan_trt_core.memory.advice import PLACES, Advice, advice_on, owners, rank
 
 CONFIDENCE = 0.95
@@ -23,6 +23,8 @@ SETTLING: Mapping[Book, int] = {"resident_set": 2**20}
 MOMENTS = 5
 WORTH = 0.01
 """A saving below this share of the peak is only named."""
+
+STEPPED: tuple[Stage, Stage] = ("denoise", "decode")
 
 TENSORS = "tensors of no known owner (activations, latents, caches)"
 KEPT = "kept by PyTorch's allocator without a tensor in it"
@@ -209,15 +211,21 @@ def _growth(record: MemoryRecord) -> Iterator[Growth]:
     books: tuple[Book, ...] = (
         ("allocated", "device_used") if record.book == "device_used" else ("resident_set",)
     )
-    frames = [1 if event.index == 1 else 4 for event in record.of("decode")]  # the first latent frame is one
+    denoise, decode = (_last_of_each(record.of(stage)) for stage in STEPPED)
+    frames = [1 if event.index == 1 else 4 for event in decode]  # the first latent frame is one
     places = {
-        "denoising step": (record.of("denoise"), list(range(len(record.of("denoise"))))),
-        "decoded frame": (record.of("decode"), list(accumulate(frames))),
+        "denoising step": (denoise, list(range(len(denoise)))),
+        "decoded frame": (decode, list(accumulate(frames))),
     }
     for per, (events, at) in places.items():
         for book in books:
             if len(events) >= 2:
                 yield _grown(record, per, book, events, at)
+
+
+def _last_of_each(events: Sequence[Event]) -> list[Event]:
+    """A step that something interrupts has an event before it and one after it, which tells what is held."""
+    return list({event.index: event for event in events}.values())
 
 
 def _grown(record: MemoryRecord, per: str, book: Book, events: Sequence[Event], at: list[int]) -> Growth:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord, Stage
+from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord
 from wan_trt_core.memory.advice import PLACES, Advice, advice_on, owners, rank
 
 CONFIDENCE = 0.95
@@ -23,8 +23,6 @@ SETTLING: Mapping[Book, int] = {"resident_set": 2**20}
 MOMENTS = 5
 WORTH = 0.01
 """A saving below this share of the peak is only named."""
-
-STEPPED: tuple[Stage, Stage] = ("denoise", "decode")
 
 TENSORS = "tensors of no known owner (activations, latents, caches)"
 KEPT = "kept by PyTorch's allocator without a tensor in it"
@@ -211,7 +209,7 @@ def _growth(record: MemoryRecord) -> Iterator[Growth]:
     books: tuple[Book, ...] = (
         ("allocated", "device_used") if record.book == "device_used" else ("resident_set",)
     )
-    denoise, decode = (_last_of_each(record.of(stage)) for stage in STEPPED)
+    denoise, decode = _last_of_each(record.of("denoise")), _last_of_each(record.of("decode"))
     frames = [1 if event.index == 1 else 4 for event in decode]  # the first latent frame is one
     places = {
         "denoising step": (denoise, list(range(len(denoise)))),

@@ -9,6 +9,7 @@ from fabricated_memory import (
     CONTEXT,
     FAILURE,
     START,
+    VAE,
     on_device,
     on_engines,
     on_host,
@@ -165,6 +166,19 @@ def test_a_moment_is_of_whom_it_is() -> None:
     assert takers["load dit engine"] == "dit engine weights"
     assert takers["decode 1"] == "engines' shared scratch", "900 of it, 830 of caches and video"
     assert analyse(on_engines(graphs=950)).moments[0].who.startswith("not attributed (CUDA context")
+
+
+def test_what_a_stage_ended_without_is_nobodys_rise_after_it() -> None:
+    """Caches are told of the stage that had them; at its end there were 100 MiB of other tensors, and 60 come."""
+    caches: Held = {"allocator": {f"{VAE} caches": 700 * MIB}}
+    buffers: Held = {"allocator": {f"{VAE} buffers": 60 * MIB}}
+    stages = [
+        ("decode 1", on_device(800), on_device(100, 700), caches),
+        ("postprocess", on_device(170, 700), on_device(170, 700), buffers),
+    ]
+    moments = {each.stage: each for each in analyse(record_of(stages, start=on_device(0))).moments}
+    assert moments["decode 1"].who == f"{VAE} caches"
+    assert (moments["postprocess"].above, moments["postprocess"].who) == (70 * MIB, f"{VAE} buffers")
 
 
 def test_too_few_points_have_no_interval() -> None:

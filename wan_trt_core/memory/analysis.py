@@ -286,5 +286,15 @@ def _taker(record: MemoryRecord, index: int) -> str:
     """Who took most of what a stage held above what was held before."""
     event, earlier = record.events[index], record.events[index - 1].held if index else {}
     before = _split(record, event.before, earlier)[0]
+    if before.get(TENSORS, 0) < 0:  # caches are told of a stage that ended without them
+        before = _split(record, event.before, _common(earlier, event.held))[0]
     peak = _split(record, event.peak, _held_at_peak(record, event))[0]
     return max(peak, key=lambda name: peak[name] - before.get(name, 0))
+
+
+def _common(held: Held, later: Held) -> Held:
+    """What is held by owners that hold something later too."""
+    return {
+        place: {name: size for name, size in own.items() if name in later.get(place, {})}
+        for place, own in held.items()
+    }

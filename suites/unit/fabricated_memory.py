@@ -74,10 +74,11 @@ def stock(
     *,
     cached: int = 0,
     steps: Sequence[int] = (1600,) * 6,
+    after: int = 0,
     **more: Any,
 ) -> MemoryRecord:
-    """A run of stock modules on a device: peaks of the denoising and of the decode in MiB, and what is allocated
-    after each step."""
+    """A run of stock modules on a device: peaks of the denoising and of the decode in MiB, what is allocated after
+    each step, and what PyTorch has reserved afterwards, if there is another stage."""
     return record_of(
         [
             ("load text_encoder", on_device(1000), on_device(1000), ENCODER),
@@ -86,6 +87,7 @@ def stock(
             ("text_encode", on_device(1650), on_device(1600), ALL),
             *((f"denoise {index}", on_device(denoise), on_device(held), ALL) for index, held in enumerate(steps, 1)),
             ("decode 1", on_device(decode, cached), on_device(1600, cached), ALL),
+            *([("postprocess", on_device(1600, after - 1600), on_device(1600, after - 1600), ALL)] if after else []),
         ],
         start=on_device(0),
         precisions={"text_encoder weights": "bfloat16", "transformer weights": "float32"},
@@ -101,3 +103,47 @@ FAILURE = Failure(
     amounts=on_device(1900),
     held=ALL,
 )
+
+
+DIT, VAE = "dit engine", "vae_decoder_next engine"
+ENGINES: Held = {"device": weights(**{DIT: 400, VAE: 50})}
+
+
+def on_engines(
+    *,
+    caches: int = 0,
+    graphs: int = 0,
+    own_scratch: tuple[int, int] | None = None,
+    vae: str = "fp32",
+    **run: Any,
+) -> MemoryRecord:
+    """A run of engines on a device, in MiB: scratch memory 100 in the denoising and 1000 in the decode, with 800 of
+    caches, 30 of the video (512x1024, 5 frames) and 10 of latents. PyTorch's allocator keeps what the decode freed.
+
+    Args:
+        caches: of them that the decoder tells of.
+        graphs: what CUDA takes more during the decode.
+        own_scratch: of the DiT and of the decoder, where none is shared.
+    """
+    denoising, decoding = {"engines' shared scratch": 100 * MIB}, {"engines' shared scratch": 1000 * MIB}
+    if own_scratch:
+        denoising = {f"{DIT} own_scratch": own_scratch[0] * MIB}
+        decoding = denoising | {f"{VAE} own_scratch": own_scratch[1] * MIB}
+    scratch = sum(decoding.values()) // MIB
+    if caches:
+        decoding[f"{VAE} caches"] = caches * MIB
+    began, decode = on_device(110, 0, 450), on_device(scratch + 840, 0, 450 + graphs)
+    after = on_device(scratch + 40, 800, 450 + graphs)
+    return record_of(
+        [
+            (f"load {DIT}", on_device(0, 0, 400), on_device(0, 0, 400), {"device": weights(**{DIT: 400})}),
+            (f"load {VAE}", on_device(0, 0, 450), on_device(0, 0, 450), ENGINES),
+            ("denoise 1", began, began, ENGINES | {"allocator": denoising}),
+            ("denoise 2", began, began, ENGINES | {"allocator": denoising}),
+            ("decode 1", decode, after, ENGINES | {"allocator": decoding}),
+            ("postprocess", after, after, ENGINES | {"allocator": decoding}),
+        ],
+        start=on_device(0),
+        precisions={f"{DIT} weights": "fp16", f"{VAE} weights": vae},
+        **{"backend": "tensorrt", "height": 512, "width": 1024, "num_frames": 5, "guidance_scale": 5.0} | run,
+    )

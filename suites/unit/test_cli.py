@@ -785,9 +785,8 @@ class TestMemory:
 
     def test_a_run_is_recorded_and_analysed(self, wan: Wan, small_checkpoint: Path) -> None:
         run = ("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", small_checkpoint)
-        code, out, err = wan(
-            *run, "--steps", 6, "--height", 64, "--width", 64, "--frames", 17, "--profile-memory"
-        )
+        size = ("--height", 64, "--width", 64, "--frames", 17)
+        code, out, err = wan(*run, "--steps", 6, *size, "--attention-slicing", 1024, "--profile-memory")
         assert code == 0, err
         events = last_events()
         assert f"{events}: read it with wan-trt memory analyze" in out
@@ -802,6 +801,7 @@ class TestMemory:
         assert set(weights) == {"transformer weights", "vae weights", "text_encoder weights"}
         assert record.precisions == dict.fromkeys(weights, "float32")
         assert (record.run["backend"], record.run["num_frames"], record.failure) == ("torch", 17, None)
+        assert record.run["settings"] == {"pipeline.attention_slicing": 1024}
         code, out, err = wan(
             "memory", "analyze", events, "--output", "new/report.md", "--output", "new/report.html"
         )

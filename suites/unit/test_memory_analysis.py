@@ -9,7 +9,9 @@ from fabricated_memory import (
     CONTEXT,
     FAILURE,
     START,
+    VAE,
     on_device,
+    on_engines,
     on_host,
     record_of,
     stock,
@@ -17,8 +19,9 @@ from fabricated_memory import (
 )
 from fake_device import MIB
 
-from wan_trt_core.measure.memory_events import Held, MemoryRecord
-from wan_trt_core.memory.analysis import Advice, Growth, NothingRecorded, analyse
+from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
+from wan_trt_core.memory.advice import Advice
+from wan_trt_core.memory.analysis import Growth, NothingRecorded, analyse
 from wan_trt_core.report.memory_report import memory_html, memory_markdown, write_memory_report
 
 
@@ -116,6 +119,68 @@ def test_no_growth_where_nothing_leaks(steps: list[int]) -> None:
     assert not growth(stock(steps=steps))["denoising step", "allocated"].grows
 
 
+def test_what_levels_off_is_no_growth() -> None:
+    """As the resident set of a real run of 20 steps, in KiB, whose interval is above 0: arenas fill up."""
+    added = [0, 796, 1436, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 160, 0, 0, 0, 0, 0, 0]
+    held = [on_host(START).resident_set + 1024 * sum(added[: step + 1]) for step in range(20)]
+    stages = [
+        (f"denoise {step}", Amounts(resident_set=at), Amounts(resident_set=at), {})
+        for step, at in enumerate(held, 1)
+    ]
+    record = record_of(stages, start=on_host(START))
+    steps = growth(record)["denoising step", "resident_set"]
+    assert (steps.rose, steps.grows) == (True, False)
+    assert "| levels off |" in memory_markdown(record)
+    more = [
+        (label, Amounts(resident_set=at.resident_set + 2**17 * step), at, held)
+        for step, (label, at, _, held) in enumerate(stages)
+    ]
+    leaking = [(label, at, at, held) for label, at, _, held in more]
+    assert growth(record_of(leaking, start=on_host(START)))["denoising step", "resident_set"].grows
+
+
+def test_growth_is_of_whom_it_is() -> None:
+    """An engine that says that its buffers grow; without it, nobody's tensors."""
+    told = [
+        {"allocator": {"dit engine buffers": (10 + 8 * step) * MIB, "dit engine scratch": 90 * MIB}}
+        for step in range(6)
+    ]
+    stages = [
+        (f"denoise {step + 1}", on_device(100 + 8 * step), on_device(100 + 8 * step), held)
+        for step, held in enumerate(told)
+    ]
+    found = growth(record_of(stages, start=on_device(100)))
+    assert {each.who for each in found.values()} == {"dit engine buffers"}
+    graphs = [on_device(100 + 8 * step, 0, 20 * step) for step in range(6)]
+    beside = growth(
+        record_of([(f"denoise {i}", at, at, {}) for i, at in enumerate(graphs, 1)], start=on_device(100))
+    )
+    assert beside["denoising step", "allocated"].who.startswith("tensors of no known owner")
+    assert beside["denoising step", "device_used"].who.startswith("not attributed (CUDA context")
+    untold = growth(stock(steps=[1600 + 8 * step for step in range(6)]))
+    assert untold["denoising step", "allocated"].who.startswith("tensors of no known owner")
+
+
+def test_a_moment_is_of_whom_it_is() -> None:
+    takers = {moment.stage: moment.who for moment in analyse(on_engines(graphs=800)).moments}
+    assert takers["load dit engine"] == "dit engine weights"
+    assert takers["decode 1"] == "engines' shared scratch", "900 of it, 830 of caches and video"
+    assert analyse(on_engines(graphs=950)).moments[0].who.startswith("not attributed (CUDA context")
+
+
+def test_what_a_stage_ended_without_is_nobodys_rise_after_it() -> None:
+    """Caches are told of the stage that had them; at its end there were 100 MiB of other tensors, and 60 come."""
+    caches: Held = {"allocator": {f"{VAE} caches": 700 * MIB}}
+    buffers: Held = {"allocator": {f"{VAE} buffers": 60 * MIB}}
+    stages = [
+        ("decode 1", on_device(800), on_device(100, 700), caches),
+        ("postprocess", on_device(170, 700), on_device(170, 700), buffers),
+    ]
+    moments = {each.stage: each for each in analyse(record_of(stages, start=on_device(0))).moments}
+    assert moments["decode 1"].who == f"{VAE} caches"
+    assert (moments["postprocess"].above, moments["postprocess"].who) == (70 * MIB, f"{VAE} buffers")
+
+
 def test_too_few_points_have_no_interval() -> None:
     steps = growth(stock(steps=[1600, 1608, 1616, 1624]))["denoising step", "allocated"]
     assert (steps.slope, steps.low, steps.grows) == (8 * MIB, None, False)
@@ -130,6 +195,19 @@ def test_growth_of_the_decode_is_by_frame_of_the_video() -> None:
     ]
     frames = growth(record_of(stages, start=on_host(START)))["decoded frame", "resident_set"]
     assert (frames.slope, frames.grows) == (MIB, True)
+
+
+def test_a_step_that_was_interrupted_counts_once() -> None:
+    """It has an event before what comes in between, and one after it: what is held at its end counts."""
+    steps = [(1, 1700), (1, 1608), (2, 1616), (3, 1624), (4, 1632), (5, 1640)]
+    stages = [(f"denoise {index}", on_device(at), on_device(at), {}) for index, at in steps]
+    found = growth(record_of(stages, start=on_device(1600)))["denoising step", "allocated"]
+    assert (found.points, found.slope, found.grows) == (5, 8 * MIB, True)
+    record = on_engines()
+    twice = [event for event in record.events for _ in range(1 + (event.label == "denoise 1"))]
+    interrupted = record.model_copy(update={"events": tuple(twice)})
+    name = "stream the weights of dit engine"
+    assert by_name(interrupted)[name].seconds == by_name(record)[name].seconds
 
 
 def test_an_injected_spike_is_the_biggest_moment_and_attributed() -> None:
@@ -210,12 +288,114 @@ def test_building_is_told_from_running() -> None:
 
 
 def test_tiles_are_modelled_by_their_area_and_leave_the_video() -> None:
-    """Of 400 MiB above the beginning of the decode 100 are the video: a quarter of the rest remains, 175 in all."""
+    """Of 400 MiB above the beginning of the decode 96 are the video: a sixteenth of the rest remains."""
     size = {"height": 1024, "width": 1024, "num_frames": 8}
     video = 3 * 1024 * 1024 * 8 * 4 // MIB
-    advice = by_name(stock(denoise=1600, decode=2000, **size))["decode in 4 tiles"]
-    assert advice.saves == (400 - video) * 3 // 4 * MIB
-    assert "decode in 4 tiles" not in by_name(stock(denoise=1600, decode=2000)), "of a video of unknown size"
+    advice = by_name(stock(denoise=1600, decode=2000, **size))["decode in tiles of 256 pixels"]
+    assert advice.saves == (400 - video) * 15 // 16 * MIB
+    assert advice.seconds is None and "1.72 times the pixels" in advice.costs
+    half = by_name(stock(denoise=1600, decode=2000, height=128, width=128, num_frames=8))
+    assert half["decode in tiles of 64 pixels"].saves == pytest.approx(300 * MIB, rel=0.01)
+    kept = by_name(stock(denoise=1600, decode=2000, after=2000, **size))["decode in tiles of 256 pixels"]
+    assert kept.saves == advice.saves, "the allocator keeps of the decode what there was"
+    unknown = by_name(stock(denoise=1600, decode=2000))
+    assert not [name for name in unknown if "tiles" in name], "of a video of unknown size"
+
+
+def test_tiles_of_engines_keep_an_eighth_of_caches_and_scratch() -> None:
+    """Caches 800 - 100, scratch 1000 - 125; the allocator keeps that much less afterwards."""
+    tiles = by_name(on_engines())["decode in tiles of 256 pixels"]
+    assert tiles.saves == (700 + 875) * MIB
+    covered = (256 + 256 + 128) * (5 * 256 + 64) / (512 * 1024)  # every 192 pixels one begins
+    assert tiles.seconds == pytest.approx(512 * 1024 * 5 * 1.5 / (480 * 832 * 81) * (1.28 * covered - 1))
+
+
+def test_caches_are_as_large_as_their_engine_says() -> None:
+    """Not all that nobody claims."""
+    advice = by_name(on_engines(caches=600))
+    assert advice["decode in tiles of 256 pixels"].saves == (525 + 875) * MIB
+    assert advice["the lean decoder"].saves == (300 + 100) * MIB
+
+
+def test_scratch_of_another_engine_stays_under_tiles() -> None:
+    """The DiT had 100 MiB of what is shared: less than that it does not become."""
+    tiles = by_name(on_engines(height=2048, width=4096, num_frames=1))["decode in tiles of 256 pixels"]
+    share, video = 1 / 128, 3 * 2048 * 4096 * 4 // MIB
+    assert tiles.saves == pytest.approx(((1 - share) * (830 - video) + 900) * MIB, abs=1)
+
+
+def test_the_lean_decoder_halves_caches_and_takes_a_tenth_of_scratch() -> None:
+    lean = by_name(on_engines())["the lean decoder"]
+    assert lean.saves == (400 + 100) * MIB
+    assert lean.seconds == pytest.approx(512 * 1024 * 5 * 1.5 / (480 * 832 * 81) * 0.026)
+    assert by_name(on_engines(vae="fp16"))["the lean decoder"].saves == 100 * MIB, (
+        "the caches are halves already"
+    )
+    assert (
+        "the events do not tell" in lean.what
+        and "the events do not tell" not in by_name(on_engines(settings={}))["the lean decoder"].what
+    )
+
+
+def test_one_latent_frame_a_step_halves_the_scratch_of_two() -> None:
+    single = by_name(on_engines(settings={"pipeline.vae_frames_per_step": 2}))["one latent frame a step"]
+    assert single.saves == 500 * MIB
+    assert "one latent frame a step" not in by_name(on_engines(settings={}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "gone"),
+    [
+        ({"pipeline.vae_tile": 256}, "decode in tiles of 256 pixels"),
+        ({"pipeline.vae_lean": True}, "the lean decoder"),
+        ({"tensorrt.weight_streaming_budget_gib": 0.0}, "stream the weights of dit engine"),
+    ],
+)
+def test_what_is_set_already_is_not_advised(settings: dict[str, object], gone: str) -> None:
+    assert gone in by_name(on_engines(settings={}))
+    assert gone not in by_name(on_engines(settings=settings))
+
+
+def test_engines_that_decode_no_tiles_are_not_advised_to() -> None:
+    names = by_name(on_engines(model="wan2.2-ti2v-5b"))
+    assert "the lean decoder" in names and not [name for name in names if "tiles" in name]
+
+
+def test_scratch_memory_that_is_not_shared() -> None:
+    shared = by_name(on_engines(own_scratch=(200, 1000)))["share scratch memory between engines"]
+    assert (shared.saves, shared.seconds) == (200 * MIB, 0.0)
+    assert "share scratch memory between engines" not in by_name(on_engines())
+
+
+def test_weights_are_streamed_in_every_call() -> None:
+    streamed = by_name(on_engines())["stream the weights of dit engine"]
+    assert streamed.saves == 400 * MIB
+    assert streamed.seconds == pytest.approx(2 * 2 * 400 * MIB / 25e9), (
+        "two steps, each with and without the prompt"
+    )
+    assert "stream the weights of dit engine" not in by_name(on_engines(backend="onnxruntime"))
+
+
+def test_streaming_needs_scratch_memory_where_the_denoising_is_the_peak() -> None:
+    record = on_engines()
+    denoising = tuple(event for event in record.events if event.stage not in ("decode", "postprocess"))
+    streamed = by_name(record.model_copy(update={"events": denoising}))["stream the weights of dit engine"]
+    assert streamed.saves == 280 * MIB
+
+
+def test_what_no_event_tells_is_named_to_be_measured() -> None:
+    """With what is at stake, and after all that is modelled."""
+    found = analyse(on_engines(graphs=100)).advice
+    assert [each.what.split(" (")[0] for each in found if not each.modelled] == ["keep fewer CUDA graphs"]
+    assert (found[-1].saves, found[-1].seconds) == (100 * MIB, None)
+    assert "to be measured, of 100 MiB" in memory_markdown(on_engines(graphs=100))
+    slices = by_name(stock(denoise=2400))["attention in slices"]
+    assert (slices.saves, slices.modelled) == ((2400 - 1900) * MIB, False), "the decode leads then"
+    assert analyse(stock(denoise=2400)).advice[-1] == slices, "though it may be more than others save"
+    assert "attention in slices" not in by_name(
+        stock(denoise=2400, settings={"pipeline.attention_slicing": 64})
+    )
+    assert "attention in slices" not in by_name(on_engines())
 
 
 def test_known_costs_come_before_unknown_ones_and_little_is_only_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -18,14 +19,15 @@ from torch.nn import functional
 
 from wan_trt_core.comparison.memory import beside_plan
 from wan_trt_core.config import Settings
+from wan_trt_core.memory.measured import LEAN_SCRATCH
 from wan_trt_core.memory.options import OPTIONS
 from wan_trt_core.memory.plan import plan
 from wan_trt_core.memory.prediction import (
     GIB,
-    LEAN_SCRATCH,
     Choice,
     Workload,
     choice_of,
+    memory_settings,
     predict,
     unplanned,
     workload,
@@ -135,6 +137,15 @@ def test_a_longer_video_adds_its_frames_to_the_decode_and_no_more() -> None:
         stock_footprint(checkpoint, "vae", "fp16", Sizes(64, 64, frames, 16)).working for frames in (9, 81)
     )
     assert long - short == 72 * 3 * 64 * 64 * 2
+
+
+def test_a_run_tells_the_settings_that_are_not_as_by_default() -> None:
+    given = {"pipeline": {"vae_lean": True}, "tensorrt": {"max_graphs": 2}, "perf": {"warmup": 7}}
+    assert memory_settings(Settings.model_validate(given)) == {
+        "pipeline.vae_lean": True,
+        "tensorrt.max_graphs": 2,
+    }
+    assert memory_settings(Settings()) == {}
 
 
 # ---- against measurements ---------------------------------------------------------------------------------------
@@ -406,6 +417,39 @@ def test_settings_and_precisions_are_a_choice() -> None:
     found = choice_of(settings, {"dit": "fp16", "vae": "fp32", "text_encoder": "int8"})
     assert found == Choice(dit="fp16", text_encoder="int8", weight_streaming_budget_gib=2.0)
     assert choice_of(Settings(), "fp16") == Choice(dit="fp16", vae="fp16")
+
+
+PRICES = {
+    "pipeline.vae_tile=256": ("vae-decoder-81f-tiled", "vae-decoder-81f"),
+    "pipeline.vae_lean=true": ("vae-decoder-81f-lean", "vae-decoder-81f"),
+    "pipeline.vae_frames_per_step=1": ("vae-decoder-81f", "vae-decoder-81f-two-latents"),
+    "pipeline.offload=true": ("pipeline-17f-offload", "pipeline-17f"),
+    "pipeline.text_encoder_device=cpu": ("pipeline-17f-encoder-cpu", "pipeline-17f-encoder"),
+    "text_encoder=int8": ("pipeline-17f-encoder-int8", "pipeline-17f-encoder"),
+}
+"""The cases of an H200 whose times tell what a setting adds to a video: with it, and without."""
+
+
+@pytest.mark.parametrize("name", PRICES)
+def test_a_price_is_what_was_measured(name: str) -> None:
+    """Within a tenth of what the stored baselines have: who measures anew changes the numbers too."""
+    path = ROOT / "baselines" / "cuda-nvidia-h200-132sm-139gib" / "wan2.1-t2v-1.3b" / "perf.json"
+    cases = json.loads(path.read_text())["cases"]
+    times = [cases[f"wan-1.3b-{case}"]["metrics"]["candidate_time"]["value"] for case in PRICES[name]]
+    model = model_of("wan2.1-t2v-1.3b")
+    video = model.profile("480p-81f" if "81f" in PRICES[name][0] else "480p-17f").opt
+    work = Workload(model.checkpoint, video, "tensorrt", "cuda", "encoder" in name)
+    option = next(each for each in OPTIONS if each.name == name and each.where(work, HALF))
+    assert option.seconds(work, replace(HALF, **dict(option.change))) == pytest.approx(
+        times[0] - times[1], rel=0.1
+    )
+
+
+@pytest.mark.parametrize(("precision", "loss"), [("fp32", 1), ("bf16", 2)])
+def test_a_text_encoder_elsewhere_makes_another_video_but_for_rounding(precision: str, loss: int) -> None:
+    """In BF16 a CPU rounds otherwise: 29.8 dB from the GPU's video."""
+    single = plan(tiny(), Choice(text_encoder=precision)).single
+    assert [each.loss for each in single if each.name == "pipeline.text_encoder_device=cpu"] == [loss]
 
 
 # ---- what fits ---------------------------------------------------------------------------------------------------

@@ -318,6 +318,7 @@ def _generate(
     """Build what is missing, generate, write the file; returns what ``run --json`` prints."""
     from wan_trt_core.backends.registry import device_of
     from wan_trt_core.comparison.conditions import equal_conditions
+    from wan_trt_core.memory.prediction import memory_settings
     from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import generate
     from wan_trt_core.pipeline.recording import recorded_run
@@ -329,6 +330,7 @@ def _generate(
         "precision": precision,
         "text_encoder_engine": text_encoder_engine,
         **asdict(generation),
+        "settings": memory_settings(settings),
     }
     with (
         progress() as report,

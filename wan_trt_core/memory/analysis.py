@@ -1,56 +1,31 @@
 """What the memory events of a run come to: the peak and its owners, growth, and what would lower the peak.
 
-Pure functions. Every saving is modelled from the events alone: the peak of each stage less what would not have been
-held then; the saving is how far the highest of them comes down. So what is held outside the stage that peaks saves
-nothing, and what two changes save does not add up.
+Pure functions; :mod:`~wan_trt_core.memory.advice` models the savings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.measure.memory_events import Book, Event, Failure, Held, MemoryRecord, Place, Stage
+from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord
+from wan_trt_core.memory.advice import PLACES, Advice, advice_on, owners, rank
 
 CONFIDENCE = 0.95
 FEWEST = 5
 """Points that an interval needs: four are all in order by chance in one of twelve cases, more than the 5 % allowed."""
 
+SETTLING: Mapping[Book, int] = {"resident_set": 2**20}
+"""Bytes that the later half of a sound run's steps may still add: allocators' arenas of tiny-wan on a CPU added up to
+0.4 MiB in 6 to 20 steps. PyTorch's book is exact."""
+
 MOMENTS = 5
 WORTH = 0.01
 """A saving below this share of the peak is only named."""
 
-USED_IN: Mapping[str, Stage] = {
-    "text_encoder": "text_encode",
-    "transformer": "denoise",
-    "transformer_2": "denoise",
-    "dit": "denoise",
-    "dit_2": "denoise",
-    "vae": "decode",
-    "vae_decoder_first": "decode",
-    "vae_decoder_next": "decode",
-}
-"""The stage that a component's weights are needed in."""
-
-REPLACED = {
-    "transformer": "dit engine",
-    "transformer_2": "dit_2 engine",
-    "vae": "vae_decoder_next engine",
-    "text_encoder": "text_encoder engine",
-}
-"""Modules that nothing runs where that engine is loaded."""
-
-WHOLE_ONLY = ("vae_decoder_first", "vae_decoder_next")
-"""Engines that are not advised to be in half precision: TensorRT 10.6 sums the products of such convolutions in half
-precision too, 49.5 dB from float32 on an H200, where the parity suite asks for 60 (docs/performance.md)."""
-
-TILES = 4
-"""Tiles that a decode is modelled in, half as wide and half as high."""
-
-_WHOLE = ("float32", "fp32")
-_PLACES: Mapping[str, tuple[Place, ...]] = {"device_used": ("allocator", "device"), "resident_set": ("host",)}
+TENSORS = "tensors of no known owner (activations, latents, caches)"
+KEPT = "kept by PyTorch's allocator without a tensor in it"
 
 
 @dataclass(frozen=True)
@@ -79,6 +54,8 @@ class Growth:
     Attributes:
         low, high: of the interval; ``None`` for too few points.
         total: the slope over all points.
+        late: bytes that the later half of the points adds, by its own slope.
+        who: who grows most with it: an owner, or what nobody claims.
     """
 
     per: str
@@ -88,20 +65,28 @@ class Growth:
     high: float | None
     points: int
     total: float
+    late: float
+    who: str
+
+    @property
+    def rose(self) -> bool:
+        """Whether what was held provably did."""
+        return self.low is not None and self.low > 0
 
     @property
     def grows(self) -> bool:
-        """Whether it provably does."""
-        return self.low is not None and self.low > 0
+        """Whether it rose and goes on: the first steps take what later ones use again, which levels off."""
+        return self.rose and self.late > SETTLING.get(self.book, 0)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A stage: its peak, and how far above what was held before, bytes."""
+    """A stage: its peak, how far above what was held before, bytes, and who took most of that."""
 
     stage: str
     peak: int
     above: int
+    who: str
 
 
 @dataclass(frozen=True)
@@ -111,24 +96,6 @@ class Fragmentation:
     stage: str
     unused: int
     reserved: int
-
-
-@dataclass(frozen=True)
-class Advice:
-    """A change that would lower the peak.
-
-    Attributes:
-        saves: bytes off the peak, modelled.
-        derived: how the saving was found.
-        costs: in words.
-        seconds: that it costs a video, where they were measured.
-    """
-
-    what: str
-    saves: int
-    derived: str
-    costs: str
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +141,7 @@ def analyse(record: MemoryRecord) -> Analysis:
     book = record.book
     top = max(record.events, key=lambda event: event.peak.of(book))
     peak = top.peak.of(book)
-    found = [advice for advice in _advice(record) if advice.saves > 0]
+    found = [advice for advice in advice_on(record) if advice.saves > 0]
     worth = [advice for advice in found if advice.saves >= WORTH * peak]
     loads = tuple(_loads(record))
     return Analysis(
@@ -187,7 +154,7 @@ def analyse(record: MemoryRecord) -> Analysis:
         growth=tuple(_growth(record)),
         fragmentation=_fragmentation(record),
         moments=tuple(_moments(record)),
-        advice=tuple(sorted(worth, key=_rank)),
+        advice=tuple(sorted(worth, key=rank)),
         idle=tuple(advice.what for advice in found if advice not in worth),
         failure=record.failure,
     )
@@ -202,27 +169,34 @@ def _loads(record: MemoryRecord) -> Iterator[Load]:
 
 
 def _holders(record: MemoryRecord, top: Event) -> Iterator[Holder]:
-    """Who holds the peak, the largest first; what no owner claims is told by what it can be."""
-    held = _held_at_peak(record, top)
-    known = [Holder(name, size, True) for place in _PLACES[record.book] for name, size in _at(held, place)]
+    """Who holds the peak, the largest first."""
+    sizes, known = _split(record, top.peak, _held_at_peak(record, top))
+    holders = [Holder(name, size, name in known) for name, size in sizes.items()]
+    yield from sorted(holders, key=lambda holder: -holder.size)
+
+
+def _split(record: MemoryRecord, amounts: Amounts, held: Held) -> tuple[dict[str, int], set[str]]:
+    """What is held in the book that decides, by owner, and which of these say so themselves; what no owner claims is
+    told by what it can be."""
+    known = dict(owner for place in PLACES[record.book] for owner in owners(held, place))
     if record.book == "device_used":
-        inside, outside = (sum(size for _, size in _at(held, place)) for place in ("allocator", "device"))
-        allocated, reserved, used = (top.peak.of(book) for book in ("allocated", "reserved", "device_used"))
+        inside, outside = (sum(size for _, size in owners(held, place)) for place in ("allocator", "device"))
+        allocated, reserved, used = (amounts.of(book) for book in ("allocated", "reserved", "device_used"))
         rest = {
-            "tensors of no known owner (activations, latents, caches)": allocated - inside,
-            "kept by PyTorch's allocator without a tensor in it": reserved - allocated,
+            TENSORS: allocated - inside,
+            KEPT: reserved - allocated,
             "not attributed (CUDA context, kernels, graphs)": used - reserved - outside,
         }
     else:
         begun = (event.before for event in record.events if event.stage in ("build", "load"))
         start = next(begun, record.events[0].before).resident_set
-        claimed = sum(holder.size for holder in known)
         rest = {
             "the process before anything was loaded": start,
-            "not attributed (activations, arenas, libraries)": top.peak.resident_set - start - claimed,
+            "not attributed (activations, arenas, libraries)": amounts.resident_set
+            - start
+            - sum(known.values()),
         }
-    holders = known + [Holder(name, size, False) for name, size in rest.items()]
-    yield from sorted(holders, key=lambda holder: -holder.size)
+    return known | rest, set(known)
 
 
 def _held_at_peak(record: MemoryRecord, top: Event) -> Held:
@@ -231,30 +205,32 @@ def _held_at_peak(record: MemoryRecord, top: Event) -> Held:
     return record.events[index - 1].held if top.stage == "unload" and index else top.held
 
 
-def _at(held: Held, place: Place) -> list[tuple[str, int]]:
-    return list(held.get(place, {}).items())
-
-
 def _growth(record: MemoryRecord) -> Iterator[Growth]:
     books: tuple[Book, ...] = (
         ("allocated", "device_used") if record.book == "device_used" else ("resident_set",)
     )
-    frames = [1 if event.index == 1 else 4 for event in record.of("decode")]  # the first latent frame is one
+    denoise, decode = _last_of_each(record.of("denoise")), _last_of_each(record.of("decode"))
+    frames = [1 if event.index == 1 else 4 for event in decode]  # the first latent frame is one
     places = {
-        "denoising step": (record.of("denoise"), list(range(len(record.of("denoise"))))),
-        "decoded frame": (record.of("decode"), list(accumulate(frames))),
+        "denoising step": (denoise, list(range(len(denoise)))),
+        "decoded frame": (decode, list(accumulate(frames))),
     }
     for per, (events, at) in places.items():
         for book in books:
             if len(events) >= 2:
-                yield _slope(per, book, at, [event.after.of(book) for event in events])
+                yield _grown(record, per, book, events, at)
 
 
-def _slope(per: str, book: Book, at: list[int], held: list[int]) -> Growth:
-    from scipy.stats import theilslopes
+def _last_of_each(events: Sequence[Event]) -> list[Event]:
+    """A step that something interrupts has an event before it and one after it, which tells what is held."""
+    return list({event.index: event for event in events}.values())
 
-    slope, _, low, high = map(float, theilslopes(held, at, CONFIDENCE))
-    enough = len(held) >= FEWEST
+
+def _grown(record: MemoryRecord, per: str, book: Book, events: Sequence[Event], at: list[int]) -> Growth:
+    held = [event.after.of(book) for event in events]
+    slope, low, high = _slope(at, held)
+    half, enough = len(held) // 2, len(held) >= FEWEST
+    late = _slope(at[half:], held[half:])[0] * (at[-1] - at[half]) if enough else 0.0
     return Growth(
         per,
         book,
@@ -263,7 +239,25 @@ def _slope(per: str, book: Book, at: list[int], held: list[int]) -> Growth:
         high if enough else None,
         len(held),
         slope * (at[-1] - at[0]),
+        late,
+        _growing(record, book, events, at),
     )
+
+
+def _growing(record: MemoryRecord, book: Book, events: Sequence[Event], at: list[int]) -> str:
+    """Who grows most over some stages."""
+    splits = [_split(record, event.after, event.held)[0] for event in events]
+    inside = {name for event in events for name, _ in owners(event.held, "allocator")} | {TENSORS}
+    names = sorted({name for split in splits for name in split if book != "allocated" or name in inside})
+    return max(names, key=lambda name: _slope(at, [split.get(name, 0) for split in splits])[0])
+
+
+def _slope(at: list[int], held: list[int]) -> tuple[float, float, float]:
+    """The slope of Theil and Sen, and its interval."""
+    from scipy.stats import theilslopes
+
+    slope, _, low, high = map(float, theilslopes(held, at, CONFIDENCE))
+    return slope, low, high
 
 
 def _fragmentation(record: MemoryRecord) -> Fragmentation | None:
@@ -277,168 +271,30 @@ def _fragmentation(record: MemoryRecord) -> Fragmentation | None:
 def _moments(record: MemoryRecord) -> list[Moment]:
     book = record.book
     moments = [
-        Moment(event.label, event.peak.of(book), event.peak.of(book) - event.before.of(book))
-        for event in record.events
+        Moment(
+            event.label,
+            event.peak.of(book),
+            event.peak.of(book) - event.before.of(book),
+            _taker(record, index),
+        )
+        for index, event in enumerate(record.events)
     ]
     return sorted(moments, key=lambda moment: -moment.above)[:MOMENTS]
 
 
-# ---- advice -------------------------------------------------------------------------------------------------
+def _taker(record: MemoryRecord, index: int) -> str:
+    """Who took most of what a stage held above what was held before."""
+    event, earlier = record.events[index], record.events[index - 1].held if index else {}
+    before = _split(record, event.before, earlier)[0]
+    if before.get(TENSORS, 0) < 0:  # caches are told of a stage that ended without them
+        before = _split(record, event.before, _common(earlier, event.held))[0]
+    peak = _split(record, event.peak, _held_at_peak(record, event))[0]
+    return max(peak, key=lambda name: peak[name] - before.get(name, 0))
 
 
-def _rank(advice: Advice) -> tuple[bool, float]:
-    """Known costs before unknown ones; then by bytes a second of cost, or by bytes."""
-    if advice.seconds is None:
-        return True, -advice.saves
-    return False, -advice.saves / advice.seconds if advice.seconds else float("-inf")
-
-
-def _advice(record: MemoryRecord) -> Iterator[Advice]:
-    seconds = {event.name: event.end - event.start for event in record.of("load")}
-    yield Advice(
-        "build engines beforehand (wan-trt build), or run again: the cache has them now",
-        _saving(record, lambda event: event.peak.of(record.book) if event.stage == "build" else 0),
-        "the peak of every stage but the building",
-        "nothing: an engine is built once",
-        0.0,
-    )
-    yield from _only_in_its_stage(record, seconds)
-    if record.book == "device_used":
-        yield from _on_the_device(record)
-    yield from _smaller_weights(record)
-    yield from _tiles(record)
-
-
-def _saving(record: MemoryRecord, less: Callable[[Event], float]) -> int:
-    """How far the peak of the run comes down where each stage's is lower by ``less``."""
-    book = record.book
-    lower = max(event.peak.of(book) - less(event) for event in record.events)
-    return round(max(event.peak.of(book) for event in record.events) - lower)
-
-
-def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> Iterator[Advice]:
-    """Hold weights only while the stage runs that needs them; never those that nothing runs."""
-    loaded = {event.name for event in record.of("load")}
-    unused = {part for part, engine in REPLACED.items() if {part, engine} <= loaded}
-    groups: dict[Stage | None, list[str]] = {}
-    for name in sorted(loaded):
-        stage = None if name in unused else USED_IN.get(name.removesuffix(" engine"))
-        if stage is not None or name in unused:
-            groups.setdefault(stage, []).append(name)
-
-    def idle(names: list[str], stage: Stage | None) -> Callable[[Event], float]:
-        def size(event: Event) -> float:
-            busy = event.stage == stage or event.name in names
-            return 0 if busy else _weights(record, event, names)
-
-        return size
-
-    singles = {stage: idle(names, stage) for stage, names in groups.items()}
-    device = record.book == "device_used"
-    where = (
-        ", give it back to the driver and load it then or keep it in host memory"
-        if device
-        else ", load it then"
-    )
-    for stage, names in groups.items():
-        listed = ", ".join(names)
-        if stage is None:
-            yield Advice(
-                f"let go of {listed}: engines do its work",
-                _saving(record, singles[stage]),
-                "the peak of every stage less these weights",
-                "nothing: no stage runs it",
-                0.0,
-            )
-            continue
-        again = sum(seconds[name] for name in names)
-        yield Advice(
-            f"hold {listed} only for {stage.replace('_', ' ')}{where}",
-            _saving(record, singles[stage]),
-            f"the peak of every other stage less its weights ({_size(record, names)})",
-            f"at most {again:.3g} s a video: the time that loading took, measured",
-            again,
-        )
-    if len(groups) > 1:
-        again = sum(seconds[name] for names in groups.values() for name in names)
-        yield Advice(
-            f"all of these: hold every component only for its own stage{where}",
-            _saving(record, lambda event: sum(less(event) for less in singles.values())),
-            "the peak of every stage less the weights of the components that it does not use",
-            f"at most {again:.3g} s a video: the time that loading took, measured",
-            again,
-        )
-
-
-def _on_the_device(record: MemoryRecord) -> Iterator[Advice]:
-    encoder = [event.name for event in record.of("load") if event.name.startswith("text_encoder")]
-    if encoder:
-        yield Advice(
-            "run the text encoder on the CPU",
-            _saving(record, lambda event: _weights(record, event, encoder)),
-            f"the peak of every stage less its weights ({_size(record, encoder)})",
-            "a slower text encode, not measured",
-        )
-    yield Advice(
-        "let PyTorch's allocator give back what holds no tensor (expandable segments, or empty_cache between stages)",
-        _saving(record, lambda event: event.peak.of("reserved") - event.peak.of("allocated")),
-        "the peak of every stage less reserved and not allocated: what remains is at least this",
-        "allocations anew after each release, not measured",
-    )
-
-
-def _smaller_weights(record: MemoryRecord) -> Iterator[Advice]:
-    for event in record.of("load"):
-        whole_only = event.name.removesuffix(" engine") in WHOLE_ONLY
-        if record.precisions.get(f"{event.name} weights") in _WHOLE and not whole_only:
-            yield _precision(record, event.name, "in half precision", 1 / 2)
-    for event in record.of("load"):
-        if event.name == "text_encoder":
-            whole = record.precisions.get("text_encoder weights") in _WHOLE
-            yield _precision(record, event.name, "in INT8", 3 / 4 if whole else 1 / 2)
-
-
-def _precision(record: MemoryRecord, name: str, form: str, share: float) -> Advice:
-    return Advice(
-        f"{name} {form}",
-        _saving(record, lambda event: share * _weights(record, event, [name])),
-        f"the peak of every stage less {share:.0%} of its weights ({_size(record, [name])}); parts that must stay"
-        " in float32 would save nothing",
-        "accuracy: the parity suite says how much",
-    )
-
-
-def _tiles(record: MemoryRecord) -> Iterator[Advice]:
-    """Of the stock VAE, which alone can decode in tiles."""
-    sizes = [record.run.get(name) for name in ("height", "width", "num_frames")]
-    stock = any(event.name == "vae" for event in record.of("load"))
-    replaced = any(event.name == REPLACED["vae"] for event in record.of("load"))
-    decode = record.of("decode")
-    if not (decode and stock and not replaced and all(isinstance(size, int) for size in sizes)):
-        return
-    height, width, frames = (int(size or 0) for size in sizes)
-    video, book = 3 * height * width * frames * 4, record.book
-
-    def less(event: Event) -> float:
-        own = event.peak.of(book) - decode[0].before.of(book) - video
-        return (1 - 1 / TILES) * max(0, own) if event.stage == "decode" else 0
-
-    yield Advice(
-        f"decode in {TILES} tiles",
-        _saving(record, less),
-        "the peak of the decode less 3/4 of what it holds above its beginning and the video itself"
-        f" ({quantity(video, 'B')}), as activations go with the area; tiles overlap, so a little less",
-        "a longer decode, as tiles overlap, and other pixels at the seams, neither measured",
-    )
-
-
-def _weights(record: MemoryRecord, event: Event, names: list[str]) -> int:
-    """Bytes of the weights of components that are held during an event, in the book that decides."""
-    owners = {f"{name} weights" for name in names}
-    return sum(
-        size for place in _PLACES[record.book] for owner, size in _at(event.held, place) if owner in owners
-    )
-
-
-def _size(record: MemoryRecord, names: list[str]) -> str:
-    return quantity(max(_weights(record, event, names) for event in record.events), "B")
+def _common(held: Held, later: Held) -> Held:
+    """What is held by owners that hold something later too."""
+    return {
+        place: {name: size for name, size in own.items() if name in later.get(place, {})}
+        for place, own in held.items()
+    }

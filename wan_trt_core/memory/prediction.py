@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wan_trt_core.cases import COMPOSITES
+from wan_trt_core.memory.measured import LEAN_SCRATCH
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.footprint import (
@@ -66,8 +67,7 @@ frames, 0.38 at 81."""
 SCRATCH: Mapping[str, float] = {"transformer": 1.7, "vae": 1.2}
 """TensorRT's scratch memory over what PyTorch would hold, by part: 0.66 GB for 0.39, 9.40 GB for 7.81. Of the engines
 that encode nothing was measured: they are taken to be as those that decode."""
-LEAN_SCRATCH = 0.9
-"""That of the lean decoder's engines over the usual ones': 7.68 GB for 8.60."""
+
 # ---- measured on two cores of a Xeon 6, glibc 2.36, tiny-wan -----------------------------------------------
 
 KEPT_BY_MALLOC = 300_000_000
@@ -495,6 +495,14 @@ _SETTINGS: Mapping[str, str] = {
     "share_scratch": "tensorrt.share_scratch",
 }
 """The setting that each field of a choice is."""
+
+
+def memory_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that decide what memory a run needs, but for those that are as by default: what advice on its
+    events leaves out."""
+    flat, usual = settings.flat(), type(settings)().flat()
+    keys = (*_SETTINGS.values(), "pipeline.attention_slicing", "tensorrt.max_graphs")
+    return {key: flat[key] for key in keys if key in flat and flat[key] != usual[key]}
 
 
 def choice_of(settings: Settings, precision: str | Mapping[str, str]) -> Choice:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory_events import Event, Failure, MemoryRecord
+from wan_trt_core.memory.advice import Advice
 from wan_trt_core.memory.analysis import WORTH, Analysis, Growth, analyse
 from wan_trt_core.records import write_text
 from wan_trt_core.report.charts import BOOKS, Chart, memory_timeline
@@ -108,7 +109,8 @@ def _notes(record: MemoryRecord, found: Analysis) -> Iterator[str]:
     growing = [growth for growth in found.growth if growth.grows and growth.total >= WORTH * found.peak]
     for growth in growing:
         own = f"; {_video(record)}" if growth.per == "decoded frame" else ""
-        yield f"Grows by {_bytes(growth.slope)} a {growth.per} {BOOKS[growth.book]}{own}"
+        grown = f"Grows by {_bytes(growth.slope)} a {growth.per} {BOOKS[growth.book]}"
+        yield f"{grown}, most of it {growth.who}{own}"
     if found.fragmentation and found.fragmentation.reserved:
         unused, reserved = found.fragmentation.unused, found.fragmentation.reserved
         yield (
@@ -185,7 +187,7 @@ def _growth(found: Analysis) -> Table:
             _bytes(growth.slope),
             _interval(growth),
             str(growth.points),
-            "yes" if growth.grows else "not shown",
+            "yes" if growth.grows else "levels off" if growth.rose else "not shown",
         )
         for growth in found.growth
     ]
@@ -200,17 +202,22 @@ def _interval(growth: Growth) -> str:
 
 
 def _moments(found: Analysis) -> Table:
-    rows = [(moment.stage, _bytes(moment.peak), _bytes(moment.above)) for moment in found.moments]
-    return Table("Biggest moments", ("stage", "peak", "above what was held before"), tuple(rows))
+    rows = [(moment.stage, _bytes(moment.peak), _bytes(moment.above), moment.who) for moment in found.moments]
+    header = ("stage", "peak", "above what was held before", "most of it")
+    return Table("Biggest moments", header, tuple(rows))
 
 
 def _advice(found: Analysis) -> Table:
     rows = [
-        (f"{number}. {advice.what}", _bytes(advice.saves), advice.costs, advice.derived)
+        (f"{number}. {advice.what}", _saves(advice), advice.costs, advice.derived)
         for number, advice in enumerate(found.advice, 1)
     ]
     header = ("what would lower the peak", "saves (modelled)", "costs", "derived from")
     return Table("Recommendations", header, tuple(rows))
+
+
+def _saves(advice: Advice) -> str:
+    return _bytes(advice.saves) if advice.modelled else f"to be measured, of {_bytes(advice.saves)}"
 
 
 def _timeline(record: MemoryRecord) -> Table:

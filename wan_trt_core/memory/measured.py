@@ -1,0 +1,26 @@
+"""Numbers that neither shapes nor events tell, each with where it is from."""
+
+from __future__ import annotations
+
+# ---- measured: one NVIDIA H200, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/memory.md, docs/performance.md) ------
+
+DECODE_SECONDS = 1.5 / (480 * 832 * 81)
+"""Of the VAE decode in float32 on engines, for each pixel of a video."""
+TILE_PIXEL = 1.28
+"""What a pixel of a tile takes over one of a whole frame: 3.17 s of a decode whose tiles are 1.66 times the frames."""
+LEAN_TIME = 1.026
+"""What the lean decoder takes over the usual one: 1539 ms for 1500."""
+LEAN_SCRATCH = 0.9
+"""The scratch memory of the lean decoder's engines over the usual ones': 7.68 GB for 8.60."""
+SINGLE_TIME = 1.053
+"""What one latent frame a step takes over two: 1500 ms for 1425."""
+SINGLE_SCRATCH = 0.5
+"""Scratch memory of the decoder's engines with one latent frame a step over that with two: 7.4 GiB of it went where 8.0
+are left."""
+STREAMED_SCRATCH = 0.3
+"""Scratch memory that a DiT's engine needs more for each byte of weights that it streams: 0.83 GB for 2.8."""
+
+# ---- assumed, to put prices in an order --------------------------------------------------------------------
+
+BUS = 25e9
+"""Bytes a second from pinned host memory: 16 lanes of PCIe 4 have 32e9 on paper."""

@@ -409,7 +409,7 @@ def _graphs(record: MemoryRecord) -> Iterator[Advice]:
     if _setting(record, "tensorrt.max_graphs") == 1:
         return
     first = _cuda(record.events[0].before, record.events[0].held if record.events[0].stage != "load" else {})
-    held: int = max(sum(getattr(event, "graphs", {}).values()) for event in record.events)
+    held: int = max(sum(event.graphs.values()) for event in record.events)
     yield Advice(
         f"keep fewer CUDA graphs (tensorrt.max_graphs){f': up to {held} were held' if held else ''}",
         _saving(record, lambda event: max(0, _cuda(event.peak, event.held) - first)),

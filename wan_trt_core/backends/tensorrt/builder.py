@@ -72,7 +72,8 @@ def build_plan(
         plan = interruptible(lambda: builder.build_serialized_network(network, config), phases)
     if plan is None:
         raise EngineError(
-            f"building engine {model.component}_{model.precision}: {reasons(log)}; {free_memory()}"
+            f"building engine {model.component}_{model.precision}: {reasons(log)};"
+            f" its ONNX file has {_size(model.path) / GIB:.2f} GiB, {free_memory()}"
         )
     seconds = time.perf_counter() - started
     name = f"{model.component}_{model.precision}.trt"
@@ -92,6 +93,11 @@ def build_plan(
         "unplanned": list(description.unplanned),
         "precisions": dict(description.precisions or {}),
     }
+
+
+def _size(path: Path) -> int:
+    """Bytes of an ONNX file and of its external data."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
 
 class _Graph:
@@ -245,7 +251,10 @@ def _inspect(
     """
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"the built plan does not load: {reasons(log)}; {free_memory()}")
+        raise EngineError(
+            f"the built plan does not load: {reasons(log)};"
+            f" the plan has {memoryview(plan).nbytes / GIB:.2f} GiB, {free_memory()}"
+        )
     report = layer_report(engine)
     (folder / LAYERS).write_text(report)
     return layers_of(report), _scratch(trt, engine, profile)

@@ -311,6 +311,7 @@ def main() -> None:
     assert (folder / "attention_fp16.trt").read_bytes() == b"the plan"
     wide = builder.build_plan(model("attention", "fp32"), folder, settings, folder / "gpu.timing", None)
     assert (wide["attentions"], wide["unfused"]) == (0, []), wide  # there are no fused kernels for float32
+    assert wide["unfusable"] == ["node_attention (float32)"] == [*read_description(folder).unfusable], wide
     try:
         builder.build_plan(model("refused"), folder, settings, folder / "gpu.timing", None)
     except EngineError as error:

@@ -141,10 +141,19 @@ class TestVerification:
         onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
         assert _Graph(tmp_path / "m.onnx").products == {"product": "float16"}
 
-    @pytest.mark.parametrize(("head", "fusable"), [(128, ("softmax",)), (384, ())])
-    def test_a_head_too_wide_is_seen_through_what_is_added_to_the_scores(
-        self, head: int, fusable: tuple[str, ...], tmp_path: Path
+    @pytest.mark.parametrize(
+        ("dtype", "head", "why"),
+        [
+            ("FLOAT16", 128, ""),
+            ("BFLOAT16", 256, ""),
+            ("FLOAT16", 384, "a head of 384"),  # the VAE's
+            ("FLOAT", 128, "float32"),
+        ],
+    )
+    def test_an_attention_that_has_no_fused_kernel_is_told_with_why(
+        self, dtype: str, head: int, why: str, tmp_path: Path
     ) -> None:
+        """The product is seen through what is added to the scores."""
         import onnx
         from onnx import TensorProto, helper
 
@@ -161,10 +170,13 @@ class TestVerification:
             "sums": [8, 4],
             "y": [8, 4],
         }
-        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, of) for name, of in shapes.items()]
+        kind = getattr(TensorProto, dtype)
+        values = [helper.make_tensor_value_info(name, kind, of) for name, of in shapes.items()]
         graph = helper.make_graph(nodes, "g", values[:3], values[5:], value_info=values[3:5])
         onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
-        assert _Graph(tmp_path / "m.onnx").fusable == fusable
+        found = _Graph(tmp_path / "m.onnx")
+        assert found.fusable == (() if why else ("softmax",))
+        assert found.unfusable == ((f"softmax ({why})",) if why else ())
 
     def test_a_report_that_tells_of_no_product_proves_nothing(self) -> None:
         found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})

@@ -90,6 +90,7 @@ def build_plan(
         "layers": len(layers),
         "attentions": description.attentions,
         "unfused": list(description.unfused),
+        "unfusable": list(description.unfusable),
         "unplanned": list(description.unplanned),
         "precisions": dict(description.precisions or {}),
     }
@@ -120,11 +121,13 @@ class _Graph:
             for node in self.nodes
             if node.op_type in PRODUCTS and node.output[0] in self.tensors
         }
-        self.fusable = tuple(
-            node.name
+        why_not = {
+            node.name: self._why_not_fusable(node, _scored_by(node, makers))
             for node in self.nodes
-            if node.op_type == "Softmax" and self._is_fusable(node, _scored_by(node, makers))
-        )
+            if node.op_type == "Softmax"
+        }
+        self.fusable = tuple(name for name, why in why_not.items() if not why)
+        self.unfusable = tuple(f"{name} ({why})" for name, why in why_not.items() if why)
 
     def module_of(self, node: str) -> str:
         """The PyTorch module that a node came from, as ``blocks.3.attn1``; empty where it is not known."""
@@ -144,16 +147,17 @@ class _Graph:
         given = casts[0]
         return given.dtype if given is not None and given.dtype in FUSABLE else made
 
-    def _is_fusable(self, softmax: Any, product: Any | None) -> bool:
-        """Whether TensorRT has a fused kernel for the attention of a softmax, with the product that feeds it.
+    def _why_not_fusable(self, softmax: Any, product: Any | None) -> str:
+        """Why TensorRT has no fused kernel for the attention of a softmax, with the product that feeds it.
 
-        Something may be added to the scores between the two.
+        Empty where it has one. Something may be added to the scores between the two.
         """
         query = self.tensors.get(product.input[0]) if product is not None else None
         head = query.shape[-1] if query is not None else None
-        too_wide = isinstance(head, int) and head > FUSABLE_HEAD
         made = self.tensors.get(softmax.output[0])
-        return made is not None and made.dtype in FUSABLE and not too_wide
+        if made is None or made.dtype not in FUSABLE:
+            return made.dtype if made is not None else "of a dtype that the graph does not tell"
+        return f"a head of {head}" if isinstance(head, int) and head > FUSABLE_HEAD else ""
 
     def _info(self, value: Any) -> TensorInfo:
         tensor = value.type.tensor_type
@@ -283,6 +287,7 @@ def _describe(
         profiles=profiles,
         attentions=len(graph.fusable),
         unfused=unfused_attentions(layers, graph.fusable),
+        unfusable=graph.unfusable,
         unplanned=unplanned_precisions(layers, graph.products),
         precisions=computed_in(layers),
     )

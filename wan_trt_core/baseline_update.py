@@ -476,10 +476,9 @@ def folder_in_repository(folder: Path) -> str:
 
 
 def _hardware(backend: str | None) -> str:
-    from wan_trt_core.backends.registry import device_of
-    from wan_trt_core.measure.environment import hardware_key
+    from wan_trt_core.measure.environment import hardware_key_of
 
-    return hardware_key(device_of(load_settings(overrides={"backend": backend}).settings))
+    return hardware_key_of(load_settings(overrides={"backend": backend}).settings)
 
 
 def _banded(cases: Sequence[Case], suite: Suite) -> dict[str, Case]:

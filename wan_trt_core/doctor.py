@@ -291,11 +291,10 @@ def _baselines(settings: Settings) -> Finding:
 
 
 def _hardware_key(settings: Settings) -> str | None:
-    from wan_trt_core.backends.registry import device_of
-    from wan_trt_core.measure.environment import hardware_key
+    from wan_trt_core.measure.environment import hardware_key_of
 
     try:
-        return hardware_key(device_of(settings))
+        return hardware_key_of(settings)
     except RuntimeError:  # no such device
         return None
 

@@ -85,6 +85,7 @@ class Listed:
     Attributes:
         bytes: size of its folder.
         created, used: when it was made and last handed out, seconds since the epoch.
+        facts: what the maker told of it.
         problem: why it must not be loaded; None for a sound one. Listing reads manifests only, verifying all.
         outdated: made by versions of packages that are not installed now, so nothing here will ask for it.
     """
@@ -96,6 +97,7 @@ class Listed:
     created: float
     used: float
     identity: Mapping[str, Any]
+    facts: Mapping[str, Any]
     problem: str | None
     outdated: bool
 
@@ -330,7 +332,7 @@ def _list_one(folder: Path, kind: Kind, judge: Callable[[Path, Kind, str], Mappi
     try:
         manifest = judge(folder, kind, key)
     except _BadEntry as error:
-        manifest, problem = {"identity": {}}, str(error)
+        manifest, problem = {"identity": {}, "facts": {}}, str(error)
         with suppress(_BadEntry):  # its files may be broken and its manifest still tell what it was
             manifest = _read_manifest(folder, kind, key)
     stat = (folder / MANIFEST).stat() if (folder / MANIFEST).exists() else folder.stat()
@@ -343,6 +345,7 @@ def _list_one(folder: Path, kind: Kind, judge: Callable[[Path, Kind, str], Mappi
         created=datetime.fromisoformat(created).timestamp() if created else stat.st_mtime,
         used=stat.st_mtime,
         identity=manifest["identity"],
+        facts=manifest["facts"],
         problem=problem,
         outdated=_outdated(manifest.get("versions", {})),
     )

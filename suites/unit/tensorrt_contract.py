@@ -1,11 +1,13 @@
 """Run the whole backend on TensorRT's real classes without TensorRT: a script for ``test_tensorrt_api``.
 
 Every object that TensorRT would make is a :class:`Checked` one: it does nothing, but refuses each attribute that its
-class does not have, each property that cannot be set, and each call that no signature of the method takes.
+class does not have, each property that cannot be set, and each call that no signature of the method takes. What the
+backend makes of a class of TensorRT's, for TensorRT to call, must have exactly its methods.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import mmap
 import re
@@ -60,6 +62,7 @@ class Checked:
     def __setattr__(self, name: str, value: Any) -> None:
         member = _member(self._kind, name)
         assert isinstance(member, property) and member.fset, f"{self._kind.__name__}.{name} cannot be set"
+        _check_callbacks(value)
         self._set[name] = value
 
 
@@ -79,7 +82,43 @@ def _member(kind: type, name: str) -> Any:
     return getattr(kind, name)
 
 
+def _made(kind: type, make: Callable[..., Any]) -> Callable[..., Any]:
+    """A constructor of a class, checked as a call, that gives what ``make`` does."""
+
+    def construct(*given: Any, **named: Any) -> Any:
+        USED.add(f"{kind.__name__}.__init__")
+        _check_call(f"{kind.__name__}.__init__", kind.__init__.__doc__ or "", given, named)
+        return make(*given, **named)
+
+    return construct
+
+
+def _check_callbacks(value: Any) -> None:
+    """What TensorRT is to call must override every method of its class, with as many arguments, and have no other."""
+    kind = type(value)
+    base = next((each for each in kind.__mro__ if each in vars(bindings).values()), None)
+    if base in (None, kind):
+        return
+    called = {
+        name: re.findall(rf"{name}\((self: [^\n]*)\) -> ", member.__doc__ or "")
+        for name, member in inspect.getmembers(base, callable)
+        if not name.startswith("_") and not isinstance(member, type)
+    }
+    ours = {name: each for name, each in vars(kind).items() if callable(each) and not name.startswith("_")}
+    assert ours.keys() == called.keys(), (
+        f"{base.__name__} has {sorted(called)}, {kind.__name__} {sorted(ours)}"
+    )
+    for name, signatures in called.items():
+        USED.add(f"{base.__name__}.{name}")
+        takes = len(inspect.signature(ours[name]).parameters)
+        assert takes in [len(_parameters(each)) for each in signatures], (
+            f"{base.__name__}.{name} of {signatures}"
+        )
+
+
 def _check_call(what: str, documentation: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    for value in (*given, *named.values()):
+        _check_callbacks(value)
     signatures = re.findall(rf"{what.split('.')[1]}\((self: [^\n]*)\) -> ", documentation)
     assert signatures, f"{what} documents no signature"
     assert any(_takes(each, given, named) for each in signatures), (
@@ -88,7 +127,7 @@ def _check_call(what: str, documentation: str, given: tuple[Any, ...], named: di
 
 
 def _takes(signature: str, given: tuple[Any, ...], named: dict[str, Any]) -> bool:
-    parameters = [part.split(":", 1) for part in re.split(r", (?=\w+:)", signature)][1:]
+    parameters = _parameters(signature)[1:]
     names = [name for name, _ in parameters]
     required = [name for name, kind in parameters if "=" not in kind]
     passed = names[: len(given)] + list(named)
@@ -96,11 +135,32 @@ def _takes(signature: str, given: tuple[Any, ...], named: dict[str, Any]) -> boo
         return False
     kinds = {name: kind.split("=")[0].strip() for name, kind in parameters}
     values = dict(zip(names, given, strict=False)) | named
-    return all(isinstance(value, _PRIMITIVES.get(kinds[name], object)) for name, value in values.items())
+    return all(_is_of(value, kinds[name]) for name, value in values.items())
 
 
-def fake_tensorrt(report: str) -> ModuleType:
-    """A module ``tensorrt`` with the bindings' own enums and base classes, and :class:`Checked` objects."""
+def _parameters(signature: str) -> list[list[str]]:
+    return [part.split(":", 1) for part in re.split(r", (?=\w+:)", signature)]
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    """Whether a value is of the type that a signature names; a tuple is taken for dimensions."""
+    found: Any = bindings
+    for part in kind.rpartition("tensorrt.")[2].split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, type):
+        return isinstance(value, _PRIMITIVES.get(kind, object))
+    if isinstance(value, Checked):
+        return issubclass(value._kind, found)
+    return isinstance(value, (found, tuple) if found is bindings.Dims else found)
+
+
+def fake_tensorrt(report: str, build: Callable[[], bytes]) -> ModuleType:
+    """A module ``tensorrt`` with the bindings' own enums and base classes, and :class:`Checked` objects.
+
+    Args:
+        report: of the engine inspector.
+        build: what building an engine does and gives.
+    """
     engine = checked_engine(report)
     cache = Checked(bindings.ITimingCache, serialize=b"timings")
     config = Checked(
@@ -111,7 +171,7 @@ def fake_tensorrt(report: str) -> ModuleType:
         create_network=Checked(bindings.INetworkDefinition),
         create_builder_config=config,
         create_optimization_profile=Checked(bindings.IOptimizationProfile),
-        build_serialized_network=b"the plan",
+        build_serialized_network=Answer(lambda network, config: build()),
     )
     module = ModuleType("tensorrt")
     module.__dict__.update(
@@ -119,9 +179,11 @@ def fake_tensorrt(report: str) -> ModuleType:
     )
     module.__dict__.update(
         __version__=bindings.__version__,
-        Builder=lambda log: builder,
-        OnnxParser=lambda network, log: parser_of(network),
-        Runtime=lambda log: Checked(bindings.Runtime, deserialize_cuda_engine=engine),
+        Builder=_made(bindings.Builder, lambda log: builder),
+        OnnxParser=_made(bindings.OnnxParser, lambda network, log: parser_of(network)),
+        Runtime=_made(
+            bindings.Runtime, lambda log: Checked(bindings.Runtime, deserialize_cuda_engine=engine)
+        ),
     )
     return module
 
@@ -153,12 +215,17 @@ def checked_engine(report: str) -> Checked:
     )
 
 
-def write_attention(path: Path, dtype: int) -> None:
-    """``softmax(x) @ y`` over a dynamic number of rows, with the notes that PyTorch's exporter leaves."""
+def write_attention(path: Path, dtype: int, rows_out: str) -> None:
+    """``softmax(x) @ y`` over a dynamic number of rows, with the notes that PyTorch's exporter leaves.
+
+    Args:
+        rows_out: name of the output's first axis: that of the input is ``rows``.
+    """
     import onnx
     from onnx import helper
 
-    rows = [helper.make_tensor_value_info(name, dtype, ["rows", 4]) for name in ("x", "p", "out")]
+    named = {"x": "rows", "p": "rows", "out": rows_out}
+    rows = [helper.make_tensor_value_info(name, dtype, [axis, 4]) for name, axis in named.items()]
     weights = helper.make_tensor("y", dtype, [4, 4], [1.0] * 16)
     nodes = [
         helper.make_node("Softmax", ["x"], ["p"], name="node_attention", axis=-1),
@@ -205,7 +272,6 @@ def main() -> None:
     from wan_trt_core.backends.tensorrt.plan import LAYERS, read_description
     from wan_trt_core.config import load_settings
 
-    sys.modules["tensorrt"] = fake_tensorrt('{"Layers": []}')
     given = {
         "tensorrt.profiles": ["fixed", "range"],
         "tensorrt.workspace_gib": 1.0,
@@ -213,16 +279,24 @@ def main() -> None:
     }
     settings = load_settings(overrides=given, environ={}).settings
     folder = Path(tempfile.mkdtemp())
+
+    def build() -> bytes:
+        (folder / "gpu.timing").write_bytes(f"of another build, {len(builds)}".encode())
+        builds.append("built")
+        return b"the plan"
+
+    builds: list[str] = []
+    sys.modules["tensorrt"] = fake_tensorrt('{"Layers": []}', build)
     shapes = {"x": {"min": (1, 4), "opt": (2, 4), "max": (8, 4)}}
     opt_shapes = {"x": {"min": (2, 4), "opt": (2, 4), "max": (4, 4)}}
 
-    def model(name: str, precision: str = "fp16") -> OnnxModel:
+    def model(name: str, precision: str = "fp16", rows_out: str = "rows") -> OnnxModel:
         path = folder / f"{name}_{precision}.onnx"
-        write_attention(path, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT)
+        write_attention(path, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT, rows_out)
         return OnnxModel(name, precision, path, "", "p", shapes, opt_shapes, ("x",), ("out",))
 
     warned = Warned("wan_trt_core")
-    for _ in range(2):  # the second build finds the timings of the first
+    for _ in range(2):  # the second finds timings, and both, when they end, those of a build beside them
         facts = builder.build_plan(model("attention"), folder, settings, folder / "gpu.timing", None)
     assert facts["unfused"] == ["node_attention"], facts
     assert facts["build_seconds"] > 0 and facts["weights"] == len(b"the plan"), facts
@@ -237,6 +311,7 @@ def main() -> None:
     assert (folder / "attention_fp16.trt").read_bytes() == b"the plan"
     wide = builder.build_plan(model("attention", "fp32"), folder, settings, folder / "gpu.timing", None)
     assert (wide["attentions"], wide["unfused"]) == (0, []), wide  # there are no fused kernels for float32
+    assert wide["unfusable"] == ["node_attention (float32)"] == [*read_description(folder).unfusable], wide
     try:
         builder.build_plan(model("refused"), folder, settings, folder / "gpu.timing", None)
     except EngineError as error:
@@ -257,9 +332,14 @@ def main() -> None:
         engine.run({"x": torch.zeros(2, 4)})
     assert times == [] and engine.layers() == ()
     told: list[tuple[str, float]] = []
-    bindings.IProfiler.report_layer_time  # noqa: B018  (what TensorRT calls)
     api.layer_clock(lambda name, ms: told.append((name, ms))).report_layer_time("layer", 0.5)
     assert told == [("layer", 0.5)]
+    engine.close()
+    builder.build_plan(model("chosen", rows_out="found"), folder, settings, folder / "gpu.timing", None)
+    engine = backend.TensorRtBackend().load(
+        folder, settings
+    )  # whose output has a size that only TensorRT knows
+    assert engine.run({"x": torch.zeros(2, 4, dtype=torch.float16)})["out"].shape == (2, 4)
     engine.close()
     print(bindings.__version__, *sorted(USED), sep="\n")
 

@@ -210,7 +210,7 @@ MISTAKES = {
     "speed-up of zero": (HEAD + DIT + PERF % ", speedup: 0", r"cases.yaml:6: .*'perf.speedup' is 0: must be greater than 0"),
     "under the gate without reason": (HEAD + DIT + PERF % ", speedup: 1.2", r"cases.yaml:6: .*'perf.speedup' is 1.2, under the gate of 1.5: it needs a 'reason'"),
     "beside the gate, misspelt": (HEAD + DIT + PERF % ", also: [torch-compiled]", r"cases.yaml:6: .*'perf.also.0' is 'torch-compiled': must be 'torch-compile' or 'no-cuda-graphs'"),
-    "graphs of a backend without": (HEAD + DIT + PERF % ", also: [no-cuda-graphs]", r"cases.yaml:6: .*'perf.also' asks for no-cuda-graphs, but the backend is onnxruntime; only tensorrt"),
+    "graphs of a backend without": (HEAD + DIT + PERF % ", also: [no-cuda-graphs], limits: {graph_gain: {min: 1, reason: r}}", r"cases.yaml:6: .*a limit of graph_gain needs the backend tensorrt, and the case's is onnxruntime"),
     "a limit of what is not measured": (HEAD + DIT + PERF % ", limits: {compile_speedup: {min: 1, reason: r}}", r"cases.yaml:6: .*a limit of compile_speedup needs 'torch-compile' in 'perf.also'"),
     "a limit of what the gate holds": (HEAD + DIT + PERF % ", limits: {speedup: {min: 1, reason: r}}", r"cases.yaml:6: .*no metric 'speedup'; .*allowed: compile_speedup, graph_gain"),
     "a limit beside the gate on the wrong side": (HEAD + DIT + PERF % ", also: [torch-compile], limits: {compile_speedup: {max: 1, reason: r}}", r"cases.yaml:6: .*compile_speedup' needs a min"),
@@ -240,14 +240,41 @@ def test_under_the_gate_with_its_reason(load: Load) -> None:
 
 
 def test_what_is_timed_beside_the_gate(load: Load) -> None:
-    text = ", also: [torch-compile, no-cuda-graphs], limits: {compile_speedup: {min: 1.0, reason: one line}}"
+    text = ", also: [torch-compile, no-cuda-graphs], limits: {graph_gain: {min: 1.0, reason: or what are they for}}"
     file = load(HEAD + DIT + "    backend: tensorrt\n" + PERF % text)
     perf = file.cases[0].perf
     assert perf is not None
-    assert perf.also == ("torch-compile", "no-cuda-graphs")
-    assert perf.limits["compile_speedup"].min == 1.0
-    with pytest.raises(CaseFileError, match=r"--wan-backend does not fit case 'one' of .*no-cuda-graphs"):
+    assert file.cases[0].beside == perf.also == ("torch-compile", "no-cuda-graphs")
+    assert perf.limits["graph_gain"].min == 1.0
+    with pytest.raises(
+        CaseFileError, match=r"--wan-backend does not fit case 'one' of .*needs the backend tensorrt"
+    ):
         file.overridden(backend="onnxruntime").require_names(ALLOWED, "--wan-backend")
+
+
+def test_cuda_graphs_are_left_out_of_where_there_are_none(load: Load) -> None:
+    """So that one case file, and its defaults, serve machines with a GPU and without."""
+    file = load(HEAD + DIT + PERF % ", also: [torch-compile, no-cuda-graphs]")
+    (case,) = file.cases
+    assert case.beside == ("torch-compile",)
+    (other,) = file.overridden(backend="tensorrt").cases
+    assert other.beside == ("torch-compile", "no-cuda-graphs")
+
+
+def test_every_engine_of_this_repository_is_timed_without_cuda_graphs() -> None:
+    """Of its own cases, each component that has an engine; of whole videos only tiny-wan's, where they matter."""
+    cases = (
+        load_cases(Path(__file__).parents[1] / "cases.yaml", allowed_names())
+        .overridden(backend="tensorrt")
+        .cases
+    )
+    timed = [case for case in cases if case.perf and case.only_backends != ("torch",)]
+    without = {case.id for case in timed if "no-cuda-graphs" not in case.beside}
+    assert {case.component for case in timed if case.id in without} == {"pipeline"}
+    assert not any("tiny" in name for name in without)
+    assert {"dit", "vae_decoder", "vae_encoder", "text_encoder"} <= {
+        case.component for case in timed if case.model == "tiny-wan"
+    }
 
 
 PROMPTS = (

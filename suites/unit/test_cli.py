@@ -378,6 +378,28 @@ class TestEngines:
         assert entry["identity"]["component"] == "dit"
         assert entry["problem"] is None
 
+    def test_show_has_the_facts_the_largest_activations_first(self, wan: Wan, tmp_path: Path) -> None:
+        largest = {f"blocks.{index}": float(index) for index in range(9)}
+        facts = {"seconds": 2.5, "unfused": [], "model": {"path": "dit.onnx", "largest_activations": largest}}
+
+        def make(folder: Path) -> dict[str, Any]:
+            return facts
+
+        store = EngineCache(tmp_path / "cache")
+        key = store.get_or_make("onnx", {"component": "dit", "precision": "fp16"}, make).manifest["key"]
+        code, out, _ = wan("engines", "show", key[:8])
+        assert code == 0
+        assert "onnx dit fp16" in out and "none" in out and "dit.onnx" in out
+        shown = [line for line in out.splitlines() if "blocks." in line]
+        assert ["blocks.8 8" in shown[0], "blocks.4 4" in shown[-1], len(shown)] == [True, True, 5]
+        assert "and 4 more" in out
+        assert json.loads(wan("engines", "show", key, "--json")[1])["facts"]["model"] == facts["model"]
+
+    def test_show_wants_one_entry(self, wan: Wan, store: EngineCache) -> None:
+        code, _, err = wan("engines", "show", "zz")
+        assert code == 2
+        assert "is the beginning of 0 keys" in " ".join(err.replace("│", " ").split())
+
     def test_verify_names_a_flipped_byte_and_fails(self, wan: Wan, store: EngineCache) -> None:
         assert wan("engines", "verify")[0] == 0
         (store.list()[0].folder / "graph.onnx").write_bytes(b"grapH")

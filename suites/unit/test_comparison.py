@@ -521,6 +521,21 @@ def test_what_a_case_names_is_timed_beside_its_gate(perf_case: Case) -> None:
     assert verdict_of(perf_case, "perf", measurement).verdict is Verdict.PASS
 
 
+def test_a_backend_without_cuda_graphs_is_not_timed_without_them(
+    perf_case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same case, with the default backend and with ``--wan-backend tensorrt``."""
+    asked: list[Any] = []
+    monkeypatch.setattr(perf, "target_of", lambda case, context: FakeTarget(2.0, 1.0))
+    monkeypatch.setattr(perf, "time_target", lambda *_, **named: asked.append(named["also"]))
+    assert perf_case.perf is not None
+    gate = perf_case.perf.model_copy(update={"also": ("no-cuda-graphs",)})
+    quick = load_settings(overrides={"perf.kernels": False}, environ={}).settings
+    for backend in ("onnxruntime", "tensorrt"):
+        perf.measure(perf_case.model_copy(update={"perf": gate, "backend": backend}), Context(quick))
+    assert asked == [(), ("no-cuda-graphs",)]
+
+
 def test_what_cannot_be_timed_beside_the_gate_says_why_and_leaves_the_gate_alone(perf_case: Case) -> None:
     target = FakeTarget(2.0, 1.0)
     del target.others["torch-compile"]

@@ -6,17 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 
+from wan_trt_core import baseline_update
+from wan_trt_core.backends.tensorrt import api, backend
+from wan_trt_core.backends.torch import TorchBackend
+from wan_trt_core.cli import baselines
+from wan_trt_core.config import Settings
 from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import (
     cpu_count,
     cpu_name,
     environment_record,
     hardware_key,
+    hardware_key_of,
     memory_bytes,
     package_versions,
     slug,
@@ -24,6 +32,7 @@ from wan_trt_core.measure.environment import (
     throttle_counters,
     throttled,
 )
+from wan_trt_core.pytest_plugin import measuring
 
 
 def machine(root: Path, **files: str) -> Path:
@@ -95,6 +104,40 @@ def test_cuda_key_without_a_device_says_so() -> None:
     else:
         with pytest.raises(RuntimeError, match="no CUDA device"):
             hardware_key("cuda")
+
+
+ASKED: dict[str, Callable[[], object]] = {
+    "the suites": lambda: measuring.hardware_key(Settings(backend="tensorrt")),
+    "baselines regenerate": lambda: baseline_update._hardware("tensorrt"),
+    "baselines show --hardware this": lambda: baselines._this_hardware(Settings(backend="tensorrt")),
+}
+"""What ends before its first case where there is no GPU."""
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_a_backend_needs_is_said_before_that_there_is_no_gpu(
+    installed: bool, asked: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    if installed:
+        monkeypatch.setattr(backend, "tensorrt", object)
+    api.tensorrt.cache_clear()
+    needs = "needs an NVIDIA GPU" if installed else r'pip install "wan-trt-core\[gpu,tensorrt\]"'
+    with pytest.raises((RuntimeError, typer.BadParameter), match=rf"{needs}.*; no CUDA device is visible"):
+        asked()
+
+
+def test_a_backend_that_lacks_nothing_leaves_the_device_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(TorchBackend, "require", lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"^no CUDA device is visible"):
+        hardware_key_of(Settings(backend="torch", device="cuda"))
 
 
 def test_record_is_json_and_holds_what_numbers_depend_on() -> None:

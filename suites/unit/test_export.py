@@ -81,32 +81,79 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
 def test_the_largest_activation_of_an_fp16_model_is_recorded(name: str, checkpoint: Checkpoint) -> None:
     component = get_component(name)
     largest = ranges.largest_activations(component, checkpoint, "fp16", PROFILE.min)
+    outputs = []
     with torch.no_grad():
-        blocks = component.reference_blocks(checkpoint, "fp16")(
-            component.call_tensors(checkpoint, PROFILE.min)
-        )
-    for block, output in blocks.items():
-        if output.dtype == torch.float16:
-            assert float(output.abs().max()) in largest.values(), block
-    found = ranges.judge_fp16(name, largest, component.precisions)
-    assert found == {"layer": max(largest, key=lambda layer: largest[layer]), "value": max(largest.values())}
+        for call in component.calibration_calls(checkpoint, PROFILE.min):
+            outputs.append(component.reference_blocks(checkpoint, "fp16")(call))
+    for block in component.blocks(checkpoint):
+        if outputs[0][block].dtype == torch.float16:
+            assert max(float(output[block].abs().max()) for output in outputs) in largest.values(), block
+    ranges.require_fp16_range(name, largest, component.precisions)
     assert not any(module._forward_hooks for module in checkpoint.load(component.part, "fp16").modules())
 
 
-def test_the_export_keeps_the_largest_activation(exported: Callable[..., OnnxModel]) -> None:
-    found = exported("dit", "fp16").largest_activation
-    assert found is not None and 0 < found["value"] < ranges.FP16_LIMIT
-    assert exported("dit").largest_activation is None
+def test_the_export_keeps_the_largest_activation_of_each_layer(
+    exported: Callable[..., OnnxModel], checkpoint: Checkpoint
+) -> None:
+    found = exported("dit", "fp16").largest_activations
+    assert found == ranges.largest_activations(get_component("dit"), checkpoint, "fp16", PROFILE.min)
+    assert {"blocks.0.attn1.to_k", "blocks.1.ffn.net.2", "proj_out"} <= set(found)
+    assert all(0 <= value < ranges.FP16_LIMIT for value in found.values()) and max(found.values()) > 0
+    assert exported("dit").largest_activations is None
+
+
+@pytest.mark.parametrize("name", ["dit", "dit_2"])
+def test_the_transformer_is_calibrated_early_amid_and_late(name: str) -> None:
+    component = get_component(name)
+    model = resolve("tiny-wan2.2-t2v-a14b").checkpoint
+    calls = component.calibration_calls(model, PROFILE.min)
+    asked = [float(call["timestep"]) for call in calls]
+    there_are = component._timesteps(model)  # type: ignore[attr-defined]
+    assert asked == [there_are[0], there_are[len(there_are) // 2], there_are[-1]]
+    assert asked[0] > asked[1] > asked[2]
+
+
+def test_a_layer_that_is_largest_at_the_end_of_a_run_is_found(checkpoint: Checkpoint) -> None:
+    """Of tiny-wan that is the prediction itself: 3.9 at the first timestep, 13.6 at the last."""
+    dit = get_component("dit")
+    largest = ranges.largest_activations(dit, checkpoint, "fp16", PROFILE.min)
+    with torch.no_grad():
+        predicted = [
+            float(dit.reference(checkpoint, "fp16")(call)["sample"].abs().max())
+            for call in dit.calibration_calls(checkpoint, PROFILE.min)
+        ]
+    assert largest["proj_out"] == max(predicted) > predicted[0]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_gpu_looks_at_the_size_that_the_engine_is_tuned_for_too(
+    fits: bool, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def look(
+        _component: Any, _checkpoint: Any, _precision: str, video: Sizes, device: str
+    ) -> dict[str, float]:
+        assert device == "cuda"
+        if video == PROFILE.opt and not fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"a": 1.0, "b": 5.0} if video == PROFILE.min else {"a": 3.0, "b": 4.0}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ranges, "largest_activations", look)
+    found = exporter._range(
+        get_component("dit"), checkpoint, PROFILE, "fp16", Settings(device="cuda"), lambda *_: None
+    )
+    assert found == {"a": 3.0 if fits else 1.0, "b": 5.0}
+    assert ("no memory to look" in caplog.text) is not fits
 
 
 def test_a_component_without_bf16_has_float32_as_the_way_out() -> None:
     with pytest.raises(ExportError, match=r"vae fp16: conv reaches 40,000; .*: use fp32 \("):
-        ranges.judge_fp16("vae fp16", {"conv": 4e4}, get_component("vae_decoder_next").precisions)
+        ranges.require_fp16_range("vae fp16", {"conv": 4e4}, get_component("vae_decoder_next").precisions)
 
 
 def test_a_range_that_nobody_looked_at_is_not_taken_for_a_good_one() -> None:
     with pytest.raises(ExportError, match="no layer of the stock module puts out FP16"):
-        ranges.judge_fp16("dit fp16", {}, ())
+        ranges.require_fp16_range("dit fp16", {}, ())
 
 
 @pytest.fixture
@@ -153,7 +200,7 @@ def test_the_range_of_fp16_may_be_left_unchecked(
     scaled: Callable[[float], Checkpoint], tmp_path: Path
 ) -> None:
     forced = Settings(threads=1, export=ExportSettings(check=False, check_range=False))
-    assert export_component("dit", scaled(1e9), PROFILE, "fp16", tmp_path, forced).largest_activation is None
+    assert export_component("dit", scaled(1e9), PROFILE, "fp16", tmp_path, forced).largest_activations is None
 
 
 def run(model: OnnxModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -30,7 +30,11 @@ def test_cases_for_other_backends_wait_until_one_is_named(project: Project) -> N
 def test_what_only_another_backend_can_do_is_no_mistake_of_a_case_that_waits_for_it(project: Project) -> None:
     text = project.cases("good-one", "good-gpu", suites=("perf",)).read_text()
     one, gpu = text.split("id: good-gpu")
-    gpu = gpu.replace("perf: {", "perf: {also: [no-cuda-graphs], ")
+    gpu = gpu.replace(
+        "perf: {", "perf: {also: [no-cuda-graphs], limits: {graph_gain: {min: 0.001, reason: r}}, "
+    )
     project.file(f"{one}id: good-gpu\n    backend: tensorrt\n    only_backends: [tensorrt]{gpu}")
     project.run("-m", "perf", "--wan-backend", "torch").assert_outcomes(passed=1, deselected=2)
-    project.run("-m", "perf", "--wan-backend", "tensorrt").assert_outcomes(passed=2, deselected=2)
+    judged = project.run("-m", "perf", "--wan-backend", "tensorrt")  # whose numbers here know of no graphs
+    judged.assert_outcomes(passed=1, failed=1, deselected=2)
+    judged.stdout.fnmatch_lines(["*graph_gain is required and could not be computed*"])

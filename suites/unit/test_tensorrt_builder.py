@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import mmap
+import re
 import signal
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from fake_stream import FakeStream
 
-from wan_trt_core.backends.base import BackendUnavailable, EngineError
+from wan_trt_core.backends.base import BackendUnavailable, EngineError, OnnxModel
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.tensorrt import api, backend, builder, runtime
 from wan_trt_core.backends.tensorrt.builder import _Graph
@@ -35,6 +37,7 @@ from wan_trt_core.backends.tensorrt.verification import (
     unplanned_precisions,
 )
 from wan_trt_core.config import ConfigError, LogSettings, Settings, load_settings
+from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.logs import logging_to
 
 FUSED = {
@@ -138,10 +141,19 @@ class TestVerification:
         onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
         assert _Graph(tmp_path / "m.onnx").products == {"product": "float16"}
 
-    @pytest.mark.parametrize(("head", "fusable"), [(128, ("softmax",)), (384, ())])
-    def test_a_head_too_wide_is_seen_through_what_is_added_to_the_scores(
-        self, head: int, fusable: tuple[str, ...], tmp_path: Path
+    @pytest.mark.parametrize(
+        ("dtype", "head", "why"),
+        [
+            ("FLOAT16", 128, ""),
+            ("BFLOAT16", 256, ""),
+            ("FLOAT16", 384, "a head of 384"),  # the VAE's
+            ("FLOAT", 128, "float32"),
+        ],
+    )
+    def test_an_attention_that_has_no_fused_kernel_is_told_with_why(
+        self, dtype: str, head: int, why: str, tmp_path: Path
     ) -> None:
+        """The product is seen through what is added to the scores."""
         import onnx
         from onnx import TensorProto, helper
 
@@ -158,10 +170,13 @@ class TestVerification:
             "sums": [8, 4],
             "y": [8, 4],
         }
-        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, of) for name, of in shapes.items()]
+        kind = getattr(TensorProto, dtype)
+        values = [helper.make_tensor_value_info(name, kind, of) for name, of in shapes.items()]
         graph = helper.make_graph(nodes, "g", values[:3], values[5:], value_info=values[3:5])
         onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
-        assert _Graph(tmp_path / "m.onnx").fusable == fusable
+        found = _Graph(tmp_path / "m.onnx")
+        assert found.fusable == (() if why else ("softmax",))
+        assert found.unfusable == ((f"softmax ({why})",) if why else ())
 
     def test_a_report_that_tells_of_no_product_proves_nothing(self) -> None:
         found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})
@@ -407,6 +422,48 @@ def test_a_plan_that_tensorrt_refuses_is_told_with_its_reason(
         EngineError, match=rf"dit_fp16: TensorRT 10.6.0 refuses .* NVIDIA H200: {said}; .* 1.00 of 8"
     ):
         backend.TensorRtBackend().load(tmp_path, Settings())
+
+
+@pytest.mark.parametrize("built", [None, b"a plan"], ids=["in the builder", "when the plan is loaded"])
+def test_out_of_memory_in_a_build_says_what_was_asked_and_what_was_free_and_leaves_nothing(
+    built: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT answers with nothing, and says in its log what it could not have."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    taken, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["rows", 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], "softmax")], "g", [taken], [made])
+    onnx.save(helper.make_model(graph), str(tmp_path / "dit_fp16.onnx"))
+    (tmp_path / "dit_fp16.onnx.data").write_bytes(bytes(1 << 20))
+    shapes = {"x": {"min": (1, 4), "opt": (2, 4), "max": (8, 4)}}
+    model = OnnxModel("dit", "fp16", tmp_path / "dit_fp16.onnx", "", "p", shapes, shapes, ("x",), ("y",))
+    said = "Requested amount of GPU memory (8589934592 bytes) could not be allocated"
+    trt = MagicMock()
+    trt.Builder().build_serialized_network.return_value = built
+    trt.Builder().create_builder_config().add_optimization_profile.return_value = 0
+    trt.Runtime().deserialize_cuda_engine.return_value = None
+    monkeypatch.setattr(builder, "tensorrt", lambda: trt)
+    monkeypatch.setattr(
+        api, "tensorrt", lambda: MagicMock(NetworkDefinitionCreationFlag=MagicMock(STRONGLY_TYPED=1))
+    )
+    monkeypatch.setattr(builder, "message_log", lambda: SimpleNamespace(errors=[said]))
+    monkeypatch.setattr(builder, "monitor", lambda phases: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 30, 8 << 30))
+    monkeypatch.setattr(builder, "GIB", 1 << 20)  # so that a small file has a size to tell
+    cache, settings = EngineCache(tmp_path / "cache"), Settings(tensorrt={"timing_cache": False})
+
+    def make(folder: Path) -> dict[str, Any]:
+        return builder.build_plan(model, folder, settings, tmp_path / "gpu.timing", None)
+
+    what = "building engine dit_fp16" if built is None else "the built plan does not load"
+    size = "its ONNX file has 1.00 GiB" if built is None else "the plan has 0.00 GiB"
+    free = "1.00 of 8.00 GiB are free on NVIDIA H200"
+    with pytest.raises(EngineError, match=re.escape(f"{what}: {said}; {size}, {free}")):
+        cache.get_or_make("engines", {"component": "dit"}, make)
+    assert cache.list() == () and not list((tmp_path / "cache").rglob("*.trt*"))
+    assert not any(path.is_file() for path in (tmp_path / "cache" / "tmp").rglob("*"))
 
 
 def test_a_plan_is_mapped_and_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,8 @@ class OnnxModel:
         profile: the shape profile (name and per-input min, opt, max shapes) that it was checked at.
         opt_shapes: as ``shapes``, of the profile's opt alone: more than one where calls for one video differ.
         block_outputs: names of the extra per-block outputs; empty in a model that is built for speed.
-        largest_activation: of a model in FP16, or with caches in it, the ``layer`` of the stock module with the largest
-            one and its ``value``.
+        largest_activations: of a model in FP16, or with caches in it, the largest absolute value that each layer of the
+            stock module put out, by the layer's name.
     """
 
     component: str
@@ -64,7 +64,7 @@ class OnnxModel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     block_outputs: tuple[str, ...] = ()
-    largest_activation: Mapping[str, Any] | None = None
+    largest_activations: Mapping[str, float] | None = None
 
 
 class Engine(ABC):

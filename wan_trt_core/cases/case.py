@@ -28,7 +28,8 @@ PRECISION_PARTS = ("dit", "vae", "text_encoder")
 DEFAULT_SPEEDUP = 1.5
 """The gate of a performance case that names no other, against stock diffusers."""
 
-BESIDE: Mapping[str, str] = {"torch-compile": "compile_speedup", "no-cuda-graphs": "graph_gain"}
+NO_CUDA_GRAPHS = "no-cuda-graphs"
+BESIDE: Mapping[str, str] = {"torch-compile": "compile_speedup", NO_CUDA_GRAPHS: "graph_gain"}
 """What a performance case may time beside its gate, each against the candidate, and the metric that comes of it: how
 many times faster the candidate is than ``torch.compile`` of the reference, and than itself without CUDA graphs."""
 
@@ -103,7 +104,7 @@ class PerfGate(_Model):
     """The least speed-up over stock diffusers (a ratio), and what a timed output must still reach.
 
     Attributes:
-        also: what is timed beside it, by the names of :data:`BESIDE`.
+        also: what is timed beside it where the case's backend has it, by the names of :data:`BESIDE`.
         limits: floors of what ``also`` measures; the lower end of its interval must reach them, and only where the
             upper end does not either it is a ``fail``.
         time_budget: seconds of measuring, where the calls are too long for the setting of that name; the larger one
@@ -229,6 +230,15 @@ class Case(_Model):
         """The suites that this case is in: those it has a gate for."""
         gates: dict[Suite, object] = {"parity": self.parity, "perf": self.perf, "memory": self.memory}
         return tuple(suite for suite, gate in gates.items() if gate is not None)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What is timed beside the perf gate: of what it names, that which the case's backend has.
+
+        Only ``tensorrt`` replays CUDA graphs, and a run may name another backend.
+        """
+        also = self.perf.also if self.perf else ()
+        return tuple(name for name in also if name != NO_CUDA_GRAPHS or self.backend == "tensorrt")
 
     @property
     def parity_bands(self) -> Mapping[str, Band]:

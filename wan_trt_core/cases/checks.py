@@ -20,6 +20,7 @@ from wan_trt_core.cases.case import (
     GATES,
     HIGHER_IS_BETTER,
     MEAN,
+    NO_CUDA_GRAPHS,
     PEAK_OVER_PLAN,
     PEAK_OVER_REFERENCE,
     PRECISION_PARTS,
@@ -90,12 +91,12 @@ def name_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[Probl
         if values.get(key) is not None:
             yield from _precision_problems(key, values[key], values.get("component") in COMPOSITES)
     perf = values.get("perf")
-    also = perf.get("also") if isinstance(perf, dict) else None
-    if isinstance(also, (list, tuple)) and "no-cuda-graphs" in also and values.get("backend") != "tensorrt":
+    limits, metric = perf.get("limits") if isinstance(perf, dict) else None, BESIDE[NO_CUDA_GRAPHS]
+    if isinstance(limits, dict) and metric in limits and values.get("backend") != "tensorrt":
         yield Problem(
-            ("perf", "also"),
-            f"key 'perf.also' asks for no-cuda-graphs, but the backend is {values.get('backend')}; only tensorrt"
-            " replays CUDA graphs",
+            ("perf", "limits", metric),
+            f"a limit of {metric} needs the backend tensorrt, and the case's is {values.get('backend')}, which replays"
+            " no CUDA graphs",
         )
 
 

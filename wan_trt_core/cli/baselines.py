@@ -120,11 +120,10 @@ def _this_hardware(settings: Settings) -> str:
     Raises:
         typer.BadParameter: when the settings ask for a GPU that is not there.
     """
-    from wan_trt_core.backends.registry import device_of
-    from wan_trt_core.measure.environment import hardware_key
+    from wan_trt_core.measure.environment import hardware_key_of
 
     try:
-        return hardware_key(device_of(settings))
+        return hardware_key_of(settings)
     except RuntimeError as error:
         raise typer.BadParameter(str(error), param_hint="--hardware") from error
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from wan_trt_core.cli.output import FAILED, print_error, print_json, print_line,
 
 if TYPE_CHECKING:
     from wan_trt_core.engine_cache import EngineCache, Listed
+
+FEW = 5
+"""Entries of a list that are shown; ``--json`` has all of them."""
 
 commands = typer.Typer()
 engines = typer.Typer(no_args_is_help=True, help="The cache of ONNX files and engines.")
@@ -27,6 +30,29 @@ def list_engines(context: typer.Context, cache: CacheOption = None, as_json: Jso
     """List what the cache holds, least recently used first."""
     with _cache(context, cache) as store:
         _print_entries(store, store.list(), as_json)
+
+
+@engines.command("show", epilog="Example: wan-trt engines show 3f2a")
+def show_engine(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(help="As the list has it, or the beginning of one.")],
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is known of an entry: of an engine its build and what was verified, of an FP16 model its range."""
+    with _cache(context, cache) as store:
+        found = [entry for entry in store.list() if entry.key.startswith(key)]
+    if len(found) != 1:
+        raise typer.BadParameter(
+            f"{key!r} is the beginning of {len(found)} keys in {store.root}, expected one", param_hint="KEY"
+        )
+    (entry,) = found
+    if as_json:
+        print_json({**_as_data(entry), "facts": dict(entry.facts)})
+        return
+    facts = {**entry.facts, **entry.facts.get("model", {})}
+    rows = [(name, _shown(value)) for name, value in facts.items() if name != "model" and value is not None]
+    print_table(f"{entry.kind} {entry.title}: {entry.folder}", ("fact", ""), rows)
 
 
 @engines.command("verify", epilog="Example: wan-trt engines verify")
@@ -110,24 +136,37 @@ def _quantity(text: str | None, option: str, units: Mapping[str, int]) -> float 
     return float(found[1]) * units[found[2]]
 
 
+def _shown(fact: Any) -> str:
+    """A fact in a line: of many entries the first few, of numbers by name the largest."""
+    if isinstance(fact, Mapping):
+        numbers = all(isinstance(value, int | float) for value in fact.values())
+        names = sorted(fact, key=fact.__getitem__, reverse=True) if numbers else list(fact)
+        entries = [f"{name} {fact[name]:g}" if numbers else f"{name} {fact[name]}" for name in names]
+    elif isinstance(fact, Sequence) and not isinstance(fact, str):
+        entries = [str(entry) for entry in fact]
+    else:
+        return f"{fact:g}" if isinstance(fact, float) else str(fact)
+    more = [f"and {len(entries) - FEW} more"] if len(entries) > FEW else []
+    return "\n".join((*entries[:FEW], *more)) or "none"
+
+
+def _as_data(entry: Listed) -> dict[str, Any]:
+    return {
+        "kind": entry.kind,
+        "key": entry.key,
+        "folder": str(entry.folder),
+        "bytes": entry.bytes,
+        "created": entry.created,
+        "used": entry.used,
+        "identity": dict(entry.identity),
+        "outdated": entry.outdated,
+        "problem": entry.problem,
+    }
+
+
 def _print_entries(store: EngineCache, entries: tuple[Listed, ...], as_json: bool) -> None:
     if as_json:
-        print_json(
-            [
-                {
-                    "kind": entry.kind,
-                    "key": entry.key,
-                    "folder": str(entry.folder),
-                    "bytes": entry.bytes,
-                    "created": entry.created,
-                    "used": entry.used,
-                    "identity": dict(entry.identity),
-                    "outdated": entry.outdated,
-                    "problem": entry.problem,
-                }
-                for entry in entries
-            ]
-        )
+        print_json([_as_data(entry) for entry in entries])
         return
     rows = [
         (

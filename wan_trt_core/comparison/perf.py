@@ -61,7 +61,7 @@ def measure(case: Case, context: Context) -> Measurement:
             case.perf.speedup,
             _budgeted(settings.perf, case.perf.time_budget),
             required_of(case),
-            also=case.perf.also,
+            also=case.beside,
             precision=precision_of(case.perf),
             keep=partial(keep_frames, context.report, f"{case.id}-perf", fps=target.fps),
         )

@@ -102,7 +102,7 @@ def export_component(
         inputs=tuple(spec.name for spec in component.inputs(checkpoint)),
         outputs=tuple(spec.name for spec in component.outputs(checkpoint)),
         block_outputs=blocks,
-        largest_activation=largest,
+        largest_activations=largest,
     )
 
 
@@ -123,8 +123,12 @@ def _range(
     precision: str,
     settings: Settings,
     report: Progress,
-) -> dict[str, Any] | None:
-    """The largest activation at the profile's min, computed by the GPU where there is one."""
+) -> dict[str, float] | None:
+    """The largest activation of each layer, at the profile's min and, where a GPU computes it, at its opt.
+
+    The largest of a model depends little on the size of its video (``docs/engines.md``), but seldom outliers of single
+    layers do, and on a GPU the size that the engine is tuned for costs seconds.
+    """
     import torch
 
     from wan_trt_core.export import ranges
@@ -134,10 +138,20 @@ def _range(
         return None
     report("range", 0.0)
     device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
-    with _explained(component, precision, "looking for its largest activation"):
-        largest = ranges.largest_activations(component, checkpoint, precision, profile.min, device)
-    what = f"{component.name} {precision}"
-    return ranges.judge_fp16(what, largest, component.precisions, caches_only=precision != "fp16")
+    what, asked = f"{component.name} {precision}", (component, checkpoint, precision)
+    with _explained(component, precision, "looking for its largest activations"):
+        largest = ranges.largest_activations(*asked, profile.min, device)
+        if device != "cpu":
+            try:
+                at_opt = ranges.largest_activations(*asked, profile.opt, device)
+            except torch.OutOfMemoryError:
+                logger.warning(
+                    "%s: no memory to look for its largest activations at opt; at min they were", what
+                )
+            else:
+                largest = {name: max(value, at_opt.get(name, 0.0)) for name, value in largest.items()}
+    ranges.require_fp16_range(what, largest, component.precisions, caches_only=precision != "fp16")
+    return largest
 
 
 def _write_onnx(

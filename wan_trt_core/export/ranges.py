@@ -35,8 +35,8 @@ def largest_activations(
 ) -> dict[str, float]:
     """The largest absolute value that each layer of the stock module puts out, in the order of computation.
 
-    One forward of the reference, in its own precision: what diffusers keeps in float32 there has no limit and is left
-    out. Infinite where a layer left the precision's range (NaN included).
+    Over the component's calibration calls, by the reference in its own precision: what diffusers keeps in float32 there
+    has no limit and is left out. Infinite where a layer left the precision's range (NaN included).
     """
     import torch
 
@@ -49,20 +49,22 @@ def largest_activations(
             largest[name] = max(largest.get(name, 0.0), math.inf if math.isnan(value) else value)
 
     module = checkpoint.load(component.part, precision, device)
-    call = component.call_tensors(checkpoint, video)
+    run = component.reference(checkpoint, precision)
     with ExitStack() as hooks, torch.no_grad():
         for name, layer in module.named_modules():
             hooks.callback(_watch(layer, name, note).remove)
-        component.reference(checkpoint, precision)({name: value.to(device) for name, value in call.items()})
+        for call in component.calibration_calls(checkpoint, video):
+            run({name: value.to(device) for name, value in call.items()})
     return largest
 
 
-def judge_fp16(
+def require_fp16_range(
     what: str, largest: Mapping[str, float], precisions: Collection[str], *, caches_only: bool = False
-) -> dict[str, Any]:
-    """The layer with the largest activation, and its value, for the record.
+) -> None:
+    """Raise unless FP16 has the range for these activations.
 
     Args:
+        largest: as :func:`largest_activations`.
         precisions: that the component has, for the way out.
         caches_only: nothing but its caches is to be FP16, for the way out.
 
@@ -83,8 +85,6 @@ def judge_fp16(
                 f"{what}: {layer} {reached}; FP16 ends at 65,504 and is refused over {FP16_LIMIT:,.0f}: {way_out}"
                 " (export.check_range: false exports FP16 all the same)"
             )
-    layer = max(largest, key=largest.__getitem__)
-    return {"layer": layer, "value": largest[layer]}
 
 
 def _watch(layer: nn.Module, name: str, note: Any) -> Any:

@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
 
 Device = Literal["cpu", "cuda"]
 
@@ -95,6 +98,26 @@ def hardware_key(device: Device = "cpu", *, root: Path = _ROOT) -> str:
         gpu = _cuda_properties()
         return slug(f"cuda {gpu.name} {gpu.multi_processor_count}sm {gpu.total_memory // _GIB}gib")
     return slug(f"cpu {cpu_name(root)} {cpu_count(root)}c {memory_bytes(root) // _GIB}gib")
+
+
+def hardware_key_of(settings: Settings) -> str:
+    """:func:`hardware_key` of the device that both arms of every comparison run on with these settings.
+
+    Raises:
+        RuntimeError: where that is a GPU and there is none; before that it says what the backend needs besides, and the
+            extra to install, for that is the way to a machine that has one.
+    """
+    from wan_trt_core.backends.base import BackendUnavailable
+    from wan_trt_core.backends.registry import UnknownBackend, device_of, get_backend
+
+    try:
+        return hardware_key(device_of(settings))
+    except RuntimeError as no_device:
+        try:
+            get_backend(settings.backend).require(settings)
+        except (BackendUnavailable, UnknownBackend) as lacking:
+            raise RuntimeError(f"{lacking}; {no_device}") from no_device
+        raise
 
 
 def slug(text: str) -> str:

@@ -130,6 +130,10 @@ class Component(ABC):
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """Realistic float32 inputs of diffusers' own call (noise at a real timestep, a real prompt …)."""
 
+    def calibration_calls(self, checkpoint: Checkpoint, video: Sizes) -> tuple[Tensors, ...]:
+        """Call tensors that between them show what a whole run puts through the component."""
+        return (self.call_tensors(checkpoint, video),)
+
     def in_full(self, checkpoint: Checkpoint, call: Tensors) -> Tensors:
         """Call tensors as :meth:`call_tensors`' of which the graph leaves nothing out: each of its values then has its
         equal in diffusers."""

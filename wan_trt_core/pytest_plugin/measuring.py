@@ -40,7 +40,6 @@ def explain(
 
 def hardware_key(settings: Settings) -> str:
     """This machine's key for the device that both arms run on."""
-    from wan_trt_core.backends.registry import device_of
-    from wan_trt_core.measure.environment import hardware_key
+    from wan_trt_core.measure.environment import hardware_key_of
 
-    return hardware_key(device_of(settings))
+    return hardware_key_of(settings)

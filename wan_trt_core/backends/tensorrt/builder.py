@@ -72,7 +72,8 @@ def build_plan(
         plan = interruptible(lambda: builder.build_serialized_network(network, config), phases)
     if plan is None:
         raise EngineError(
-            f"building engine {model.component}_{model.precision}: {reasons(log)}; {free_memory()}"
+            f"building engine {model.component}_{model.precision}: {reasons(log)};"
+            f" its ONNX file has {_size(model.path) / GIB:.2f} GiB, {free_memory()}"
         )
     seconds = time.perf_counter() - started
     name = f"{model.component}_{model.precision}.trt"
@@ -89,9 +90,15 @@ def build_plan(
         "layers": len(layers),
         "attentions": description.attentions,
         "unfused": list(description.unfused),
+        "unfusable": list(description.unfusable),
         "unplanned": list(description.unplanned),
         "precisions": dict(description.precisions or {}),
     }
+
+
+def _size(path: Path) -> int:
+    """Bytes of an ONNX file and of its external data."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
 
 class _Graph:
@@ -114,11 +121,13 @@ class _Graph:
             for node in self.nodes
             if node.op_type in PRODUCTS and node.output[0] in self.tensors
         }
-        self.fusable = tuple(
-            node.name
+        why_not = {
+            node.name: self._why_not_fusable(node, _scored_by(node, makers))
             for node in self.nodes
-            if node.op_type == "Softmax" and self._is_fusable(node, _scored_by(node, makers))
-        )
+            if node.op_type == "Softmax"
+        }
+        self.fusable = tuple(name for name, why in why_not.items() if not why)
+        self.unfusable = tuple(f"{name} ({why})" for name, why in why_not.items() if why)
 
     def module_of(self, node: str) -> str:
         """The PyTorch module that a node came from, as ``blocks.3.attn1``; empty where it is not known."""
@@ -138,16 +147,17 @@ class _Graph:
         given = casts[0]
         return given.dtype if given is not None and given.dtype in FUSABLE else made
 
-    def _is_fusable(self, softmax: Any, product: Any | None) -> bool:
-        """Whether TensorRT has a fused kernel for the attention of a softmax, with the product that feeds it.
+    def _why_not_fusable(self, softmax: Any, product: Any | None) -> str:
+        """Why TensorRT has no fused kernel for the attention of a softmax, with the product that feeds it.
 
-        Something may be added to the scores between the two.
+        Empty where it has one. Something may be added to the scores between the two.
         """
         query = self.tensors.get(product.input[0]) if product is not None else None
         head = query.shape[-1] if query is not None else None
-        too_wide = isinstance(head, int) and head > FUSABLE_HEAD
         made = self.tensors.get(softmax.output[0])
-        return made is not None and made.dtype in FUSABLE and not too_wide
+        if made is None or made.dtype not in FUSABLE:
+            return made.dtype if made is not None else "of a dtype that the graph does not tell"
+        return f"a head of {head}" if isinstance(head, int) and head > FUSABLE_HEAD else ""
 
     def _info(self, value: Any) -> TensorInfo:
         tensor = value.type.tensor_type
@@ -245,7 +255,10 @@ def _inspect(
     """
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"the built plan does not load: {reasons(log)}; {free_memory()}")
+        raise EngineError(
+            f"the built plan does not load: {reasons(log)};"
+            f" the plan has {memoryview(plan).nbytes / GIB:.2f} GiB, {free_memory()}"
+        )
     report = layer_report(engine)
     (folder / LAYERS).write_text(report)
     return layers_of(report), _scratch(trt, engine, profile)
@@ -274,6 +287,7 @@ def _describe(
         profiles=profiles,
         attentions=len(graph.fusable),
         unfused=unfused_attentions(layers, graph.fusable),
+        unfusable=graph.unfusable,
         unplanned=unplanned_precisions(layers, graph.products),
         precisions=computed_in(layers),
     )

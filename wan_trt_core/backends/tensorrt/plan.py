@@ -36,10 +36,11 @@ class Description:
         plan: name of the plan's file, ``{component}_{precision}.trt``.
         inputs: by name, with the names of the dynamic axes, which a plan does not keep.
         profiles: the optimization profiles, in the plan's order.
-        attentions: half-precision attentions in the graph, each of which should be one fused kernel.
+        attentions: of the graph that TensorRT has fused kernels for, each of which should be one.
         unfused: layers that show an attention was not fused; empty in a good engine.
         unplanned: products computed in another dtype than the graph's; empty in a good engine.
         precisions: layers by the dtype that they compute in.
+        unfusable: the graph's other attentions, each with why it has no fused kernel; no problem, but not a fused one.
     """
 
     component: str
@@ -52,6 +53,7 @@ class Description:
     unfused: tuple[str, ...] = ()
     unplanned: tuple[str, ...] = ()
     precisions: Mapping[str, int] | None = None
+    unfusable: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -103,7 +105,7 @@ def _description(data: dict[str, Any]) -> Description:
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(data[name]) for name in ("unfused", "unplanned")}
+    return {name: tuple(data.get(name, ())) for name in ("unfused", "unfusable", "unplanned")}
 
 
 def _triple(shapes: list[list[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

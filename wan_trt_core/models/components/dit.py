@@ -112,6 +112,18 @@ class Dit(Component):
 
     def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> Tensors:
         """What the pipeline's first denoising step receives: noise, the first timestep, a real prompt."""
+        return self._call_at(self._timesteps(checkpoint)[:1], checkpoint, video, seed)
+
+    def calibration_calls(self, checkpoint: Checkpoint, video: Sizes) -> tuple[Tensors, ...]:
+        """At the first, the middle and the last timestep; noise stands for the latents, whose variance is that of noise
+        throughout."""
+        timesteps = self._timesteps(checkpoint)
+        picked = dict.fromkeys((0, len(timesteps) // 2, len(timesteps) - 1))
+        return tuple(
+            self._call_at(timesteps[index : index + 1], checkpoint, video, seed=0) for index in picked
+        )
+
+    def _call_at(self, timestep: Tensor, checkpoint: Checkpoint, video: Sizes, seed: int) -> Tensors:
         import torch
 
         from wan_trt_core.models.prompts import PROMPT, encode_prompt
@@ -121,16 +133,16 @@ class Dit(Component):
         shapes = {name: spec.shape(sizes) for name, spec in specs.items()}
         call = {
             "hidden_states": torch.randn(shapes["hidden_states"], generator=noise),
-            "timestep": self._timesteps(checkpoint)[:1],
+            "timestep": timestep,
             "encoder_hidden_states": encode_prompt(checkpoint, PROMPT, shapes["encoder_hidden_states"][1]),
         }
         if (name := "encoder_hidden_states_image") in specs:
             call[name] = torch.randn(shapes[name], generator=noise)
         if checkpoint.timestep_by_frame:  # as the pipeline has it for a video that begins with an image
-            timestep = call["timestep"].float().repeat(sizes["frames"])
-            timestep[0] = 0
+            by_frame = timestep.float().repeat(sizes["frames"])
+            by_frame[0] = 0
             tokens = sizes["half_height"] * sizes["half_width"]
-            call["timestep"] = timestep.repeat_interleave(tokens).unsqueeze(0)
+            call["timestep"] = by_frame.repeat_interleave(tokens).unsqueeze(0)
         return call
 
     def in_full(self, checkpoint: Checkpoint, call: Tensors) -> Tensors:

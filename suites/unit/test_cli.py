@@ -38,7 +38,7 @@ from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.models.components import component_names, get_component
 from wan_trt_core.pipeline import engines
 from wan_trt_core.pipeline.engines import load_engine
-from wan_trt_core.pipeline.video import write_video
+from wan_trt_core.pipeline.video import probe, write_video
 from wan_trt_core.progress import progress
 from wan_trt_core.records import Measurement, Metric, RunRecord
 
@@ -132,6 +132,12 @@ class TestWrongInput:
             (("run", "--prompt", "x"), 2, "--out"),
             (("run", "--prompt", "", "--out", "v.mp4"), 3, "the prompt is empty"),
             (("run", "--prompt", "x", "--out", "v.avi"), 3, "must end in .mp4"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--frames-dir", "/proc/x"), 3, "/proc/x: cannot be"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--frames-dir", Path(__file__).parent),
+                3,
+                "is not empty",
+            ),
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", __file__), 3, "begins with no image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", "no.png"), 2, "--image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "6"), 3, "frames must be 4k+1"),
@@ -493,10 +499,15 @@ class TestRun:
         code, out, err = wan(
             *("--log-file", "logs/run.log", "run", "--prompt", too_long, "--out", "new/v.mp4", "--json"),
             *("--backend", "torch", "--model", small_checkpoint, "--steps", 2),
-            *("--height", 64, "--width", 80, "--frames", 5),
+            *("--height", 64, "--width", 80, "--frames", 5, "--frames-dir", "new"),
         )
         assert code == 0, err
         result = json.loads(out)
+        assert Path(result["frames_dir"]) == Path("new").absolute()
+        *images, film = sorted(Path("new").iterdir())
+        assert [image.name for image in images] == [f"{number:04d}.png" for number in range(1, 6)]
+        assert film.name == "v.mp4"
+        assert (probe(images[0]).width, probe(images[0]).height) == (80, 64)
         assert Path(result["video"]).is_file()
         assert (result["width"], result["height"], result["frames"]) == (80, 64, 5)
         assert (result["codec"], result["steps"], result["backend"]) == ("h264", 2, "torch")

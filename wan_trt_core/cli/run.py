@@ -70,6 +70,12 @@ def run(
     context: typer.Context,
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
     out: Annotated[Path, typer.Option(help="Video file (H.264 in MP4).", dir_okay=False)],
+    frames_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--frames-dir", help="Also each frame (PNG) here, a folder with nothing in it.", file_okay=False
+        ),
+    ] = None,
     image: Annotated[
         Path | None, typer.Option(help="What the video begins with, of an image-to-video model.", exists=True)
     ] = None,
@@ -135,10 +141,12 @@ def run(
             check_weights,
             tell_what_is_cut,
         )
-        from wan_trt_core.pipeline.video import check_target
+        from wan_trt_core.pipeline.video import check_frames_target, check_target
 
         settings = loaded.settings
         check_target(out)
+        if frames_dir:
+            check_frames_target(frames_dir)
         resolved = resolve(settings.model, settings.checkpoint)
         check_weights(resolved)
         check_image(image is not None, begins_with_image=resolved.checkpoint.begins_with_image)
@@ -164,6 +172,7 @@ def run(
                 begins_with,
                 seed,
                 out,
+                frames_dir,
                 events,
                 text_encoder_engine=text_encoder_engine,
             )
@@ -174,6 +183,8 @@ def run(
         f"{out}: {result['frames']} frames of {result['width']}x{result['height']}, {result['codec']},"
         f" generated in {result['seconds']:.1f} s by {result['backend']}"
     )
+    if frames_dir:
+        print_line(f"{frames_dir}: each of them as PNG")
     if events:
         print_line(f"{events}: read it with wan-trt memory analyze")
     if snapshot:
@@ -309,17 +320,18 @@ def _generate(
     image: Image | None,
     seed: int,
     out: Path,
+    frames_dir: Path | None,
     events: Path | None,
     *,
     text_encoder_engine: bool,
 ) -> dict[str, Any]:
-    """Build what is missing, generate, write the file; returns what ``run --json`` prints."""
+    """Build what is missing, generate, write the files; returns what ``run --json`` prints."""
     from wan_trt_core.backends.registry import device_of
     from wan_trt_core.comparison.conditions import equal_conditions
     from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import generate
     from wan_trt_core.pipeline.recording import recorded_run
-    from wan_trt_core.pipeline.video import write_video
+    from wan_trt_core.pipeline.video import write_frames, write_video
 
     facts = {
         "model": model.name,
@@ -354,6 +366,8 @@ def _generate(
         seconds = time.perf_counter() - started
         report("generate", 1.0)
         with recording.writing():
+            if frames_dir:  # first: the video may go into the same folder
+                write_frames(frames_dir, generated.frames)
             info = write_video(out, generated.frames, generation.fps)
     return {
         "video": str(out.absolute()),
@@ -366,6 +380,7 @@ def _generate(
         "steps": steps,
         "seconds": round(seconds, 3),
         **asdict(info),
+        **({"frames_dir": str(frames_dir.absolute())} if frames_dir else {}),
         **({"memory_events": str(events.absolute())} if events else {}),
     }
 

@@ -634,6 +634,51 @@ class TestRun:
         assert "9 frames of 64x64, h264" in out
 
 
+class TestEveryVerb:
+    def test_tiny_wan_is_exported_built_run_and_benchmarked(
+        self, wan: Wan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With real engines, in the user's own cache, where the suites look too; what each verb can do besides has
+        tests of its own."""
+        monkeypatch.setenv("WAN_TRT_CACHE", str(load_settings(environ={}).settings.cache))
+        monkeypatch.setenv("WAN_TRT_PERF__MIN_SAMPLE_TIME", "0")  # the clock is not what is tested
+        code, out, err = wan("export", "dit", "--out", "onnx", "--json")
+        assert code == 0, err
+        (exported,) = json.loads(out)
+        assert (exported["component"], exported["precision"]) == ("dit", "fp32")
+        assert Path(exported["file"]) == Path("onnx/dit_fp32.onnx") and Path(exported["file"]).is_file()
+        parts = ("dit", "vae_decoder_first", "vae_decoder_next")
+        code, out, err = wan("build", *parts, "--json")
+        assert code == 0, err
+        built = json.loads(out)
+        assert tuple(row["component"] for row in built) == parts
+        assert all(row["backend"] == "onnxruntime" and row["bytes"] > 2**16 for row in built)
+        least = resolve("tiny-wan").profile().min
+        size = ("--height", least.height, "--width", least.width, "--frames", least.frames, "--steps", 2)
+        code, out, err = wan("run", "--prompt", "red", "--out", "v.mp4", *size, "--json")
+        assert code == 0, err
+        assert "export dit" not in err and "build dit" not in err, "what was built is not built again"
+        assert json.loads(out)["backend"] == "onnxruntime"
+        found = probe(Path("v.mp4"))
+        assert (found.codec, found.width, found.height, found.frames) == (
+            "h264", least.width, least.height, least.frames,
+        )  # fmt: skip
+        # four pairs prove even a hundredth under the noise of the tests beside this one
+        compared = ("benchmark", "--compare", "torch", "onnxruntime", "--speedup", 0.01, "--runs", 4)
+        given = ("--warmup", 0, "--prompt", "red", *size, "--report", "report")
+        code, out, err = wan(*compared, *given, "--json")
+        assert code == 0, err
+        (result,) = json.loads(out)
+        assert (result["backend"], result["verdict"]) == ("onnxruntime", "pass")
+        assert result["interval"]["pairs"] == 4
+        assert result["interval"]["low"] <= result["metrics"]["speedup"] <= result["interval"]["high"]
+        assert result["metrics"]["video.psnr_db"] > 90
+        assert result["metrics"]["video.cvvdp_jod"] > 9.9
+        (case,) = RunRecord.read(Path("report/results.json")).cases
+        assert case.verdict.value == "pass" and case.model == "tiny-wan"
+        assert "Time by stage" in Path("report/report.html").read_text()
+
+
 class TestMemoryPlan:
     @pytest.mark.parametrize(
         ("given", "code", "message"),

@@ -185,6 +185,13 @@ class TestWrongInput:
             (("benchmark", "--compare", "onnxruntime", "--profile", "1p"), 3, "has no profile '1p'"),
             (("benchmark", "--compare", "onnxruntime", "--runs", "2"), 2, "--runs"),
             (("benchmark", "--compare", "onnxruntime", "--report", sys.executable), 2, "is a file"),
+            (
+                ("benchmark", "--compare", "onnxruntime", "--report", "/proc/x"),
+                3,
+                "--report: /proc/x: cannot be",
+            ),
+            (("export", "--out", "/proc/x"), 3, "--out: /proc/x: cannot be written to"),
+            (("export", "dit", "--out", "/proc/x"), 3, "--out: /proc/x: cannot be written to"),
             (("export", "dti"), 3, "no component 'dti'; there are dit"),
             (("export", "dit", "--precision", "fp33"), 3, "fp33"),
             (
@@ -221,6 +228,19 @@ class TestWrongInput:
         if code == 3:
             assert err.startswith("error: ")
         assert not list(Path().glob("*.mp4"))
+
+    @pytest.mark.parametrize("below", ["", "a file"])
+    def test_a_report_folder_that_cannot_be_written_to_is_told_before_any_work(
+        self, wan: Wan, tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which ``run`` has no option of."""
+        (tmp_path / "a file").write_text("")
+        folder = tmp_path / below if below else Path("/proc")
+        monkeypatch.setenv("WAN_TRT_REPORT", str(folder / "report"))
+        code, out, err = wan("run", "--prompt", "x", "--out", "v.mp4", "--profile-memory")
+        assert (code, out) == (3, ""), err
+        assert f"error: --profile-memory: {folder / 'report' / 'v'}: cannot be written to" in err
+        assert "set `report` (WAN_TRT_REPORT)" in err and "generate" not in err
 
     @pytest.mark.parametrize(
         ("arguments", "parts"),

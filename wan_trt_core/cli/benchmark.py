@@ -19,6 +19,7 @@ from wan_trt_core.cli.options import (
     ModelOption,
     ProfileOption,
     ThreadsOption,
+    make_folder,
     settings_of,
 )
 from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
@@ -105,7 +106,6 @@ def benchmark(
         from wan_trt_core.comparison.targets import Asked
         from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import check_request, tell_what_is_cut
-        from wan_trt_core.report.writing import make_folder
 
         settings = loaded.settings
         resolved = resolve(settings.model, settings.checkpoint)
@@ -134,7 +134,7 @@ def benchmark(
             _check(case, resolved, asked, settings)
         tell_what_is_cut(resolved.checkpoint, generation.max_sequence_length, prompt, negative_prompt)
         if report:
-            make_folder(report)
+            make_folder(report, "--report")
         measured = partial(measure_and_judge, asked=asked, runs=runs, profile_memory=profile_memory)
         run = _run(cases, measured, settings, report)
     if as_json:

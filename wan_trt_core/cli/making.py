@@ -18,6 +18,7 @@ from wan_trt_core.cli.options import (
     ModelOption,
     ProfileOption,
     ThreadsOption,
+    make_folder,
     settings_of,
 )
 from wan_trt_core.cli.output import print_rows
@@ -72,6 +73,8 @@ def export(
         from wan_trt_core.pipeline.engines import exported_model
 
         settings = loaded.settings
+        if out:
+            make_folder(out, "--out")
 
         def export_one(name: str, resolved: ResolvedModel, shapes: ShapeProfile, report: Report) -> Facts:
             made = (name, resolved, shapes, precision, settings.backend, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,6 +113,10 @@ MaxGraphsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
+class UnwritableFolder(ValueError):
+    """A command cannot write where an option says; the message names both."""
+
+
 @dataclass(frozen=True)
 class Common:
     """The options before the command."""
@@ -131,3 +136,18 @@ def settings_of(context: typer.Context, **options: Any) -> Iterator[Loaded]:
     loaded = load_settings(given.config, overrides)
     with logging_to(loaded.settings.log):
         yield loaded
+
+
+def make_folder(folder: Path, option: str, remedy: str = "name another folder") -> None:
+    """Make the folder that a command writes into, before any work is spent on what it shall hold.
+
+    Raises:
+        UnwritableFolder: when it cannot be written to, naming the option.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UnwritableFolder(f"{option}: {folder}: cannot be written to: {why}; {remedy}") from error

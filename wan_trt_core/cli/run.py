@@ -26,6 +26,7 @@ from wan_trt_core.cli.options import (
     VaeLeanOption,
     VaeTileOption,
     WeightStreamingOption,
+    make_folder,
     settings_of,
 )
 from wan_trt_core.cli.output import print_json, print_line
@@ -156,7 +157,10 @@ def run(
         length, by_part = generation.max_sequence_length, parse_precision(precision)
         tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
         _check(settings, resolved, generation, by_part, text_encoder_engine=text_encoder_engine)
-        events = settings.report / out.stem / FILE_NAME if profile_memory else None
+        events = None
+        if profile_memory:
+            events = settings.report / out.stem / FILE_NAME
+            make_folder(events.parent, "--profile-memory", "set `report` (WAN_TRT_REPORT) to another folder")
         snapshot = None
         if memory_snapshot:
             _check_snapshot(profile_memory, device_of(settings))

@@ -200,6 +200,14 @@ class TestWrongInput:
                 "vae_decoder_next has no precision",
             ),
             (("build", "dit", "--precision", "bf16"), 3, "onnxruntime has no engines in bf16"),
+            (("build", "dit", "--precision", "vae=fp32"), 2, "precision names vae, but not dit"),
+            (("build", "--precision", "dit=fp32,vea=fp32"), 2, "no component 'vea'"),
+            (
+                ("build", "--precision", "dit_2=fp32"),
+                2,
+                "names no component of tiny-wan; it has dit,",
+            ),
+            (("build", "--precision", "dit=fp32,vae=bf16"), 3, "has no precision 'bf16'"),
             (("inspect", "nowhere"), 3, "neither a folder nor one of tiny-wan"),
             (("report", "nowhere.json"), 3, "nowhere.json: not a readable result record"),
             (("engines", "prune", "--older-than", "7x"), 2, "units s, m, h, d"),
@@ -636,6 +644,31 @@ class TestRun:
             code, _, err = wan("export", "dit", "--model", tiny_wan_folder, *options)
             assert code != 2 and "enough" in err
         assert asked == ["onnxruntime", "tensorrt"]
+
+    @pytest.mark.parametrize("verb", ["export", "build"])
+    def test_a_precision_by_component_is_that_of_run(
+        self, wan: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+    ) -> None:
+        """Without names all components are made that it gives one to."""
+        (tmp_path / "entry").mkdir()
+        (tmp_path / "entry" / "it.onnx").write_bytes(b"graph")
+        onnx = SimpleNamespace(path=tmp_path / "entry" / "it.onnx")
+        engine = SimpleNamespace(memory=lambda: {"weights": 7}, close=lambda: None)
+        asked: dict[str, str] = {}
+
+        def make(name: str, model: Any, shapes: Any, precision: str, *_: Any, **__: Any) -> Any:
+            asked[name] = precision
+            return onnx if verb == "export" else engine
+
+        monkeypatch.setattr(engines, "exported_model" if verb == "export" else "load_engine", make)
+        code, out, err = wan(verb, "--precision", "dit=fp16,vae=fp32", "--json")
+        assert code == 0, err
+        halves = [f"vae_{half}_{which}" for half in ("decoder", "encoder") for which in ("first", "next")]
+        assert asked == {"dit": "fp16", **dict.fromkeys(halves, "fp32")}
+        assert {row["component"]: row["precision"] for row in json.loads(out)} == asked
+        asked.clear()
+        assert wan(verb, "text_encoder", "dit", "--precision", "dit=fp16,text_encoder=fp32")[0] == 0
+        assert asked == {"text_encoder": "fp32", "dit": "fp16"}
 
     @pytest.mark.slow
     def test_export_build_and_run_on_engines(self, wan: Wan, small_checkpoint: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,8 +111,15 @@ def open_image(path: Path) -> Image:
         ) from error
 
 
-def parse_precision(text: str, option: str = "--precision") -> str | dict[str, str]:
+def parse_precision(
+    text: str,
+    option: str = "--precision",
+    of: Sequence[str] = ("dit", "vae_decoder_first", "vae_decoder_next"),
+) -> str | dict[str, str]:
     """``fp16``, or ``dit=fp16,vae=fp32`` by component.
+
+    Args:
+        of: components that need one; by default those of every video.
 
     Raises:
         typer.BadParameter: naming the option, where a component has none, or there is no such component.
@@ -130,7 +137,7 @@ def parse_precision(text: str, option: str = "--precision") -> str | dict[str, s
             f"no component {unknown[0]!r}; there are {', '.join(known)}", param_hint=option
         )
     try:
-        for component in ("dit", "vae_decoder_first", "vae_decoder_next"):
+        for component in of:
             precision_of(precision, component)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error

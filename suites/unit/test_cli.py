@@ -29,6 +29,7 @@ from wan_trt_core.cli import making
 from wan_trt_core.cli import run as run_command
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.cli.videos import profile_for
+from wan_trt_core.comparison.targets import Asked
 from wan_trt_core.config import Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
@@ -38,7 +39,7 @@ from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.models.components import component_names, get_component
 from wan_trt_core.pipeline import engines
 from wan_trt_core.pipeline.engines import load_engine
-from wan_trt_core.pipeline.video import probe, write_video
+from wan_trt_core.pipeline.video import probe, write_image, write_video
 from wan_trt_core.progress import progress
 from wan_trt_core.records import Measurement, Metric, RunRecord
 
@@ -177,6 +178,12 @@ class TestWrongInput:
                 ("benchmark", "--compare", "onnxruntime", "--guidance-2", "3"),
                 3,
                 "this model has one transformer",
+            ),
+            (("benchmark", "--compare", "onnxruntime", "--image", __file__), 3, "begins with no image"),
+            (
+                ("benchmark", "--compare", "onnxruntime", "--model", "tiny-wan2.1-i2v", "--image", __file__),
+                2,
+                "no image that can be read",
             ),
             (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
             (("benchmark", "--compare", "onnxruntime", "--height", "512"), 2, "outside the profile"),
@@ -823,6 +830,26 @@ class TestBenchmark:
         assert rows["PSNR, worst frame"] == ["70 dB"] * 2
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
+
+    def test_of_an_image_to_video_model_the_image_may_be_given(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without one it is of random colours, as in the suites."""
+        asked = []
+
+        def measure(case: Case, context: object, report: object, video: Asked, runs: int) -> Measurement:
+            asked.append(video)
+            return measured(2.0)
+
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", measure)
+        write_image(Path("red.png"), np.full((32, 48, 3), (255, 0, 0), np.uint8))
+        compared = ("benchmark", "--compare", "onnxruntime", "--model", "tiny-wan2.1-i2v")
+        for given in ((), ("--image", "red.png")):
+            code, _, err = wan(*compared, *given)
+            assert code == 0, err
+        without, with_image = asked
+        assert without.image is None
+        assert with_image.image.size == (48, 32) and with_image.image.getpixel((5, 5)) == (255, 0, 0)
 
     def test_what_is_not_decided_names_the_option_that_decides_it(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch

@@ -28,12 +28,14 @@ from wan_trt_core.cli.videos import (
     Guidance2Option,
     GuidanceOption,
     HeightOption,
+    ImageOption,
     NegativePromptOption,
     PartsPrecisionOption,
     SeedOption,
     StepsOption,
     WidthOption,
     check_size,
+    open_image,
     parse_precision,
     with_options,
 )
@@ -66,6 +68,7 @@ def benchmark(
     ],
     others: Annotated[list[str] | None, typer.Argument(metavar="[BACKEND]...", help="More backends.")] = None,
     prompt: Annotated[str, typer.Option(help="What the video shows.")] = PROMPT,
+    image: ImageOption = None,
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -105,11 +108,13 @@ def benchmark(
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
         from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.pipeline.generate import check_request, tell_what_is_cut
+        from wan_trt_core.pipeline.generate import check_image, check_request, tell_what_is_cut
 
         settings = loaded.settings
         resolved = resolve(settings.model, settings.checkpoint)
         shapes = resolved.profile(settings.profile)
+        if image is not None:  # without one it is of random colours
+            check_image(True, begins_with_image=resolved.checkpoint.begins_with_image)
         usual = resolved.generation.of_size(shapes.opt)
         generation = with_options(usual, steps, guidance, height, width, frames, guidance_2)
         check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
@@ -128,7 +133,9 @@ def benchmark(
             for backend in _candidates([*compare, *(others or ())])
         ]
         asked = Asked(
-            generation, Prompt(id="asked", prompt=prompt, negative_prompt=negative_prompt, seed=seed)
+            generation,
+            Prompt(id="asked", prompt=prompt, negative_prompt=negative_prompt, seed=seed),
+            None if image is None else open_image(image),
         )
         for case in cases:
             _check(case, resolved, asked, settings)

@@ -35,6 +35,7 @@ from wan_trt_core.cli.videos import (
     Guidance2Option,
     GuidanceOption,
     HeightOption,
+    ImageOption,
     NegativePromptOption,
     PartsPrecisionOption,
     SeedOption,
@@ -77,9 +78,7 @@ def run(
             "--frames-dir", help="Also each frame (PNG) here, a folder with nothing in it.", file_okay=False
         ),
     ] = None,
-    image: Annotated[
-        Path | None, typer.Option(help="What the video begins with, of an image-to-video model.", exists=True)
-    ] = None,
+    image: ImageOption = None,
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,

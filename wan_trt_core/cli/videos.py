@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,13 +12,15 @@ import typer
 from wan_trt_core.models.checkpoint import DTYPES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image
 
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
     from wan_trt_core.models.profiles import ShapeProfile
 
+ImageOption = Annotated[
+    Path | None,
+    typer.Option("--image", help="What the video begins with, of an image-to-video model.", exists=True),
+]
 NegativePromptOption = Annotated[str, typer.Option("--negative-prompt", help="What it should not show.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
 GuidanceOption = Annotated[

@@ -271,6 +271,24 @@ class TestWrongInput:
         code, _, err = wan(*arguments, "--model", "wan2.1-t2v-14b")
         assert code == 3 and all(part in err for part in parts), err
 
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("run", "--prompt", "x", "--out", "v.mp4"),
+            ("export", "dit"),
+            ("build", "dit"),
+            ("benchmark", "--compare", "onnxruntime"),
+            ("memory", "plan"),
+        ],
+    )
+    def test_a_checkpoint_of_another_size_than_the_named_model(
+        self, wan: Wan, tiny_wan_folder: Path, command: tuple[str, ...]
+    ) -> None:
+        code, out, err = wan(*command, "--model", "wan2.1-t2v-1.3b", "--checkpoint", tiny_wan_folder)
+        assert (code, out) == (3, ""), err
+        assert f"{tiny_wan_folder}: another size than wan2.1-t2v-1.3b: " in err
+        assert "not 30 layers of width 1536" in err and f"--model {tiny_wan_folder}" in err
+
     def test_debug_shows_the_traceback(self, wan: Wan) -> None:
         with pytest.raises(ValueError, match="neither a folder"):
             wan("--debug", "inspect", "nowhere")

@@ -20,6 +20,7 @@ from wan_trt_core.cli.options import (
     ProfileOption,
     ThreadsOption,
     make_folder,
+    model_of,
     settings_of,
 )
 from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
@@ -107,11 +108,10 @@ def benchmark(
         from wan_trt_core.cases import Prompt
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
-        from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import check_image, check_request, tell_what_is_cut
 
         settings = loaded.settings
-        resolved = resolve(settings.model, settings.checkpoint)
+        resolved = model_of(settings)
         shapes = resolved.profile(settings.profile)
         if image is not None:  # without one it is of random colours
             check_image(True, begins_with_image=resolved.checkpoint.begins_with_image)

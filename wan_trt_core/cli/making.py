@@ -20,6 +20,7 @@ from wan_trt_core.cli.options import (
     ProfileOption,
     ThreadsOption,
     make_folder,
+    model_of,
     settings_of,
 )
 from wan_trt_core.cli.output import print_rows
@@ -122,11 +123,10 @@ def build(
 
 def _made(components: list[str] | None, precision: str, settings: Settings, make: Make) -> list[Facts]:
     """One row a component: its name and precision, what ``make`` says of it, and the seconds that it took."""
-    from wan_trt_core.models.catalogue import resolve
     from wan_trt_core.models.components import components_of, get_component, require_precision
     from wan_trt_core.pipeline.engines import precision_of
 
-    resolved = resolve(settings.model, settings.checkpoint)
+    resolved = model_of(settings)
     asked = [get_component(name) for name in components or components_of(resolved.checkpoint)]
     by_part = parse_precision(precision, of=components or ())
     precisions: dict[str, str] = {}

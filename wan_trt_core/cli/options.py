@@ -14,7 +14,8 @@ import typer
 from wan_trt_core.logs import logging_to
 
 if TYPE_CHECKING:
-    from wan_trt_core.config import Loaded
+    from wan_trt_core.config import Loaded, Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
 
 
 _PANEL = "Settings (defaults: config.yaml, WAN_TRT_*)"
@@ -151,3 +152,20 @@ def make_folder(folder: Path, option: str, remedy: str = "name another folder") 
     except OSError as error:
         why = error.strerror or str(error)
         raise UnwritableFolder(f"{option}: {folder}: cannot be written to: {why}; {remedy}") from error
+
+
+def model_of(settings: Settings, *, download: bool = True) -> ResolvedModel:
+    """The model that a command is for.
+
+    Args:
+        download: whether a model of the hub that is not in its cache may be downloaded.
+
+    Raises:
+        CatalogueError, CheckpointError: when there is no such model, or the checkpoint is of another family or size.
+    """
+    from wan_trt_core.models.catalogue import require_size, resolve
+
+    model = resolve(settings.model, settings.checkpoint, download=download)
+    if settings.checkpoint is not None:
+        require_size(settings.model, model.checkpoint)
+    return model

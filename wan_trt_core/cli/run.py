@@ -27,6 +27,7 @@ from wan_trt_core.cli.options import (
     VaeTileOption,
     WeightStreamingOption,
     make_folder,
+    model_of,
     settings_of,
 )
 from wan_trt_core.cli.output import print_json, print_line
@@ -134,7 +135,6 @@ def run(
         from wan_trt_core.backends.registry import device_of
         from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME
-        from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import (
             check_image,
             check_request,
@@ -147,7 +147,7 @@ def run(
         check_target(out)
         if frames_dir:
             check_frames_target(frames_dir)
-        resolved = resolve(settings.model, settings.checkpoint)
+        resolved = model_of(settings)
         check_weights(resolved)
         check_image(image is not None, begins_with_image=resolved.checkpoint.begins_with_image)
         begins_with = None if image is None else open_image(image)

@@ -34,6 +34,7 @@ from wan_trt_core.config import Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.measure.memory_events import MemoryRecord
+from wan_trt_core.memory.prediction import Choice, Workload
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.models.components import component_names, get_component
@@ -848,6 +849,28 @@ class TestBenchmark:
         assert rows["PSNR, worst frame"] == ["70 dB"] * 2
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
+
+    @pytest.mark.parametrize("small", ["torch", "onnxruntime"])
+    def test_a_gpu_with_too_little_memory_for_an_arm_is_told_before_any_work(
+        self, wan: Wan, monkeypatch: pytest.MonkeyPatch, small: str
+    ) -> None:
+        """Stock diffusers and the engines alike."""
+        asked: list[tuple[str, str, int]] = []
+
+        def predicted(work: Workload, choice: Choice) -> Any:
+            asked.append((work.backend, choice.dit, work.video.frames))
+            return SimpleNamespace(peak=2**31 if work.backend == small else 2**29, peak_stage="decode")
+
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**30, 2**40))
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("wan_trt_core.memory.prediction.predict", predicted)
+        monkeypatch.setattr("wan_trt_core.memory.plan.plan", lambda *_: SimpleNamespace(fitting=()))
+        monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
+        given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32")
+        code, out, err = wan("benchmark", "--compare", "onnxruntime", *given)
+        assert (code, out) == (3, ""), err
+        assert "such a video needs 2 GiB of the GPU at its most (decode), and 1 GiB are free." in err
+        assert asked[-1] == (small, "fp32" if small == "torch" else "fp16", 9)
 
     def test_of_an_image_to_video_model_the_image_may_be_given(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch

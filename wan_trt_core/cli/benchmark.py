@@ -35,6 +35,7 @@ from wan_trt_core.cli.videos import (
     SeedOption,
     StepsOption,
     WidthOption,
+    check_memory,
     check_size,
     open_image,
     parse_precision,
@@ -167,21 +168,25 @@ def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -
     """Raise unless a candidate can run here, in its precision, and make a video of this size.
 
     Raises:
-        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, typer.BadParameter: naming what is wrong.
+        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, GenerationError, typer.BadParameter: naming
+            what is wrong.
     """
     from wan_trt_core.backends.base import EngineBackend
-    from wan_trt_core.backends.registry import get_backend
+    from wan_trt_core.backends.registry import device_of, get_backend
     from wan_trt_core.cases import COMPOSITES
     from wan_trt_core.models.checkpoint import torch_dtype
     from wan_trt_core.pipeline.engines import check_engines, precision_of
 
-    backend = get_backend(case.backend)
+    backend, shapes = get_backend(case.backend), model.profile(case.profile)
     backend.require(settings)
     for name in COMPOSITES[case.component]:
         torch_dtype(precision_of(case.stock_precision, name))
     if isinstance(backend, EngineBackend):
         check_engines(backend, model, case.precision, settings)
-        check_size(model.profile(case.profile), asked.generation)
+        check_size(shapes, asked.generation)
+    if device_of(settings, case.backend) == "cuda":  # each arm by itself: both together need more
+        for runs, precision in ((REFERENCE, case.stock_precision), (case.backend, case.precision)):
+            check_memory(settings, model, shapes, asked.generation, precision, runs)
 
 
 def _run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,7 @@ from wan_trt_core.cli.videos import (
     SeedOption,
     StepsOption,
     WidthOption,
+    check_memory,
     open_image,
     parse_precision,
     profile_for,
@@ -56,13 +57,9 @@ if TYPE_CHECKING:
     from wan_trt_core.backends.base import Backend
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
-    from wan_trt_core.models.profiles import ShapeProfile
     from wan_trt_core.pipeline.engines import EngineStore
 
 commands = typer.Typer()
-
-PREDICTED_WITHIN = 1.1
-"""What a prediction of memory may be over the truth: no video is refused that would fit."""
 
 SNAPSHOT = "memory_snapshot.pickle"
 """Beside the memory events."""
@@ -242,7 +239,15 @@ def _check(
         for name in components_run("pipeline", model.checkpoint):
             torch_dtype(precision_of(precision, name))
     if device_of(settings) == "cuda":
-        _check_memory(settings, model, shapes, generation, precision, text_encoder_engine=text_encoder_engine)
+        check_memory(
+            settings,
+            model,
+            shapes,
+            generation,
+            precision,
+            settings.backend,
+            text_encoder_engine=text_encoder_engine,
+        )
 
 
 def _check_text_encoder(backend: Backend, settings: Settings, precision: str | dict[str, str]) -> None:
@@ -263,54 +268,6 @@ def _check_text_encoder(backend: Backend, settings: Settings, precision: str | d
         check_text_encoder(backend.name, settings, device_of(settings))
     except (EngineError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--text-encoder-engine") from error
-
-
-def _check_memory(
-    settings: Settings,
-    model: ResolvedModel,
-    shapes: ShapeProfile,
-    generation: GenerationDefaults,
-    precision: str | dict[str, str],
-    *,
-    text_encoder_engine: bool,
-) -> None:
-    """Raise where the GPU has clearly less free memory than is predicted (``wan-trt memory plan``).
-
-    Raises:
-        GenerationError: with what is needed, and the settings that fit.
-    """
-    import torch
-
-    from wan_trt_core.gates.formatting import quantity
-    from wan_trt_core.memory.plan import plan
-    from wan_trt_core.memory.prediction import choice_of, predict, unplanned, workload
-    from wan_trt_core.models.profiles import Sizes
-    from wan_trt_core.pipeline.assembly import TEXT_ENCODER
-    from wan_trt_core.pipeline.engines import precision_of
-    from wan_trt_core.pipeline.generate import GenerationError
-
-    if unplanned(model.checkpoint):
-        return
-    free, _ = torch.cuda.mem_get_info()
-    asked = generation.height, generation.width, generation.num_frames, generation.max_sequence_length
-    work = replace(
-        workload(model, shapes, settings.backend, "cuda", settings), video=Sizes(*asked, model.spatial)
-    )
-    choice, budget = choice_of(settings, precision), round(free * PREDICTED_WITHIN)
-    if text_encoder_engine:
-        own = precision_of(precision, TEXT_ENCODER)
-        choice = replace(choice, text_encoder=own, text_encoder_engine=True)
-    needed = predict(work, choice)
-    if needed.peak <= budget:
-        return
-    found = plan(work, choice, budget)
-    fits = " or ".join(setting.name for setting in found.fitting[:3])
-    raise GenerationError(
-        f"such a video needs {quantity(needed.peak, 'B', 3)} of the GPU at its most ({needed.peak_stage}), and"
-        f" {quantity(free, 'B', 3)} are free. "
-        + (f"What fits: {fits}" if fits else "No settings fit: make a smaller video, or take a larger GPU")
-        + " (wan-trt memory plan)"
-    )
 
 
 def _generate(

@@ -111,6 +111,13 @@ class TestHelp:
         assert f"One of {', '.join(DTYPES)}, " in " ".join(out.replace("│", " ").split())
         assert {"fp32", "fp16", "bf16"} <= there_are == {*DTYPES}
 
+    def test_every_exit_code_is_documented(self, wan: Wan) -> None:
+        """Those that the tests here expect, the same in the help, the landing page and the package's docstring."""
+        readme = (Path(__file__).parents[2] / "README.md").read_text()
+        for place in (wan("--help")[1], readme, cli.__doc__ or ""):
+            told = re.search(r"Exit codes: (.*?)\.", " ".join(place.split()))
+            assert told and re.findall(r"(?:^|[,;] )(\d+) ", told[1]) == ["0", "1", "2", "3", "130", "143"]
+
     def test_version(self, wan: Wan) -> None:
         assert wan("--version") == (0, f"{__version__}\n", "")
 

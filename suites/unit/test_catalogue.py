@@ -14,6 +14,7 @@ from wan_trt_core.models.catalogue import (
     CatalogueError,
     GenerationDefaults,
     model_names,
+    require_size,
     resolve,
 )
 from wan_trt_core.models.checkpoint import CheckpointError
@@ -68,6 +69,16 @@ def test_a_named_model_takes_its_weights_from_a_folder(small_checkpoint: Path) -
     model = resolve("wan2.1-t2v-1.3b", small_checkpoint)
     assert set(model.profiles) == {"480p-17f", "480p-81f"}
     assert model.checkpoint.folder == small_checkpoint and not model.checkpoint.random
+
+
+def test_a_checkpoint_of_another_size_is_told_apart(small_checkpoint: Path, tiny_wan_folder: Path) -> None:
+    """By who asks: a case may run on a cut-down checkpoint of the model that it names."""
+    found = resolve("wan2.1-t2v-1.3b", small_checkpoint).checkpoint
+    told = "another size than wan2.1-t2v-1.3b: 3 layers of width 64, not 30 layers of width 1536; name .* --wan-model"
+    with pytest.raises(CheckpointError, match=told):
+        require_size("wan2.1-t2v-1.3b", found)
+    for model in ("tiny-wan", str(tiny_wan_folder)):
+        require_size(model, resolve("tiny-wan", tiny_wan_folder).checkpoint)
 
 
 def test_profiles_are_in_the_latents_of_the_model_s_own_vae() -> None:

@@ -29,16 +29,18 @@ from wan_trt_core.cli import making
 from wan_trt_core.cli import run as run_command
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.cli.videos import profile_for
+from wan_trt_core.comparison.targets import Asked
 from wan_trt_core.config import Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.measure.memory_events import MemoryRecord
+from wan_trt_core.memory.prediction import Choice, Workload
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.models.components import component_names, get_component
 from wan_trt_core.pipeline import engines
 from wan_trt_core.pipeline.engines import load_engine
-from wan_trt_core.pipeline.video import write_video
+from wan_trt_core.pipeline.video import probe, write_image, write_video
 from wan_trt_core.progress import progress
 from wan_trt_core.records import Measurement, Metric, RunRecord
 
@@ -114,6 +116,13 @@ class TestHelp:
         assert f"One of {', '.join(DTYPES)}, " in " ".join(out.replace("│", " ").split())
         assert {"fp32", "fp16", "bf16"} <= there_are == {*DTYPES}
 
+    def test_every_exit_code_is_documented(self, wan: Wan) -> None:
+        """Those that the tests here expect, the same in the help, the landing page and the package's docstring."""
+        readme = (Path(__file__).parents[2] / "README.md").read_text()
+        for place in (wan("--help")[1], readme, cli.__doc__ or ""):
+            told = re.search(r"Exit codes: (.*?)\.", " ".join(place.split()))
+            assert told and re.findall(r"(?:^|[,;] )(\d+) ", told[1]) == ["0", "1", "2", "3", "130", "143"]
+
     def test_version(self, wan: Wan) -> None:
         assert wan("--version") == (0, f"{__version__}\n", "")
 
@@ -137,6 +146,12 @@ class TestWrongInput:
             (("run", "--prompt", "x"), 2, "--out"),
             (("run", "--prompt", "", "--out", "v.mp4"), 3, "the prompt is empty"),
             (("run", "--prompt", "x", "--out", "v.avi"), 3, "must end in .mp4"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--frames-dir", "/proc/x"), 3, "/proc/x: cannot be"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--frames-dir", Path(__file__).parent),
+                3,
+                "is not empty",
+            ),
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", __file__), 3, "begins with no image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", "no.png"), 2, "--image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "6"), 3, "frames must be 4k+1"),
@@ -177,6 +192,12 @@ class TestWrongInput:
                 3,
                 "this model has one transformer",
             ),
+            (("benchmark", "--compare", "onnxruntime", "--image", __file__), 3, "begins with no image"),
+            (
+                ("benchmark", "--compare", "onnxruntime", "--model", "tiny-wan2.1-i2v", "--image", __file__),
+                2,
+                "no image that can be read",
+            ),
             (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
             (("benchmark", "--compare", "onnxruntime", "--height", "512"), 2, "outside the profile"),
             (("benchmark", "--compare", "onnxruntime", "--precision", "fp33"), 3, "fp33"),
@@ -184,6 +205,13 @@ class TestWrongInput:
             (("benchmark", "--compare", "onnxruntime", "--profile", "1p"), 3, "has no profile '1p'"),
             (("benchmark", "--compare", "onnxruntime", "--runs", "2"), 2, "--runs"),
             (("benchmark", "--compare", "onnxruntime", "--report", sys.executable), 2, "is a file"),
+            (
+                ("benchmark", "--compare", "onnxruntime", "--report", "/proc/x"),
+                3,
+                "--report: /proc/x: cannot be",
+            ),
+            (("export", "--out", "/proc/x"), 3, "--out: /proc/x: cannot be written to"),
+            (("export", "dit", "--out", "/proc/x"), 3, "--out: /proc/x: cannot be written to"),
             (("export", "dti"), 3, "no component 'dti'; there are dit"),
             (("export", "dit", "--precision", "fp33"), 3, "fp33"),
             (
@@ -192,6 +220,14 @@ class TestWrongInput:
                 "vae_decoder_next has no precision",
             ),
             (("build", "dit", "--precision", "bf16"), 3, "onnxruntime has no engines in bf16"),
+            (("build", "dit", "--precision", "vae=fp32"), 2, "precision names vae, but not dit"),
+            (("build", "--precision", "dit=fp32,vea=fp32"), 2, "no component 'vea'"),
+            (
+                ("build", "--precision", "dit_2=fp32"),
+                2,
+                "names no component of tiny-wan; it has dit,",
+            ),
+            (("build", "--precision", "dit=fp32,vae=bf16"), 3, "has no precision 'bf16'"),
             (("inspect", "nowhere"), 3, "neither a folder nor one of tiny-wan"),
             (("report", "nowhere.json"), 3, "nowhere.json: not a readable result record"),
             (("engines", "prune", "--older-than", "7x"), 2, "units s, m, h, d"),
@@ -221,6 +257,19 @@ class TestWrongInput:
             assert err.startswith("error: ")
         assert not list(Path().glob("*.mp4"))
 
+    @pytest.mark.parametrize("below", ["", "a file"])
+    def test_a_report_folder_that_cannot_be_written_to_is_told_before_any_work(
+        self, wan: Wan, tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which ``run`` has no option of."""
+        (tmp_path / "a file").write_text("")
+        folder = tmp_path / below if below else Path("/proc")
+        monkeypatch.setenv("WAN_TRT_REPORT", str(folder / "report"))
+        code, out, err = wan("run", "--prompt", "x", "--out", "v.mp4", "--profile-memory")
+        assert (code, out) == (3, ""), err
+        assert f"error: --profile-memory: {folder / 'report' / 'v'}: cannot be written to" in err
+        assert "set `report` (WAN_TRT_REPORT)" in err and "generate" not in err
+
     @pytest.mark.parametrize(
         ("arguments", "parts"),
         [
@@ -234,6 +283,24 @@ class TestWrongInput:
     def test_what_random_weights_cannot_do(self, wan: Wan, arguments: Any, parts: tuple[str, ...]) -> None:
         code, _, err = wan(*arguments, "--model", "wan2.1-t2v-14b")
         assert code == 3 and all(part in err for part in parts), err
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("run", "--prompt", "x", "--out", "v.mp4"),
+            ("export", "dit"),
+            ("build", "dit"),
+            ("benchmark", "--compare", "onnxruntime"),
+            ("memory", "plan"),
+        ],
+    )
+    def test_a_checkpoint_of_another_size_than_the_named_model(
+        self, wan: Wan, tiny_wan_folder: Path, command: tuple[str, ...]
+    ) -> None:
+        code, out, err = wan(*command, "--model", "wan2.1-t2v-1.3b", "--checkpoint", tiny_wan_folder)
+        assert (code, out) == (3, ""), err
+        assert f"{tiny_wan_folder}: another size than wan2.1-t2v-1.3b: " in err
+        assert "not 30 layers of width 1536" in err and f"--model {tiny_wan_folder}" in err
 
     def test_debug_shows_the_traceback(self, wan: Wan) -> None:
         with pytest.raises(ValueError, match="neither a folder"):
@@ -520,10 +587,15 @@ class TestRun:
         code, out, err = wan(
             *("--log-file", "logs/run.log", "run", "--prompt", too_long, "--out", "new/v.mp4", "--json"),
             *("--backend", "torch", "--model", small_checkpoint, "--steps", 2),
-            *("--height", 64, "--width", 80, "--frames", 5),
+            *("--height", 64, "--width", 80, "--frames", 5, "--frames-dir", "new"),
         )
         assert code == 0, err
         result = json.loads(out)
+        assert Path(result["frames_dir"]) == Path("new").absolute()
+        *images, film = sorted(Path("new").iterdir())
+        assert [image.name for image in images] == [f"{number:04d}.png" for number in range(1, 6)]
+        assert film.name == "v.mp4"
+        assert (probe(images[0]).width, probe(images[0]).height) == (80, 64)
         assert Path(result["video"]).is_file()
         assert (result["width"], result["height"], result["frames"]) == (80, 64, 5)
         assert (result["codec"], result["steps"], result["backend"]) == ("h264", 2, "torch")
@@ -633,6 +705,31 @@ class TestRun:
             assert code != 2 and "enough" in err
         assert asked == ["onnxruntime", "tensorrt"]
 
+    @pytest.mark.parametrize("verb", ["export", "build"])
+    def test_a_precision_by_component_is_that_of_run(
+        self, wan: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+    ) -> None:
+        """Without names all components are made that it gives one to."""
+        (tmp_path / "entry").mkdir()
+        (tmp_path / "entry" / "it.onnx").write_bytes(b"graph")
+        onnx = SimpleNamespace(path=tmp_path / "entry" / "it.onnx")
+        engine = SimpleNamespace(memory=lambda: {"weights": 7}, close=lambda: None)
+        asked: dict[str, str] = {}
+
+        def make(name: str, model: Any, shapes: Any, precision: str, *_: Any, **__: Any) -> Any:
+            asked[name] = precision
+            return onnx if verb == "export" else engine
+
+        monkeypatch.setattr(engines, "exported_model" if verb == "export" else "load_engine", make)
+        code, out, err = wan(verb, "--precision", "dit=fp16,vae=fp32", "--json")
+        assert code == 0, err
+        halves = [f"vae_{half}_{which}" for half in ("decoder", "encoder") for which in ("first", "next")]
+        assert asked == {"dit": "fp16", **dict.fromkeys(halves, "fp32")}
+        assert {row["component"]: row["precision"] for row in json.loads(out)} == asked
+        asked.clear()
+        assert wan(verb, "text_encoder", "dit", "--precision", "dit=fp16,text_encoder=fp32")[0] == 0
+        assert asked == {"text_encoder": "fp32", "dit": "fp16"}
+
     @pytest.mark.slow
     def test_export_build_and_run_on_engines(self, wan: Wan, small_checkpoint: Path, tmp_path: Path) -> None:
         model = ("--model", small_checkpoint)
@@ -648,6 +745,51 @@ class TestRun:
         assert "build dit" not in err, "what was built is not built again"
         assert "build vae_decoder_next fp32: done" in err
         assert "9 frames of 64x64, h264" in out
+
+
+class TestEveryVerb:
+    def test_tiny_wan_is_exported_built_run_and_benchmarked(
+        self, wan: Wan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With real engines, in the user's own cache, where the suites look too; what each verb can do besides has
+        tests of its own."""
+        monkeypatch.setenv("WAN_TRT_CACHE", str(load_settings(environ={}).settings.cache))
+        monkeypatch.setenv("WAN_TRT_PERF__MIN_SAMPLE_TIME", "0")  # the clock is not what is tested
+        code, out, err = wan("export", "dit", "--out", "onnx", "--json")
+        assert code == 0, err
+        (exported,) = json.loads(out)
+        assert (exported["component"], exported["precision"]) == ("dit", "fp32")
+        assert Path(exported["file"]) == Path("onnx/dit_fp32.onnx") and Path(exported["file"]).is_file()
+        parts = ("dit", "vae_decoder_first", "vae_decoder_next")
+        code, out, err = wan("build", *parts, "--json")
+        assert code == 0, err
+        built = json.loads(out)
+        assert tuple(row["component"] for row in built) == parts
+        assert all(row["backend"] == "onnxruntime" and row["bytes"] > 2**16 for row in built)
+        least = resolve("tiny-wan").profile().min
+        size = ("--height", least.height, "--width", least.width, "--frames", least.frames, "--steps", 2)
+        code, out, err = wan("run", "--prompt", "red", "--out", "v.mp4", *size, "--json")
+        assert code == 0, err
+        assert "export dit" not in err and "build dit" not in err, "what was built is not built again"
+        assert json.loads(out)["backend"] == "onnxruntime"
+        found = probe(Path("v.mp4"))
+        assert (found.codec, found.width, found.height, found.frames) == (
+            "h264", least.width, least.height, least.frames,
+        )  # fmt: skip
+        # four pairs prove even a hundredth under the noise of the tests beside this one
+        compared = ("benchmark", "--compare", "torch", "onnxruntime", "--speedup", 0.01, "--runs", 4)
+        given = ("--warmup", 0, "--prompt", "red", *size, "--report", "report")
+        code, out, err = wan(*compared, *given, "--json")
+        assert code == 0, err
+        (result,) = json.loads(out)
+        assert (result["backend"], result["verdict"]) == ("onnxruntime", "pass")
+        assert result["interval"]["pairs"] == 4
+        assert result["interval"]["low"] <= result["metrics"]["speedup"] <= result["interval"]["high"]
+        assert result["metrics"]["video.psnr_db"] > 90
+        assert result["metrics"]["video.cvvdp_jod"] > 9.9
+        (case,) = RunRecord.read(Path("report/results.json")).cases
+        assert case.verdict.value == "pass" and case.model == "tiny-wan"
+        assert "Time by stage" in Path("report/report.html").read_text()
 
 
 class TestMemoryPlan:
@@ -741,6 +883,48 @@ class TestBenchmark:
         assert rows["PSNR, worst frame"] == ["70 dB"] * 2
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
+
+    @pytest.mark.parametrize("small", ["torch", "onnxruntime"])
+    def test_a_gpu_with_too_little_memory_for_an_arm_is_told_before_any_work(
+        self, wan: Wan, monkeypatch: pytest.MonkeyPatch, small: str
+    ) -> None:
+        """Stock diffusers and the engines alike."""
+        asked: list[tuple[str, str, int]] = []
+
+        def predicted(work: Workload, choice: Choice) -> Any:
+            asked.append((work.backend, choice.dit, work.video.frames))
+            return SimpleNamespace(peak=2**31 if work.backend == small else 2**29, peak_stage="decode")
+
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**30, 2**40))
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("wan_trt_core.memory.prediction.predict", predicted)
+        monkeypatch.setattr("wan_trt_core.memory.plan.plan", lambda *_: SimpleNamespace(fitting=()))
+        monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
+        given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32")
+        code, out, err = wan("benchmark", "--compare", "onnxruntime", *given)
+        assert (code, out) == (3, ""), err
+        assert "such a video needs 2 GiB of the GPU at its most (decode), and 1 GiB are free." in err
+        assert asked[-1] == (small, "fp32" if small == "torch" else "fp16", 9)
+
+    def test_of_an_image_to_video_model_the_image_may_be_given(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without one it is of random colours, as in the suites."""
+        asked = []
+
+        def measure(case: Case, context: object, report: object, video: Asked, runs: int) -> Measurement:
+            asked.append(video)
+            return measured(2.0)
+
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", measure)
+        write_image(Path("red.png"), np.full((32, 48, 3), (255, 0, 0), np.uint8))
+        compared = ("benchmark", "--compare", "onnxruntime", "--model", "tiny-wan2.1-i2v")
+        for given in ((), ("--image", "red.png")):
+            code, _, err = wan(*compared, *given)
+            assert code == 0, err
+        without, with_image = asked
+        assert without.image is None
+        assert with_image.image.size == (48, 32) and with_image.image.getpixel((5, 5)) == (255, 0, 0)
 
     def test_what_is_not_decided_names_the_option_that_decides_it(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch

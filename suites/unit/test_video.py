@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,69 @@ def test_an_image_is_kept_bit_for_bit(tmp_path: Path) -> None:
         video.write_image(path / "below a file.png", frame)
 
 
+def stopped_at(monkeypatch: pytest.MonkeyPatch, image: int, error: BaseException) -> None:
+    """Makes the encoding of one image, counted from 0, raise."""
+    real, count = av.VideoFrame.from_ndarray, iter(range(100))
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if next(count) == image:
+            raise error
+        return real(*args, **kwargs)
+
+    class Frame:
+        from_ndarray = staticmethod(interrupted)
+
+    monkeypatch.setattr(av, "VideoFrame", Frame)
+
+
+def test_frames_are_kept_one_by_one(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "frames"
+    video.write_frames(folder, clip())
+    images = sorted(folder.iterdir())
+    assert [image.name for image in images] == [f"{number:04d}.png" for number in range(1, 10)]
+    expected = (clip() * 255).round().astype(np.uint8)
+    assert (np.stack([decoded(image)[0] * 255 for image in images]).round() == expected).all()
+
+
+def test_frames_go_where_nothing_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "0001.png").write_text("somebody's")
+    for folder, message in (
+        (Path("/proc/frames"), "cannot be written"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "frames", "cannot be written"),
+        (tmp_path / "full", "is not empty; .* name another folder"),
+    ):
+        with pytest.raises(VideoError, match=message):
+            video.check_frames_target(folder)
+        with pytest.raises(VideoError, match=message):
+            video.write_frames(folder, clip())
+    assert (tmp_path / "full" / "0001.png").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("where", ["encode", "move"])
+def test_an_interrupted_set_of_frames_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str
+) -> None:
+    """Neither while they are made nor while they are put in place, which is one file after the other."""
+    if where == "encode":
+        stopped_at(monkeypatch, 5, error)
+    else:
+        real = os.replace
+
+        def stop(source: Path, target: Path) -> None:
+            real(source, target)
+            if target == tmp_path / "frames" / "0005.png":
+                raise error
+
+        monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else VideoError):
+        video.write_frames(tmp_path / "frames", clip())
+    assert list((tmp_path / "frames").iterdir()) == []
+
+
 def test_one_frame_is_a_video(tmp_path: Path) -> None:
     assert write_video(tmp_path / "clip.mp4", clip(1), 8).frames == 1
 
@@ -127,17 +191,7 @@ def test_an_interrupted_write_leaves_what_was_there(
     path = tmp_path / "clip.mp4"
     write_video(path, clip(3), 8)
     before = path.read_bytes()
-    real, count = av.VideoFrame.from_ndarray, iter(range(100))
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if next(count) == 5:
-            raise error
-        return real(*args, **kwargs)
-
-    class Frame:
-        from_ndarray = staticmethod(interrupted)
-
-    monkeypatch.setattr(av, "VideoFrame", Frame)
+    stopped_at(monkeypatch, 5, error)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else VideoError):
         write_video(path, clip(), 8)
     assert path.read_bytes() == before

@@ -32,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Take the Wan video models from PyTorch through ONNX into engines, run them, and judge them.",
-    epilog="Exit codes: 0 done, 1 failed or a verdict did, 2 wrong usage, 3 wrong input, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed or a verdict did, 2 wrong usage, 3 wrong input, "
+    "130 interrupted, 143 ended by SIGTERM.",
 )
 for _group in (making, run, benchmark, inspect, doctor, report, explain, memory, engines, baselines):
     app.add_typer(_group.commands)

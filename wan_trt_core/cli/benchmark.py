@@ -19,6 +19,8 @@ from wan_trt_core.cli.options import (
     ModelOption,
     ProfileOption,
     ThreadsOption,
+    make_folder,
+    model_of,
     settings_of,
 )
 from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
@@ -27,12 +29,15 @@ from wan_trt_core.cli.videos import (
     Guidance2Option,
     GuidanceOption,
     HeightOption,
+    ImageOption,
     NegativePromptOption,
     PartsPrecisionOption,
     SeedOption,
     StepsOption,
     WidthOption,
+    check_memory,
     check_size,
+    open_image,
     parse_precision,
     with_options,
 )
@@ -65,6 +70,7 @@ def benchmark(
     ],
     others: Annotated[list[str] | None, typer.Argument(metavar="[BACKEND]...", help="More backends.")] = None,
     prompt: Annotated[str, typer.Option(help="What the video shows.")] = PROMPT,
+    image: ImageOption = None,
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -103,13 +109,13 @@ def benchmark(
         from wan_trt_core.cases import Prompt
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
-        from wan_trt_core.models.catalogue import resolve
-        from wan_trt_core.pipeline.generate import check_request, tell_what_is_cut
-        from wan_trt_core.report.writing import make_folder
+        from wan_trt_core.pipeline.generate import check_image, check_request, tell_what_is_cut
 
         settings = loaded.settings
-        resolved = resolve(settings.model, settings.checkpoint)
+        resolved = model_of(settings)
         shapes = resolved.profile(settings.profile)
+        if image is not None:  # without one it is of random colours
+            check_image(True, begins_with_image=resolved.checkpoint.begins_with_image)
         usual = resolved.generation.of_size(shapes.opt)
         generation = with_options(usual, steps, guidance, height, width, frames, guidance_2)
         check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
@@ -128,13 +134,15 @@ def benchmark(
             for backend in _candidates([*compare, *(others or ())])
         ]
         asked = Asked(
-            generation, Prompt(id="asked", prompt=prompt, negative_prompt=negative_prompt, seed=seed)
+            generation,
+            Prompt(id="asked", prompt=prompt, negative_prompt=negative_prompt, seed=seed),
+            None if image is None else open_image(image),
         )
         for case in cases:
             _check(case, resolved, asked, settings)
         tell_what_is_cut(resolved.checkpoint, generation.max_sequence_length, prompt, negative_prompt)
         if report:
-            make_folder(report)
+            make_folder(report, "--report")
         measured = partial(measure_and_judge, asked=asked, runs=runs, profile_memory=profile_memory)
         run = _run(cases, measured, settings, report)
     if as_json:
@@ -160,21 +168,25 @@ def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -
     """Raise unless a candidate can run here, in its precision, and make a video of this size.
 
     Raises:
-        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, typer.BadParameter: naming what is wrong.
+        UnknownBackend, BackendUnavailable, ComponentError, CheckpointError, GenerationError, typer.BadParameter: naming
+            what is wrong.
     """
     from wan_trt_core.backends.base import EngineBackend
-    from wan_trt_core.backends.registry import get_backend
+    from wan_trt_core.backends.registry import device_of, get_backend
     from wan_trt_core.cases import COMPOSITES
     from wan_trt_core.models.checkpoint import torch_dtype
     from wan_trt_core.pipeline.engines import check_engines, precision_of
 
-    backend = get_backend(case.backend)
+    backend, shapes = get_backend(case.backend), model.profile(case.profile)
     backend.require(settings)
     for name in COMPOSITES[case.component]:
         torch_dtype(precision_of(case.stock_precision, name))
     if isinstance(backend, EngineBackend):
         check_engines(backend, model, case.precision, settings)
-        check_size(model.profile(case.profile), asked.generation)
+        check_size(shapes, asked.generation)
+    if device_of(settings, case.backend) == "cuda":  # each arm by itself: both together need more
+        for runs, precision in ((REFERENCE, case.stock_precision), (case.backend, case.precision)):
+            check_memory(settings, model, shapes, asked.generation, precision, runs)
 
 
 def _run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +19,12 @@ from wan_trt_core.cli.options import (
     ModelOption,
     ProfileOption,
     ThreadsOption,
+    make_folder,
+    model_of,
     settings_of,
 )
 from wan_trt_core.cli.output import print_rows
-from wan_trt_core.models.checkpoint import DTYPES
+from wan_trt_core.cli.videos import PartsPrecisionOption, parse_precision
 from wan_trt_core.progress import Report, progress
 
 if TYPE_CHECKING:
@@ -31,26 +34,26 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-PrecisionOption = Annotated[
-    str, typer.Option("--precision", help=f"One of {', '.join(DTYPES)}, if the component has it.")
-]
 ComponentsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[COMPONENT]...", help="Components; all of the model's by default."),
+    typer.Argument(
+        metavar="[COMPONENT]...",
+        help="Components; by default all of the model's that --precision gives one to.",
+    ),
 ]
 
 Facts = dict[str, Any]
 """A row of the table that a command prints, by column; ``bytes`` and ``seconds`` are numbers."""
 
-Make = Callable[[str, "ResolvedModel", "ShapeProfile", Report], Facts]
-"""Makes one component of a model for the shapes of a profile, and tells the progress."""
+Make = Callable[[str, "ResolvedModel", "ShapeProfile", str, Report], Facts]
+"""Makes one component of a model for the shapes of a profile in a precision, and tells the progress."""
 
 
 @commands.command(epilog="Example: wan-trt export dit --precision fp16 --out onnx/")
 def export(
     context: typer.Context,
     components: ComponentsArgument = None,
-    precision: PrecisionOption = "fp32",
+    precision: PartsPrecisionOption = "fp32",
     out: Annotated[
         Path | None,
         typer.Option(help="Also copy the files here, as {component}_{precision}.onnx.", file_okay=False),
@@ -72,10 +75,13 @@ def export(
         from wan_trt_core.pipeline.engines import exported_model
 
         settings = loaded.settings
+        if out:
+            make_folder(out, "--out")
 
-        def export_one(name: str, resolved: ResolvedModel, shapes: ShapeProfile, report: Report) -> Facts:
-            made = (name, resolved, shapes, precision, settings.backend, settings)
-            onnx = exported_model(*made, progress=report)
+        def export_one(
+            name: str, resolved: ResolvedModel, shapes: ShapeProfile, own: str, report: Report
+        ) -> Facts:
+            onnx = exported_model(name, resolved, shapes, own, settings.backend, settings, progress=report)
             path = _copy_files(onnx.path.parent, out, onnx.path.name) if out else onnx.path
             return {"file": str(path), "bytes": _folder_bytes(onnx.path.parent)}
 
@@ -87,7 +93,7 @@ def export(
 def build(
     context: typer.Context,
     components: ComponentsArgument = None,
-    precision: PrecisionOption = "fp32",
+    precision: PartsPrecisionOption = "fp32",
     model: ModelOption = None,
     checkpoint: CheckpointOption = None,
     backend: BackendOption = None,
@@ -103,10 +109,10 @@ def build(
 
         settings = loaded.settings
 
-        def build_one(name: str, resolved: ResolvedModel, shapes: ShapeProfile, report: Report) -> Facts:
-            engine = load_engine(
-                name, resolved, shapes, precision, settings.backend, settings, progress=report
-            )
+        def build_one(
+            name: str, resolved: ResolvedModel, shapes: ShapeProfile, own: str, report: Report
+        ) -> Facts:
+            engine = load_engine(name, resolved, shapes, own, settings.backend, settings, progress=report)
             held = sum(engine.memory().values())
             engine.close()
             return {"backend": settings.backend, "bytes": held}
@@ -117,21 +123,31 @@ def build(
 
 def _made(components: list[str] | None, precision: str, settings: Settings, make: Make) -> list[Facts]:
     """One row a component: its name and precision, what ``make`` says of it, and the seconds that it took."""
-    from wan_trt_core.models.catalogue import resolve
     from wan_trt_core.models.components import components_of, get_component, require_precision
+    from wan_trt_core.pipeline.engines import precision_of
 
-    resolved = resolve(settings.model, settings.checkpoint)
-    names = components or components_of(resolved.checkpoint)
-    for name in names:  # what is wrong is told before the first export, not after
-        require_precision(get_component(name), precision)
+    resolved = model_of(settings)
+    asked = [get_component(name) for name in components or components_of(resolved.checkpoint)]
+    by_part = parse_precision(precision, of=components or ())
+    precisions: dict[str, str] = {}
+    for component in asked:
+        with suppress(ValueError):  # one that a mapping does not name is not made
+            precisions[component.name] = precision_of(by_part, component.name)
+    for name, own in precisions.items():  # what is wrong is told before the first export, not after
+        require_precision(get_component(name), own)
+    if not precisions:
+        there = ", ".join(component.name for component in asked)
+        raise typer.BadParameter(
+            f"{precision} names no component of {resolved.name}; it has {there}", param_hint="--precision"
+        )
     shapes = resolved.profile(settings.profile)
     rows = []
-    for name in names:
+    for name, own in precisions.items():
         started = time.perf_counter()
         with progress() as report:
-            facts = make(name, resolved, shapes, report)
+            facts = make(name, resolved, shapes, own, report)
         seconds = round(time.perf_counter() - started, 3)
-        rows.append({"component": name, "precision": precision, **facts, "seconds": seconds})
+        rows.append({"component": name, "precision": own, **facts, "seconds": seconds})
     return rows
 
 

@@ -15,6 +15,7 @@ from wan_trt_core.cli.options import (
     JsonOption,
     ModelOption,
     ProfileOption,
+    model_of,
     settings_of,
 )
 from wan_trt_core.cli.output import FAILED, print_json, print_line
@@ -107,12 +108,11 @@ def plan_memory(
         from wan_trt_core.backends.registry import device_of, get_backend
         from wan_trt_core.memory.plan import plan
         from wan_trt_core.memory.prediction import choice_of, unplanned, workload
-        from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.report.memory_plan_report import plan_json, plan_markdown
 
         settings = loaded.settings
         choice = choice_of(settings, parse_precision(precision))
-        resolved = resolve(settings.model, settings.checkpoint, download=False)
+        resolved = model_of(settings, download=False)
         if (unknown := unplanned(resolved.checkpoint)) and (model or not table):
             raise typer.BadParameter(f"{resolved.name} has {unknown}, which the prediction does not know yet")
         if table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import typer
 from wan_trt_core.logs import logging_to
 
 if TYPE_CHECKING:
-    from wan_trt_core.config import Loaded
+    from wan_trt_core.config import Loaded, Settings
+    from wan_trt_core.models.catalogue import ResolvedModel
 
 
 _PANEL = "Settings (defaults: config.yaml, WAN_TRT_*)"
@@ -112,6 +114,10 @@ MaxGraphsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
+class UnwritableFolder(ValueError):
+    """A command cannot write where an option says; the message names both."""
+
+
 @dataclass(frozen=True)
 class Common:
     """The options before the command."""
@@ -131,3 +137,35 @@ def settings_of(context: typer.Context, **options: Any) -> Iterator[Loaded]:
     loaded = load_settings(given.config, overrides)
     with logging_to(loaded.settings.log):
         yield loaded
+
+
+def make_folder(folder: Path, option: str, remedy: str = "name another folder") -> None:
+    """Make the folder that a command writes into, before any work is spent on what it shall hold.
+
+    Raises:
+        UnwritableFolder: when it cannot be written to, naming the option.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UnwritableFolder(f"{option}: {folder}: cannot be written to: {why}; {remedy}") from error
+
+
+def model_of(settings: Settings, *, download: bool = True) -> ResolvedModel:
+    """The model that a command is for.
+
+    Args:
+        download: whether a model of the hub that is not in its cache may be downloaded.
+
+    Raises:
+        CatalogueError, CheckpointError: when there is no such model, or the checkpoint is of another family or size.
+    """
+    from wan_trt_core.models.catalogue import require_size, resolve
+
+    model = resolve(settings.model, settings.checkpoint, download=download)
+    if settings.checkpoint is not None:
+        require_size(settings.model, model.checkpoint)
+    return model

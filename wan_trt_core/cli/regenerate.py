@@ -9,7 +9,7 @@ the same.
     wan-trt baselines regenerate --suite perf --accept-regression "reference needs float32 now"
 
 Exit codes: 0 done (or nothing to do), 1 refused, or with --check a baseline would change, 2 wrong usage,
-130 interrupted.
+130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations

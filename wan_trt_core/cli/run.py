@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,8 @@ from wan_trt_core.cli.options import (
     VaeLeanOption,
     VaeTileOption,
     WeightStreamingOption,
+    make_folder,
+    model_of,
     settings_of,
 )
 from wan_trt_core.cli.output import print_json, print_line
@@ -35,11 +37,13 @@ from wan_trt_core.cli.videos import (
     Guidance2Option,
     GuidanceOption,
     HeightOption,
+    ImageOption,
     NegativePromptOption,
     PartsPrecisionOption,
     SeedOption,
     StepsOption,
     WidthOption,
+    check_memory,
     open_image,
     parse_precision,
     profile_for,
@@ -54,13 +58,9 @@ if TYPE_CHECKING:
     from wan_trt_core.backends.base import Backend
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
-    from wan_trt_core.models.profiles import ShapeProfile
     from wan_trt_core.pipeline.engines import EngineStore
 
 commands = typer.Typer()
-
-PREDICTED_WITHIN = 1.1
-"""What a prediction of memory may be over the truth: no video is refused that would fit."""
 
 SNAPSHOT = "memory_snapshot.pickle"
 """Beside the memory events."""
@@ -71,9 +71,13 @@ def run(
     context: typer.Context,
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
     out: Annotated[Path, typer.Option(help="Video file (H.264 in MP4).", dir_okay=False)],
-    image: Annotated[
-        Path | None, typer.Option(help="What the video begins with, of an image-to-video model.", exists=True)
+    frames_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--frames-dir", help="Also each frame (PNG) here, a folder with nothing in it.", file_okay=False
+        ),
     ] = None,
+    image: ImageOption = None,
     negative_prompt: NegativePromptOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -129,18 +133,19 @@ def run(
         from wan_trt_core.backends.registry import device_of
         from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME, run_folder
-        from wan_trt_core.models.catalogue import resolve
         from wan_trt_core.pipeline.generate import (
             check_image,
             check_request,
             check_weights,
             tell_what_is_cut,
         )
-        from wan_trt_core.pipeline.video import check_target
+        from wan_trt_core.pipeline.video import check_frames_target, check_target
 
         settings = loaded.settings
         check_target(out)
-        resolved = resolve(settings.model, settings.checkpoint)
+        if frames_dir:
+            check_frames_target(frames_dir)
+        resolved = model_of(settings)
         check_weights(resolved)
         check_image(image is not None, begins_with_image=resolved.checkpoint.begins_with_image)
         begins_with = None if image is None else open_image(image)
@@ -153,6 +158,9 @@ def run(
             _check_snapshot(profile_memory, device_of(settings))
         events = snapshot = None
         if profile_memory:
+            make_folder(
+                settings.report, "--profile-memory", "set `report` (WAN_TRT_REPORT) to another folder"
+            )
             folder = run_folder(settings.report, out.stem, datetime.now(UTC))
             events, snapshot = folder / FILE_NAME, folder / SNAPSHOT if memory_snapshot else None
         with allocator_snapshot(snapshot):
@@ -166,6 +174,7 @@ def run(
                 begins_with,
                 seed,
                 out,
+                frames_dir,
                 events,
                 text_encoder_engine=text_encoder_engine,
             )
@@ -176,6 +185,8 @@ def run(
         f"{out}: {result['frames']} frames of {result['width']}x{result['height']}, {result['codec']},"
         f" generated in {result['seconds']:.1f} s by {result['backend']}"
     )
+    if frames_dir:
+        print_line(f"{frames_dir}: each of them as PNG")
     if events:
         print_line(f"{events}: read it with wan-trt memory analyze")
     if snapshot:
@@ -230,7 +241,15 @@ def _check(
         for name in components_run("pipeline", model.checkpoint):
             torch_dtype(precision_of(precision, name))
     if device_of(settings) == "cuda":
-        _check_memory(settings, model, shapes, generation, precision, text_encoder_engine=text_encoder_engine)
+        check_memory(
+            settings,
+            model,
+            shapes,
+            generation,
+            precision,
+            settings.backend,
+            text_encoder_engine=text_encoder_engine,
+        )
 
 
 def _check_text_encoder(backend: Backend, settings: Settings, precision: str | dict[str, str]) -> None:
@@ -253,54 +272,6 @@ def _check_text_encoder(backend: Backend, settings: Settings, precision: str | d
         raise typer.BadParameter(str(error), param_hint="--text-encoder-engine") from error
 
 
-def _check_memory(
-    settings: Settings,
-    model: ResolvedModel,
-    shapes: ShapeProfile,
-    generation: GenerationDefaults,
-    precision: str | dict[str, str],
-    *,
-    text_encoder_engine: bool,
-) -> None:
-    """Raise where the GPU has clearly less free memory than is predicted (``wan-trt memory plan``).
-
-    Raises:
-        GenerationError: with what is needed, and the settings that fit.
-    """
-    import torch
-
-    from wan_trt_core.gates.formatting import quantity
-    from wan_trt_core.memory.plan import plan
-    from wan_trt_core.memory.prediction import choice_of, predict, unplanned, workload
-    from wan_trt_core.models.profiles import Sizes
-    from wan_trt_core.pipeline.assembly import TEXT_ENCODER
-    from wan_trt_core.pipeline.engines import precision_of
-    from wan_trt_core.pipeline.generate import GenerationError
-
-    if unplanned(model.checkpoint):
-        return
-    free, _ = torch.cuda.mem_get_info()
-    asked = generation.height, generation.width, generation.num_frames, generation.max_sequence_length
-    work = replace(
-        workload(model, shapes, settings.backend, "cuda", settings), video=Sizes(*asked, model.spatial)
-    )
-    choice, budget = choice_of(settings, precision), round(free * PREDICTED_WITHIN)
-    if text_encoder_engine:
-        own = precision_of(precision, TEXT_ENCODER)
-        choice = replace(choice, text_encoder=own, text_encoder_engine=True)
-    needed = predict(work, choice)
-    if needed.peak <= budget:
-        return
-    found = plan(work, choice, budget)
-    fits = " or ".join(setting.name for setting in found.fitting[:3])
-    raise GenerationError(
-        f"such a video needs {quantity(needed.peak, 'B', 3)} of the GPU at its most ({needed.peak_stage}), and"
-        f" {quantity(free, 'B', 3)} are free. "
-        + (f"What fits: {fits}" if fits else "No settings fit: make a smaller video, or take a larger GPU")
-        + " (wan-trt memory plan)"
-    )
-
-
 def _generate(
     settings: Settings,
     model: ResolvedModel,
@@ -311,18 +282,19 @@ def _generate(
     image: Image | None,
     seed: int,
     out: Path,
+    frames_dir: Path | None,
     events: Path | None,
     *,
     text_encoder_engine: bool,
 ) -> dict[str, Any]:
-    """Build what is missing, generate, write the file; returns what ``run --json`` prints."""
+    """Build what is missing, generate, write the files; returns what ``run --json`` prints."""
     from wan_trt_core.backends.registry import device_of
     from wan_trt_core.comparison.conditions import equal_conditions
     from wan_trt_core.memory.prediction import memory_settings
     from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import generate
     from wan_trt_core.pipeline.recording import recorded_run
-    from wan_trt_core.pipeline.video import write_video
+    from wan_trt_core.pipeline.video import write_frames, write_video
 
     facts = {
         "model": model.name,
@@ -358,6 +330,8 @@ def _generate(
         seconds = time.perf_counter() - started
         report("generate", 1.0)
         with recording.writing():
+            if frames_dir:  # first: the video may go into the same folder
+                write_frames(frames_dir, generated.frames)
             info = write_video(out, generated.frames, generation.fps)
     return {
         "video": str(out.absolute()),
@@ -370,6 +344,7 @@ def _generate(
         "steps": steps,
         "seconds": round(seconds, 3),
         **asdict(info),
+        **({"frames_dir": str(frames_dir.absolute())} if frames_dir else {}),
         **({"memory_events": str(events.absolute())} if events else {}),
     }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,13 +12,16 @@ import typer
 from wan_trt_core.models.checkpoint import DTYPES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image
 
+    from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
     from wan_trt_core.models.profiles import ShapeProfile
 
+ImageOption = Annotated[
+    Path | None,
+    typer.Option("--image", help="What the video begins with, of an image-to-video model.", exists=True),
+]
 NegativePromptOption = Annotated[str, typer.Option("--negative-prompt", help="What it should not show.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
 GuidanceOption = Annotated[
@@ -34,6 +39,9 @@ PartsPrecisionOption = Annotated[
     str,
     typer.Option("--precision", help=f"One of {', '.join(DTYPES)}, or by component: dit=fp16,vae=fp32."),
 ]
+
+PREDICTED_WITHIN = 1.1
+"""What a prediction of memory may be over the truth: no video is refused that would fit."""
 
 
 def with_options(
@@ -85,6 +93,53 @@ def check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
         )
 
 
+def check_memory(
+    settings: Settings,
+    model: ResolvedModel,
+    shapes: ShapeProfile,
+    generation: GenerationDefaults,
+    precision: str | Mapping[str, str],
+    backend: str,
+    *,
+    text_encoder_engine: bool = False,
+) -> None:
+    """Raise where the GPU has clearly less free memory than is predicted (``wan-trt memory plan``).
+
+    Raises:
+        GenerationError: with what is needed, and the settings that fit.
+    """
+    import torch
+
+    from wan_trt_core.gates.formatting import quantity
+    from wan_trt_core.memory.plan import plan
+    from wan_trt_core.memory.prediction import choice_of, predict, unplanned, workload
+    from wan_trt_core.models.profiles import Sizes
+    from wan_trt_core.pipeline.assembly import TEXT_ENCODER
+    from wan_trt_core.pipeline.engines import precision_of
+    from wan_trt_core.pipeline.generate import GenerationError
+
+    if unplanned(model.checkpoint):
+        return
+    free, _ = torch.cuda.mem_get_info()
+    asked = generation.height, generation.width, generation.num_frames, generation.max_sequence_length
+    work = replace(workload(model, shapes, backend, "cuda", settings), video=Sizes(*asked, model.spatial))
+    choice, budget = choice_of(settings, precision), round(free * PREDICTED_WITHIN)
+    if text_encoder_engine:
+        own = precision_of(precision, TEXT_ENCODER)
+        choice = replace(choice, text_encoder=own, text_encoder_engine=True)
+    needed = predict(work, choice)
+    if needed.peak <= budget:
+        return
+    found = plan(work, choice, budget)
+    fits = " or ".join(setting.name for setting in found.fitting[:3])
+    raise GenerationError(
+        f"such a video needs {quantity(needed.peak, 'B', 3)} of the GPU at its most ({needed.peak_stage}), and"
+        f" {quantity(free, 'B', 3)} are free. "
+        + (f"What fits: {fits}" if fits else "No settings fit: make a smaller video, or take a larger GPU")
+        + " (wan-trt memory plan)"
+    )
+
+
 def open_image(path: Path) -> Image:
     """An image file in RGB.
 
@@ -101,8 +156,15 @@ def open_image(path: Path) -> Image:
         ) from error
 
 
-def parse_precision(text: str, option: str = "--precision") -> str | dict[str, str]:
+def parse_precision(
+    text: str,
+    option: str = "--precision",
+    of: Sequence[str] = ("dit", "vae_decoder_first", "vae_decoder_next"),
+) -> str | dict[str, str]:
     """``fp16``, or ``dit=fp16,vae=fp32`` by component.
+
+    Args:
+        of: components that need one; by default those of every video.
 
     Raises:
         typer.BadParameter: naming the option, where a component has none, or there is no such component.
@@ -120,7 +182,7 @@ def parse_precision(text: str, option: str = "--precision") -> str | dict[str, s
             f"no component {unknown[0]!r}; there are {', '.join(known)}", param_hint=option
         )
     try:
-        for component in ("dit", "vae_decoder_first", "vae_decoder_next"):
+        for component in of:
             precision_of(precision, component)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error

@@ -293,6 +293,28 @@ def _require_family(model: str, entry: _Entry, checkpoint: Checkpoint) -> None:
         )
 
 
+def require_size(model: str, checkpoint: Checkpoint) -> None:
+    """Raise unless a checkpoint that is given for a model of the catalogue has its layers and width.
+
+    :func:`resolve` takes any size, so that the cases of a model can run on a cut-down one of it.
+
+    Raises:
+        CheckpointError: naming both sizes.
+    """
+    entry = _ENTRIES.get(model)
+    if entry is None:
+        return
+    found, wanted = (
+        f"{layers} layers of width {width}"
+        for layers, width, _ in (_size(checkpoint.config("transformer")), entry.size)
+    )
+    if found != wanted:
+        raise CheckpointError(
+            f"{checkpoint.folder}: another size than {model}: {found}, not {wanted}; name no other model for it:"
+            f" --wan-model {checkpoint.folder}"
+        )
+
+
 def resolve_loaded(checkpoint: Checkpoint) -> ResolvedModel:
     """The model of a checkpoint that is open already. It has profiles only where its transformer has the size of a
     model of the catalogue, whose profiles they are."""

@@ -1,8 +1,9 @@
-"""Video files (H.264 in MP4) and single frames (PNG), through PyAV."""
+"""Video files (H.264 in MP4) and their frames one by one (PNG), through PyAV."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,12 +46,7 @@ def check_target(path: Path) -> None:
         raise VideoError(f"{path}: videos are written as MP4, so the name must end in .mp4")
     if path.is_dir():
         raise VideoError(f"{path}: is a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise VideoError(f"{path}: cannot be written: {error}") from error
+    _require_writable(path, path.parent)
     try:
         from av import Codec
 
@@ -60,6 +56,19 @@ def check_target(path: Path) -> None:
             f"{path}: cannot be written: no encoder of H.264 ({CODEC}): {error!r}; PyAV's own wheels have it: pip"
             " install --force-reinstall av"
         ) from error
+
+
+def check_frames_target(folder: Path) -> None:
+    """Make sure, before any work is spent on it, that frames can be written there. Makes the folder.
+
+    Raises:
+        VideoError: when it is a file, or cannot be written to, or holds anything, which frames would mix with.
+    """
+    if folder.is_file():
+        raise VideoError(f"{folder}: is a file, and frames are written into a folder")
+    _require_writable(folder, folder)
+    if any(folder.iterdir()):
+        raise VideoError(f"{folder}: is not empty; frames go into a folder of their own: name another folder")
 
 
 def write_video(path: Path, frames: np.ndarray[Any, np.dtype[Any]], fps: float) -> VideoInfo:
@@ -76,6 +85,10 @@ def write_video(path: Path, frames: np.ndarray[Any, np.dtype[Any]], fps: float) 
             not positive, a path that cannot be written, or a file that does not hold what went in.
     """
     pixels = _pixels(path, frames)
+    if pixels.shape[1] % 2 or pixels.shape[2] % 2:
+        raise VideoError(
+            f"{path}: {pixels.shape[2]}x{pixels.shape[1]} pixels; H.264 (yuv420p) needs even width and height"
+        )
     if not fps > 0:
         raise VideoError(f"{path}: fps must be positive, not {fps}")
     check_target(path)
@@ -87,6 +100,37 @@ def write_video(path: Path, frames: np.ndarray[Any, np.dtype[Any]], fps: float) 
             raise VideoError(f"{path}: holds {info}, expected width, height, frames {expected}")
         os.replace(partial, path)
     return info
+
+
+def write_frames(folder: Path, frames: np.ndarray[Any, np.dtype[Any]]) -> None:
+    """Write every frame of a video as PNG, ``0001.png`` and on, into an empty folder, which is made.
+
+    They appear when all are complete; an interrupted or failed write leaves none.
+
+    Args:
+        frames: (frames, height, width, 3), float in [0, 1] or uint8.
+
+    Raises:
+        VideoError: for frames of another shape or type, values that are not finite, or as
+            :func:`check_frames_target`.
+    """
+    pixels = _pixels(folder, frames)
+    check_frames_target(folder)
+    names = [f"{number:04d}.png" for number in range(1, len(pixels) + 1)]
+    partial = folder / f".{os.getpid()}.part"  # inside: the folder may be a file system of its own
+    try:
+        for name, image in zip(names, pixels, strict=True):
+            write_image(partial / name, image)
+        for name in names:
+            os.replace(partial / name, folder / name)
+    except BaseException as error:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise VideoError(f"{folder}: cannot be written: {error}") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_image(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
@@ -135,10 +179,6 @@ def _pixels(path: Path, frames: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[An
 
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.shape[0] < 1:
         raise VideoError(f"{path}: frames have shape {frames.shape}, expected (frames, height, width, 3)")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise VideoError(
-            f"{path}: {frames.shape[2]}x{frames.shape[1]} pixels; H.264 (yuv420p) needs even width and height"
-        )
     if frames.dtype == np.uint8:
         return frames
     if not np.issubdtype(frames.dtype, np.floating):
@@ -146,6 +186,20 @@ def _pixels(path: Path, frames: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[An
     if not np.isfinite(frames).all():
         raise VideoError(f"{path}: the video holds values that are not finite, so it was not written")
     return (frames.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _require_writable(path: Path, folder: Path) -> None:
+    """Make the folder that ``path`` is written into.
+
+    Raises:
+        VideoError: when it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be written: {error}") from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,17 +10,6 @@ if TYPE_CHECKING:
 
 RESULTS, REPORT, PAGE = "results.json", "report.md", "report.html"
 """What a run leaves in its report's folder."""
-
-
-def make_folder(folder: Path) -> None:
-    """Make a report's folder, before any work is spent on what it shall hold.
-
-    Raises:
-        OSError: when it cannot be written to.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def write_report(run: RunRecord, folder: Path) -> None:

@@ -123,6 +123,7 @@ def test_memory_beside_the_reference(load: Load) -> None:
     (case,) = load(HEAD + DIT + MEMORY % limits).cases
     assert case.memory is not None and case.memory.reference
     assert case.memory.device_growth.max == 2**20
+    assert case.memory.unattributed.max == 5 * 2**28
 
 
 def test_anchors_merge_keys_and_exponents(load: Load) -> None:
@@ -201,6 +202,7 @@ MISTAKES = {
     "no gate": (HEAD + DIT, r"cases.yaml:4: case 'one': has no gate, so nothing would judge it"),
     "no growth": (HEAD + DIT + "    memory: {}\n", r"cases.yaml:6: .*'memory.growth' is missing"),
     "device growth without max": (HEAD + DIT + MEMORY % "device_growth: {min: 1, reason: r}", r"cases.yaml:6: .*'memory.device_growth' needs a max"),
+    "nobody's without max": (HEAD + DIT + MEMORY % "unattributed: {min: 1, reason: r}", r"cases.yaml:6: .*'memory.unattributed' needs a max"),
     "ratio without reference": (HEAD + DIT + MEMORY % "limits: {peak_over_reference: {max: 1.0, reason: r}}", r"cases.yaml:6: .*'memory.limits.peak_over_reference' needs 'reference: true'"),
     "band without reference": (HEAD + DIT + MEMORY % "bands: {reference_device_used: {rel: 1.0, reason: r}}", r"cases.yaml:6: .*'memory.bands.reference_device_used' needs 'reference: true'"),
     "growth without max": (HEAD + DIT + "    memory: {growth: {min: 1, reason: r}}\n", r"cases.yaml:6: .*growth' needs a max"),

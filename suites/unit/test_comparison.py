@@ -827,6 +827,26 @@ def test_peaks_on_a_device_are_after_warm_up(healthy: Settings) -> None:
     assert metrics["resident_set_peak"].value
 
 
+@pytest.mark.parametrize(("kept", "verdict"), [(0, "pass"), (2048 * MIB, "fail")])
+def test_device_memory_that_nobody_accounts_for_is_caught(
+    kept: int, verdict: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch, on_modules: None
+) -> None:
+    """As a context or graph of another run's that something keeps; what PyTorch only caches has an owner."""
+    device = FakeDevice()
+    device.take(4096 * MIB)
+    device.drop(4096 * MIB)
+    monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
+    monkeypatch.setattr(device, "empty_cache", lambda: None)
+    device.outside += kept
+    case = case_of("vae_decoder", healthy)
+    measurement = memory.measure_here(case, healthy.model_copy(update={"memory": FEW}))
+    weights = measurement.metrics["engine_weights"].value or 0
+    assert measurement.metrics["device_unattributed"].value == 500 * MIB + kept - weights
+    checks = judge(case, "memory", measurement, None, bands_for_hardware=False, require_bands=False)
+    assert {check.metric: check.verdict for check in checks}["device_unattributed"] == verdict
+
+
 @pytest.mark.parametrize(
     ("component", "takes", "gives"),
     [("vae_decoder", "latents", "sample"), ("vae_encoder", "sample", "latents")],

@@ -639,6 +639,19 @@ class TestMemory:
         assert "pieces of 2 MiB" in check.message
         assert verdict(device(None), "memory").verdict is Verdict.MISSING
 
+    def test_device_memory_of_no_known_owner_is_bounded(self) -> None:
+        def held(value: float | None) -> Measurement:
+            return self.measurement(0.0, device_unattributed=Metric(value=value, unit="B", better="lower"))
+
+        assert verdict(held(0.88e9), "memory").verdict is Verdict.PASS  # the most of 30 runs on an H200
+        assert verdict(held(1.25 * 2**30), "memory").verdict is Verdict.PASS
+        check = verdict(held(1.5 * 2**30), "memory")
+        assert outcome(check) == (Verdict.FAIL, Reason.UNATTRIBUTED)
+        assert "1.5 GiB on the device are held by no known owner" in check.message
+        assert "more than 1.25 GiB (CUDA's context" in check.message
+        assert verdict(held(None), "memory").verdict is Verdict.MISSING
+        assert outcome(verdict(held(math.nan), "memory")) == (Verdict.FAIL, Reason.NON_FINITE)
+
     def test_growth_that_was_not_measured_is_missing(self) -> None:
         assert verdict(self.measurement(None), "memory").verdict is Verdict.MISSING
         assert verdict(Measurement(metrics={}), "memory").verdict is Verdict.MISSING

@@ -16,7 +16,7 @@ import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -36,7 +36,7 @@ from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, ArmName, PipelineTarget, Target, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.gates.memory import BUDGET, DEVICE_GROWTH, DEVICE_RELEASE, GROWTH, RELEASE
+from wan_trt_core.gates.memory import BUDGET, DEVICE_GROWTH, DEVICE_RELEASE, GROWTH, RELEASE, UNATTRIBUTED
 from wan_trt_core.measure.ballast import current_ballast
 from wan_trt_core.measure.device_memory import (
     SAMPLE_SECONDS,
@@ -158,7 +158,9 @@ def _measure_loaded(
     if arm == "reference":
         return Measurement(metrics=metrics)
     held, facts = target.engine_bytes(), target.facts()  # at the size that the peak was measured at
-    metrics |= _engine_metrics(held, metrics)
+    metrics |= _engine_metrics(held)
+    if device is not None:
+        metrics |= unattributed_metric([unattributed(device, held)])
     inputs = target.inputs("min")
     metrics |= measure_growth(partial(call, inputs), settings, device)
     if case.memory is not None and PEAK_OVER_PLAN in case.memory.limits and side.pipe is not None:
@@ -265,6 +267,26 @@ def measure_growth(
     return {name: growth_metric(values, deterministic=name in exact) for name, values in held.items()}
 
 
+def unattributed(device: DeviceMemory, held: Mapping[str, int]) -> int:
+    """Bytes that the process uses of the device and nobody there accounts for now: CUDA's context, kernels, graphs.
+
+    All books are read at one moment: what is held at most in each need not be held at the same time.
+
+    Args:
+        held: what the engines hold, as :meth:`Target.engine_bytes` has it.
+    """
+    synchronize()
+    return device.used() - device.reserved() - held.get("engine_weights", 0)
+
+
+def unattributed_metric(found: Sequence[int]) -> Metrics:
+    """The most of what :func:`unattributed` said."""
+    detail = (
+        "the device's use less what PyTorch's allocator has reserved and the engines' weights, after a run"
+    )
+    return {UNATTRIBUTED: Metric(value=float(max(found)), unit="B", better="lower", detail=detail)}
+
+
 def measure_release(cycle: Callable[[], object], device: DeviceMemory | None = None) -> Metrics:
     """What loading, running and unloading leave behind where that was done before: ``unreleased`` of the resident set,
     on a GPU of PyTorch's tensors, which is exact, and there ``device_unreleased`` of everything.
@@ -355,21 +377,12 @@ def _imported() -> int:
     return resident_set()
 
 
-def _engine_metrics(held: dict[str, int], metrics: Metrics) -> Metrics:
-    """What the engines hold, and on a device what nobody there accounts for: CUDA's context, kernels, graphs."""
-    found = {
+def _engine_metrics(held: dict[str, int]) -> Metrics:
+    """What the engines hold."""
+    return {
         name: Metric(value=float(size), unit="B", better="lower", deterministic=True)
         for name, size in held.items()
     }
-    if "device_used" in metrics:
-        used, reserved = metrics["device_used"].value or 0.0, metrics["device_peak_reserved"].value or 0.0
-        found["device_unattributed"] = Metric(
-            value=used - reserved - held.get("engine_weights", 0),
-            unit="B",
-            better="lower",
-            detail="device_used less device_peak_reserved and engine_weights",
-        )
-    return found
 
 
 def in_fresh_process(

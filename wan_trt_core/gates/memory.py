@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.formatting import pair, quantity
@@ -32,6 +33,10 @@ RELEASE = "unreleased"
 DEVICE_RELEASE = "device_unreleased"
 """Of all that the process uses on a GPU; not there on a CPU."""
 
+UNATTRIBUTED = "device_unattributed"
+"""What the process uses on a GPU and no known owner holds, bytes: neither PyTorch's allocator nor an engine's weights.
+Not there on a CPU."""
+
 BUDGET = "memory_budget"
 """The fact that says what a measurement could have of the device: ``bytes``, and what failed for it (``error``)."""
 
@@ -47,7 +52,9 @@ def judge_memory(gate: MemoryGate, measurement: Measurement) -> tuple[Check, ...
         growth.append(judge_growth(DEVICE_GROWTH, gate.device_growth, metrics[DEVICE_GROWTH]))
     limits = {RELEASE: gate.release, DEVICE_RELEASE: gate.device_release}
     release = [judge_release(name, limit, metrics[name]) for name, limit in limits.items() if name in metrics]
-    return (*budget, *growth, *release, *judge_limits("limit", gate.limits, metrics))
+    unattributed = metrics.get(UNATTRIBUTED)
+    attribution = [judge_attribution(gate.unattributed, unattributed)] if unattributed else []
+    return (*budget, *growth, *release, *attribution, *judge_limits("limit", gate.limits, metrics))
 
 
 def judge_budget(budget: Mapping[str, Any]) -> Check:
@@ -65,6 +72,19 @@ def judge_release(name: str, limit: Limit, metric: Metric) -> Check:
     if metric.deterministic:
         limit = limit.model_copy(update={"max": 0.0, "reason": "every byte is counted here"})
     return judge_limit("release", name, limit, metric)
+
+
+def judge_attribution(limit: Limit, metric: Metric) -> Check:
+    """What no known owner holds on a GPU must not exceed ``limit``."""
+    check = judge_limit("attribution", UNATTRIBUTED, limit, metric)
+    if check.verdict is not Verdict.FAIL or check.reason is Reason.NON_FINITE:
+        return check
+    found, bound = pair(check.value or 0.0, check.limit or 0.0, metric.unit)
+    message = (
+        f"{found} on the device are held by no known owner, neither PyTorch's allocator nor an engine's weights; more "
+        f"than {bound} ({limit.reason}): look for CUDA graphs, contexts or handles that something keeps"
+    )
+    return replace(check, reason=Reason.UNATTRIBUTED, message=message)
 
 
 def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:

@@ -135,6 +135,10 @@ DEVICE_GROWTH_LIMIT = 1 << 20
 """Bytes a run by which the use of a GPU may seem to grow unless a case says otherwise."""
 
 
+STEP_GROWTH_LIMIT = 4096
+"""Bytes a denoising step by which a process may provably grow unless a case says otherwise: a page, in which the
+resident set is counted."""
+
 RELEASE_LIMIT = 4 << 20
 """Bytes by which a process may seem larger after unloading than after it had unloaded before, unless a case says
 otherwise; under 1 MiB was measured. The same for its use of a GPU, where nothing was left."""
@@ -150,6 +154,7 @@ class MemoryGate(_Model):
 
     Attributes:
         device_growth: the same for all that the process uses on a GPU; judged where there is one.
+        step_growth, device_step_growth: the same over the denoising steps of one run of a pipeline (bytes a step).
         release, device_release: bytes that loading, one run and unloading may leave, of what ``growth`` and
             ``device_growth`` are of.
         unattributed: bytes of a GPU that no known owner may hold: what the process uses there less what PyTorch's
@@ -163,6 +168,14 @@ class MemoryGate(_Model):
     device_growth: Limit = Limit(
         max=DEVICE_GROWTH_LIMIT,
         reason="the driver gives memory in pieces of 2 MiB; a leak of half a piece a run takes one every second run",
+    )
+    step_growth: Limit = Limit(
+        max=STEP_GROWTH_LIMIT,
+        reason="a page of memory: a latent that is kept is more, even of the smallest video",
+    )
+    device_step_growth: Limit = Limit(
+        max=DEVICE_GROWTH_LIMIT,
+        reason="the driver gives memory in pieces of 2 MiB; a leak of half a piece a step takes one every second step",
     )
     release: Limit = Limit(
         max=RELEASE_LIMIT,

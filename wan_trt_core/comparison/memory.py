@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -34,9 +34,19 @@ from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import PEAK_OVER_PLAN, PEAK_OVER_REFERENCE, Case
 from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Arm, ArmName, PipelineTarget, Target, target_of
+from wan_trt_core.comparison.targets import Arm, ArmName, Asked, PipelineTarget, Target, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.gates.memory import BUDGET, DEVICE_GROWTH, DEVICE_RELEASE, GROWTH, RELEASE, UNATTRIBUTED
+from wan_trt_core.gates.memory import (
+    BUDGET,
+    DEVICE_GROWTH,
+    DEVICE_RELEASE,
+    DEVICE_STEP_GROWTH,
+    GROWTH,
+    RELEASE,
+    STEP_GROWTH,
+    UNATTRIBUTED,
+)
+from wan_trt_core.gates.statistics import slope_interval
 from wan_trt_core.measure.ballast import current_ballast
 from wan_trt_core.measure.device_memory import (
     SAMPLE_SECONDS,
@@ -49,6 +59,7 @@ from wan_trt_core.measure.differences import TOTALS
 from wan_trt_core.measure.memory import (
     growth_metric,
     memory_by_run,
+    only_new_garbage,
     peak_metrics,
     peak_resident_set,
     resident_code,
@@ -58,13 +69,17 @@ from wan_trt_core.measure.memory import (
 from wan_trt_core.measure.memory_events import events_file
 from wan_trt_core.measure.memory_recorder import out_of_memory
 from wan_trt_core.memory.prediction import choice_of, predict, workload
+from wan_trt_core.models.profiles import Point
 from wan_trt_core.pipeline.offload import give_back_cached
 from wan_trt_core.pipeline.recording import recorded_run
-from wan_trt_core.pipeline.stages import peaks_by_stage
+from wan_trt_core.pipeline.stages import Stage, peaks_by_stage, stages
 from wan_trt_core.records import Measurement, Metric
 
 Metrics = dict[str, Metric]
 Result = TypeVar("Result")
+
+STEPS = 12
+"""Denoising steps over which growth is looked for: with eleven ends of steps one jump, wherever it falls, is none."""
 
 _IMPORTED = (__name__, "diffusers.pipelines.wan.pipeline_wan", "onnxruntime")
 """What the server imports, once for all cases: most of what a fresh process would spend its time on."""
@@ -152,17 +167,23 @@ def _measure_loaded(
     context = Context(settings)
     target = target_of(case, context)
     side = load(target, arm)
-    call, inputs = side.call, target.inputs("opt")
+    call, inputs = side.call, inputs_of(target, "opt")
     metrics = measure_peak(partial(call, inputs), settings, device)
     metrics |= measure_stages(side, inputs, device)
     if arm == "reference":
         return Measurement(metrics=metrics)
     held, facts = target.engine_bytes(), target.facts()  # at the size that the peak was measured at
     metrics |= _engine_metrics(held)
-    if device is not None:
-        metrics |= unattributed_metric([unattributed(device, held)])
-    inputs = target.inputs("min")
+    rest = [] if device is None else [unattributed(device, held)]
+    inputs = inputs_of(target, "min")
     metrics |= measure_growth(partial(call, inputs), settings, device)
+    if side.pipe is not None:
+        at_stage = (
+            None if device is None else lambda: rest.append(unattributed(device, target.engine_bytes()))
+        )
+        metrics |= measure_step_growth(side, inputs, device, at_stage)
+    if rest:
+        metrics |= unattributed_metric(rest)
     if case.memory is not None and PEAK_OVER_PLAN in case.memory.limits and side.pipe is not None:
         # a forked process has the libraries' own pages only once it runs them
         metrics |= beside_plan(target, settings, process + resident_code(), metrics)
@@ -175,7 +196,7 @@ def _recorded(events: Path | None, in_use: int | None, target: Target, arm: ArmN
     """An arm, loaded; of a pipeline the loading and a first video are recorded into ``events``."""
     if events is None or not isinstance(target, PipelineTarget):
         return target.arm(arm)
-    case, context, inputs = target.case, target.context, target.inputs()
+    case, context, inputs = target.case, target.context, inputs_of(target)
     run = {"model": case.model, "backend": case.backend, "precision": case.precision, "case": case.id}
     facts = run | asdict(inputs.generation)
     with recorded_run(events, target.device, facts, in_use) as recording:
@@ -190,8 +211,14 @@ def _load_and_run(case: Case, settings: Settings) -> None:
     """Load the candidate, run it once at the smallest size, unload it."""
     context = Context(settings)
     target = target_of(case, context)
-    target.candidate.call(target.inputs("min"))
+    target.candidate.call(inputs_of(target, "min"))
     context.close()
+
+
+def inputs_of(target: Target, point: Point = "opt") -> Any:
+    """What one call starts from; the latents of each step are not kept, for they would be no leak."""
+    inputs = target.inputs(point)
+    return replace(inputs, keep_latents=False) if isinstance(inputs, Asked) else inputs
 
 
 def _within_budget(case: Case, settings: Settings, events: Path | None) -> Measurement:
@@ -267,6 +294,45 @@ def measure_growth(
     return {name: growth_metric(values, deterministic=name in exact) for name, values in held.items()}
 
 
+def measure_step_growth(
+    arm: Arm, asked: Asked, device: DeviceMemory | None = None, at_stage: Callable[[], object] | None = None
+) -> Metrics:
+    """Growth over the denoising steps of one video, :data:`STEPS` of them whatever the case has: ``step_growth`` and
+    ``device_step_growth``, of the same as in :func:`measure_growth`.
+
+    Args:
+        arm: of a pipeline.
+        asked: the video, as small as for :func:`measure_growth` and for the same reason.
+        at_stage: called where a stage begins, everything settled.
+    """
+    read: dict[str, Callable[[], int]] = {STEP_GROWTH: resident_set}
+    if device is not None:
+        read = {STEP_GROWTH: device.allocated, DEVICE_STEP_GROWTH: device.used}
+    held: dict[str, list[float]] = {name: [] for name in read}
+
+    def begin(stage: Stage, index: int | None) -> None:
+        settle()
+        if at_stage is not None:
+            at_stage()
+        if stage == "denoise" and index != 1:  # the end of the step before
+            for name, value in read.items():
+                held[name].append(float(value()))
+
+    generation = replace(asked.generation, num_inference_steps=STEPS)
+    with only_new_garbage(), stages(arm.pipe, begin):
+        arm.call(replace(asked, generation=generation))
+    return {
+        name: Metric(
+            value=slope_interval(values).point,
+            unit="B",
+            better="lower",
+            deterministic=device is not None and name == STEP_GROWTH,
+            samples=tuple(values),
+        )
+        for name, values in held.items()
+    }
+
+
 def unattributed(device: DeviceMemory, held: Mapping[str, int]) -> int:
     """Bytes that the process uses of the device and nobody there accounts for now: CUDA's context, kernels, graphs.
 
@@ -281,9 +347,7 @@ def unattributed(device: DeviceMemory, held: Mapping[str, int]) -> int:
 
 def unattributed_metric(found: Sequence[int]) -> Metrics:
     """The most of what :func:`unattributed` said."""
-    detail = (
-        "the device's use less what PyTorch's allocator has reserved and the engines' weights, after a run"
-    )
+    detail = "the device's use less what PyTorch's allocator has reserved and the engines' weights, where a stage ends"
     return {UNATTRIBUTED: Metric(value=float(max(found)), unit="B", better="lower", detail=detail)}
 
 

@@ -72,6 +72,17 @@ def settle() -> None:
         trim(0)
 
 
+@contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """Meanwhile a collection does not walk what is there already, everything imported, again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def peak_resident_set(call: Callable[[], object], *, proc: Path = PROCESS) -> Peak:
     """Run ``call`` once and find the largest resident set meanwhile.
 
@@ -112,9 +123,7 @@ def memory_by_run(
     for _ in range(warmup):
         call()
     held: dict[str, list[int]] = {name: [] for name in read}
-    gc.collect()
-    gc.freeze()  # a full collection walks everything imported, again and again; what the runs leave is new
-    try:
+    with only_new_garbage():
         for run in range(runs):
             call()
             settle()
@@ -122,8 +131,6 @@ def memory_by_run(
                 held[name].append(value())
             if progress:
                 progress(run + 1)
-    finally:
-        gc.unfreeze()
     return {name: tuple(values) for name, values in held.items()}
 
 

@@ -867,10 +867,12 @@ def test_growth_over_the_steps_of_a_video_is_caught(
     monkeypatch.setattr(targets, "generate", leaking)
     monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
     monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
-    monkeypatch.setattr(memory, "measure_release", lambda *_: {})
+    flat = {"growth": Metric(value=0.0, unit="B", better="lower")}
+    for other in ("peak", "stages", "growth", "release"):  # each has its own test
+        monkeypatch.setattr(memory, f"measure_{other}", lambda *_: flat)
     monkeypatch.setattr(memory, "settle", lambda: None)
     case = case_of("pipeline", healthy, steps=2)
-    measurement = memory.measure_here(case, healthy.model_copy(update={"memory": FEW}))
+    measurement = memory.measure_here(case, healthy)
     assert len(measurement.metrics["step_growth"].samples) == memory.STEPS - 1
     checks = judge(case, "memory", measurement, None, bands_for_hardware=False, require_bands=False)
     assert {check.metric for check in checks if check.verdict is not Verdict.PASS} == failed

@@ -35,6 +35,7 @@ from wan_trt_core.baselines import (
     BaselineEntry,
     BaselineError,
     BaselineFile,
+    BaselineMetric,
     Change,
     Row,
     Tolerance,
@@ -257,6 +258,47 @@ def foresee(
         }
         new = BaselineFile(hardware_key, model, suite, entries)
         plans.append(_plan(new, before, _known(cases, suite), complete=selected is None))
+    return tuple(plans)
+
+
+def plan_bands(
+    root: Path,
+    hardware_key: str,
+    suite: Suite,
+    cases: Sequence[Case],
+    reason: str | None,
+    *,
+    selected: Collection[str] | None = None,
+) -> tuple[Plan, ...]:
+    """The case file's bands around the values that are stored, one plan a model: nothing is measured, no orphan goes.
+
+    Args:
+        reason: why a band may be wider; kept with the entries, after what theirs was accepted for.
+        selected: ids of the cases; all that have a baseline unless given.
+
+    Raises:
+        Refused: when a selected case has no bands.
+        BaselineError: when a stored file is invalid.
+    """
+    banded = _banded(cases, suite)
+    if unknown := sorted(set(selected or ()) - set(banded)):
+        raise Refused(
+            f"no case with bands in suite {suite} is called {', '.join(unknown)}; {_choices(banded)}"
+        )
+    plans = []
+    for model in sorted({case.model for case in banded.values()}):
+        if (before := read_baselines(root, hardware_key, model, suite)) is None:
+            continue
+        entries = {}
+        for name, entry in before.cases.items():
+            if name in banded and (selected is None or name in selected):
+                told = "; ".join(filter(None, (entry.provenance["accepted_regression"], reason)))
+                provenance = {**entry.provenance, "accepted_regression": told or None}
+                entries[name] = replace(
+                    entry, metrics=_rebanded(banded[name], suite, entry), provenance=provenance
+                )
+        new = BaselineFile(hardware_key, before.model, suite, entries)
+        plans.append(_plan(new, before, _known(cases, suite), complete=False))
     return tuple(plans)
 
 
@@ -512,13 +554,17 @@ def _wanted(
 
 def _with_bands_of(case: Case, suite: Suite, stored: BaselineEntry) -> BaselineEntry:
     """A stored entry as it would be with the same values; a metric that is new has none yet."""
-    metrics = {
+    origin = {"backend": case.backend, "profile": case.profile}
+    return replace(stored, metrics=_rebanded(case, suite, stored), provenance={**stored.provenance, **origin})
+
+
+def _rebanded(case: Case, suite: Suite, stored: BaselineEntry) -> dict[str, BaselineMetric]:
+    """The stored values in the bands of the case file."""
+    return {
         name: replace(stored.metrics[name], tolerance=Tolerance(band.rel, band.abs, band.reason))
         for name, band in gate_bands(case, suite).items()
         if name in stored.metrics
     }
-    origin = {"backend": case.backend, "profile": case.profile}
-    return replace(stored, metrics=metrics, provenance={**stored.provenance, **origin})
 
 
 def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str], *, complete: bool) -> Plan:
@@ -625,6 +671,7 @@ __all__ = [
     "measurement_command",
     "now",
     "overrides",
+    "plan_bands",
     "plan_changes",
     "plan_markdown",
     "plan_update",

@@ -398,6 +398,43 @@ class TestForesight:
             update.this_hardware("onnxruntime")
 
 
+class TestBandsOnly:
+    def plans(
+        self, root: Path, *cases: Case, why: str | None = None, **options: Any
+    ) -> tuple[update.Plan, ...]:
+        return update.plan_bands(root, HARDWARE, "perf", cases, why, **options)
+
+    def test_stored_values_get_the_bands_of_the_case_file_and_a_reason(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        before = json.loads(path.read_text())["cases"]
+        wider = dict.fromkeys(TIMES, Band(rel=0.1, abs=0.5, reason="half a second"))
+        case = make_case("dit-fp32", bands=wider).model_copy(
+            update={"backend": "tensorrt"}
+        )  # stays what made it
+        found = self.plans(tmp_path, case)
+        with pytest.raises(update.Refused, match="dit-fp32 candidate_time: looser tolerance"):
+            update.require_reason(found, None)
+        update.apply(tmp_path, self.plans(tmp_path, case, why="timers are coarse"))
+        after = json.loads(path.read_text())["cases"]
+        assert after["vae-fp32"] == before["vae-fp32"], "what no case asks for is not touched"
+        for name, metric in after["dit-fp32"]["metrics"].items():
+            old = before["dit-fp32"]["metrics"][name]
+            assert metric.pop("tolerance") == {"rel": 0.1, "abs": 0.5, "reason": "half a second"}
+            assert metric == {key: value for key, value in old.items() if key != "tolerance"}
+        assert after["dit-fp32"]["provenance"] == {
+            **before["dit-fp32"]["provenance"],
+            "accepted_regression": "timers are coarse",
+        }
+        assert not any(plan.touched for plan in self.plans(tmp_path, case, why="again"))
+
+    def test_a_case_that_has_none(self, tmp_path: Path) -> None:
+        assert self.plans(tmp_path, *CASES) == ()
+        stored(tmp_path)
+        assert not self.plans(tmp_path, *CASES)[0].touched
+        with pytest.raises(update.Refused, match="is called dit-fp23; there are dit-fp32, vae-fp32"):
+            self.plans(tmp_path, *CASES, selected=["dit-fp23"])
+
+
 def test_table_shows_old_new_and_tolerance_with_what_loosens_first(tmp_path: Path) -> None:
     stored(tmp_path)
     bands = {

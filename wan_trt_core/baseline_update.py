@@ -9,8 +9,8 @@ entry that would go because no case asks for it, as it may belong to another cas
 
 A reason that the case file alone calls for is asked for before measuring. What was measured and not stored is kept.
 
-An entry is of one measurement: where it has no kernels yet and the new run has them it is replaced as a whole, once,
-with the provenance of that run. New kernels alone never touch an entry that has some.
+An entry is of one measurement: where it has no kernels, or nothing of stock diffusers' memory, and the new run does, it
+is replaced as a whole, once, with the provenance of that run. New ones alone never touch an entry that has some.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from wan_trt_core.baselines import (
     write_baselines,
 )
 from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
+from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
 from wan_trt_core.gates.verdict import Verdict
@@ -397,10 +398,16 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
             for case in plan.orphans
         )
         profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
+        beside = "".join(
+            f"\n- `{case}`: stock diffusers beside it: {_listed(entry.reference)}"
+            for case, entry in plan.after.cases.items()
+            if case in plan.touched and entry.reference
+        )
         parts += [
             f"## Baselines of {plan.hardware_key} / {plan.model} / {plan.suite}",
             changes_markdown(plan_changes([plan])),
             profiles.strip(),
+            beside.strip(),
             f"Orphans:\n{orphans}" if orphans else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -580,7 +587,9 @@ def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str]
         found = compare_entries(case, old, entry)
         rows += found
         profile = old.kernels if old else None
-        first = profile is None and entry.kernels is not None
+        first = (profile is None and entry.kernels is not None) or (
+            entry.reference is not None and old is not None and old.reference is None
+        )
         if first or any(row.kind is not Change.WITHIN_BAND for row in found):
             touched.add(case)
             after[case] = _explained(entry, found)
@@ -618,6 +627,10 @@ def _kernel_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None)
     if old is None or new is None:
         return "new" if new else "gone, this run has none" if old else ""
     return kernel_difference(old, new).describe()
+
+
+def _listed(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {quantity(size, 'B')}" for name, size in sizes.items())
 
 
 def _explained(entry: BaselineEntry, rows: Sequence[Row]) -> BaselineEntry:

@@ -139,6 +139,9 @@ STEP_GROWTH_LIMIT = 4096
 """Bytes a denoising step by which a process may provably grow unless a case says otherwise: a page, in which the
 resident set is counted."""
 
+KEPT_LIMIT = 1 << 20
+"""Bytes of tensors that may be left of the first loading unless a case says otherwise; 192 B were, of tiny-wan."""
+
 RELEASE_LIMIT = 4 << 20
 """Bytes by which a process may seem larger after unloading than after it had unloaded before, unless a case says
 otherwise; under 1 MiB was measured. The same for its use of a GPU, where nothing was left."""
@@ -157,6 +160,7 @@ class MemoryGate(_Model):
         step_growth, device_step_growth: the same over the denoising steps of one run of a pipeline (bytes a step).
         release, device_release: bytes that loading, one run and unloading may leave, of what ``growth`` and
             ``device_growth`` are of.
+        release_tensors: bytes of PyTorch's tensors that the very first loading may leave after unloading.
         unattributed: bytes of a GPU that no known owner may hold: what the process uses there less what PyTorch's
             allocator has reserved and the weights of engines.
         reference: measure the reference's peaks as well, and ``peak_over_reference``, which ``limits`` may bound.
@@ -184,6 +188,10 @@ class MemoryGate(_Model):
     device_release: Limit = Limit(
         max=RELEASE_LIMIT,
         reason="pieces of 2 MiB that the driver keeps; what CUDA loads once was there before",
+    )
+    release_tensors: Limit = Limit(
+        max=KEPT_LIMIT,
+        reason="constants that a library keeps have some hundred bytes, the smallest weights far more",
     )
     unattributed: Limit = Limit(
         max=UNATTRIBUTED_LIMIT,

@@ -42,6 +42,7 @@ from wan_trt_core.gates.memory import (
     DEVICE_RELEASE,
     DEVICE_STEP_GROWTH,
     GROWTH,
+    KEPT,
     RELEASE,
     STEP_GROWTH,
     UNATTRIBUTED,
@@ -58,6 +59,7 @@ from wan_trt_core.measure.device_memory import (
 from wan_trt_core.measure.differences import TOTALS
 from wan_trt_core.measure.memory import (
     growth_metric,
+    live_tensors,
     memory_by_run,
     only_new_garbage,
     peak_metrics,
@@ -141,13 +143,15 @@ def measure_here(
     """
     device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
     process = resident_set() - resident_code()
+    tensors = live_tensors()
     with equal_conditions(settings):
         measurement = _measure_loaded(
             case, settings, arm, device, process, partial(_recorded, events, in_use)
         )
         if arm == "reference":
             return measurement
-        released = measure_release(partial(_load_and_run, case, settings), device)
+        released = kept_metric(live_tensors() - tensors)
+        released |= measure_release(partial(_load_and_run, case, settings), device)
     return measurement.model_copy(update={"metrics": measurement.metrics | released})
 
 
@@ -380,6 +384,12 @@ def measure_release(cycle: Callable[[], object], device: DeviceMemory | None = N
         )
         for name in read
     }
+
+
+def kept_metric(size: int) -> Metrics:
+    """What is left of tensors after the first unloading: they can be told from the libraries that it leaves as well."""
+    detail = "tensors alive after the first unloading that were not before anything was loaded"
+    return {KEPT: Metric(value=float(max(0, size)), unit="B", better="lower", detail=detail)}
 
 
 def beside_reference(candidate: Measurement, reference: Measurement) -> Measurement:

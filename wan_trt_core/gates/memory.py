@@ -40,6 +40,9 @@ RELEASE = "unreleased"
 DEVICE_RELEASE = "device_unreleased"
 """Of all that the process uses on a GPU; not there on a CPU."""
 
+KEPT = "unreleased_tensors"
+"""Bytes of PyTorch's tensors that are left, on any device, of the first loading of everything, after unloading it."""
+
 UNATTRIBUTED = "device_unattributed"
 """What the process uses on a GPU and no known owner holds, bytes: neither PyTorch's allocator nor an engine's weights.
 Not there on a CPU."""
@@ -61,7 +64,7 @@ def judge_memory(gate: MemoryGate, measurement: Measurement) -> tuple[Check, ...
     growth += [
         judge_step_growth(name, limit, metrics[name]) for name, limit in by_step.items() if name in metrics
     ]
-    limits = {RELEASE: gate.release, DEVICE_RELEASE: gate.device_release}
+    limits = {RELEASE: gate.release, DEVICE_RELEASE: gate.device_release, KEPT: gate.release_tensors}
     release = [judge_release(name, limit, metrics[name]) for name, limit in limits.items() if name in metrics]
     unattributed = metrics.get(UNATTRIBUTED)
     attribution = [judge_attribution(gate.unattributed, unattributed)] if unattributed else []

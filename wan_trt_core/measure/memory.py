@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -59,6 +59,22 @@ def resident_code() -> int:
     import psutil
 
     return int(getattr(psutil.Process().memory_info(), "shared", 0))
+
+
+def live_tensors() -> int:
+    """Bytes of all tensors of PyTorch that Python knows of, on any device, each storage once; what only libraries hold
+    for themselves, as cuBLAS its workspace, is not among them."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return 0
+    gc.collect()
+    found: dict[tuple[str, int], int] = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor):  # isinstance() would wake lazy objects
+            with suppress(NotImplementedError, RuntimeError):  # some kinds have no storage
+                storage = each.untyped_storage()
+                found[str(storage.device), storage.data_ptr()] = storage.nbytes()
+    return sum(size for (_, address), size in found.items() if address)
 
 
 def settle() -> None:

@@ -28,6 +28,9 @@ METRICS: dict[Suite, tuple[tuple[str, ...], str]] = {
 }
 """What a suite says of the candidate, the first that is stored, and its unit."""
 
+BESIDE = "reference_"
+"""Begins the name of a metric of stock diffusers, which a memory baseline holds beside its own."""
+
 Stored = Callable[[Case, Suite, str], float | None]
 """A metric of a case as its baseline has it."""
 
@@ -72,7 +75,7 @@ def _is_plain(case: Case, other: Case, suite: Suite) -> bool:
 
 
 def _of_reference(metric: str) -> str:
-    return "reference_time" if metric == "candidate_time" else f"reference_{metric}"
+    return "reference_time" if metric == "candidate_time" else f"{BESIDE}{metric}"
 
 
 def _first(case: Case, suite: Suite, metrics: Sequence[str], stored: Stored) -> float | None:
@@ -85,8 +88,17 @@ def table(baselines: Path, case_file: Path) -> str:
     def stored(case: Case, suite: Suite, metric: str) -> float | None:
         file = read_baselines(baselines.parent, baselines.name, case.model, suite)
         entry = file.cases.get(case.id) if file else None
-        found = entry.metrics.get(metric) if entry else None
-        return found.value if found else None
+        if entry is None:
+            return None
+        beside = entry.reference or {}
+        found = entry.metrics.get(metric)
+        return (
+            found.value
+            if found
+            else beside.get(metric.removeprefix(BESIDE))
+            if metric.startswith(BESIDE)
+            else None
+        )
 
     return markdown_table(HEADER, list(prices(load_cases(case_file, allowed_names()).cases, stored)))
 

@@ -9,8 +9,8 @@ entry that would go because no case asks for it, as it may belong to another cas
 
 A reason that the case file alone calls for is asked for before measuring. What was measured and not stored is kept.
 
-An entry is of one measurement: where it has no kernels yet and the new run has them it is replaced as a whole, once,
-with the provenance of that run. New kernels alone never touch an entry that has some.
+An entry is of one measurement: where it has no kernels, or nothing of stock diffusers' memory, and the new run does, it
+is replaced as a whole, once, with the provenance of that run. New ones alone never touch an entry that has some.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from wan_trt_core.baselines import (
     BaselineEntry,
     BaselineError,
     BaselineFile,
+    BaselineMetric,
     Change,
     Row,
     Tolerance,
@@ -46,6 +47,7 @@ from wan_trt_core.baselines import (
     write_baselines,
 )
 from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
+from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
 from wan_trt_core.gates.verdict import Verdict
@@ -260,6 +262,47 @@ def foresee(
     return tuple(plans)
 
 
+def plan_bands(
+    root: Path,
+    hardware_key: str,
+    suite: Suite,
+    cases: Sequence[Case],
+    reason: str | None,
+    *,
+    selected: Collection[str] | None = None,
+) -> tuple[Plan, ...]:
+    """The case file's bands around the values that are stored, one plan a model: nothing is measured, no orphan goes.
+
+    Args:
+        reason: why a band may be wider; kept with the entries, after what theirs was accepted for.
+        selected: ids of the cases; all that have a baseline unless given.
+
+    Raises:
+        Refused: when a selected case has no bands.
+        BaselineError: when a stored file is invalid.
+    """
+    banded = _banded(cases, suite)
+    if unknown := sorted(set(selected or ()) - set(banded)):
+        raise Refused(
+            f"no case with bands in suite {suite} is called {', '.join(unknown)}; {_choices(banded)}"
+        )
+    plans = []
+    for model in sorted({case.model for case in banded.values()}):
+        if (before := read_baselines(root, hardware_key, model, suite)) is None:
+            continue
+        entries = {}
+        for name, entry in before.cases.items():
+            if name in banded and (selected is None or name in selected):
+                told = "; ".join(filter(None, (entry.provenance["accepted_regression"], reason)))
+                provenance = {**entry.provenance, "accepted_regression": told or None}
+                entries[name] = replace(
+                    entry, metrics=_rebanded(banded[name], suite, entry), provenance=provenance
+                )
+        new = BaselineFile(hardware_key, before.model, suite, entries)
+        plans.append(_plan(new, before, _known(cases, suite), complete=False))
+    return tuple(plans)
+
+
 def plan_update(
     root: Path,
     suite: Suite,
@@ -355,10 +398,16 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
             for case in plan.orphans
         )
         profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
+        beside = "".join(
+            f"\n- `{case}`: stock diffusers beside it: {_listed(entry.reference)}"
+            for case, entry in plan.after.cases.items()
+            if case in plan.touched and entry.reference
+        )
         parts += [
             f"## Baselines of {plan.hardware_key} / {plan.model} / {plan.suite}",
             changes_markdown(plan_changes([plan])),
             profiles.strip(),
+            beside.strip(),
             f"Orphans:\n{orphans}" if orphans else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -511,13 +560,17 @@ def _wanted(
 
 def _with_bands_of(case: Case, suite: Suite, stored: BaselineEntry) -> BaselineEntry:
     """A stored entry as it would be with the same values; a metric that is new has none yet."""
-    metrics = {
+    origin = {"backend": case.backend, "profile": case.profile}
+    return replace(stored, metrics=_rebanded(case, suite, stored), provenance={**stored.provenance, **origin})
+
+
+def _rebanded(case: Case, suite: Suite, stored: BaselineEntry) -> dict[str, BaselineMetric]:
+    """The stored values in the bands of the case file."""
+    return {
         name: replace(stored.metrics[name], tolerance=Tolerance(band.rel, band.abs, band.reason))
         for name, band in gate_bands(case, suite).items()
         if name in stored.metrics
     }
-    origin = {"backend": case.backend, "profile": case.profile}
-    return replace(stored, metrics=metrics, provenance={**stored.provenance, **origin})
 
 
 def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str], *, complete: bool) -> Plan:
@@ -533,7 +586,9 @@ def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str]
         found = compare_entries(case, old, entry)
         rows += found
         profile = old.kernels if old else None
-        first = profile is None and entry.kernels is not None
+        first = (profile is None and entry.kernels is not None) or (
+            entry.reference is not None and old is not None and old.reference is None
+        )
         if first or any(row.kind is not Change.WITHIN_BAND for row in found):
             touched.add(case)
             after[case] = _explained(entry, found)
@@ -571,6 +626,10 @@ def _kernel_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None)
     if old is None or new is None:
         return "new" if new else "gone, this run has none" if old else ""
     return kernel_difference(old, new).describe()
+
+
+def _listed(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {quantity(size, 'B')}" for name, size in sizes.items())
 
 
 def _explained(entry: BaselineEntry, rows: Sequence[Row]) -> BaselineEntry:
@@ -624,6 +683,7 @@ __all__ = [
     "measurement_command",
     "now",
     "overrides",
+    "plan_bands",
     "plan_changes",
     "plan_markdown",
     "plan_update",

@@ -1,7 +1,8 @@
 """Baselines: what a case measured when it was accepted, one file per hardware, model and suite.
 
 ``<root>/<hardware key>/<model>/<suite>.json`` holds, by case, the banded metrics with their tolerances, where
-they come from, and for perf the kernels that a later failure is explained with. Reading is strict: what is not
+they come from, for perf the kernels that a later failure is explained with, and for memory what stock diffusers needed
+where that was measured. Reading is strict: what is not
 exactly a baseline of this schema and this hardware is an error that names the file, the key and the command to
 mend it, never a gate that holds nothing. Nothing is looked up under another hardware key.
 """
@@ -64,6 +65,12 @@ LONGEST_INTEGER = 20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
 _ENTRY_KEYS = {"metrics", "provenance", "kernels"}
+_REFERENCE_KEY = {"reference"}
+"""Of an entry; where stock diffusers was measured as well."""
+
+_OF_REFERENCE = "reference_"
+"""Begins the name of a metric of the reference in a measurement."""
+
 _METRIC_KEYS = {"value", "unit", "better", "n", "spread", "samples", "tolerance"}
 _TOLERANCE_KEYS = {"rel", "abs", "reason"}
 _TIMES_KEYS = {"groups_ms", "total_ms"}
@@ -277,7 +284,12 @@ def new_entry(
     if not measurements:
         raise BaselineError(f"case {case}: no run measured it")
     metrics = {name: _new_metric(case, name, band, measurements) for name, band in bands.items()}
-    return BaselineEntry(metrics, {**provenance, "runs": len(measurements)}, _typical_kernels(measurements))
+    return BaselineEntry(
+        metrics,
+        {**provenance, "runs": len(measurements)},
+        _typical_kernels(measurements),
+        _of_reference(measurements),
+    )
 
 
 def compare_entries(case: str, old: BaselineEntry | None, new: BaselineEntry) -> tuple[Row, ...]:
@@ -348,6 +360,16 @@ def _new_metric(case: str, name: str, band: Band, measurements: Sequence[Measure
     return stored
 
 
+def _of_reference(measurements: Sequence[Measurement]) -> dict[str, float] | None:
+    """What stock diffusers needed at most, the median of the runs; not by stage, as none is stored of the candidate."""
+    found: dict[str, list[float]] = {}
+    for measurement in measurements:
+        for name, metric in measurement.metrics.items():
+            if name.startswith(_OF_REFERENCE) and "." not in name and metric.unit == "B" and metric.value:
+                found.setdefault(name.removeprefix(_OF_REFERENCE), []).append(metric.value)
+    return {name: _rounded(median(values)) for name, values in found.items()} or None
+
+
 def _typical_kernels(measurements: Sequence[Measurement]) -> dict[str, Any] | None:
     """Those of one run, since medians by kernel would be of no run at all; ``None`` where every profiler failed."""
     found = [measurement.facts.get("kernels", {}) for measurement in measurements]
@@ -401,7 +423,8 @@ class _Reader:
                 f"{at}: key kernels is absent, as in files of older releases; add it: wan-trt baselines migrate",
                 case,
             )
-        self._keys(at, data, _ENTRY_KEYS, case)
+        beside = _REFERENCE_KEY & data.keys()
+        self._keys(at, data, _ENTRY_KEYS | beside, case)
         metrics = self._dict(f"{at}.metrics", data["metrics"], case)
         provenance = self._dict(f"{at}.provenance", data["provenance"], case)
         if absent := [key for key in ORIGIN if key not in provenance]:
@@ -415,7 +438,14 @@ class _Reader:
         stored = {
             name: self._metric(f"{at}.metrics.{name}", case, metric) for name, metric in metrics.items()
         }
-        return BaselineEntry(stored, provenance, self._kernels(f"{at}.kernels", case, data["kernels"]))
+        kernels = self._kernels(f"{at}.kernels", case, data["kernels"])
+        if not beside:
+            return BaselineEntry(stored, provenance, kernels)
+        sizes = self._dict(f"{at}.reference", data["reference"], case)
+        reference = {
+            name: self._positive(f"{at}.reference.{name}", case, size) for name, size in sizes.items()
+        }
+        return BaselineEntry(stored, provenance, kernels, reference)
 
     def _kernels(self, at: str, case: str, data: Any) -> dict[str, Any] | None:
         if data is None:
@@ -542,6 +572,7 @@ def _entry_data(entry: BaselineEntry) -> dict[str, Any]:
         "metrics": {name: _metric_data(metric) for name, metric in entry.metrics.items()},
         "provenance": dict(entry.provenance),
         "kernels": entry.kernels,
+        **({} if entry.reference is None else {"reference": dict(entry.reference)}),
     }
 
 

@@ -60,7 +60,7 @@ class FakeDevice:
     def memory_allocated(self, device: int | None = None) -> int:
         return self.tensors
 
-    def memory_reserved(self) -> int:
+    def memory_reserved(self, device: int | None = None) -> int:
         return self.tensors + self.cached
 
     def max_memory_allocated(self) -> int:

@@ -428,6 +428,21 @@ def test_new_and_removed_metrics_are_rows() -> None:
     assert {row.kind for row in compare_entries("dit-fp32", None, entry())} == {Change.NEW}
 
 
+def test_bands_of_a_device_are_relative_and_absolute() -> None:
+    """Of a small engine 5 % are less than another version of the driver takes for itself."""
+    cases = load_cases(ROOT / "suites" / "cases.yaml", allowed_names()).cases
+    bands = [
+        (case.id, name, band)
+        for case in cases
+        if case.memory
+        for name, band in case.memory.bands.items()
+        if name.startswith("device_")
+    ]
+    assert len(bands) > 30
+    for case, name, band in bands:
+        assert 0 < band.rel <= 0.1 and 16 << 20 <= band.abs <= 64 << 20, f"{case}: {name}"
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "baselines").glob("*/*/*.json")), ids=lambda path: "/".join(path.parts[-3:])
 )

@@ -74,7 +74,7 @@ def test_this_repository_s_own_file() -> None:
     below = [case.id for case in on_gpu if case.perf and case.perf.below_gate]
     assert below == [
         "wan-1.3b-dit-81f", "wan-1.3b-dit-81f-streamed", "wan-1.3b-pipeline-17f-offload",
-        "wan-1.3b-pipeline-17f-encoder-cpu", "wan-14b-dit-17f-10-layers",
+        "wan-1.3b-pipeline-17f-encoder-cpu", "wan-1.3b-pipeline-81f-12gb", "wan-14b-dit-17f-10-layers",
         "wan-14b-dit-81f-10-layers", "wan-2.2-5b-dit-121f",
     ]  # fmt: skip
     for case in on_gpu:  # a band on what is never measured could have no baseline
@@ -123,6 +123,7 @@ def test_memory_beside_the_reference(load: Load) -> None:
     (case,) = load(HEAD + DIT + MEMORY % limits).cases
     assert case.memory is not None and case.memory.reference
     assert case.memory.device_growth.max == 2**20
+    assert case.memory.unattributed.max == 5 * 2**28
 
 
 def test_anchors_merge_keys_and_exponents(load: Load) -> None:
@@ -201,6 +202,7 @@ MISTAKES = {
     "no gate": (HEAD + DIT, r"cases.yaml:4: case 'one': has no gate, so nothing would judge it"),
     "no growth": (HEAD + DIT + "    memory: {}\n", r"cases.yaml:6: .*'memory.growth' is missing"),
     "device growth without max": (HEAD + DIT + MEMORY % "device_growth: {min: 1, reason: r}", r"cases.yaml:6: .*'memory.device_growth' needs a max"),
+    "nobody's without max": (HEAD + DIT + MEMORY % "unattributed: {min: 1, reason: r}", r"cases.yaml:6: .*'memory.unattributed' needs a max"),
     "ratio without reference": (HEAD + DIT + MEMORY % "limits: {peak_over_reference: {max: 1.0, reason: r}}", r"cases.yaml:6: .*'memory.limits.peak_over_reference' needs 'reference: true'"),
     "band without reference": (HEAD + DIT + MEMORY % "bands: {reference_device_used: {rel: 1.0, reason: r}}", r"cases.yaml:6: .*'memory.bands.reference_device_used' needs 'reference: true'"),
     "growth without max": (HEAD + DIT + "    memory: {growth: {min: 1, reason: r}}\n", r"cases.yaml:6: .*growth' needs a max"),

@@ -267,7 +267,7 @@ class TestWrongInput:
         monkeypatch.setenv("WAN_TRT_REPORT", str(folder / "report"))
         code, out, err = wan("run", "--prompt", "x", "--out", "v.mp4", "--profile-memory")
         assert (code, out) == (3, ""), err
-        assert f"error: --profile-memory: {folder / 'report' / 'v'}: cannot be written to" in err
+        assert f"error: --profile-memory: {folder / 'report'}: cannot be written to" in err
         assert "set `report` (WAN_TRT_REPORT)" in err and "generate" not in err
 
     @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from torch import nn
 import wan_trt_core
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
 from wan_trt_core.backends.torch_compile import TorchCompileBackend
-from wan_trt_core.cases import Case, Limit
-from wan_trt_core.comparison import explain_case, measure_case, memory, parity, perf
+from wan_trt_core.cases import Case, Limit, MemoryGate
+from wan_trt_core.comparison import explain_case, measure_case, memory, parity, perf, targets
 from wan_trt_core.comparison.blocks import NOISE, find_divergence
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_growth, measure_peak
@@ -34,6 +34,7 @@ from wan_trt_core.comparison.targets import Arm, Outputs, Target, target_of
 from wan_trt_core.config import MemorySettings, PerfSettings, PipelineSettings, Settings, load_settings
 from wan_trt_core.gates import judge
 from wan_trt_core.gates.bands import BaselineEntry, BaselineMetric, Tolerance
+from wan_trt_core.gates.memory import judge_step_growth
 from wan_trt_core.gates.verdict import Reason, Verdict, decide
 from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.device_memory import DeviceMemory
@@ -840,6 +841,89 @@ def test_peaks_on_a_device_are_after_warm_up(healthy: Settings) -> None:
     assert metrics["device_peak_allocated"].value == 100 * MIB
     assert metrics["device_used"].value == 600 * MIB  # what the first run's peak left cached was given back
     assert metrics["resident_set_peak"].value
+
+
+@pytest.mark.parametrize(
+    ("fault", "kept", "failed"),
+    [
+        ("none", (0, 0, 0), set()),
+        ("a tensor a step", (512, 0, 0), {"step_growth"}),
+        ("a graph a step", (0, 2 * MIB, 0), {"device_step_growth"}),
+        ("a context for all steps", (0, 0, 2048 * MIB), {"device_unattributed"}),
+    ],
+)
+def test_growth_over_the_steps_of_a_video_is_caught(
+    fault: str,
+    kept: tuple[int, int, int],
+    failed: set[str],
+    healthy: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    on_modules: None,
+) -> None:
+    """What a step keeps is given back when the video is done, and so no growth over runs."""
+    tensor, graph, context = kept
+    device, generate = FakeDevice(), targets.generate
+
+    def leaking(*args: Any, keep_latents: bool, **keywords: Any) -> Any:
+        assert not keep_latents, "a caller who keeps them is no leak"
+        steps = 0
+
+        def on_step(done: int, total: int) -> None:
+            nonlocal steps
+            steps = done
+            device.take(tensor)
+            device.outside += graph + (context if done == 1 else -context if done == total else 0)
+
+        found = generate(*args, keep_latents=keep_latents, **{**keywords, "on_step": on_step})
+        device.drop(steps * tensor)
+        device.outside -= steps * graph
+        return found
+
+    monkeypatch.setattr(targets, "generate", leaking)
+    monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
+    flat = {"growth": Metric(value=0.0, unit="B", better="lower")}
+    for other in ("peak", "stages", "growth", "release"):  # each has its own test
+        monkeypatch.setattr(memory, f"measure_{other}", lambda *_: flat)
+    monkeypatch.setattr(memory, "settle", lambda: None)
+    case = case_of("pipeline", healthy, steps=2)
+    measurement = memory.measure_here(case, healthy)
+    assert len(measurement.metrics["step_growth"].samples) == memory.STEPS - 1
+    checks = judge(case, "memory", measurement, None, bands_for_hardware=False, require_bands=False)
+    assert {check.metric for check in checks if check.verdict is not Verdict.PASS} == failed
+
+
+def test_growth_over_steps_on_a_cpu(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = target_of(case_of("pipeline", healthy, steps=2), Context(healthy))
+    arm, asked = target.candidate, memory.inputs_of(target, "min")
+    arm.call(asked)
+    leaked: list[torch.Tensor] = []
+    limit: Limit = MemoryGate.model_fields["step_growth"].default
+    for size, verdict in ((0, Verdict.PASS), (1 << 16, Verdict.FAIL)):
+        monkeypatch.setattr(target, "_on_step", lambda *_, size=size: leaked.append(torch.ones(size)))
+        metric = memory.measure_step_growth(arm, asked)["step_growth"]
+        assert judge_step_growth("step_growth", limit, metric).verdict is verdict
+    assert metric.value == pytest.approx(4 << 16, rel=0.1)
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(0, "pass"), (2048 * MIB, "fail")])
+def test_device_memory_that_nobody_accounts_for_is_caught(
+    kept: int, verdict: str, healthy: Settings, monkeypatch: pytest.MonkeyPatch, on_modules: None
+) -> None:
+    """As a context or graph of another run's that something keeps; what PyTorch only caches has an owner."""
+    device = FakeDevice()
+    device.take(4096 * MIB)
+    device.drop(4096 * MIB)
+    monkeypatch.setattr(memory, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(memory, "current_device_memory", lambda in_use: on(device))
+    monkeypatch.setattr(device, "empty_cache", lambda: None)
+    device.outside += kept
+    case = case_of("vae_decoder", healthy)
+    measurement = memory.measure_here(case, healthy.model_copy(update={"memory": FEW}))
+    weights = measurement.metrics["engine_weights"].value or 0
+    assert measurement.metrics["device_unattributed"].value == 500 * MIB + kept - weights
+    checks = judge(case, "memory", measurement, None, bands_for_hardware=False, require_bands=False)
+    assert {check.metric: check.verdict for check in checks}["device_unattributed"] == verdict
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_finite, judge_limit
 from wan_trt_core.gates.memory import judge_growth
 from wan_trt_core.gates.perf import SpeedupRule, beside_interval, decide_speedup, precision_of
-from wan_trt_core.gates.statistics import SamplingPlan, paired_ratio
+from wan_trt_core.gates.statistics import SamplingPlan, paired_ratio, slope_interval
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.timing import PairedTimer, measure_pairs
 from wan_trt_core.records import CaseRecord, Measurement, Metric
@@ -638,6 +638,58 @@ class TestMemory:
         assert (check.verdict, check.metric) == (Verdict.FAIL, "device_growth")
         assert "pieces of 2 MiB" in check.message
         assert verdict(device(None), "memory").verdict is Verdict.MISSING
+
+    def test_growth_over_steps_is_a_slope_that_is_proven(self) -> None:
+        def held(*samples: float, exact: bool = False) -> Check:
+            slope = slope_interval(samples).point
+            metric = Metric(value=slope, unit="B", better="lower", samples=samples, deterministic=exact)
+            return verdict(self.measurement(0.0, step_growth=metric), "memory")
+
+        rising = [8192.0 * step for step in range(11)]
+        check = held(*rising)
+        assert outcome(check) == (Verdict.FAIL, Reason.GROWTH) and check.metric == "step_growth"
+        assert "8 KiB a denoising step (8 KiB to 8 KiB at 99%, 11 steps), more than 4 KiB" in check.message
+        for jump in range(12):  # one step makes what the others use again
+            assert held(*[0.0] * jump, *[1e9] * (11 - jump), exact=True).verdict is Verdict.PASS
+        noisy = [
+            0.0,
+            40960,
+            57344,
+            61440,
+            57344,
+            57344,
+            53248,
+            49152,
+            61440,
+            61440,
+            65536,
+        ]  # of tiny-wan, as recorded
+        assert held(*noisy).verdict is Verdict.PASS
+        assert held(*[512.0 * step for step in range(11)], exact=True).verdict is Verdict.FAIL
+        assert held(*[512.0 * step for step in range(11)]).verdict is Verdict.PASS
+        assert held(*reversed(rising), exact=True).verdict is Verdict.PASS
+        unknown = Metric(value=None, unit="B", better="lower", detail="no steps")
+        assert verdict(self.measurement(0.0, step_growth=unknown), "memory").verdict is Verdict.MISSING
+
+    def test_growth_of_the_device_over_steps_has_a_limit_of_its_own(self) -> None:
+        samples = tuple(2.0 * 2**20 * step for step in range(11))
+        metric = Metric(value=2.0 * 2**20, unit="B", better="lower", samples=samples)
+        check = verdict(self.measurement(0.0, device_step_growth=metric), "memory")
+        assert (check.metric, check.reason) == ("device_step_growth", Reason.GROWTH)
+        assert "pieces of 2 MiB" in check.message
+
+    def test_device_memory_of_no_known_owner_is_bounded(self) -> None:
+        def held(value: float | None) -> Measurement:
+            return self.measurement(0.0, device_unattributed=Metric(value=value, unit="B", better="lower"))
+
+        assert verdict(held(0.88e9), "memory").verdict is Verdict.PASS  # the most of 30 runs on an H200
+        assert verdict(held(1.25 * 2**30), "memory").verdict is Verdict.PASS
+        check = verdict(held(1.5 * 2**30), "memory")
+        assert outcome(check) == (Verdict.FAIL, Reason.UNATTRIBUTED)
+        assert "1.5 GiB on the device are held by no known owner" in check.message
+        assert "more than 1.25 GiB (CUDA's context" in check.message
+        assert verdict(held(None), "memory").verdict is Verdict.MISSING
+        assert outcome(verdict(held(math.nan), "memory")) == (Verdict.FAIL, Reason.NON_FINITE)
 
     def test_growth_that_was_not_measured_is_missing(self) -> None:
         assert verdict(self.measurement(None), "memory").verdict is Verdict.MISSING

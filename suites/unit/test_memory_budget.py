@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from mmap import mmap
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from fabricated import make_case
 from fake_device import MIB, TOTAL, FakeDevice, FakeNvml
 from host_memory import touch
@@ -18,7 +20,7 @@ from wan_trt_core.comparison import memory
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.config import ConfigError, MemorySettings, Settings, load_settings
 from wan_trt_core.gates.judging import judge
-from wan_trt_core.gates.memory import BUDGET, RELEASE, judge_memory
+from wan_trt_core.gates.memory import BUDGET, KEPT, RELEASE, judge_memory
 from wan_trt_core.gates.verdict import Check, Reason, Verdict, decide
 from wan_trt_core.measure.ballast import BudgetError, ballast, current_ballast
 from wan_trt_core.measure.device_memory import DeviceMemory
@@ -184,3 +186,25 @@ def test_a_process_that_keeps_what_it_loaded() -> None:
     metrics = memory.measure_release(lambda: leaked.append(touch(64)))
     assert (metrics[RELEASE].value or 0) > 60 * MIB
     assert (memory.measure_release(lambda: touch(64))[RELEASE].value or 0) < 8 * MIB
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_weights_that_the_first_loading_leaves_for_ever_are_caught(
+    keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading again finds them there, so that of two cycles the second leaves nothing."""
+    kept: list[torch.Tensor] = []
+
+    def load(*_: Any) -> Measurement:
+        weights = torch.ones(1 << 19)
+        if keeps and not kept:
+            kept.extend([weights, weights[:10], weights.view(2, -1)])  # one storage, which counts once
+        return Measurement(metrics={"growth": Metric(value=0.0, unit="B", better="lower")})
+
+    monkeypatch.setattr(memory, "_measure_loaded", load)
+    monkeypatch.setattr(memory, "_load_and_run", load)
+    measurement = memory.measure_here(make_case(), Settings(device="cpu"))
+    checks = judge(make_case(), "memory", measurement, None, bands_for_hardware=False, require_bands=False)
+    verdicts = {check.metric: check.verdict for check in checks if check.gate == "release"}
+    assert verdicts == {RELEASE: Verdict.PASS, KEPT: Verdict.FAIL if keeps else Verdict.PASS}
+    assert measurement.metrics[KEPT].value == (4 << 19 if keeps else 0)

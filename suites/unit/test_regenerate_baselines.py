@@ -31,12 +31,12 @@ from typer.testing import CliRunner
 
 from wan_trt_core import baseline_update as update
 from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
-from wan_trt_core.cases import Band, Case
+from wan_trt_core.cases import Band, Case, MemoryGate
 from wan_trt_core.cli.app import app
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import SourceState
-from wan_trt_core.records import Metric, RunRecord
+from wan_trt_core.records import Measurement, Metric, RunRecord
 from wan_trt_core.report.terminal import changes_table
 
 PROVENANCE = update.Provenance("abc", "2026-01-01T00:00:00Z", ("tool",))
@@ -396,6 +396,95 @@ class TestForesight:
         monkeypatch.setenv("WAN_TRT_DEVICE", "gpu")
         with pytest.raises(update.Refused, match="WAN_TRT_DEVICE"):
             update.this_hardware("onnxruntime")
+
+
+class TestReference:
+    """What stock diffusers needed is stored beside the candidate's, for who reads it; nothing is held against it."""
+
+    def case(self) -> Case:
+        gate = {
+            "growth": {"max": 1024, "reason": "r"},
+            "reference": True,
+            "bands": {"device_used": {"rel": 0.1, "reason": "r"}},
+        }
+        return make_case("dit-fp32").model_copy(update={"memory": MemoryGate.model_validate(gate)})
+
+    def measured(self, **sizes: float) -> RunRecord:
+        metrics = {name: Metric(value=size, unit="B", better="lower") for name, size in sizes.items()}
+        ratio = Metric(value=0.5, unit="x", better="lower")
+        by_stage = {"reference_decode.device_used": Metric(value=1e9, unit="B", better="lower")}
+        (case, *_) = (run := record()).cases
+        measurement = Measurement(metrics={**metrics, **by_stage, "peak_over_reference": ratio})
+        update = {"suite": "memory", "checks": (), "measurement": measurement}
+        return run.model_copy(update={"cases": (case.model_copy(update=update),)})
+
+    def plan(self, root: Path, *records: RunRecord) -> update.Plan:
+        (found,) = update.plan_update(root, "memory", [self.case()], records, PROVENANCE)
+        return found
+
+    def test_it_is_stored_and_told(self, tmp_path: Path) -> None:
+        runs = [self.measured(device_used=2e9, reference_device_used=size) for size in (4e9, 4.2e9, 5e9)]
+        found = self.plan(tmp_path, *runs)
+        (path,) = update.apply(tmp_path, [found])
+        assert json.loads(path.read_text())["cases"]["dit-fp32"]["reference"] == {"device_used": 4.2e9}
+        read = read_baselines(tmp_path, HARDWARE, "tiny-wan", "memory")
+        assert read is not None and read.cases["dit-fp32"].reference == {"device_used": 4.2e9}
+        assert "`dit-fp32`: stock diffusers beside it: device_used 3.912 GiB" in update.plan_markdown([found])
+
+    def test_an_entry_without_one_is_replaced_once(self, tmp_path: Path) -> None:
+        update.apply(tmp_path, [self.plan(tmp_path, self.measured(device_used=2e9))])
+        path = next(tmp_path.glob("*/*/memory.json"))
+        assert "reference" not in json.loads(path.read_text())["cases"]["dit-fp32"]
+        with_one = self.measured(device_used=2.01e9, reference_device_used=4e9)
+        update.apply(tmp_path, [found := self.plan(tmp_path, with_one)])
+        assert found.touched == {"dit-fp32"}
+        assert not self.plan(tmp_path, self.measured(device_used=2e9, reference_device_used=5e9)).touched
+
+    def test_one_that_is_no_size_is_refused(self, tmp_path: Path) -> None:
+        update.apply(
+            tmp_path, [self.plan(tmp_path, self.measured(device_used=2e9, reference_device_used=4e9))]
+        )
+        path = next(tmp_path.glob("*/*/memory.json"))
+        path.write_text(path.read_text().replace("4000000000.0", "-1.0"))
+        with pytest.raises(BaselineError, match=r"reference\.device_used is -1\.0, not a positive number"):
+            read_baselines(tmp_path, HARDWARE, "tiny-wan", "memory")
+
+
+class TestBandsOnly:
+    def plans(
+        self, root: Path, *cases: Case, why: str | None = None, **options: Any
+    ) -> tuple[update.Plan, ...]:
+        return update.plan_bands(root, HARDWARE, "perf", cases, why, **options)
+
+    def test_stored_values_get_the_bands_of_the_case_file_and_a_reason(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        before = json.loads(path.read_text())["cases"]
+        wider = dict.fromkeys(TIMES, Band(rel=0.1, abs=0.5, reason="half a second"))
+        case = make_case("dit-fp32", bands=wider).model_copy(
+            update={"backend": "tensorrt"}
+        )  # stays what made it
+        found = self.plans(tmp_path, case)
+        with pytest.raises(update.Refused, match="dit-fp32 candidate_time: looser tolerance"):
+            update.require_reason(found, None)
+        update.apply(tmp_path, self.plans(tmp_path, case, why="timers are coarse"))
+        after = json.loads(path.read_text())["cases"]
+        assert after["vae-fp32"] == before["vae-fp32"], "what no case asks for is not touched"
+        for name, metric in after["dit-fp32"]["metrics"].items():
+            old = before["dit-fp32"]["metrics"][name]
+            assert metric.pop("tolerance") == {"rel": 0.1, "abs": 0.5, "reason": "half a second"}
+            assert metric == {key: value for key, value in old.items() if key != "tolerance"}
+        assert after["dit-fp32"]["provenance"] == {
+            **before["dit-fp32"]["provenance"],
+            "accepted_regression": "timers are coarse",
+        }
+        assert not any(plan.touched for plan in self.plans(tmp_path, case, why="again"))
+
+    def test_a_case_that_has_none(self, tmp_path: Path) -> None:
+        assert self.plans(tmp_path, *CASES) == ()
+        stored(tmp_path)
+        assert not self.plans(tmp_path, *CASES)[0].touched
+        with pytest.raises(update.Refused, match="is called dit-fp23; there are dit-fp32, vae-fp32"):
+            self.plans(tmp_path, *CASES, selected=["dit-fp23"])
 
 
 def test_table_shows_old_new_and_tolerance_with_what_loosens_first(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from wan_trt_core.report.html import html_report
 from wan_trt_core.report.junit import junit_properties
 from wan_trt_core.report.markdown import markdown_report, write_markdown
 from wan_trt_core.report.summary import WHY, headline, perf_rows, totals, worst_first
+from wan_trt_core.report.tables import case_tables
 from wan_trt_core.report.terminal import render
 
 AT_EACH_POINT = "worst at max; min 120 dB, opt 101.5 dB, max 90 dB"
@@ -204,6 +205,15 @@ def test_markdown_shows_memory_in_units() -> None:
         "| steps | 50 |",
     ):
         assert row in text
+
+
+def test_memory_of_stock_diffusers_stands_beside_the_candidates() -> None:
+    sizes = {"device_used": 2.0 * 2**30, "reference_device_used": 8.0 * 2**30, "engine_weights": 2.0**30}
+    metrics = {name: Metric(value=size, unit="B", better="lower") for name, size in sizes.items()}
+    case = case_record(make_case(), Measurement(metrics=metrics), suite="memory")
+    (table,) = [table for table in case_tables(case) if table.title == "Memory of both arms"]
+    assert table.rows == (("device_used", "8 GiB", "2 GiB", "4.00x"),)
+    assert "| device_used | 8 GiB | 2 GiB | 4.00x |" in markdown_report(run_record(case))
 
 
 def test_markdown_of_an_empty_or_passing_run() -> None:

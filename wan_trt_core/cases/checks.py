@@ -150,7 +150,8 @@ def gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[Probl
 
 
 def _memory_problems(gate: Mapping[str, Any], component: Any) -> Iterator[Problem]:
-    for name in ("growth", "device_growth", "release", "device_release"):
+    growth = ("growth", "device_growth", "step_growth", "device_step_growth")
+    for name in (*growth, "release", "device_release", "release_tensors", "unattributed"):
         if isinstance(gate.get(name), dict) and "max" not in gate[name]:
             yield Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes)")
     limits = gate.get("limits")

@@ -159,5 +159,11 @@ def _print_baselines(stored: BaselineFile) -> None:
         for name, metric in entry.metrics.items()
         for low, high in [band_limits(metric)]
     ]
+    rows += [
+        (case, f"{name} of stock diffusers", quantity(size, "B"), "", "", "")
+        for case, entry in stored.cases.items()
+        for name, size in (entry.reference or {}).items()
+    ]
+    rows.sort(key=lambda row: row[:2])
     title = f"{stored.hardware_key} / {stored.model} / {stored.suite}"
     print_table(title, ("case", "metric", "baseline", "band", "runs", "from"), rows)

@@ -6,6 +6,7 @@ the same.
     wan-trt baselines regenerate --suite perf --dry-run          # measure and show, write nothing
     wan-trt baselines regenerate --suite perf --case dit-fp32    # one case
     wan-trt baselines regenerate --suite perf --check            # fail if one would change
+    wan-trt baselines regenerate --suite perf --bands-only       # measure nothing: a band of the case file changed
     wan-trt baselines regenerate --suite perf --accept-regression "reference needs float32 now"
 
 Exit codes: 0 done (or nothing to do), 1 refused, or with --check a baseline would change, 2 wrong usage,
@@ -64,6 +65,10 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
     update.refuse_xdist(os.environ)
     options.baselines = options.baselines or load_settings().settings.baselines
     cases = _cases(options)
+    if options.bands_only:
+        hardware = options.hardware or update.this_hardware(options.backend)
+        where = options.baselines, hardware, options.suite, cases, options.accept_regression
+        return _planned(options, console, update.plan_bands(*where, selected=options.case))
     commit = None if options.from_record else _commit(source_state(Path.cwd()), options)
     folder = options.diff.parent / "records"
     with update.records_kept(folder, options.suite) as measured:
@@ -95,6 +100,11 @@ def _judged(
     plans = update.plan_update(
         options.baselines, options.suite, cases, records, provenance, selected=options.case
     )
+    return _planned(options, console, plans)
+
+
+def _planned(options: argparse.Namespace, console: Console, plans: Sequence[update.Plan]) -> int:
+    """Show what would change, and write it unless it must not be."""
     console.print(changes_table(update.plan_changes(plans)))
     for plan in plans:
         for case, what in plan.kernels.items():
@@ -200,7 +210,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--from-record", type=Path, nargs="+", metavar="FILE", help="results.json to use instead of measuring"
     )
-    add("--hardware", metavar="KEY", help="the records come from this hardware, not from this machine")
+    add(
+        "--bands-only",
+        action="store_true",
+        help="the case file's bands around the values that are stored; nothing is measured",
+    )
+    add("--hardware", metavar="KEY", help="records or baselines of this hardware, not of this machine")
     add("--accept-regression", metavar="REASON", help="why something may be worse, looser or dropped")
     add(
         "--diff",

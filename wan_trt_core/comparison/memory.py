@@ -16,11 +16,11 @@ import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -34,9 +34,20 @@ from wan_trt_core.backends.registry import device_of
 from wan_trt_core.cases import PEAK_OVER_PLAN, PEAK_OVER_REFERENCE, Case
 from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.comparison.context import Context
-from wan_trt_core.comparison.targets import Arm, ArmName, PipelineTarget, Target, target_of
+from wan_trt_core.comparison.targets import Arm, ArmName, Asked, PipelineTarget, Target, target_of
 from wan_trt_core.config import Settings
-from wan_trt_core.gates.memory import BUDGET, DEVICE_GROWTH, DEVICE_RELEASE, GROWTH, RELEASE
+from wan_trt_core.gates.memory import (
+    BUDGET,
+    DEVICE_GROWTH,
+    DEVICE_RELEASE,
+    DEVICE_STEP_GROWTH,
+    GROWTH,
+    KEPT,
+    RELEASE,
+    STEP_GROWTH,
+    UNATTRIBUTED,
+)
+from wan_trt_core.gates.statistics import slope_interval
 from wan_trt_core.measure.ballast import current_ballast
 from wan_trt_core.measure.device_memory import (
     SAMPLE_SECONDS,
@@ -48,7 +59,9 @@ from wan_trt_core.measure.device_memory import (
 from wan_trt_core.measure.differences import TOTALS
 from wan_trt_core.measure.memory import (
     growth_metric,
+    live_tensors,
     memory_by_run,
+    only_new_garbage,
     peak_metrics,
     peak_resident_set,
     resident_code,
@@ -58,13 +71,17 @@ from wan_trt_core.measure.memory import (
 from wan_trt_core.measure.memory_events import events_file
 from wan_trt_core.measure.memory_recorder import out_of_memory
 from wan_trt_core.memory.prediction import choice_of, predict, workload
+from wan_trt_core.models.profiles import Point
 from wan_trt_core.pipeline.offload import give_back_cached
 from wan_trt_core.pipeline.recording import recorded_run
-from wan_trt_core.pipeline.stages import peaks_by_stage
+from wan_trt_core.pipeline.stages import Stage, peaks_by_stage, stages
 from wan_trt_core.records import Measurement, Metric
 
 Metrics = dict[str, Metric]
 Result = TypeVar("Result")
+
+STEPS = 12
+"""Denoising steps over which growth is looked for: with eleven ends of steps one jump, wherever it falls, is none."""
 
 _IMPORTED = (__name__, "diffusers.pipelines.wan.pipeline_wan", "onnxruntime")
 """What the server imports, once for all cases: most of what a fresh process would spend its time on."""
@@ -126,13 +143,15 @@ def measure_here(
     """
     device = current_device_memory(in_use) if device_of(settings, case.backend) == "cuda" else None
     process = resident_set() - resident_code()
+    tensors = live_tensors()
     with equal_conditions(settings):
         measurement = _measure_loaded(
             case, settings, arm, device, process, partial(_recorded, events, in_use)
         )
         if arm == "reference":
             return measurement
-        released = measure_release(partial(_load_and_run, case, settings), device)
+        released = kept_metric(live_tensors() - tensors)
+        released |= measure_release(partial(_load_and_run, case, settings), device)
     return measurement.model_copy(update={"metrics": measurement.metrics | released})
 
 
@@ -152,15 +171,23 @@ def _measure_loaded(
     context = Context(settings)
     target = target_of(case, context)
     side = load(target, arm)
-    call, inputs = side.call, target.inputs("opt")
+    call, inputs = side.call, inputs_of(target, "opt")
     metrics = measure_peak(partial(call, inputs), settings, device)
     metrics |= measure_stages(side, inputs, device)
     if arm == "reference":
         return Measurement(metrics=metrics)
     held, facts = target.engine_bytes(), target.facts()  # at the size that the peak was measured at
-    metrics |= _engine_metrics(held, metrics)
-    inputs = target.inputs("min")
+    metrics |= _engine_metrics(held)
+    rest = [] if device is None else [unattributed(device, held)]
+    inputs = inputs_of(target, "min")
     metrics |= measure_growth(partial(call, inputs), settings, device)
+    if side.pipe is not None:
+        at_stage = (
+            None if device is None else lambda: rest.append(unattributed(device, target.engine_bytes()))
+        )
+        metrics |= measure_step_growth(side, inputs, device, at_stage)
+    if rest:
+        metrics |= unattributed_metric(rest)
     if case.memory is not None and PEAK_OVER_PLAN in case.memory.limits and side.pipe is not None:
         # a forked process has the libraries' own pages only once it runs them
         metrics |= beside_plan(target, settings, process + resident_code(), metrics)
@@ -173,7 +200,7 @@ def _recorded(events: Path | None, in_use: int | None, target: Target, arm: ArmN
     """An arm, loaded; of a pipeline the loading and a first video are recorded into ``events``."""
     if events is None or not isinstance(target, PipelineTarget):
         return target.arm(arm)
-    case, context, inputs = target.case, target.context, target.inputs()
+    case, context, inputs = target.case, target.context, inputs_of(target)
     run = {"model": case.model, "backend": case.backend, "precision": case.precision, "case": case.id}
     facts = run | asdict(inputs.generation)
     with recorded_run(events, target.device, facts, in_use) as recording:
@@ -188,8 +215,14 @@ def _load_and_run(case: Case, settings: Settings) -> None:
     """Load the candidate, run it once at the smallest size, unload it."""
     context = Context(settings)
     target = target_of(case, context)
-    target.candidate.call(target.inputs("min"))
+    target.candidate.call(inputs_of(target, "min"))
     context.close()
+
+
+def inputs_of(target: Target, point: Point = "opt") -> Any:
+    """What one call starts from; the latents of each step are not kept, for they would be no leak."""
+    inputs = target.inputs(point)
+    return replace(inputs, keep_latents=False) if isinstance(inputs, Asked) else inputs
 
 
 def _within_budget(case: Case, settings: Settings, events: Path | None) -> Measurement:
@@ -265,6 +298,63 @@ def measure_growth(
     return {name: growth_metric(values, deterministic=name in exact) for name, values in held.items()}
 
 
+def measure_step_growth(
+    arm: Arm, asked: Asked, device: DeviceMemory | None = None, at_stage: Callable[[], object] | None = None
+) -> Metrics:
+    """Growth over the denoising steps of one video, :data:`STEPS` of them whatever the case has: ``step_growth`` and
+    ``device_step_growth``, of the same as in :func:`measure_growth`.
+
+    Args:
+        arm: of a pipeline.
+        asked: the video, as small as for :func:`measure_growth` and for the same reason.
+        at_stage: called where a stage begins, everything settled.
+    """
+    read: dict[str, Callable[[], int]] = {STEP_GROWTH: resident_set}
+    if device is not None:
+        read = {STEP_GROWTH: device.allocated, DEVICE_STEP_GROWTH: device.used}
+    held: dict[str, list[float]] = {name: [] for name in read}
+
+    def begin(stage: Stage, index: int | None) -> None:
+        settle()
+        if at_stage is not None:
+            at_stage()
+        if stage == "denoise" and index != 1:  # the end of the step before
+            for name, value in read.items():
+                held[name].append(float(value()))
+
+    generation = replace(asked.generation, num_inference_steps=STEPS)
+    with only_new_garbage(), stages(arm.pipe, begin):
+        arm.call(replace(asked, generation=generation))
+    return {
+        name: Metric(
+            value=slope_interval(values).point,
+            unit="B",
+            better="lower",
+            deterministic=device is not None and name == STEP_GROWTH,
+            samples=tuple(values),
+        )
+        for name, values in held.items()
+    }
+
+
+def unattributed(device: DeviceMemory, held: Mapping[str, int]) -> int:
+    """Bytes that the process uses of the device and nobody there accounts for now: CUDA's context, kernels, graphs.
+
+    All books are read at one moment: what is held at most in each need not be held at the same time.
+
+    Args:
+        held: what the engines hold, as :meth:`Target.engine_bytes` has it.
+    """
+    synchronize()
+    return device.used() - device.reserved() - held.get("engine_weights", 0)
+
+
+def unattributed_metric(found: Sequence[int]) -> Metrics:
+    """The most of what :func:`unattributed` said."""
+    detail = "the device's use less what PyTorch's allocator has reserved and the engines' weights, where a stage ends"
+    return {UNATTRIBUTED: Metric(value=float(max(found)), unit="B", better="lower", detail=detail)}
+
+
 def measure_release(cycle: Callable[[], object], device: DeviceMemory | None = None) -> Metrics:
     """What loading, running and unloading leave behind where that was done before: ``unreleased`` of the resident set,
     on a GPU of PyTorch's tensors, which is exact, and there ``device_unreleased`` of everything.
@@ -294,6 +384,12 @@ def measure_release(cycle: Callable[[], object], device: DeviceMemory | None = N
         )
         for name in read
     }
+
+
+def kept_metric(size: int) -> Metrics:
+    """What is left of tensors after the first unloading: they can be told from the libraries that it leaves as well."""
+    detail = "tensors alive after the first unloading that were not before anything was loaded"
+    return {KEPT: Metric(value=float(max(0, size)), unit="B", better="lower", detail=detail)}
 
 
 def beside_reference(candidate: Measurement, reference: Measurement) -> Measurement:
@@ -355,21 +451,12 @@ def _imported() -> int:
     return resident_set()
 
 
-def _engine_metrics(held: dict[str, int], metrics: Metrics) -> Metrics:
-    """What the engines hold, and on a device what nobody there accounts for: CUDA's context, kernels, graphs."""
-    found = {
+def _engine_metrics(held: dict[str, int]) -> Metrics:
+    """What the engines hold."""
+    return {
         name: Metric(value=float(size), unit="B", better="lower", deterministic=True)
         for name, size in held.items()
     }
-    if "device_used" in metrics:
-        used, reserved = metrics["device_used"].value or 0.0, metrics["device_peak_reserved"].value or 0.0
-        found["device_unattributed"] = Metric(
-            value=used - reserved - held.get("engine_weights", 0),
-            unit="B",
-            better="lower",
-            detail="device_used less device_peak_reserved and engine_weights",
-        )
-    return found
 
 
 def in_fresh_process(

@@ -543,11 +543,13 @@ class VaeEncoderTarget(VaeTarget):
 
 @dataclass(frozen=True)
 class Asked:
-    """The video that both arms of a pipeline are asked for; ``image`` is what one from an image begins with."""
+    """The video that both arms of a pipeline are asked for; ``image`` is what one from an image begins with, and
+    ``keep_latents`` says whether its outputs have the latents of each step."""
 
     generation: GenerationDefaults
     prompt: Prompt
     image: Image | None = None
+    keep_latents: bool = True
 
 
 class PipelineTarget(Target):
@@ -621,7 +623,7 @@ class PipelineTarget(Target):
                 asked.prompt.seed,
                 negative_prompt=asked.prompt.negative_prompt,
                 image=asked.image,
-                keep_latents=True,
+                keep_latents=asked.keep_latents,
                 on_step=self._on_step,
             )
             return Outputs(video=generated.frames, latents=generated.latents)

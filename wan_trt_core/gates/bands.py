@@ -73,11 +73,14 @@ class BaselineEntry:
     Attributes:
         kernels: the candidate's :func:`~wan_trt_core.measure.kernels.breakdown` of a perf run, with group times and
             total of the ``reference``; ``None`` where no run had one. It judges nothing: it explains a failure.
+        reference: of a memory run that measured stock diffusers as well, what that needed, bytes by the name of the
+            candidate's metric. It judges nothing either: it is what the numbers are to be seen beside.
     """
 
     metrics: Mapping[str, BaselineMetric]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     kernels: Mapping[str, Any] | None = None
+    reference: Mapping[str, float] | None = None
 
 
 def band_limits(baseline: BaselineMetric, tolerance: Tolerance | None = None) -> tuple[float, float]:

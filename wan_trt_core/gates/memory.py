@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.formatting import pair, quantity
 from wan_trt_core.gates.limits import judge_limit, judge_limits, not_finite
+from wan_trt_core.gates.statistics import SLOPE_CONFIDENCE, slope_interval
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -26,11 +28,24 @@ DEVICE_GROWTH = "device_growth"
 """Of all that the process uses on a GPU, in bytes a run; not there on a CPU."""
 
 
+STEP_GROWTH = "step_growth"
+"""As :data:`GROWTH`, of a pipeline, in bytes a denoising step."""
+
+DEVICE_STEP_GROWTH = "device_step_growth"
+"""As :data:`DEVICE_GROWTH`, of a pipeline, in bytes a denoising step."""
+
 RELEASE = "unreleased"
 """What unloading everything leaves behind, bytes: of the process on a CPU, of PyTorch's tensors on a GPU."""
 
 DEVICE_RELEASE = "device_unreleased"
 """Of all that the process uses on a GPU; not there on a CPU."""
+
+KEPT = "unreleased_tensors"
+"""Bytes of PyTorch's tensors that are left, on any device, of the first loading of everything, after unloading it."""
+
+UNATTRIBUTED = "device_unattributed"
+"""What the process uses on a GPU and no known owner holds, bytes: neither PyTorch's allocator nor an engine's weights.
+Not there on a CPU."""
 
 BUDGET = "memory_budget"
 """The fact that says what a measurement could have of the device: ``bytes``, and what failed for it (``error``)."""
@@ -45,9 +60,15 @@ def judge_memory(gate: MemoryGate, measurement: Measurement) -> tuple[Check, ...
     growth = [judge_growth(GROWTH, gate.growth, metrics.get(GROWTH))]
     if DEVICE_GROWTH in metrics:
         growth.append(judge_growth(DEVICE_GROWTH, gate.device_growth, metrics[DEVICE_GROWTH]))
-    limits = {RELEASE: gate.release, DEVICE_RELEASE: gate.device_release}
+    by_step = {STEP_GROWTH: gate.step_growth, DEVICE_STEP_GROWTH: gate.device_step_growth}
+    growth += [
+        judge_step_growth(name, limit, metrics[name]) for name, limit in by_step.items() if name in metrics
+    ]
+    limits = {RELEASE: gate.release, DEVICE_RELEASE: gate.device_release, KEPT: gate.release_tensors}
     release = [judge_release(name, limit, metrics[name]) for name, limit in limits.items() if name in metrics]
-    return (*budget, *growth, *release, *judge_limits("limit", gate.limits, metrics))
+    unattributed = metrics.get(UNATTRIBUTED)
+    attribution = [judge_attribution(gate.unattributed, unattributed)] if unattributed else []
+    return (*budget, *growth, *release, *attribution, *judge_limits("limit", gate.limits, metrics))
 
 
 def judge_budget(budget: Mapping[str, Any]) -> Check:
@@ -67,23 +88,28 @@ def judge_release(name: str, limit: Limit, metric: Metric) -> Check:
     return judge_limit("release", name, limit, metric)
 
 
+def judge_attribution(limit: Limit, metric: Metric) -> Check:
+    """What no known owner holds on a GPU must not exceed ``limit``."""
+    check = judge_limit("attribution", UNATTRIBUTED, limit, metric)
+    if check.verdict is not Verdict.FAIL or check.reason is Reason.NON_FINITE:
+        return check
+    found, bound = pair(check.value or 0.0, check.limit or 0.0, metric.unit)
+    message = (
+        f"{found} on the device are held by no known owner, neither PyTorch's allocator nor an engine's weights; more "
+        f"than {bound} ({limit.reason}): look for CUDA graphs, contexts or handles that something keeps"
+    )
+    return replace(check, reason=Reason.UNATTRIBUTED, message=message)
+
+
 def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:
     """Growth in bytes a run must not exceed ``limit.max``, and must be nil where every byte is counted.
 
     Shrinking is no fault.
     """
-    exact = metric is not None and metric.deterministic
-    bound, reason = (0.0, "every byte is counted here") if exact else (limit.max, limit.reason)
-    if bound is None:
-        message = "the case's growth limit has no max, so it holds nothing; mend the case file"
-        return Check("growth", name, Verdict.INVALID, Reason.GROWTH, message)
-    if metric is None or metric.value is None:
-        why = metric.detail if metric and metric.detail else "it was not measured"
-        message = f"{name} is required and could not be computed: {why}"
-        return Check("growth", name, Verdict.MISSING, Reason.METRIC_NOT_COMPUTED, message, limit=bound)
+    bound, reason = _bound(limit, metric)
+    if bound is None or metric is None or metric.value is None or not math.isfinite(metric.value):
+        return _not_held(name, metric, bound)
     value, runs = metric.value, len(metric.samples)
-    if not math.isfinite(value):
-        return not_finite("growth", name, metric, bound)
     over = f" over {runs} runs" if runs else ""
     if value > bound:
         shown, text = pair(value, bound, "B")
@@ -92,3 +118,40 @@ def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:
         return Check("growth", name, Verdict.FAIL, Reason.GROWTH, message, value, bound)
     message = f"{quantity(value, 'B')} a run{over} is within {quantity(bound, 'B')}"
     return Check("growth", name, Verdict.PASS, Reason.NO_GROWTH, message, value, bound)
+
+
+def judge_step_growth(name: str, limit: Limit, metric: Metric) -> Check:
+    """Growth in bytes a denoising step: the slope of what was held after each (the metric's samples) must not provably
+    exceed ``limit.max``, and must not provably be there at all where every byte is counted.
+
+    A single jump is no growth: the first step makes what the others use again.
+    """
+    bound, reason = _bound(limit, metric)
+    if bound is None or metric.value is None or not math.isfinite(metric.value):
+        return _not_held(name, metric, bound)
+    slope = slope_interval(metric.samples)
+    ends = f"{quantity(slope.low, 'B')} to {quantity(slope.high, 'B')} at {SLOPE_CONFIDENCE:.0%}"
+    found = f"{quantity(metric.value, 'B')} a denoising step ({ends}, {slope.points} steps)"
+    if slope.low > bound:
+        message = f"memory grows by {found}, more than {quantity(bound, 'B')} ({reason})"
+        return Check("growth", name, Verdict.FAIL, Reason.GROWTH, message, metric.value, bound)
+    message = f"{found} is not shown to be more than {quantity(bound, 'B')}"
+    return Check("growth", name, Verdict.PASS, Reason.NO_GROWTH, message, metric.value, bound)
+
+
+def _bound(limit: Limit, metric: Metric | None) -> tuple[float | None, str]:
+    """The limit on growth and its reason; nil where every byte is counted."""
+    exact = metric is not None and metric.deterministic
+    return (0.0, "every byte is counted here") if exact else (limit.max, limit.reason)
+
+
+def _not_held(name: str, metric: Metric | None, bound: float | None) -> Check:
+    """The check of a growth that cannot be held against its limit."""
+    if bound is None:
+        message = "the case's growth limit has no max, so it holds nothing; mend the case file"
+        return Check("growth", name, Verdict.INVALID, Reason.GROWTH, message)
+    if metric is None or metric.value is None:
+        why = metric.detail if metric and metric.detail else "it was not measured"
+        message = f"{name} is required and could not be computed: {why}"
+        return Check("growth", name, Verdict.MISSING, Reason.METRIC_NOT_COMPUTED, message, limit=bound)
+    return not_finite("growth", name, metric, bound)

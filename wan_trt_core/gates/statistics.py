@@ -197,6 +197,39 @@ def drift(reference: Sequence[float], candidate: Sequence[float]) -> float:
     return math.expm1(float(np.median(steps / (second - first))) * (len(logs) - 1))
 
 
+SLOPE_POINTS = 5
+"""Values that an interval of their slope needs: all in order by chance, four would be in one of twelve cases."""
+
+SLOPE_CONFIDENCE = 0.99
+"""Of that interval, both sides together."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """What a series grows by from one value to the next, with its interval."""
+
+    low: float
+    point: float
+    high: float
+    points: int
+
+
+def slope_interval(values: Sequence[float]) -> Slope:
+    """The median of the slopes between any two values, and its interval (Theil and Sen, as in :func:`drift`).
+
+    Single jumps do not move it: with one of any size anywhere in a flat series the interval begins at 0.
+
+    Raises:
+        ValueError: for fewer than :data:`SLOPE_POINTS` values.
+    """
+    from scipy.stats import theilslopes
+
+    if len(values) < SLOPE_POINTS:
+        raise ValueError(f"{len(values)} values: a slope with an interval needs {SLOPE_POINTS}")
+    point, _, low, high = map(float, theilslopes(values, range(len(values)), SLOPE_CONFIDENCE))
+    return Slope(low, point, high, len(values))
+
+
 def _log_ratios(reference: Sequence[float], candidate: Sequence[float]) -> Any:
     import numpy as np
 

@@ -50,6 +50,7 @@ class Reason(StrEnum):
     NOT_MEASURED = "not_measured"
     GROWTH = "growth"
     NO_GROWTH = "no_growth"
+    UNATTRIBUTED = "unattributed"
     WITHIN_BUDGET = "within_budget"
     OVER_BUDGET = "over_budget"
 

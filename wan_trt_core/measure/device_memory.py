@@ -98,6 +98,10 @@ class DeviceMemory:
         """By PyTorch's tensors, now."""
         return int(self._cuda.memory_allocated(self._index))
 
+    def reserved(self) -> int:
+        """By PyTorch's allocator, for tensors or none, now."""
+        return int(self._cuda.memory_reserved(self._index))
+
     def books(self) -> tuple[int, int, int, int]:
         """PyTorch's own book from one look: allocated and reserved now, and the most of each since
         :meth:`reset_peaks`. Nothing waits for the device: memory is counted when it is asked for."""

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -61,6 +61,22 @@ def resident_code() -> int:
     return int(getattr(psutil.Process().memory_info(), "shared", 0))
 
 
+def live_tensors() -> int:
+    """Bytes of all tensors of PyTorch that Python knows of, on any device, each storage once; what only libraries hold
+    for themselves, as cuBLAS its workspace, is not among them."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return 0
+    gc.collect()
+    found: dict[tuple[str, int], int] = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor):  # isinstance() would wake lazy objects
+            with suppress(NotImplementedError, RuntimeError):  # some kinds have no storage
+                storage = each.untyped_storage()
+                found[str(storage.device), storage.data_ptr()] = storage.nbytes()
+    return sum(size for (_, address), size in found.items() if address)
+
+
 def settle() -> None:
     """Collect garbage and give freed pages back, so that what remains is held and not merely cached."""
     gc.collect()
@@ -70,6 +86,17 @@ def settle() -> None:
     trim = _malloc_trim()
     if trim:
         trim(0)
+
+
+@contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """Meanwhile a collection does not walk what is there already, everything imported, again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def peak_resident_set(call: Callable[[], object], *, proc: Path = PROCESS) -> Peak:
@@ -112,9 +139,7 @@ def memory_by_run(
     for _ in range(warmup):
         call()
     held: dict[str, list[int]] = {name: [] for name in read}
-    gc.collect()
-    gc.freeze()  # a full collection walks everything imported, again and again; what the runs leave is new
-    try:
+    with only_new_garbage():
         for run in range(runs):
             call()
             settle()
@@ -122,8 +147,6 @@ def memory_by_run(
                 held[name].append(value())
             if progress:
                 progress(run + 1)
-    finally:
-        gc.unfreeze()
     return {name: tuple(values) for name, values in held.items()}
 
 

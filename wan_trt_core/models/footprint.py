@@ -10,7 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ STEADY = 3
 """Latent frames after which every step of the VAE holds the same, but for the video that it adds to."""
 
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
 @dataclass(frozen=True)
 class Footprint:
     """What a part needs, in bytes.
@@ -47,6 +51,24 @@ class Footprint:
     weights: int
     working: int
     outputs: int = 0
+
+
+def _remembered(
+    compute: Callable[Concatenate[Checkpoint, Given], Result],
+) -> Callable[Concatenate[Checkpoint, Given], Result]:
+    """``compute``, called once for the same arguments. What it says is kept with the checkpoint and goes with it: the
+    function's own cache would hold the checkpoint for ever, and with it the weights that it has loaded."""
+
+    @functools.wraps(compute)
+    def remembering(checkpoint: Checkpoint, /, *args: Given.args, **keywords: Given.kwargs) -> Result:
+        known = vars(checkpoint).setdefault("_footprints", {})
+        key = compute.__name__, args, *sorted(keywords.items())
+        if key not in known:
+            known[key] = compute(checkpoint, *args, **keywords)
+        found: Result = known[key]
+        return found
+
+    return remembering
 
 
 class EmptyCheckpoint(Checkpoint):
@@ -76,12 +98,12 @@ class EmptyCheckpoint(Checkpoint):
         return module.to("meta")
 
 
-@functools.lru_cache(maxsize=4)
+@_remembered
 def _emptied(checkpoint: Checkpoint) -> EmptyCheckpoint:
     return EmptyCheckpoint(checkpoint)
 
 
-@functools.lru_cache(maxsize=256)
+@_remembered
 def stock_footprint(
     checkpoint: Checkpoint, part: str, precision: str, video: Sizes, *, layouts: bool = False
 ) -> Footprint:
@@ -135,7 +157,7 @@ def stock_footprint(
     return Footprint(weight_bytes(module), working + later, outputs + later)
 
 
-@functools.lru_cache(maxsize=256)
+@_remembered
 def encode_footprint(
     checkpoint: Checkpoint, precision: str, video: Sizes, *, layouts: bool = False
 ) -> Footprint:
@@ -148,7 +170,7 @@ def encode_footprint(
     return Footprint(weight_bytes(module), working)
 
 
-@functools.lru_cache(maxsize=256)
+@_remembered
 def graph_footprint(
     checkpoint: Checkpoint, component: str, precision: str, video: Sizes, *, lean: bool = False
 ) -> Footprint:

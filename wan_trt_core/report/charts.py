@@ -173,10 +173,18 @@ def _memory(case: CaseRecord) -> Iterator[Chart]:
         if all(map(math.isnan, arms["reference"])):
             del arms["reference"]
         yield Chart("bars", "Memory by owner", unit, arms, owners)
-    if runs := {name: values for name, metric in sizes.items() if (values := _samples(metric))}:
-        scale, unit = _bytes(value - values[0] for values in runs.values() for value in values)
-        since = {name: [(value - values[0]) / scale for value in values] for name, values in runs.items()}
-        yield Chart("lines", "Memory over repeated runs", f"{unit} since the first run", since, index="run")
+    sampled = {name: values for name, metric in sizes.items() if (values := _samples(metric))}
+    steps = {name for name in sampled if name.endswith("step_growth")}
+    for index, title, names in (
+        ("run", "Memory over repeated runs", sampled.keys() - steps),
+        ("step", "Memory over denoising steps", steps),
+    ):
+        if series := {name: sampled[name] for name in sampled if name in names}:
+            scale, unit = _bytes(value - values[0] for values in series.values() for value in values)
+            since = {
+                name: [(value - values[0]) / scale for value in values] for name, values in series.items()
+            }
+            yield Chart("lines", title, f"{unit} since the first {index}", since, index=index)
 
 
 def _samples(metric: Metric | None) -> list[float]:

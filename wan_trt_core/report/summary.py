@@ -50,6 +50,7 @@ WHY = {
     Reason.NOT_MEASURED: "not measured",
     Reason.GROWTH: "memory grows",
     Reason.NO_GROWTH: "no growth",
+    Reason.UNATTRIBUTED: "held by no known owner",
     Reason.WITHIN_BUDGET: "fits the budget",
     Reason.OVER_BUDGET: "over the budget",
 }

@@ -32,6 +32,7 @@ def case_tables(case: CaseRecord) -> list[Table]:
         Table("Performance", ("performance", "measured"), tuple(perf_rows(case))),
         _stages(case.measurement.facts),
         _stage_memory(case.measurement.facts),
+        _beside_stock(case),
         *_kernels(case.measurement.facts.get("kernels", {})),
         _checks(case),
         _metrics(case),
@@ -125,6 +126,20 @@ def _stages(facts: Mapping[str, Any]) -> Table:
     }
     rows += [_compared(name, *seconds) for name, seconds in totals.items()]
     return Table("Stages", header, tuple(rows))
+
+
+def _beside_stock(case: CaseRecord) -> Table:
+    """What both arms of a memory case need, where stock diffusers was measured too."""
+    metrics = case.measurement.metrics
+    both = [
+        (name, metrics[stock].value, metric.value)
+        for name, metric in metrics.items()
+        if (stock := f"reference_{name}") in metrics
+    ]
+    rows = [
+        _compared(name, stock, own, "B") for name, stock, own in both if stock is not None and own is not None
+    ]
+    return Table("Memory of both arms", ("most memory", "reference", "candidate", "ratio"), tuple(rows))
 
 
 def _stage_memory(facts: Mapping[str, Any]) -> Table:

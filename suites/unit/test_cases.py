@@ -67,7 +67,9 @@ def test_this_repository_s_own_file() -> None:
     below = [case.id for case in file.of_suite("perf") if case.perf and case.perf.below_gate]
     assert below == ["tiny-wan-dit-fp32"]
     assert any(case.precision == {"dit": "fp16", "vae": "fp32"} for case in file.cases)
-    assert {case.model for case in file.cases} == {"tiny-wan", "tiny-wan2.1-i2v", "tiny-wan2.2-ti2v-5b"}
+    assert {case.model for case in file.cases} == {
+        "tiny-wan", "tiny-wan2.1-i2v", "tiny-wan2.2-t2v-a14b", "tiny-wan2.2-ti2v-5b"
+    }  # fmt: skip
     on_gpu = [case for case in whole.for_backend("tensorrt").cases if case not in file.cases]
     assert {case.only_backends for case in on_gpu} == {("tensorrt",)}
     assert {case.component for case in on_gpu if case.tf32} == {"vae_decoder", "vae_encoder", "pipeline"}

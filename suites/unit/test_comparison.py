@@ -966,12 +966,14 @@ def test_the_caches_of_a_tiled_decode_are_those_of_a_tile(on_modules: None) -> N
 def test_a_first_video_is_recorded_even_where_memory_runs_out(
     healthy: Settings, tmp_path: Path, on_modules: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = target_of(case_of("pipeline", healthy, steps=2), Context(healthy))
+    lean = healthy.model_copy(update={"pipeline": PipelineSettings(vae_frames_per_step=2)})
+    target = target_of(case_of("pipeline", lean, steps=2), Context(lean))
     memory._recorded(tmp_path / "whole.json", None, target, "candidate")
     record = MemoryRecord.read(tmp_path / "whole.json")
     stages = {event.stage for event in record.events}
     assert {"load", "text_encode", "denoise", "decode"} <= stages and record.failure is None
     assert (record.run["case"], record.run["num_inference_steps"]) == ("small-pipeline", 2)
+    assert record.run["settings"] == {"pipeline.vae_frames_per_step": 2}, "which advice leaves out"
 
     def decode(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")

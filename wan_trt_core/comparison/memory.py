@@ -70,7 +70,7 @@ from wan_trt_core.measure.memory import (
 )
 from wan_trt_core.measure.memory_events import events_file
 from wan_trt_core.measure.memory_recorder import out_of_memory
-from wan_trt_core.memory.prediction import choice_of, predict, workload
+from wan_trt_core.memory.prediction import choice_of, memory_settings, predict, workload
 from wan_trt_core.models.profiles import Point
 from wan_trt_core.pipeline.offload import give_back_cached
 from wan_trt_core.pipeline.recording import recorded_run
@@ -202,7 +202,7 @@ def _recorded(events: Path | None, in_use: int | None, target: Target, arm: ArmN
         return target.arm(arm)
     case, context, inputs = target.case, target.context, inputs_of(target)
     run = {"model": case.model, "backend": case.backend, "precision": case.precision, "case": case.id}
-    facts = run | asdict(inputs.generation)
+    facts = run | asdict(inputs.generation) | {"settings": memory_settings(context.settings)}
     with recorded_run(events, target.device, facts, in_use) as recording:
         with recording.loads(target.model.checkpoint, context.engines):
             side = target.arm(arm)

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import time
+import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -61,34 +62,44 @@ def note_of(notes: Path, *told: object) -> Path:
 def stamp(path: Path) -> tuple[str, int, int, int]:
     """What changes when a file does: where it lies, its size, inode and time of the last change.
 
+    That is the inode's, which nobody can set: ``rsync --inplace`` and ``cp -p`` give new content an old mtime.
+
     Raises:
         OSError: when there is none.
     """
     whole = path.resolve()  # a hub's snapshot links to files that are named by their content
     found = whole.stat()
-    return str(whole), found.st_size, found.st_ino, found.st_mtime_ns
+    return str(whole), found.st_size, found.st_ino, found.st_ctime_ns
 
 
-def write_note(note: Path, text: str) -> None:
-    """Write a note whole or not at all.
+def read_note(note: Path) -> str | None:
+    """The hash (hex) in a note; None where there is none that is whole and may be read."""
+    with suppress(OSError, UnicodeDecodeError):
+        if len(found := note.read_text()) == hashlib.sha256().digest_size * 2:
+            return found
+    return None
 
-    Raises:
-        OSError: when the folder cannot be written.
-    """
-    note.parent.mkdir(parents=True, exist_ok=True)
-    temporary = note.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, note)
+
+def write_note(note: Path, made: str) -> None:
+    """Write a hash (hex) whole or not at all: not where only others may write. No two processes share a name in the
+    making, as containers would that of their process: the first in each is number 1."""
+    temporary = note.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(made)
+        os.replace(temporary, note)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _noted_sha256(path: Path, notes: Path) -> str:
     before = stamp(path)
     note = note_of(notes, before)
-    if note.is_file() and len(found := note.read_text()) == hashlib.sha256().digest_size * 2:
+    if (found := read_note(note)) is not None:
         return found
     made = file_sha256(path)
     *_, changed = before
     if stamp(path) == before and time.time_ns() - changed > SETTLED:
-        with suppress(OSError):  # a cache that only others may write
-            write_note(note, made)
+        write_note(note, made)
     return made

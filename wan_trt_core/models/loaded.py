@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.hashing import note_of, stamp, write_note
+from wan_trt_core.hashing import note_of, read_note, stamp, write_note
 from wan_trt_core.models.checkpoint import (
     OF_TRANSFORMERS,
     PARTS,
@@ -157,8 +157,8 @@ class LoadedCheckpoint(Checkpoint):
     def _is_of(self, folder: Checkpoint, part: str) -> bool:
         """Whether a module is that of a folder: every value is compared, unless that is noted."""
         note = self._note(folder, part)
-        if note is not None and note.is_file():
-            folder._hashes[part] = note.read_text()
+        if note is not None and (noted := read_note(note)) is not None:
+            folder._hashes[part] = noted
             return True
         same = _same(self._pipe[part], folder, part)
         if same and note is not None:

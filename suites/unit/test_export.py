@@ -25,6 +25,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from diffusers import WanPipeline
 from faults import poison, relative
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ from wan_trt_core.models.components import ComponentError, component_names, get_
 from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.components.text_encoder import TextEncoder
 from wan_trt_core.models.graphs.dit import text_rows
+from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import POINTS, ShapeProfile, Sizes
 from wan_trt_core.pipeline.engines import components_run, form_of
 
@@ -125,25 +127,66 @@ def test_a_layer_that_is_largest_at_the_end_of_a_run_is_found(checkpoint: Checkp
     assert largest["proj_out"] == max(predicted) > predicted[0]
 
 
-@pytest.mark.parametrize("fits", [True, False])
-def test_a_gpu_looks_at_the_size_that_the_engine_is_tuned_for_too(
-    fits: bool, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("short_at", "found", "told"),
+    [
+        ((), {"a": 3.0, "b": 5.0}, ""),
+        ((PROFILE.opt,), {"a": 1.0, "b": 5.0}, "no memory to look for its largest activations at opt"),
+        ((PROFILE.min, PROFILE.opt), {"a": 0.5}, "at min; the CPU does"),
+    ],
+)
+def test_a_gpu_looks_at_the_size_that_the_engine_is_tuned_for_too_and_leaves_the_cpu_what_it_has_no_memory_for(
+    short_at: tuple[Sizes, ...],
+    found: dict[str, float],
+    told: str,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def look(
         _component: Any, _checkpoint: Any, _precision: str, video: Sizes, device: str
     ) -> dict[str, float]:
-        assert device == "cuda"
-        if video == PROFILE.opt and not fits:
+        if device == "cpu":
+            return {"a": 0.5}
+        if video in short_at:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {"a": 1.0, "b": 5.0} if video == PROFILE.min else {"a": 3.0, "b": 4.0}
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(ranges, "largest_activations", look)
-    found = exporter._range(
-        get_component("dit"), checkpoint, PROFILE, "fp16", Settings(device="cuda"), lambda *_: None
-    )
-    assert found == {"a": 3.0 if fits else 1.0, "b": 5.0}
-    assert ("no memory to look" in caplog.text) is not fits
+    asked = get_component("dit"), checkpoint, PROFILE, "fp16", Settings(device="cuda")
+    assert exporter._range(*asked, lambda *_: None) == found
+    assert told in caplog.text and bool(told) == bool(caplog.text)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_what_a_gpu_looked_with_does_not_stay_there(
+    in_memory: bool, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that nobody needs any more would take the builder's memory: 28 GB of the 14B."""
+
+    def look(_component: Any, own: Checkpoint, *_: Any) -> dict[str, float]:
+        looked_with.append(own.load("transformer", "fp16", "meta"))  # a device that is not the host's
+        assert own.load("transformer", "fp16", "meta") is looked_with[-1]
+        return {"a": 1.0}
+
+    looked_with: list[nn.Module] = []
+    own: Checkpoint = Checkpoint.open(small_checkpoint)
+    if in_memory:
+        own = LoadedCheckpoint(
+            WanPipeline.from_pretrained(small_checkpoint, text_encoder=None, tokenizer=None)
+        )
+    on_host = own.load("transformer", "fp16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ranges, "largest_activations", look)
+    monkeypatch.setattr(exporter, "GPU", "meta")
+    exporter._range(get_component("dit"), own, PROFILE, "fp16", Settings(device="cuda"), lambda *_: None)
+    assert own.load("transformer", "fp16") is on_host
+    assert own.load("transformer", "fp16", "meta") is not looked_with[0]
+    looked_with = [own.load("transformer", "fp16", "meta")]
+    with own.passing("transformer", "meta"):
+        assert own.load("transformer", "fp16", "meta") is looked_with[0]
+    assert own.load("transformer", "fp16", "meta") is looked_with[0], "what was there before stays"
 
 
 def test_a_component_without_bf16_has_float32_as_the_way_out() -> None:

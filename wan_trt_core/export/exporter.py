@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GPU = "cuda"
+"""Where the range is looked at, if there is one."""
+
 TRACE_LOGGER = "torch.__trace"
 """Where torch reports every step of a trace, for the file that the variable TORCH_TRACE names."""
 
@@ -127,7 +130,8 @@ def _range(
     """The largest activation of each layer, at the profile's min and, where a GPU computes it, at its opt.
 
     The largest of a model depends little on the size of its video (``docs/engines.md``), but seldom outliers of single
-    layers do, and on a GPU the size that the engine is tuned for costs seconds.
+    layers do, and on a GPU the size that the engine is tuned for costs seconds. What a GPU has no memory for a CPU
+    computes at min, and nothing is left on the GPU, where the engine is built next.
     """
     import torch
 
@@ -137,19 +141,24 @@ def _range(
     if (precision != "fp16" and not caches) or not settings.export.check_range:
         return None
     report("range", 0.0)
-    device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
+    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
     what, asked = f"{component.name} {precision}", (component, checkpoint, precision)
+    largest: dict[str, float] | None = None
     with _explained(component, precision, "looking for its largest activations"):
-        largest = ranges.largest_activations(*asked, profile.min, device)
-        if device != "cpu":
-            try:
-                at_opt = ranges.largest_activations(*asked, profile.opt, device)
-            except torch.OutOfMemoryError:
-                logger.warning(
-                    "%s: no memory to look for its largest activations at opt; at min they were", what
-                )
-            else:
-                largest = {name: max(value, at_opt.get(name, 0.0)) for name, value in largest.items()}
+        if on_gpu:
+            with checkpoint.passing(component.part, GPU):
+                try:
+                    largest = ranges.largest_activations(*asked, profile.min, GPU)
+                    at_opt = ranges.largest_activations(*asked, profile.opt, GPU)
+                except torch.OutOfMemoryError:
+                    instead = "min; the CPU does" if largest is None else "opt; at min it did"
+                    logger.warning(
+                        "%s: the GPU has no memory to look for its largest activations at %s", what, instead
+                    )
+                else:
+                    largest = {name: max(value, at_opt.get(name, 0.0)) for name, value in largest.items()}
+        if largest is None:
+            largest = ranges.largest_activations(*asked, profile.min, "cpu")
     ranges.require_fp16_range(what, largest, component.precisions, caches_only=precision != "fp16")
     return largest
 

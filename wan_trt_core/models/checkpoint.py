@@ -263,6 +263,21 @@ class Checkpoint:
                 self._modules[key] = self._load(part, torch_dtype(dtype), device)
         return self._modules[key]
 
+    @contextmanager
+    def passing(self, part: str, device: torch.device | str) -> Iterator[None]:
+        """What is loaded of a part on a device meanwhile is not kept for later callers of :meth:`load`."""
+        import torch
+
+        kept, kind = {*self._modules}, torch.device(device).type
+        try:
+            yield
+        finally:
+            self._modules = {
+                key: module
+                for key, module in self._modules.items()
+                if key in kept or (key[0], torch.device(key[2]).type) != (part, kind)
+            }
+
     def empty(self, part: str) -> nn.Module:
         """The stock module of a part without memory for its weights (PyTorch's device ``meta``), in float32.
 

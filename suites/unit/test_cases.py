@@ -79,6 +79,9 @@ def test_this_repository_s_own_file() -> None:
         "wan-1.3b-pipeline-17f-encoder-cpu", "wan-1.3b-pipeline-81f-12gb", "wan-14b-dit-17f-10-layers",
         "wan-14b-dit-81f-10-layers", "wan-2.2-5b-dit-121f",
     ]  # fmt: skip
+    assert not [
+        case.id for case in on_gpu if case.component == "pipeline" and "no-cuda-graphs" in case.beside
+    ], "a pair of whole videos takes half a minute, and every engine has its gain timed in a case of its own"
     for case in on_gpu:  # a band on what is never measured could have no baseline
         lends = case.settings.get("tensorrt.share_scratch", True)
         banded = {name for name in (case.memory.bands if case.memory else ()) if name.endswith("scratch")}

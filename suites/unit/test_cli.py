@@ -605,6 +605,20 @@ class TestRun:
         )
         assert "WARNING wan_trt_core.pipeline.generate: the prompt has" in Path("logs/run.log").read_text()
 
+    def test_frames_that_find_no_room_cost_no_video(
+        self, wan: Wan, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("wan_trt_core.pipeline.video.write_image", full)
+        code, _, err = wan(
+            *("run", "--prompt", "red", "--out", "v.mp4", "--backend", "torch", "--model", small_checkpoint),
+            *("--steps", 1, "--height", 64, "--width", 80, "--frames", 5, "--frames-dir", "frames"),
+        )
+        assert code == 3 and "frames: cannot be written: [Errno 28]" in err and "itself is in v.mp4" in err
+        assert probe(Path("v.mp4")).frames == 5 and not any(Path("frames").iterdir())
+
     def test_a_gpu_with_too_little_memory_is_told_before_any_work(
         self, wan: Wan, tiny_wan_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

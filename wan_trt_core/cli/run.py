@@ -294,7 +294,7 @@ def _generate(
     from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import generate
     from wan_trt_core.pipeline.recording import recorded_run
-    from wan_trt_core.pipeline.video import write_frames, write_video
+    from wan_trt_core.pipeline.video import VideoError, write_frames, write_video
 
     facts = {
         "model": model.name,
@@ -330,8 +330,12 @@ def _generate(
         seconds = time.perf_counter() - started
         report("generate", 1.0)
         with recording.writing():
-            if frames_dir:  # first: the video may go into the same folder
-                write_frames(frames_dir, generated.frames)
+            try:
+                if frames_dir:  # first: the video may go into the same folder
+                    write_frames(frames_dir, generated.frames)
+            except VideoError as error:  # a disk that they fill may hold the video, which took minutes
+                write_video(out, generated.frames, generation.fps)
+                raise VideoError(f"{error}; the video itself is in {out}") from error
             info = write_video(out, generated.frames, generation.fps)
     return {
         "video": str(out.absolute()),

@@ -182,7 +182,12 @@ class RunRecord(_Model):
         names = [(case.suite, case.case) for case in cases]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RecordError(f"{twice[0][1]} ({twice[0][0]}) is in several runs: leave one of them out")
-        environment = {**first.environment, "merged": [" ".join(each.command) for each in (first, *others)]}
+        commands = [
+            command
+            for each in (first, *others)  # one of them may be merged itself
+            for command in each.environment.get("merged", [" ".join(each.command)])
+        ]
+        environment = {**first.environment, "merged": commands}
         if throttled := [
             each.environment["throttled"] for each in records if each.environment.get("throttled")
         ]:

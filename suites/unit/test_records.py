@@ -119,6 +119,10 @@ def test_the_runs_of_several_jobs_are_one() -> None:
     assert merged.environment["merged"] == ["pytest -k vae", "pytest -k dit"]
     assert merged.environment["throttled"] == "hot"
     assert RunRecord.merged([early]).cases == early.cases
+    third = job("pipeline", "2026-01-03", "there")
+    assert RunRecord.merged([third, merged]) == RunRecord.merged([late, early, third]), (
+        "in two steps as in one"
+    )
 
 
 @pytest.mark.parametrize(

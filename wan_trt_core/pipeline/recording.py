@@ -77,10 +77,10 @@ class RunRecording:
 
     @contextmanager
     def loads(self, checkpoint: Checkpoint, store: EngineStore) -> Iterator[None]:
-        """Meanwhile, and while :meth:`stages` are recorded, every module that the checkpoint loads and every engine
-        that the store does is a stage, and an owner from then on. An engine is built in a stage before, which is short
-        where the cache has it. The unloading of these engines is one whenever it comes, and of one that is offloaded
-        every coming and going."""
+        """Meanwhile, and while :meth:`stages` are recorded, every module that the checkpoint loads, or one made apart
+        of it meanwhile, and every engine that the store does is a stage, and an owner from then on. An engine is built
+        in a stage before, which is short where the cache has it. The unloading of these engines is one whenever it
+        comes, and of one that is offloaded every coming and going."""
         recorder = self._recorder
         if recorder is None:
             yield
@@ -89,7 +89,7 @@ class RunRecording:
         @contextmanager
         def loading() -> Iterator[None]:
             with (
-                through(checkpoint, "load", partial(self._load_module, recorder)),
+                through(checkpoint, "fresh", partial(self._load_module, recorder)),
                 through(store, "load", partial(self._load_engine, recorder)),
             ):
                 yield

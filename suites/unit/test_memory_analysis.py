@@ -247,6 +247,14 @@ def test_the_text_encoder_on_the_cpu_and_in_int8() -> None:
     assert "text_encoder in half precision" not in advice, "it is already"
 
 
+def test_a_text_encoder_in_int8_is_not_advised_to_be() -> None:
+    record = stock()
+    precisions = {**record.precisions, "text_encoder weights": "int8"}
+    assert not {"text_encoder in INT8", "text_encoder in half precision"} & set(
+        by_name(record.model_copy(update={"precisions": precisions}))
+    )
+
+
 def test_what_the_allocator_keeps() -> None:
     name = "let PyTorch's allocator give back what holds no tensor"
     assert by_name(stock(cached=150))[name].saves == 150 * MIB

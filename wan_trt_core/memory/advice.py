@@ -62,6 +62,7 @@ CACHES = " caches"
 """Owners, or how their names end."""
 
 _WHOLE = ("float32", "fp32")
+_INT8 = "int8"
 PLACES: Mapping[Book, tuple[Place, ...]] = {"device_used": ("allocator", "device"), "resident_set": ("host",)}
 """Where that lies which counts in the book that decides."""
 
@@ -205,11 +206,10 @@ def _smaller_weights(record: MemoryRecord) -> Iterator[Advice]:
             yield _precision(
                 record, event.name, "in half precision", 1 / 2, "accuracy: the parity suite says how much"
             )
-    for event in record.of("load"):
-        if event.name == "text_encoder":
-            whole = record.precisions.get("text_encoder weights") in _WHOLE
-            costs = "rounding: 25.2 dB from BF16's video were measured with random weights"
-            yield _precision(record, event.name, "in INT8", 3 / 4 if whole else 1 / 2, costs)
+    encoder = record.precisions.get("text_encoder weights")
+    if encoder != _INT8 and any(event.name == "text_encoder" for event in record.of("load")):
+        costs = "rounding: 25.2 dB from BF16's video were measured with random weights"
+        yield _precision(record, "text_encoder", "in INT8", 3 / 4 if encoder in _WHOLE else 1 / 2, costs)
 
 
 def _precision(record: MemoryRecord, name: str, form: str, share: float, costs: str) -> Advice:

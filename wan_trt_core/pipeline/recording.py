@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -194,11 +195,12 @@ class _Owners:
         self._engines: dict[str, Engine] = {}
 
     def add_module(self, part: str, module: nn.Module) -> dict[str, str]:
-        """Know a module, which moves between devices as a whole; returns the precision of its weights."""
-        size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-        self._modules.setdefault(part, {})[id(module)] = weakref.ref(module), size
-        dtype = next((str(weight.dtype) for weight in module.parameters()), "")
-        return {f"{part} weights": dtype.removeprefix("torch.")}
+        """Know a module, which moves between devices as a whole; returns the precision of most of its weights."""
+        sizes: Counter[str] = Counter()
+        for tensor in (*module.parameters(), *module.buffers()):
+            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+        self._modules.setdefault(part, {})[id(module)] = weakref.ref(module), sizes.total()
+        return {f"{part} weights": max(sizes, key=sizes.__getitem__, default="")}
 
     def add_engine(self, name: str, engine: Engine, precision: str) -> dict[str, str]:
         """Know an engine; returns the precision of its weights."""

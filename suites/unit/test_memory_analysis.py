@@ -247,6 +247,27 @@ def test_the_text_encoder_on_the_cpu_and_in_int8() -> None:
     assert "text_encoder in half precision" not in advice, "it is already"
 
 
+def test_unloading_at_the_end_lowers_no_saving() -> None:
+    """It begins with all that was held before, of which its own events tell nothing at their end."""
+    run = on_engines()
+    held, after = run.events[-1].held, run.events[-1].after
+    rest: Held = {"device": weights(**{"vae_decoder_next engine": 50}), "allocator": held["allocator"]}
+    without = after.model_copy(update={"device_used": after.of("device_used") - 400 * MIB})
+    unloads = record_of(
+        [
+            ("unload dit engine", after, without, rest),
+            ("unload vae_decoder_next engine", without, on_device(0), {}),
+        ],
+        start=after,
+    ).events
+    last = run.events[-1].end
+    late = [each.model_copy(update={"start": last + each.start, "end": last + each.end}) for each in unloads]
+    closed = by_name(run.model_copy(update={"events": (*run.events, *late)}))
+    savings = {name: advice.saves for name, advice in by_name(run).items()}
+    assert {name: advice.saves for name, advice in closed.items()} == savings
+    assert savings["hold dit engine only for denoise"] == 400 * MIB
+
+
 def test_a_text_encoder_in_int8_is_not_advised_to_be() -> None:
     record = stock()
     precisions = {**record.precisions, "text_encoder weights": "int8"}
@@ -362,6 +383,14 @@ def test_one_latent_frame_a_step_halves_the_scratch_of_two() -> None:
 def test_what_is_set_already_is_not_advised(settings: dict[str, object], gone: str) -> None:
     assert gone in by_name(on_engines(settings={}))
     assert gone not in by_name(on_engines(settings=settings))
+
+
+def test_a_text_encoder_that_is_on_the_cpu_is_not_sent_there() -> None:
+    """Not even among what would save next to nothing."""
+    name, settings = "run the text encoder on the CPU", {"pipeline.text_encoder_device": "cpu"}
+    for run, there in (({}, True), ({"settings": {}}, True), ({"settings": settings}, False)):
+        found = analyse(stock(**run))
+        assert (name in {*found.idle, *(advice.what for advice in found.advice)}) == there
 
 
 def test_engines_that_decode_no_tiles_are_not_advised_to() -> None:

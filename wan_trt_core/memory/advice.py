@@ -92,6 +92,12 @@ def owners(held: Held, place: Place) -> list[tuple[str, int]]:
     return list(held.get(place, {}).items())
 
 
+def held_at_peak(record: MemoryRecord, index: int) -> Held:
+    """Who held memory at the peak of an event: owners are noted at its end, which for an unloading is too late."""
+    event = record.events[index]
+    return record.events[index - 1].held if event.stage == "unload" and index else event.held
+
+
 def rank(advice: Advice) -> tuple[bool, bool, float]:
     """What must be measured last; known costs before unknown ones; then by bytes a second of cost, or by bytes."""
     if advice.seconds is None:
@@ -102,6 +108,11 @@ def rank(advice: Advice) -> tuple[bool, bool, float]:
 
 def advice_on(record: MemoryRecord) -> Iterator[Advice]:
     """Every change that is known of, whatever it saves here."""
+    events = (
+        event.model_copy(update={"held": held_at_peak(record, index)})
+        for index, event in enumerate(record.events)
+    )
+    record = record.model_copy(update={"events": tuple(events)})
     seconds = {event.name: event.end - event.start for event in record.of("load")}
     yield Advice(
         "build engines beforehand (wan-trt build), or run again: the cache has them now",
@@ -139,7 +150,8 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
 
     def idle(names: list[str], stage: Stage | None) -> Callable[[Event], float]:
         def size(event: Event) -> float:
-            busy = event.stage == stage or event.name in names
+            # not while it is unloaded: it would be gone by then
+            busy = event.stage == stage or (event.name in names and event.stage != "unload")
             return 0 if busy else _weights(record, event, names)
 
         return size
@@ -183,7 +195,7 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
 
 def _on_the_device(record: MemoryRecord) -> Iterator[Advice]:
     encoder = [event.name for event in record.of("load") if event.name.startswith("text_encoder")]
-    if encoder:
+    if encoder and _setting(record, "pipeline.text_encoder_device") != "cpu":
         yield Advice(
             "run the text encoder on the CPU",
             _saving(record, lambda event: _weights(record, event, encoder)),

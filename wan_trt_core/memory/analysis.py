@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord
-from wan_trt_core.memory.advice import PLACES, Advice, advice_on, owners, rank
+from wan_trt_core.memory.advice import PLACES, Advice, advice_on, held_at_peak, owners, rank
 
 CONFIDENCE = 0.95
 FEWEST = 5
@@ -170,7 +170,7 @@ def _loads(record: MemoryRecord) -> Iterator[Load]:
 
 def _holders(record: MemoryRecord, top: Event) -> Iterator[Holder]:
     """Who holds the peak, the largest first."""
-    sizes, known = _split(record, top.peak, _held_at_peak(record, top))
+    sizes, known = _split(record, top.peak, held_at_peak(record, record.events.index(top)))
     holders = [Holder(name, size, name in known) for name, size in sizes.items()]
     yield from sorted(holders, key=lambda holder: -holder.size)
 
@@ -197,12 +197,6 @@ def _split(record: MemoryRecord, amounts: Amounts, held: Held) -> tuple[dict[str
             - sum(known.values()),
         }
     return known | rest, set(known)
-
-
-def _held_at_peak(record: MemoryRecord, top: Event) -> Held:
-    """Who held memory at the peak: owners are noted at the end of a stage, which for an unloading is too late."""
-    index = record.events.index(top)
-    return record.events[index - 1].held if top.stage == "unload" and index else top.held
 
 
 def _growth(record: MemoryRecord) -> Iterator[Growth]:
@@ -288,7 +282,7 @@ def _taker(record: MemoryRecord, index: int) -> str:
     before = _split(record, event.before, earlier)[0]
     if before.get(TENSORS, 0) < 0:  # caches are told of a stage that ended without them
         before = _split(record, event.before, _common(earlier, event.held))[0]
-    peak = _split(record, event.peak, _held_at_peak(record, event))[0]
+    peak = _split(record, event.peak, held_at_peak(record, index))[0]
     return max(peak, key=lambda name: peak[name] - before.get(name, 0))
 
 

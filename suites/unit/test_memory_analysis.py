@@ -369,6 +369,8 @@ def test_the_lean_decoder_halves_caches_and_takes_a_tenth_of_scratch() -> None:
 def test_one_latent_frame_a_step_halves_the_scratch_of_two() -> None:
     single = by_name(on_engines(settings={"pipeline.vae_frames_per_step": 2}))["one latent frame a step"]
     assert single.saves == 500 * MIB
+    of_an_h200 = (1.500 - 1.425) * (512 * 1024 * 5) / (480 * 832 * 81)  # s, in the same proportion
+    assert single.seconds == pytest.approx(of_an_h200, rel=0.02), "as the plan has it"
     assert "one latent frame a step" not in by_name(on_engines(settings={}))
 
 

@@ -15,13 +15,13 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory_events import Amounts, Book, Event, Held, MemoryRecord, Place, Stage
 from wan_trt_core.memory.measured import (
     BUS,
-    DECODE_SECONDS,
     LEAN_SCRATCH,
-    LEAN_TIME,
     SINGLE_SCRATCH,
-    SINGLE_TIME,
     STREAMED_SCRATCH,
     TILE_PIXEL,
+    decode_seconds,
+    lean_seconds,
+    single_seconds,
 )
 
 USED_IN: Mapping[str, Stage] = {
@@ -257,7 +257,7 @@ def _tiles(record: MemoryRecord) -> Iterator[Advice]:
     if engines and record.book == "device_used":
         less = _of_decoder(record, share, share)
         derived = "caches and scratch memory of the decoder go with the area of a tile"
-        seconds = _decode_seconds(video) * (TILE_PIXEL * covered - 1)
+        seconds = decode_seconds(*video) * (TILE_PIXEL * covered - 1)
         costs += f": {seconds:.2g} s a video, modelled by an H200's"
     else:
         less = _above_the_beginning(record, share)
@@ -277,10 +277,9 @@ def _of_engines(record: MemoryRecord) -> Iterator[Advice]:
     video = _video(record)
     loaded = {event.name for event in record.of("load")}
     if REPLACED["vae"] in loaded and record.of("decode") and video:
-        seconds = _decode_seconds(video)
         if not _setting(record, "pipeline.vae_lean"):
             whole = record.precisions.get(f"{REPLACED['vae']} weights") in _WHOLE
-            more = seconds * (LEAN_TIME - 1)
+            more = lean_seconds(*video)
             yield Advice(
                 f"the lean decoder {_by(record, 'pipeline.vae_lean')}",
                 _saving(record, _of_decoder(record, 1 / 2 if whole else 1, LEAN_SCRATCH)),
@@ -290,7 +289,7 @@ def _of_engines(record: MemoryRecord) -> Iterator[Advice]:
                 more,
             )
         if _setting(record, "pipeline.vae_frames_per_step") == 2:
-            more = seconds * (SINGLE_TIME - 1)
+            more = single_seconds(*video)
             yield Advice(
                 "one latent frame a step (pipeline.vae_frames_per_step)",
                 _saving(record, _of_decoder(record, 1, SINGLE_SCRATCH)),
@@ -381,11 +380,6 @@ def _video(record: MemoryRecord) -> tuple[int, int, int] | None:
 def _along(size: int, tile: int) -> int:
     """Pixels along one side of all tiles together, which overlap by a quarter."""
     return sum(min(tile, size - at) for at in range(0, size, 3 * tile // 4)) if size > tile else size
-
-
-def _decode_seconds(video: tuple[int, int, int]) -> float:
-    height, width, frames = video
-    return DECODE_SECONDS * height * width * frames
 
 
 # ---- engines and transformers ----------------------------------------------------------------------------------

@@ -297,6 +297,25 @@ def test_modules_that_engines_replace_are_let_go_of_first() -> None:
     assert (first.saves, first.seconds) == (400 * MIB, 0.0)
 
 
+def test_a_module_that_was_loaded_for_an_export_is_let_go_of() -> None:
+    """That is part of the building: no stage of its own tells it, only who holds what."""
+    left: Held = {"host": weights(transformer=400)}
+    held: Held = {"host": weights(transformer=400) | weights(**{"dit engine": 390})}
+    record = record_of(
+        [
+            ("build dit engine", on_host(1300), on_host(1200), left),
+            ("load dit engine", on_host(1590), on_host(1590), held),
+            ("denoise 1", on_host(1650), on_host(1600), held),
+        ],
+        start=on_host(START),
+    )
+    advice = by_name(record)
+    assert advice["let go of transformer: engines do its work"].saves == (1650 - 1300) * MIB, (
+        "the building needs it"
+    )
+    assert "hold dit engine only for denoise" not in advice
+
+
 def test_half_precision_is_advised_where_it_keeps_the_video() -> None:
     """Of the engines the DiT's only: a VAE's in half precision is under the floor of the parity suite."""
     names = ("dit engine", "vae_decoder_next engine")

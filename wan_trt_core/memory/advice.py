@@ -141,9 +141,10 @@ def _saving(record: MemoryRecord, less: Callable[[Event], float]) -> int:
 def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> Iterator[Advice]:
     """Hold weights only while the stage runs that needs them; never those that nothing runs."""
     loaded = {event.name for event in record.of("load")}
-    unused = {part for part, engine in REPLACED.items() if {part, engine} <= loaded}
+    held = {part for part in REPLACED if any(_weights(record, event, [part]) for event in record.events)}
+    unused = {part for part in held if REPLACED[part] in loaded}  # loaded for an export, maybe in its build
     groups: dict[Stage | None, list[str]] = {}
-    for name in sorted(loaded):
+    for name in sorted(loaded | unused):
         stage = None if name in unused else USED_IN.get(name.removesuffix(" engine"))
         if stage is not None or name in unused:
             groups.setdefault(stage, []).append(name)
@@ -151,7 +152,7 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
     def idle(names: list[str], stage: Stage | None) -> Callable[[Event], float]:
         def size(event: Event) -> float:
             # not while it is unloaded: it would be gone by then
-            busy = event.stage == stage or (event.name in names and event.stage != "unload")
+            busy = event.stage == (stage or "build") or (event.name in names and event.stage != "unload")
             return 0 if busy else _weights(record, event, names)
 
         return size
@@ -183,7 +184,7 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
             again,
         )
     if len(groups) > 1:
-        again = sum(seconds[name] for names in groups.values() for name in names)
+        again = sum(seconds[name] for stage, names in groups.items() if stage for name in names)
         yield Advice(
             f"all of these: hold every component only for its own stage{where}",
             _saving(record, lambda event: sum(less(event) for less in singles.values())),

@@ -299,7 +299,7 @@ def plan_bands(
                     entry, metrics=_rebanded(banded[name], suite, entry), provenance=provenance
                 )
         new = BaselineFile(hardware_key, before.model, suite, entries)
-        plans.append(_plan(new, before, _known(cases, suite), complete=False))
+        plans.append(_plan(new, before, _known(cases, suite), complete=False, measured=False))
     return tuple(plans)
 
 
@@ -573,7 +573,15 @@ def _rebanded(case: Case, suite: Suite, stored: BaselineEntry) -> dict[str, Base
     }
 
 
-def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str], *, complete: bool) -> Plan:
+def _plan(
+    new: BaselineFile,
+    before: BaselineFile | None,
+    known: Collection[str],
+    *,
+    complete: bool,
+    measured: bool = True,
+) -> Plan:
+    """What the new entries would do to those before; where nothing was ``measured`` these go on being explained."""
     stored = dict(before.cases) if before else {}
     rows: list[Row] = []
     touched: set[str] = set()
@@ -591,7 +599,8 @@ def _plan(new: BaselineFile, before: BaselineFile | None, known: Collection[str]
         )
         if first or any(row.kind is not Change.WITHIN_BAND for row in found):
             touched.add(case)
-            after[case] = _explained(entry, found)
+            kept = None if measured or old is None else old.provenance["accepted_regression"]
+            after[case] = _explained(entry, found, kept)
             if what := _kernel_change(profile, entry.kernels):
                 kernels[case] = what
     orphans = find_orphans(before, known) if before else ()
@@ -632,11 +641,12 @@ def _listed(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {quantity(size, 'B')}" for name, size in sizes.items())
 
 
-def _explained(entry: BaselineEntry, rows: Sequence[Row]) -> BaselineEntry:
-    """Keep the reason only where something was loosened: elsewhere it would explain nothing."""
+def _explained(entry: BaselineEntry, rows: Sequence[Row], kept: str | None) -> BaselineEntry:
+    """With its own reason only where something was loosened: elsewhere it would explain nothing, and that which is
+    ``kept`` stands."""
     if any(row.loosens for row in rows):
         return entry
-    return replace(entry, provenance={**entry.provenance, "accepted_regression": None})
+    return replace(entry, provenance={**entry.provenance, "accepted_regression": kept})
 
 
 def _origin(case: str, found: Sequence[CaseRecord]) -> dict[str, str]:

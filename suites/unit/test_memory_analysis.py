@@ -247,6 +247,35 @@ def test_the_text_encoder_on_the_cpu_and_in_int8() -> None:
     assert "text_encoder in half precision" not in advice, "it is already"
 
 
+def test_unloading_at_the_end_lowers_no_saving() -> None:
+    """It begins with all that was held before, of which its own events tell nothing at their end."""
+    run = on_engines()
+    held, after = run.events[-1].held, run.events[-1].after
+    rest: Held = {"device": weights(**{"vae_decoder_next engine": 50}), "allocator": held["allocator"]}
+    without = after.model_copy(update={"device_used": after.of("device_used") - 400 * MIB})
+    unloads = record_of(
+        [
+            ("unload dit engine", after, without, rest),
+            ("unload vae_decoder_next engine", without, on_device(0), {}),
+        ],
+        start=after,
+    ).events
+    last = run.events[-1].end
+    late = [each.model_copy(update={"start": last + each.start, "end": last + each.end}) for each in unloads]
+    closed = by_name(run.model_copy(update={"events": (*run.events, *late)}))
+    savings = {name: advice.saves for name, advice in by_name(run).items()}
+    assert {name: advice.saves for name, advice in closed.items()} == savings
+    assert savings["hold dit engine only for denoise"] == 400 * MIB
+
+
+def test_a_text_encoder_in_int8_is_not_advised_to_be() -> None:
+    record = stock()
+    precisions = {**record.precisions, "text_encoder weights": "int8"}
+    assert not {"text_encoder in INT8", "text_encoder in half precision"} & set(
+        by_name(record.model_copy(update={"precisions": precisions}))
+    )
+
+
 def test_what_the_allocator_keeps() -> None:
     name = "let PyTorch's allocator give back what holds no tensor"
     assert by_name(stock(cached=150))[name].saves == 150 * MIB
@@ -266,6 +295,25 @@ def test_modules_that_engines_replace_are_let_go_of_first() -> None:
     first = analyse(record).advice[0]
     assert first.what == "let go of transformer: engines do its work"
     assert (first.saves, first.seconds) == (400 * MIB, 0.0)
+
+
+def test_a_module_that_was_loaded_for_an_export_is_let_go_of() -> None:
+    """That is part of the building: no stage of its own tells it, only who holds what."""
+    left: Held = {"host": weights(transformer=400)}
+    held: Held = {"host": weights(transformer=400) | weights(**{"dit engine": 390})}
+    record = record_of(
+        [
+            ("build dit engine", on_host(1300), on_host(1200), left),
+            ("load dit engine", on_host(1590), on_host(1590), held),
+            ("denoise 1", on_host(1650), on_host(1600), held),
+        ],
+        start=on_host(START),
+    )
+    advice = by_name(record)
+    assert advice["let go of transformer: engines do its work"].saves == (1650 - 1300) * MIB, (
+        "the building needs it"
+    )
+    assert "hold dit engine only for denoise" not in advice
 
 
 def test_half_precision_is_advised_where_it_keeps_the_video() -> None:
@@ -340,6 +388,8 @@ def test_the_lean_decoder_halves_caches_and_takes_a_tenth_of_scratch() -> None:
 def test_one_latent_frame_a_step_halves_the_scratch_of_two() -> None:
     single = by_name(on_engines(settings={"pipeline.vae_frames_per_step": 2}))["one latent frame a step"]
     assert single.saves == 500 * MIB
+    of_an_h200 = (1.500 - 1.425) * (512 * 1024 * 5) / (480 * 832 * 81)  # s, in the same proportion
+    assert single.seconds == pytest.approx(of_an_h200, rel=0.02), "as the plan has it"
     assert "one latent frame a step" not in by_name(on_engines(settings={}))
 
 
@@ -354,6 +404,14 @@ def test_one_latent_frame_a_step_halves_the_scratch_of_two() -> None:
 def test_what_is_set_already_is_not_advised(settings: dict[str, object], gone: str) -> None:
     assert gone in by_name(on_engines(settings={}))
     assert gone not in by_name(on_engines(settings=settings))
+
+
+def test_a_text_encoder_that_is_on_the_cpu_is_not_sent_there() -> None:
+    """Not even among what would save next to nothing."""
+    name, settings = "run the text encoder on the CPU", {"pipeline.text_encoder_device": "cpu"}
+    for run, there in (({}, True), ({"settings": {}}, True), ({"settings": settings}, False)):
+        found = analyse(stock(**run))
+        assert (name in {*found.idle, *(advice.what for advice in found.advice)}) == there
 
 
 def test_engines_that_decode_no_tiles_are_not_advised_to() -> None:

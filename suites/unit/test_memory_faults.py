@@ -109,15 +109,15 @@ def test_a_tensor_that_only_one_step_needs_is_its_spike(small_checkpoint: Path, 
 def test_weights_that_are_loaded_are_their_own_spike(small_checkpoint: Path, tmp_path: Path) -> None:
     """A moment is its owner's where one says so: here of a text encoder that is made larger while it is loaded."""
     model, path = resolve(str(small_checkpoint)), tmp_path / FILE_NAME
-    load = model.checkpoint.load
+    fresh = model.checkpoint.fresh
 
     def heavier(part: str, *args: Any, **keywords: Any) -> Any:
-        module = load(part, *args, **keywords)
+        module = fresh(part, *args, **keywords)
         if part == "text_encoder":
             module.register_buffer("ballast", tensor(300))
         return module
 
-    model.checkpoint.load = heavier  # type: ignore[method-assign]
+    model.checkpoint.fresh = heavier  # type: ignore[method-assign]
     with recorded_run(path, "cpu", {}) as recording:  # noqa: SIM117
         with recording.loads(model.checkpoint, EngineStore(Settings(device="cpu"))):
             model.checkpoint.pipeline()

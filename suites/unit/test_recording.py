@@ -65,7 +65,7 @@ def test_engines_in_a_pipeline(
         with recording.stages(pipe):
             video = generate(pipe, "red", SMALL).frames
         unwatched = generate(pipe, "red", SMALL).frames
-        assert "load" not in vars(model.checkpoint) and "load" not in vars(store)
+        assert "fresh" not in vars(model.checkpoint) and "load" not in vars(store)
         assert not {"decode", "encode_prompt", "step"} & {*vars(pipe.vae), *vars(pipe), *vars(pipe.scheduler)}
         assert "decode_steps" not in vars(pipe.vae.decoder)
     record = MemoryRecord.read(path)
@@ -166,6 +166,20 @@ def test_modules_that_are_offloaded_come_and_go_in_stages_of_their_own(
     assert found == [*video, "unload vae", *video]
 
 
+def test_a_checkpoint_that_is_made_apart_meanwhile_is_recorded_and_has_modules_of_its_own(
+    model: ResolvedModel, store: EngineStore, tmp_path: Path
+) -> None:
+    """Those of a pipeline that is offloaded move and have hooks: an export must not get one of them."""
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, "cpu", {}) as recording, recording.loads(model.checkpoint, store):
+        theirs = model.checkpoint.apart().load("text_encoder")
+        assert model.checkpoint.prompt_encoder() is not theirs
+        assert model.checkpoint.load("text_encoder") is model.checkpoint.prompt_encoder()
+    assert labels(MemoryRecord.read(path)) == ["load text_encoder"] * 2, (
+        "what is loaded already is no loading"
+    )
+
+
 def test_an_engine_that_is_loaded_when_it_is_called_for_is_recorded(
     model: ResolvedModel, settings: Settings, store: EngineStore, tmp_path: Path
 ) -> None:
@@ -193,7 +207,7 @@ def test_nothing_is_touched_without_a_recorder(model: ResolvedModel, store: Engi
     recording = RunRecording(None)
     pipe = model.checkpoint.pipeline()
     with recording.loads(model.checkpoint, store):
-        assert "load" not in vars(model.checkpoint)
+        assert "fresh" not in vars(model.checkpoint)
     with recording.stages(pipe):
         assert "encode_prompt" not in vars(pipe) and not pipe.vae.decoder._forward_pre_hooks
 
@@ -233,6 +247,19 @@ def test_a_module_is_an_owner_only_as_long_as_others_hold_it(
     first, second = MemoryRecord.read(path).of("load")
     assert set(first.held["host"]) == {"vae weights"}
     assert set(second.held["host"]) == {"transformer weights"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "noted"), [("bf16", "bfloat16"), ("fp32", "float32"), ("int8", "int8")]
+)
+def test_the_precision_of_a_module_is_that_of_most_of_its_weights(
+    model: ResolvedModel, store: EngineStore, tmp_path: Path, precision: str, noted: str
+) -> None:
+    """The first may be one of the few that are kept in float32."""
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, "cpu", {}) as recording, recording.loads(model.checkpoint, store):
+        model.checkpoint.load("text_encoder", precision)
+    assert MemoryRecord.read(path).precisions == {"text_encoder weights": noted}
 
 
 class HeldEngine(Engine):

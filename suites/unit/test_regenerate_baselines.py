@@ -479,6 +479,21 @@ class TestBandsOnly:
         }
         assert not any(plan.touched for plan in self.plans(tmp_path, case, why="again"))
 
+    def test_what_was_accepted_before_is_kept(self, tmp_path: Path) -> None:
+        """The values are still those that it explains, also where the bands are narrower now."""
+
+        def accepted(width: float, why: str | None) -> str:
+            case = make_case("dit-fp32", bands=dict.fromkeys(TIMES, Band(rel=width, reason="timers")))
+            case = case.model_copy(update={"backend": "tensorrt"})
+            update.apply(tmp_path, self.plans(tmp_path, case, why=why))
+            return json.loads(path.read_text())["cases"]["dit-fp32"]["provenance"]["accepted_regression"]
+
+        path = stored(tmp_path)
+        assert accepted(0.3, "first") == "first"
+        assert accepted(0.2, None) == "first"
+        assert accepted(0.15, "explains nothing: nothing is looser") == "first"
+        assert accepted(0.4, "second") == "first; second"
+
     def test_a_case_that_has_none(self, tmp_path: Path) -> None:
         assert self.plans(tmp_path, *CASES) == ()
         stored(tmp_path)

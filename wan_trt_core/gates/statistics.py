@@ -29,7 +29,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, combinations
+from statistics import median
 from typing import Any
 
 LAST_LOOK = 0.5
@@ -214,8 +215,22 @@ class Slope:
     points: int
 
 
-def slope_interval(values: Sequence[float]) -> Slope:
-    """The median of the slopes between any two values, and its interval (Theil and Sen, as in :func:`drift`).
+def slope(values: Sequence[float], at: Sequence[float] | None = None) -> float:
+    """The median of the slopes between any two values (Theil and Sen, as in :func:`drift`): single outliers do not move
+    it.
+
+    Args:
+        at: where each value is, in ascending order; one apart unless given.
+    """
+    where = at or range(len(values))
+    pairs = combinations(zip(where, values, strict=True), 2)
+    return float(median((later - earlier) / (end - start) for (start, earlier), (end, later) in pairs))
+
+
+def slope_interval(
+    values: Sequence[float], at: Sequence[float] | None = None, confidence: float = SLOPE_CONFIDENCE
+) -> Slope:
+    """:func:`slope` and its interval.
 
     Single jumps do not move it: with one of any size anywhere in a flat series the interval begins at 0.
 
@@ -226,7 +241,7 @@ def slope_interval(values: Sequence[float]) -> Slope:
 
     if len(values) < SLOPE_POINTS:
         raise ValueError(f"{len(values)} values: a slope with an interval needs {SLOPE_POINTS}")
-    point, _, low, high = map(float, theilslopes(values, range(len(values)), SLOPE_CONFIDENCE))
+    point, _, low, high = map(float, theilslopes(values, at or range(len(values)), confidence))
     return Slope(low, point, high, len(values))
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
+from wan_trt_core.gates.statistics import slope
 from wan_trt_core.records import Metric
 
 PROCESS = Path("/proc/self")
@@ -164,12 +164,7 @@ def growth(held: Sequence[float]) -> float:
     if n < 3:
         raise ValueError(f"{n} values: growth needs at least three")
     middle = n // 2
-    return min(_slope(held[: middle + 1]), _slope(held[middle:]))
-
-
-def _slope(held: Sequence[float]) -> float:
-    n = len(held)
-    return float(median((held[j] - held[i]) / (j - i) for i in range(n) for j in range(i + 1, n)))
+    return min(slope(held[: middle + 1]), slope(held[middle:]))
 
 
 def growth_metric(held: Sequence[float], *, deterministic: bool = False) -> Metric:

@@ -15,13 +15,13 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory_events import Amounts, Book, Event, Held, MemoryRecord, Place, Stage
 from wan_trt_core.memory.measured import (
     BUS,
-    DECODE_SECONDS,
     LEAN_SCRATCH,
-    LEAN_TIME,
     SINGLE_SCRATCH,
-    SINGLE_TIME,
     STREAMED_SCRATCH,
     TILE_PIXEL,
+    decode_seconds,
+    lean_seconds,
+    single_seconds,
 )
 
 USED_IN: Mapping[str, Stage] = {
@@ -62,6 +62,7 @@ CACHES = " caches"
 """Owners, or how their names end."""
 
 _WHOLE = ("float32", "fp32")
+_INT8 = "int8"
 PLACES: Mapping[Book, tuple[Place, ...]] = {"device_used": ("allocator", "device"), "resident_set": ("host",)}
 """Where that lies which counts in the book that decides."""
 
@@ -91,6 +92,12 @@ def owners(held: Held, place: Place) -> list[tuple[str, int]]:
     return list(held.get(place, {}).items())
 
 
+def held_at_peak(record: MemoryRecord, index: int) -> Held:
+    """Who held memory at the peak of an event: owners are noted at its end, which for an unloading is too late."""
+    event = record.events[index]
+    return record.events[index - 1].held if event.stage == "unload" and index else event.held
+
+
 def rank(advice: Advice) -> tuple[bool, bool, float]:
     """What must be measured last; known costs before unknown ones; then by bytes a second of cost, or by bytes."""
     if advice.seconds is None:
@@ -101,6 +108,11 @@ def rank(advice: Advice) -> tuple[bool, bool, float]:
 
 def advice_on(record: MemoryRecord) -> Iterator[Advice]:
     """Every change that is known of, whatever it saves here."""
+    events = (
+        event.model_copy(update={"held": held_at_peak(record, index)})
+        for index, event in enumerate(record.events)
+    )
+    record = record.model_copy(update={"events": tuple(events)})
     seconds = {event.name: event.end - event.start for event in record.of("load")}
     yield Advice(
         "build engines beforehand (wan-trt build), or run again: the cache has them now",
@@ -129,16 +141,18 @@ def _saving(record: MemoryRecord, less: Callable[[Event], float]) -> int:
 def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> Iterator[Advice]:
     """Hold weights only while the stage runs that needs them; never those that nothing runs."""
     loaded = {event.name for event in record.of("load")}
-    unused = {part for part, engine in REPLACED.items() if {part, engine} <= loaded}
+    held = {part for part in REPLACED if any(_weights(record, event, [part]) for event in record.events)}
+    unused = {part for part in held if REPLACED[part] in loaded}  # loaded for an export, maybe in its build
     groups: dict[Stage | None, list[str]] = {}
-    for name in sorted(loaded):
+    for name in sorted(loaded | unused):
         stage = None if name in unused else USED_IN.get(name.removesuffix(" engine"))
         if stage is not None or name in unused:
             groups.setdefault(stage, []).append(name)
 
     def idle(names: list[str], stage: Stage | None) -> Callable[[Event], float]:
         def size(event: Event) -> float:
-            busy = event.stage == stage or event.name in names
+            # not while it is unloaded: it would be gone by then
+            busy = event.stage == (stage or "build") or (event.name in names and event.stage != "unload")
             return 0 if busy else _weights(record, event, names)
 
         return size
@@ -170,7 +184,7 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
             again,
         )
     if len(groups) > 1:
-        again = sum(seconds[name] for names in groups.values() for name in names)
+        again = sum(seconds[name] for stage, names in groups.items() if stage for name in names)
         yield Advice(
             f"all of these: hold every component only for its own stage{where}",
             _saving(record, lambda event: sum(less(event) for less in singles.values())),
@@ -182,7 +196,7 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
 
 def _on_the_device(record: MemoryRecord) -> Iterator[Advice]:
     encoder = [event.name for event in record.of("load") if event.name.startswith("text_encoder")]
-    if encoder:
+    if encoder and _setting(record, "pipeline.text_encoder_device") != "cpu":
         yield Advice(
             "run the text encoder on the CPU",
             _saving(record, lambda event: _weights(record, event, encoder)),
@@ -205,11 +219,10 @@ def _smaller_weights(record: MemoryRecord) -> Iterator[Advice]:
             yield _precision(
                 record, event.name, "in half precision", 1 / 2, "accuracy: the parity suite says how much"
             )
-    for event in record.of("load"):
-        if event.name == "text_encoder":
-            whole = record.precisions.get("text_encoder weights") in _WHOLE
-            costs = "rounding: 25.2 dB from BF16's video were measured with random weights"
-            yield _precision(record, event.name, "in INT8", 3 / 4 if whole else 1 / 2, costs)
+    encoder = record.precisions.get("text_encoder weights")
+    if encoder != _INT8 and any(event.name == "text_encoder" for event in record.of("load")):
+        costs = "rounding: 25.2 dB from BF16's video were measured with random weights"
+        yield _precision(record, "text_encoder", "in INT8", 3 / 4 if encoder in _WHOLE else 1 / 2, costs)
 
 
 def _precision(record: MemoryRecord, name: str, form: str, share: float, costs: str) -> Advice:
@@ -245,7 +258,7 @@ def _tiles(record: MemoryRecord) -> Iterator[Advice]:
     if engines and record.book == "device_used":
         less = _of_decoder(record, share, share)
         derived = "caches and scratch memory of the decoder go with the area of a tile"
-        seconds = _decode_seconds(video) * (TILE_PIXEL * covered - 1)
+        seconds = decode_seconds(*video) * (TILE_PIXEL * covered - 1)
         costs += f": {seconds:.2g} s a video, modelled by an H200's"
     else:
         less = _above_the_beginning(record, share)
@@ -265,10 +278,9 @@ def _of_engines(record: MemoryRecord) -> Iterator[Advice]:
     video = _video(record)
     loaded = {event.name for event in record.of("load")}
     if REPLACED["vae"] in loaded and record.of("decode") and video:
-        seconds = _decode_seconds(video)
         if not _setting(record, "pipeline.vae_lean"):
             whole = record.precisions.get(f"{REPLACED['vae']} weights") in _WHOLE
-            more = seconds * (LEAN_TIME - 1)
+            more = lean_seconds(*video)
             yield Advice(
                 f"the lean decoder {_by(record, 'pipeline.vae_lean')}",
                 _saving(record, _of_decoder(record, 1 / 2 if whole else 1, LEAN_SCRATCH)),
@@ -278,7 +290,7 @@ def _of_engines(record: MemoryRecord) -> Iterator[Advice]:
                 more,
             )
         if _setting(record, "pipeline.vae_frames_per_step") == 2:
-            more = seconds * (SINGLE_TIME - 1)
+            more = single_seconds(*video)
             yield Advice(
                 "one latent frame a step (pipeline.vae_frames_per_step)",
                 _saving(record, _of_decoder(record, 1, SINGLE_SCRATCH)),
@@ -369,11 +381,6 @@ def _video(record: MemoryRecord) -> tuple[int, int, int] | None:
 def _along(size: int, tile: int) -> int:
     """Pixels along one side of all tiles together, which overlap by a quarter."""
     return sum(min(tile, size - at) for at in range(0, size, 3 * tile // 4)) if size > tile else size
-
-
-def _decode_seconds(video: tuple[int, int, int]) -> float:
-    height, width, frames = video
-    return DECODE_SECONDS * height * width * frames
 
 
 # ---- engines and transformers ----------------------------------------------------------------------------------

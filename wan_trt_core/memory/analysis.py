@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from wan_trt_core.gates.statistics import SLOPE_POINTS, slope, slope_interval
 from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord
-from wan_trt_core.memory.advice import PLACES, Advice, advice_on, owners, rank
+from wan_trt_core.memory.advice import PLACES, Advice, advice_on, held_at_peak, owners, rank
 
 CONFIDENCE = 0.95
-FEWEST = 5
-"""Points that an interval needs: four are all in order by chance in one of twelve cases, more than the 5 % allowed."""
 
 SETTLING: Mapping[Book, int] = {"resident_set": 2**20}
 """Bytes that the later half of a sound run's steps may still add: allocators' arenas of tiny-wan on a CPU added up to
@@ -170,7 +169,7 @@ def _loads(record: MemoryRecord) -> Iterator[Load]:
 
 def _holders(record: MemoryRecord, top: Event) -> Iterator[Holder]:
     """Who holds the peak, the largest first."""
-    sizes, known = _split(record, top.peak, _held_at_peak(record, top))
+    sizes, known = _split(record, top.peak, held_at_peak(record, record.events.index(top)))
     holders = [Holder(name, size, name in known) for name, size in sizes.items()]
     yield from sorted(holders, key=lambda holder: -holder.size)
 
@@ -199,12 +198,6 @@ def _split(record: MemoryRecord, amounts: Amounts, held: Held) -> tuple[dict[str
     return known | rest, set(known)
 
 
-def _held_at_peak(record: MemoryRecord, top: Event) -> Held:
-    """Who held memory at the peak: owners are noted at the end of a stage, which for an unloading is too late."""
-    index = record.events.index(top)
-    return record.events[index - 1].held if top.stage == "unload" and index else top.held
-
-
 def _growth(record: MemoryRecord) -> Iterator[Growth]:
     books: tuple[Book, ...] = (
         ("allocated", "device_used") if record.book == "device_used" else ("resident_set",)
@@ -228,18 +221,17 @@ def _last_of_each(events: Sequence[Event]) -> list[Event]:
 
 def _grown(record: MemoryRecord, per: str, book: Book, events: Sequence[Event], at: list[int]) -> Growth:
     held = [event.after.of(book) for event in events]
-    slope, low, high = _slope(at, held)
-    half, enough = len(held) // 2, len(held) >= FEWEST
-    late = _slope(at[half:], held[half:])[0] * (at[-1] - at[half]) if enough else 0.0
+    per_one, half = slope(held, at), len(held) // 2
+    interval = slope_interval(held, at, CONFIDENCE) if len(held) >= SLOPE_POINTS else None
     return Growth(
         per,
         book,
-        slope,
-        low if enough else None,
-        high if enough else None,
+        per_one,
+        interval.low if interval else None,
+        interval.high if interval else None,
         len(held),
-        slope * (at[-1] - at[0]),
-        late,
+        per_one * (at[-1] - at[0]),
+        slope(held[half:], at[half:]) * (at[-1] - at[half]) if interval else 0.0,
         _growing(record, book, events, at),
     )
 
@@ -249,15 +241,7 @@ def _growing(record: MemoryRecord, book: Book, events: Sequence[Event], at: list
     splits = [_split(record, event.after, event.held)[0] for event in events]
     inside = {name for event in events for name, _ in owners(event.held, "allocator")} | {TENSORS}
     names = sorted({name for split in splits for name in split if book != "allocated" or name in inside})
-    return max(names, key=lambda name: _slope(at, [split.get(name, 0) for split in splits])[0])
-
-
-def _slope(at: list[int], held: list[int]) -> tuple[float, float, float]:
-    """The slope of Theil and Sen, and its interval."""
-    from scipy.stats import theilslopes
-
-    slope, _, low, high = map(float, theilslopes(held, at, CONFIDENCE))
-    return slope, low, high
+    return max(names, key=lambda name: slope([split.get(name, 0) for split in splits], at))
 
 
 def _fragmentation(record: MemoryRecord) -> Fragmentation | None:
@@ -288,7 +272,7 @@ def _taker(record: MemoryRecord, index: int) -> str:
     before = _split(record, event.before, earlier)[0]
     if before.get(TENSORS, 0) < 0:  # caches are told of a stage that ended without them
         before = _split(record, event.before, _common(earlier, event.held))[0]
-    peak = _split(record, event.peak, _held_at_peak(record, event))[0]
+    peak = _split(record, event.peak, held_at_peak(record, index))[0]
     return max(peak, key=lambda name: peak[name] - before.get(name, 0))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 # ---- measured: one NVIDIA H200, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/memory.md, docs/performance.md) ------
 
 DECODE_SECONDS = 1.5 / (480 * 832 * 81)
-"""Of the VAE decode in float32 on engines, for each pixel of a video."""
+"""Of the VAE decode in float32 on engines, one latent frame a step, for each pixel of a video."""
 TILE_PIXEL = 1.28
 """What a pixel of a tile takes over one of a whole frame: 3.17 s of a decode whose tiles are 1.66 times the frames."""
 LEAN_TIME = 1.026
@@ -24,3 +24,18 @@ STREAMED_SCRATCH = 0.3
 
 BUS = 25e9
 """Bytes a second from pinned host memory: 16 lanes of PCIe 4 have 32e9 on paper."""
+
+
+def decode_seconds(height: int, width: int, frames: int) -> float:
+    """What the VAE decode of a video takes: float32, on engines, one latent frame a step."""
+    return DECODE_SECONDS * height * width * frames
+
+
+def lean_seconds(height: int, width: int, frames: int) -> float:
+    """What the lean decoder takes more."""
+    return (LEAN_TIME - 1) * decode_seconds(height, width, frames)
+
+
+def single_seconds(height: int, width: int, frames: int) -> float:
+    """What one latent frame a step takes more than two."""
+    return (1 - 1 / SINGLE_TIME) * decode_seconds(height, width, frames)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wan_trt_core.memory.advice import WHOLE_ONLY
-from wan_trt_core.memory.measured import BUS, DECODE_SECONDS, LEAN_TIME, SINGLE_TIME, TILE_PIXEL
+from wan_trt_core.memory.advice import TILE, WHOLE_ONLY
+from wan_trt_core.memory.measured import BUS, DECODE_SECONDS, TILE_PIXEL, lean_seconds, single_seconds
 from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, tiles_along, weight_terms
 from wan_trt_core.models.profiles import SPATIAL
 
@@ -74,16 +74,12 @@ def _int8_seconds(work: Workload, choice: Choice) -> float:
     return INT8_SECONDS
 
 
-def _decode_seconds(work: Workload) -> float:
-    return DECODE_SECONDS * work.video.height * work.video.width * work.video.frames
-
-
 def _lean_seconds(work: Workload, choice: Choice) -> float:
-    return (LEAN_TIME - 1) * _decode_seconds(work)
+    return lean_seconds(work.video.height, work.video.width, work.video.frames)
 
 
 def _single_seconds(work: Workload, choice: Choice) -> float:
-    return (1 - 1 / SINGLE_TIME) * _decode_seconds(work)
+    return single_seconds(work.video.height, work.video.width, work.video.frames)
 
 
 def _tile_seconds(work: Workload, choice: Choice) -> float:
@@ -99,9 +95,6 @@ def _stream_seconds(work: Workload, choice: Choice) -> float:
     calls = work.calls / len(work.dits)  # of each
     return calls * (size(replace(choice, weight_streaming_budget_gib=None)) - size(choice)) / BUS
 
-
-TILE = 256
-"""Pixels a side of the tiles that are considered."""
 
 OPTIONS: tuple[Option, ...] = (
     Option(

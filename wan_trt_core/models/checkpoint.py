@@ -105,6 +105,11 @@ def torch_dtype(precision: str) -> torch.dtype:
     return dtype
 
 
+def _in_int8(part: str, precision: str) -> bool:
+    """Whether a part is wanted in eight bits, which the text encoder alone can be."""
+    return (part, precision) == ("text_encoder", INT8)
+
+
 def located(device: torch.device | str) -> torch.device:
     """The device with its number: ``cuda`` is the current one, as tensors name it (``cuda:0``)."""
     import torch
@@ -249,19 +254,29 @@ class Checkpoint:
         Raises:
             CheckpointError: for an unknown part or dtype, or when the weights do not fit the configuration.
         """
+        self._require(part)
+        key = (part, dtype if _in_int8(part, dtype) else str(torch_dtype(dtype)), str(located(device)))
+        if key not in self._modules:
+            self._modules[key] = self.fresh(part, dtype, device)
+        return self._modules[key]
+
+    def fresh(self, part: str, dtype: str = "fp32", device: torch.device | str = "cpu") -> nn.Module:
+        """As :meth:`load`, but a new module at every call, of which nothing is kept.
+
+        Raises:
+            CheckpointError: as :meth:`load`.
+        """
+        self._require(part)
+        if not _in_int8(part, dtype):
+            return self._load(part, torch_dtype(dtype), device)
+        from wan_trt_core.models.int8 import with_int8_weights
+
+        return with_int8_weights(self._load(part, self._stored(part), "cpu")).to(device)
+
+    def _require(self, part: str) -> None:
         known = self.classes if self.random else self.parts  # of random weights its own error says more
         if part not in known:
             raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(known)}")
-        int8 = (part, dtype) == ("text_encoder", INT8)
-        key = (part, INT8 if int8 else str(torch_dtype(dtype)), str(located(device)))
-        if key not in self._modules:
-            if int8:
-                from wan_trt_core.models.int8 import with_int8_weights
-
-                self._modules[key] = with_int8_weights(self._load(part, self._stored(part), "cpu")).to(device)
-            else:
-                self._modules[key] = self._load(part, torch_dtype(dtype), device)
-        return self._modules[key]
 
     @contextmanager
     def passing(self, part: str, device: torch.device | str) -> Iterator[None]:

@@ -151,7 +151,7 @@ class LoadedCheckpoint(Checkpoint):
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         origin = self.origin(part)
         if origin is not None:
-            return origin.load(part, str(dtype).removeprefix("torch."), device)
+            return origin.fresh(part, str(dtype).removeprefix("torch."), device)
         module: Any = copy.deepcopy(self._pipe[part]).requires_grad_(False)
         for name, parameter in module.named_parameters():
             parameter.data = parameter.data.to(device, kept_in(module, name, dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -77,10 +78,10 @@ class RunRecording:
 
     @contextmanager
     def loads(self, checkpoint: Checkpoint, store: EngineStore) -> Iterator[None]:
-        """Meanwhile, and while :meth:`stages` are recorded, every module that the checkpoint loads and every engine
-        that the store does is a stage, and an owner from then on. An engine is built in a stage before, which is short
-        where the cache has it. The unloading of these engines is one whenever it comes, and of one that is offloaded
-        every coming and going."""
+        """Meanwhile, and while :meth:`stages` are recorded, every module that the checkpoint loads, or one made apart
+        of it meanwhile, and every engine that the store does is a stage, and an owner from then on. An engine is built
+        in a stage before, which is short where the cache has it. The unloading of these engines is one whenever it
+        comes, and of one that is offloaded every coming and going."""
         recorder = self._recorder
         if recorder is None:
             yield
@@ -89,7 +90,7 @@ class RunRecording:
         @contextmanager
         def loading() -> Iterator[None]:
             with (
-                through(checkpoint, "load", partial(self._load_module, recorder)),
+                through(checkpoint, "fresh", partial(self._load_module, recorder)),
                 through(store, "load", partial(self._load_engine, recorder)),
             ):
                 yield
@@ -194,11 +195,12 @@ class _Owners:
         self._engines: dict[str, Engine] = {}
 
     def add_module(self, part: str, module: nn.Module) -> dict[str, str]:
-        """Know a module, which moves between devices as a whole; returns the precision of its weights."""
-        size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-        self._modules.setdefault(part, {})[id(module)] = weakref.ref(module), size
-        dtype = next((str(weight.dtype) for weight in module.parameters()), "")
-        return {f"{part} weights": dtype.removeprefix("torch.")}
+        """Know a module, which moves between devices as a whole; returns the precision of most of its weights."""
+        sizes: Counter[str] = Counter()
+        for tensor in (*module.parameters(), *module.buffers()):
+            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+        self._modules.setdefault(part, {})[id(module)] = weakref.ref(module), sizes.total()
+        return {f"{part} weights": max(sizes, key=sizes.__getitem__, default="")}
 
     def add_engine(self, name: str, engine: Engine, precision: str) -> dict[str, str]:
         """Know an engine; returns the precision of its weights."""

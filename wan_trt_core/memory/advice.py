@@ -23,6 +23,7 @@ from wan_trt_core.memory.measured import (
     lean_seconds,
     single_seconds,
 )
+from wan_trt_core.models.profiles import tile_stride
 
 USED_IN: Mapping[str, Stage] = {
     "text_encoder": "text_encode",
@@ -267,7 +268,7 @@ def _tiles(record: MemoryRecord) -> Iterator[Advice]:
     yield Advice(
         f"decode in tiles of {tile} pixels {_by(record, 'pipeline.vae_tile')}",
         _saving(record, less),
-        f"{derived}: {share:.1%} remain; the video itself does ({quantity(3 * height * width * frames * 4, 'B')})",
+        f"{derived}: {share:.1%} remain; the video itself does ({quantity(_video_bytes(height, width, frames), 'B')})",
         costs,
         seconds,
     )
@@ -356,13 +357,13 @@ def _caches(record: MemoryRecord, event: Event, before: Event | None) -> int:
     unclaimed = event.peak.of("allocated") - sum(size for _, size in owners(event.held, "allocator"))
     if before:
         unclaimed -= before.after.of("allocated") - sum(size for _, size in owners(before.held, "allocator"))
-    return max(0, unclaimed - 3 * height * width * frames * 4)
+    return max(0, unclaimed - _video_bytes(height, width, frames))
 
 
 def _above_the_beginning(record: MemoryRecord, share: float) -> Callable[[Event], float]:
     """Of what a decode holds above its beginning and the video, all but a share."""
     height, width, frames = _video(record) or (0, 0, 0)
-    held = record.of("decode")[0].before.of(record.book) + 3 * height * width * frames * 4
+    held = record.of("decode")[0].before.of(record.book) + _video_bytes(height, width, frames)
 
     def own(event: Event) -> float:
         return (1 - share) * max(0, event.peak.of(record.book) - held) if event.stage == "decode" else 0
@@ -378,9 +379,14 @@ def _video(record: MemoryRecord) -> tuple[int, int, int] | None:
     return None
 
 
+def _video_bytes(height: int, width: int, frames: int) -> int:
+    """Of a decoded video: three colours in float32."""
+    return 3 * height * width * frames * 4
+
+
 def _along(size: int, tile: int) -> int:
-    """Pixels along one side of all tiles together, which overlap by a quarter."""
-    return sum(min(tile, size - at) for at in range(0, size, 3 * tile // 4)) if size > tile else size
+    """Pixels along one side of all tiles together, which overlap."""
+    return sum(min(tile, size - at) for at in range(0, size, tile_stride(tile))) if size > tile else size
 
 
 # ---- engines and transformers ----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.onnx import ONNXProgram
 
     from wan_trt_core.config import Settings
 
@@ -173,6 +174,37 @@ def _write_onnx(
     blocks: tuple[str, ...],
     report: Progress,
 ) -> None:
+    from wan_trt_core.export.repetition import BlocksDifferError, repeat_blocks, with_few_blocks
+
+    what, program = (component, checkpoint, precision, opset, blocks, report), None
+    repeated = "" if blocks else component.repeated  # with outputs of their own they are not alike
+    if repeated:
+        try:
+            program = _converted(with_few_blocks(graph, repeated), *what)
+            with _explained(component, precision, f"repeating {repeated}"):
+                repeat_blocks(program.model, graph, repeated)
+        except BlocksDifferError as error:
+            logger.warning("%s %s: every block is traced: %s", component.name, precision, error)
+            program = None
+    program = program or _converted(graph, *what)
+    report("optimize", 0.7)
+    with _explained(component, precision, "optimizing the ONNX graph"):
+        _optimize(program.model)
+        _strip_metadata(program.model)
+    with _explained(component, precision, "writing the ONNX model"):
+        program.save(path, external_data=True)
+
+
+def _converted(
+    graph: nn.Module,
+    component: Component,
+    checkpoint: Checkpoint,
+    precision: str,
+    opset: int,
+    blocks: tuple[str, ...],
+    report: Progress,
+) -> ONNXProgram:
+    """The graph as ONNX, with the names of its inputs, outputs and axes; nothing else is done to it."""
     import torch
 
     inputs, outputs = component.inputs(checkpoint), component.outputs(checkpoint)
@@ -207,12 +239,7 @@ def _write_onnx(
         )
         assert converted is not None
         converted.rename_axes(_axis_names(converted.model, inputs))
-    report("optimize", 0.7)
-    with _explained(component, precision, "optimizing the ONNX graph"):
-        _optimize(converted.model)
-        _strip_metadata(converted.model)
-    with _explained(component, precision, "writing the ONNX model"):
-        converted.save(path, external_data=True)
+    return converted
 
 
 def _check(
@@ -318,7 +345,7 @@ def _optimize(model: Any) -> None:
     """Fold constants, merge what is the same, drop what nothing uses.
 
     Of the rewriter's rules, which ``ONNXProgram.optimize`` applies besides, only those that find something here: one of
-    the others searches the whole graph again at every node, 26 of the 61 seconds that a transformer of 30 layers takes.
+    the others searches the whole graph again at every node: 26 seconds for a transformer of 30 layers.
     """
     import onnx_ir.passes
     from onnx_ir.passes import Sequential

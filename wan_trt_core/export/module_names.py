@@ -15,8 +15,13 @@ MODULE_NAMES = "pkg.torch.onnx.name_scopes"
 def module_of(node: NodeProto) -> str:
     """The innermost of them, as ``blocks.3.attn1``; empty where it is not known."""
     noted = {entry.key: entry.value for entry in node.metadata_props}.get(MODULE_NAMES, "[]")
+    return next((name for name in reversed(modules_of(noted)) if name), "")
+
+
+def modules_of(noted: str) -> list[str]:
+    """The modules in what the exporter noted, outermost first, the empty name of the model itself among them."""
     try:
-        names = ast.literal_eval(noted)
+        names: list[str] = ast.literal_eval(noted)
     except (SyntaxError, ValueError):
-        return ""
-    return next((name for name in reversed(names[:-1]) if name), "")
+        return []
+    return names[:-1]

@@ -508,7 +508,7 @@ class DitGraph(nn.Module):
         rope = (rope_cos.flatten(0, 2).unsqueeze(1), rope_sin.flatten(0, 2).unsqueeze(1))
         if self.half_rotation:
             rope = (rope[0].to(hidden_states.dtype), rope[1].to(hidden_states.dtype))
-        rows = _rows(_stacked(modulation), 6 * len(self.blocks))
+        rows = _rows(_stacked(modulation))
         patches = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
         patches = patches.to(hidden_states.dtype)
         hidden = patches.flatten(2).squeeze(0).transpose(0, 1)
@@ -522,7 +522,7 @@ class DitGraph(nn.Module):
         for index, block in enumerate(self.blocks):
             hidden = block(hidden, (text, text_scores), rows[6 * index : 6 * index + 6], rope, image)
             taken.append(hidden)
-        shift, scale = _rows(output_modulation, 2)
+        shift, scale = _rows(output_modulation)
         hidden = _modulated(_layer_norm(hidden, self.eps), shift, scale).to(hidden.dtype)
         hidden = self.proj_out(hidden)
         sample = self._unpatchify(hidden, grid)
@@ -562,9 +562,9 @@ def _stacked(modulation: Tensor) -> Tensor:
     return modulation.flatten(1).reshape(-1, *modulation.shape[2:])
 
 
-def _rows(modulation: Tensor, count: int) -> tuple[Tensor, ...]:
+def _rows(modulation: Tensor) -> tuple[Tensor, ...]:
     """Each row as it is broadcast: (count, dim) to (1, dim), (count, frames, dim) to (frames, 1, dim)."""
-    rows = modulation.chunk(count)
+    rows = modulation.chunk(modulation.shape[0])
     return rows if modulation.dim() == 2 else tuple(row.transpose(0, 1) for row in rows)
 
 

@@ -142,6 +142,9 @@ class TensorRtSettings(_Model):
         default=None, gt=0, description="scratch memory that a kernel may use, GiB; by default all there is"
     )
     optimization_level: int = Field(default=3, ge=0, le=5, description="effort of the builder, 0 to 5")
+    builder_threads: int | None = Field(
+        default=None, ge=1, description="threads that the builder may use; by default TensorRT's own choice"
+    )
     timing_cache: bool = Field(
         default=True, description="keep the timings of kernels in the cache, for all builds on this GPU"
     )

@@ -275,6 +275,7 @@ def main() -> None:
     given = {
         "tensorrt.profiles": ["fixed", "range"],
         "tensorrt.workspace_gib": 1.0,
+        "tensorrt.builder_threads": 4,
         "tensorrt.weight_streaming": True,
     }
     settings = load_settings(overrides=given, environ={}).settings

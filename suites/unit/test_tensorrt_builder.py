@@ -250,6 +250,17 @@ class TestProgress:
         assert told[:3] == [0.0, 0.5, 0.5]
         assert 0.7 < told[7] < 0.9 and told[-1] == 1.0
 
+    def test_each_phase_has_its_seconds(self) -> None:
+        phases = Phases(lambda name, fraction: None)
+        phases.start("build", None, 2)
+        for _ in range(2):
+            phases.start("tactics", "build", 1)
+            time.sleep(0.02)
+            phases.finish("tactics")
+        phases.finish("build")
+        assert list(phases.seconds) == ["tactics", "build"]
+        assert 0.04 <= phases.seconds["tactics"] <= phases.seconds["build"]
+
     def test_a_cancelled_build_is_asked_to_stop(self) -> None:
         phases = Phases(lambda name, fraction: None)
         phases.start("build", None, 2)

@@ -60,6 +60,8 @@ def build_plan(
     """
     trt, log, started = tensorrt(), message_log(), time.perf_counter()
     builder = trt.Builder(log)
+    if settings.tensorrt.builder_threads is not None:
+        builder.max_threads = settings.tensorrt.builder_threads
     network = strongly_typed_network(builder)
     graph = _Graph(model.path)
     _parse(trt, network, log, model, graph)
@@ -85,6 +87,7 @@ def build_plan(
         _log.warning("%s", problem)
     return {
         "build_seconds": seconds,
+        "build_phases": phases.seconds,
         "weights": (folder / name).stat().st_size,
         "scratch": scratch,
         "layers": len(layers),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,19 +19,26 @@ class Phases:
 
     Each phase is as long as one step of the phase that it is part of, so the fraction never goes back. The
     builder calls from threads of its own.
+
+    Attributes:
+        seconds: that each phase took, the phases that it was made of among them.
+        cancelled: whether the builder is asked to stop.
     """
 
     def __init__(self, report: Progress) -> None:
         self._report = report
         self._lock = threading.Lock()
         self._open: dict[str, tuple[str | None, int, int]] = {}
+        self._began: dict[str, float] = {}
         self._shown = 0.0
+        self.seconds: dict[str, float] = {}
         self.cancelled = False
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase of ``steps`` steps begins."""
         with self._lock:
             self._open[name] = (parent, max(steps, 1), 0)
+            self._began[name] = time.perf_counter()
         self._tell(name)
 
     def step(self, name: str, done: int) -> bool:
@@ -46,6 +54,9 @@ class Phases:
         """A phase ends, perhaps before its last step."""
         with self._lock:
             self._open.pop(name, None)
+            if name in self._began:
+                took = time.perf_counter() - self._began.pop(name)
+                self.seconds[name] = self.seconds.get(name, 0.0) + took
 
     def _tell(self, name: str) -> None:
         with self._lock:

@@ -107,7 +107,7 @@ def test_cuda_key_without_a_device_says_so() -> None:
 
 
 ASKED: dict[str, Callable[[], object]] = {
-    "the suites": lambda: measuring.hardware_key(Settings(backend="tensorrt")),
+    "the suites": lambda: measuring.hardware_key(Settings(), "tensorrt"),
     "baselines regenerate": lambda: baseline_update._hardware("tensorrt"),
     "baselines show --hardware this": lambda: baselines._this_hardware(Settings(backend="tensorrt")),
 }

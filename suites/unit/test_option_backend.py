@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from plugin_conditions import WITHOUT_WORKERS, Option, run_under
-from plugin_support import Project, project
+from plugin_support import CONFTEST, HARDWARE, Project, project
+
+from wan_trt_core.backends.registry import device_of
+from wan_trt_core.measure import environment
 
 __all__ = ["project"]
 
@@ -38,3 +43,71 @@ def test_what_only_another_backend_can_do_is_no_mistake_of_a_case_that_waits_for
     judged = project.run("-m", "perf", "--wan-backend", "tensorrt")  # whose numbers here know of no graphs
     judged.assert_outcomes(passed=1, failed=1, deselected=2)
     judged.stdout.fnmatch_lines(["*graph_gain is required and could not be computed*"])
+
+
+@pytest.fixture
+def devices(project: Project, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A machine with a GPU too, whose every hardware key names its device; the devices that records are of."""
+    monkeypatch.delenv("WAN_TRT_DEVICE")
+    own = "session: __import__('wan_trt_core.pytest_plugin.measuring').pytest_plugin.measuring"
+    project.pytester.makeconftest(
+        CONFTEST.replace(
+            f'def pytest_wan_hardware_key(session):\n    return "{HARDWARE}"',
+            f"pytest_wan_hardware_key = lambda {own}.hardware_key(session.settings, session.backend)",
+        )
+    )
+    asked: list[str] = []
+
+    def record(device: str, **more: Any) -> dict[str, Any]:
+        asked.append(device)
+        return {"source": {}}
+
+    monkeypatch.setattr(environment, "hardware_key_of", lambda settings: f"fake-{device_of(settings)}")
+    monkeypatch.setattr(environment, "environment_record", record)
+    return asked
+
+
+def write_cases(project: Project, **backends: str) -> None:
+    """A case of each name with a backend of its own."""
+    text = project.cases(*backends).read_text()
+    for name, backend in backends.items():
+        text = text.replace(f"id: {name}", f"id: {name}\n    backend: {backend}")
+    project.file(text)
+
+
+@pytest.mark.parametrize(("backend", "device"), [("tensorrt", "cuda"), ("onnxruntime", "cpu")])
+def test_results_are_filed_under_the_device_of_the_case_s_own_backend(
+    backend: str, device: str, project: Project, devices: list[str]
+) -> None:
+    write_cases(project, good=backend)
+    result = project.run("-m", "parity")
+    result.stdout.fnmatch_lines([f"wan-trt: hardware fake-{device}, *"])
+    assert project.results()["hardware_key"] == f"fake-{device}"
+    assert set(devices) == {device}
+
+
+def test_the_cases_that_are_selected_say_the_device(project: Project, devices: list[str]) -> None:
+    write_cases(project, good="onnxruntime", bad="tensorrt")
+    project.run("-m", "parity", "-k", "bad")
+    assert project.results()["hardware_key"] == "fake-cuda"
+    refused = project.run("-m", "parity")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(
+        [
+            "ERROR: the selected cases run on two devices, good on cpu (onnxruntime) and bad on cuda (tensorrt), *"
+        ]
+    )
+
+
+def test_a_case_file_for_a_gpu_is_refused_where_there_is_none(
+    project: Project, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gpu(settings: Any) -> str:
+        assert settings.backend == "tensorrt"
+        raise RuntimeError("no CUDA device is visible")
+
+    monkeypatch.setattr(environment, "hardware_key_of", no_gpu)
+    write_cases(project, good="tensorrt")
+    refused = project.run("-m", "parity")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["ERROR: no CUDA device is visible"])

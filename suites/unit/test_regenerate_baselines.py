@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import io
 import json
@@ -32,6 +33,7 @@ from typer.testing import CliRunner
 from wan_trt_core import baseline_update as update
 from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
 from wan_trt_core.cases import Band, Case, MemoryGate
+from wan_trt_core.cli import regenerate
 from wan_trt_core.cli.app import app
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure import environment
@@ -396,6 +398,26 @@ class TestForesight:
         monkeypatch.setenv("WAN_TRT_DEVICE", "gpu")
         with pytest.raises(update.Refused, match="WAN_TRT_DEVICE"):
             update.this_hardware("onnxruntime")
+
+    @pytest.mark.parametrize(
+        ("given", "backend"),
+        [
+            ({"case": ["on-gpu"]}, "tensorrt"),
+            ({"case": ["dit-fp32"]}, "onnxruntime"),
+            ({}, None),
+            ({"backend": "onnxruntime-cuda"}, "onnxruntime-cuda"),
+        ],
+    )
+    def test_hardware_is_that_of_the_cases_own_backend(
+        self, given: dict[str, Any], backend: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("DEVICE", "BACKEND"):
+            monkeypatch.delenv(f"WAN_TRT_{name}", raising=False)
+        waits = make_case("waits").model_copy(update={"backend": "tensorrt", "only_backends": ("tensorrt",)})
+        cases = (make_case("dit-fp32"), make_case("on-gpu").model_copy(update={"backend": "tensorrt"}), waits)
+        fields = dict.fromkeys(("backend", "model", "profile", "case"))
+        options = argparse.Namespace(**{**fields, "suite": "perf", **given})
+        assert regenerate._backend(options, cases) == backend
 
 
 class TestReference:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -71,3 +71,9 @@ def device_of(settings: Settings, backend: str | None = None) -> Device:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def of_one_device(settings: Settings, backends: Iterable[str]) -> str | None:
+    """One of these backends if all of them run on one device, which a run of them is then of; else ``None``."""
+    names = sorted(set(backends))
+    return names[0] if len({device_of(settings, name) for name in names}) == 1 else None

@@ -25,6 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from wan_trt_core import baseline_update as update
+from wan_trt_core.backends.registry import of_one_device
 from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
 from wan_trt_core.config import ConfigError, load_settings
 from wan_trt_core.measure.environment import SourceState, hardware_key, source_state
@@ -66,7 +67,7 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
     options.baselines = options.baselines or load_settings().settings.baselines
     cases = _cases(options)
     if options.bands_only:
-        hardware = options.hardware or update.this_hardware(options.backend)
+        hardware = options.hardware or update.this_hardware(_backend(options, cases))
         where = options.baselines, hardware, options.suite, cases, options.accept_regression
         return _planned(options, console, update.plan_bands(*where, selected=options.case))
     commit = None if options.from_record else _commit(source_state(Path.cwd()), options)
@@ -142,6 +143,19 @@ def _cases(options: argparse.Namespace) -> tuple[Case, ...]:
     return file.overridden(**update.overrides(vars(options))).cases
 
 
+def _backend(options: argparse.Namespace, cases: Sequence[Case]) -> str | None:
+    """That of the cases that are measured, for the device that they run on; ``None`` where they have several."""
+    asked = update.overrides(vars(options))["backend"]
+    measured = [
+        case.backend
+        for case in cases
+        if options.suite in case.suites
+        and case.id in (options.case or [case.id])
+        and not case.only_backends  # which are left out where no backend is asked for
+    ]
+    return asked or of_one_device(load_settings().settings, measured)
+
+
 def _records(
     options: argparse.Namespace, cases: Sequence[Case], measured: list[RunRecord]
 ) -> list[RunRecord]:
@@ -164,7 +178,7 @@ def _records(
 def _refuse_foreseen(options: argparse.Namespace, cases: Sequence[Case]) -> None:
     """Ask for a reason before measuring where the case file alone calls for one; a check changes nothing."""
     backend = update.overrides(vars(options))["backend"]
-    hardware = options.hardware or update.this_hardware(options.backend)
+    hardware = options.hardware or update.this_hardware(_backend(options, cases))
     plans = update.foresee(
         options.baselines, hardware, options.suite, cases, backend=backend, selected=options.case
     )

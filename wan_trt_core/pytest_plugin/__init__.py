@@ -101,7 +101,7 @@ def pytest_wan_explain(
 @pytest.hookimpl(trylast=True)
 def pytest_wan_hardware_key(session: WanSession) -> str:
     """Name this machine, unless another plugin did."""
-    return measuring.hardware_key(session.settings)
+    return measuring.hardware_key(session.settings, session.backend)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

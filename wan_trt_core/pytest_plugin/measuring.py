@@ -38,8 +38,8 @@ def explain(
     return explain_case(case, suite, session.context, measurement, baseline)
 
 
-def hardware_key(settings: Settings) -> str:
-    """This machine's key for the device that both arms run on."""
+def hardware_key(settings: Settings, backend: str) -> str:
+    """This machine's key for the device that both arms of a backend's cases run on."""
     from wan_trt_core.measure.environment import hardware_key_of
 
-    return hardware_key_of(settings)
+    return hardware_key_of(settings.model_copy(update={"backend": backend}))

@@ -40,9 +40,13 @@ def header(session: WanSession) -> list[str]:
     if settings.strict_improvements:
         bands += f", improvements beyond them fail ({sources['strict_improvements']})"
     try:
-        left_out = session.left_out
+        left_out, cases = session.left_out, session.case_file.cases
     except CaseFileError:  # collection says what is wrong, if a test wants cases at all
-        left_out = ""
+        left_out, cases = "", ()
+    if session.require_bands and not any(
+        getattr(case, suite).bands for case in cases for suite in case.suites
+    ):
+        bands += " (no case has any)"
     return [
         f"wan-trt: model {chosen('model')}, backend {chosen('backend')}, profile {chosen('profile')}",
         f"wan-trt: hardware {hardware}, cases {session.case_path}",
@@ -115,7 +119,9 @@ class Collector:
         from wan_trt_core.report.summary import ORPHANS
 
         session = self.session
-        environment = environment_record(device_of(session.settings), throttle_before=session.throttle_before)
+        environment = environment_record(
+            device_of(session.settings, session.backend), throttle_before=session.throttle_before
+        )
         order = {case.id: index for index, case in enumerate(session.case_file.cases)}
         suites = tuple(MARKERS)
         records = sorted(

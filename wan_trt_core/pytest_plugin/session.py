@@ -46,6 +46,7 @@ class WanSession:
     Attributes:
         refusal: why this session must not judge anything; set while collecting.
         selected: suites of the collected tests.
+        judged: their cases.
         throttle_before: the machine's throttling counters before the first test.
         keep: told of a record before its test has ended; the process that reports writes it.
     """
@@ -54,9 +55,11 @@ class WanSession:
         self.config = config
         self.refusal: str | None = None
         self.selected: frozenset[str] = frozenset()
+        self.judged: tuple[Case, ...] = ()
         self.throttle_before: Mapping[str, int] | None = None
         self.keep: Callable[[CaseRecord], object] = lambda record: None
         self._baselines: dict[tuple[str, str], BaselineFile | None] = {}
+        self._hardware_keys: dict[str, str] = {}
         self._closing = ExitStack()
 
     @cached_property
@@ -186,10 +189,26 @@ class WanSession:
 
         return Context(self.settings, self.settings.report)
 
-    @cached_property
+    @property
+    def backend(self) -> str:
+        """One of the judged cases' (before they are known of all cases'), which all run on one device; that of the
+        settings where they do not, or the case file is wrong."""
+        from wan_trt_core.backends.registry import of_one_device
+        from wan_trt_core.cases import CaseFileError
+
+        try:
+            cases = self.judged or self.case_file.cases
+        except CaseFileError:  # collection says what is wrong, if a test wants cases at all
+            cases = ()
+        return of_one_device(self.settings, (case.backend for case in cases)) or self.settings.backend
+
+    @property
     def hardware_key(self) -> str:
-        """This machine's name, under which its baselines are stored."""
-        return str(self.config.hook.pytest_wan_hardware_key(session=self))
+        """This machine's name, under which the baselines of :attr:`backend`'s device are stored."""
+        backend = self.backend
+        if backend not in self._hardware_keys:
+            self._hardware_keys[backend] = str(self.config.hook.pytest_wan_hardware_key(session=self))
+        return self._hardware_keys[backend]
 
     def stored(self, case: Case, suite: Suite) -> Stored:
         """What the baselines hold for a case on this hardware."""

@@ -825,6 +825,31 @@ def test_an_invalid_model_is_refused(tmp_path: Path) -> None:
         checks.check_model(path)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"x": torch.float64}, r"toy fp32: `prepare` gives x as torch\.float64, declared is torch\.float32"),
+        ({"z": torch.float32}, r"toy fp32: `prepare` gives \['z'\], declared are \['x'\]"),
+    ],
+)
+def test_a_prepared_input_that_is_not_the_declared_one_is_named(
+    given: dict[str, torch.dtype],
+    said: str,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ((name, dtype),) = given.items()
+    monkeypatch.setattr(Toy, "prepare", lambda *_: lambda call: {name: call["x"].to(dtype)})
+    refuse(Toy(), checkpoint, tmp_path, said)
+
+
+def test_prepared_inputs_reach_the_graph_by_their_names() -> None:
+    y, x = torch.zeros(1), torch.ones(1)
+    specs = (TensorSpec("x", (1,)), TensorSpec("y", (1,)))
+    assert list(checks.in_order("m", specs, {"y": y, "x": x}, "fp32").items()) == [("x", x), ("y", y)]
+
+
 def test_tensors_grow_to_a_shape() -> None:
     tensor = torch.arange(6).reshape(2, 3)
     assert checks.grown(tensor, (2, 3)).equal(tensor)

@@ -167,6 +167,25 @@ def open_session(path: Path, threads: int | None) -> InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def in_order(
+    what: str, specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor], precision: str
+) -> dict[str, Tensor]:
+    """What a component prepares, in the order of its declared inputs: the graph takes them by their places.
+
+    Raises:
+        ExportError: for names other than the declared ones, or naming the first input of another dtype.
+    """
+    if set(tensors) != {spec.name for spec in specs}:
+        raise ExportError(
+            f"{what}: `prepare` gives {list(tensors)}, declared are {[spec.name for spec in specs]}"
+        )
+    for spec in specs:
+        found, expected = tensors[spec.name].dtype, spec.torch_dtype(precision)
+        if found != expected:
+            raise ExportError(f"{what}: `prepare` gives {spec.name} as {found}, declared is {expected}")
+    return {spec.name: tensors[spec.name] for spec in specs}
+
+
 def grown(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The tensor repeated along its axes and cut to a shape.
 

@@ -273,6 +273,7 @@ def _check(
     prepare = component.prepare(checkpoint, precision)
     with _explained(component, precision, "preparing its inputs"):
         tensors = prepare(component.call_tensors(checkpoint, profile.min))
+    tensors = checks.in_order(what, component.inputs(checkpoint), tensors, precision)
     if precision == "bf16":  # with the same rounded weights
         graph = copy.deepcopy(graph).float()
         tensors = {name: tensor.float() for name, tensor in tensors.items()}

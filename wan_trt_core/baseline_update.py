@@ -146,9 +146,10 @@ def usable_commit(
     """
     if source.commit is None:
         if commit is None or tree_state is None:
-            raise Refused(
-                "there is no git here; say what was measured: --commit SHA --tree-state clean|dirty"
+            lacking = (
+                "there is no git here;" if source.dirty is None else "git has no commit here yet; commit, or"
             )
+            raise Refused(f"{lacking} say what was measured: --commit SHA --tree-state clean|dirty")
         source = replace(source, commit=commit, dirty=tree_state != "clean")
     elif commit is not None and not source.commit.startswith(commit):
         raise Refused(f"--commit {commit} was given, but git says {source.commit}")

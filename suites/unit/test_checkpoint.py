@@ -248,6 +248,11 @@ def test_half_precision_keeps_the_float32_islands(checkpoint: Checkpoint) -> Non
 def test_unknown_parts_and_dtypes_are_named(checkpoint: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match=r"no part 'unet'.*transformer, vae, text_encoder"):
         checkpoint.load("unet")
+    for ask in (checkpoint.config, checkpoint.weight_files, checkpoint.weights_sha256):
+        with pytest.raises(
+            CheckpointError, match=r"no part 'transfomer' with weights; there are transformer, vae,"
+        ):
+            ask("transfomer")
     with pytest.raises(CheckpointError, match=r"no dtype 'fp8'.*fp32, fp16, bf16"):
         checkpoint.load("vae", "fp8")
     with pytest.raises(CheckpointError, match="no part 'unet'"):

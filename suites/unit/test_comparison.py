@@ -687,6 +687,56 @@ def test_a_reference_in_which_a_fallback_would_not_be_seen_is_refused(
         target.reference.call(target.inputs("min"))
 
 
+@pytest.mark.parametrize("suite", ["parity", "perf"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda found: {"sample": found["sample"]},
+            r"vae_decoder_first: its reference gives \{sample\} and the component declares \{cache_out_00, .*sample\};",
+        ),
+        (
+            lambda found: {"smaple" if name == "sample" else name: value for name, value in found.items()},
+            r"gives \{cache_out_00, .*, smaple\} and the component declares \{cache_out_00, .*, sample\}; let",
+        ),
+    ],
+    ids=["forgotten", "misspelt"],
+)
+def test_a_reference_that_does_not_give_the_declared_outputs_is_refused(
+    suite: Any,
+    change: Callable[[Any], Any],
+    said: str,
+    healthy: Settings,
+    on_modules: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it forgets would be compared with nothing, and the case would pass."""
+    component = get_component("vae_decoder_first")
+    stock = component.reference
+
+    def reference(*given: Any) -> Callable[[Any], Any]:
+        run = stock(*given)
+        return lambda call: change(run(call))
+
+    monkeypatch.setattr(component, "reference", reference)
+    with pytest.raises(ComponentError, match=said):
+        measure_case(case_of("vae_decoder_first", healthy), suite, Context(healthy))
+
+
+def test_a_component_without_blocks_says_so_and_builds_nothing(
+    healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_component("dit"), "blocks", lambda checkpoint: ())
+    monkeypatch.setattr(Target, "engine", lambda *_, **__: pytest.fail("an engine is built for no block"))
+    (found,) = parity.explanations_of(case_of("dit", healthy), Context(healthy))
+    assert found.divergence.table() == ()
+    assert parity.explain(case_of("dit", healthy), Context(healthy)) == found.describe()
+    assert found.describe() == (
+        "dit: the component names no blocks, so where it leaves the reference is not known; let its `blocks` name what"
+        " its graph computes on the way",
+    )
+
+
 def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Settings) -> None:
     closed: list[str] = []
 

@@ -187,6 +187,12 @@ def test_without_git_the_commit_is_unknown(tmp_path: Path) -> None:
     assert (state.commit, state.dirty) == (None, None)
 
 
+def test_without_a_commit_git_is_there_all_the_same(tmp_path: Path) -> None:
+    subprocess.run(["git", "-C", str(tmp_path), "init"], check=True, capture_output=True)
+    state = source_state(tmp_path)
+    assert (state.commit, state.dirty) == (None, True)
+
+
 def test_throttling_is_a_counter_that_rose() -> None:
     before = {"cpu0 thermal throttling": 5, "cgroup quota throttling": 2}
     assert throttled(before, before) == ""

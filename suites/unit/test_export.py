@@ -596,8 +596,52 @@ def test_an_input_s_axis_that_is_no_axis_of_its_own_is_an_error(
         checkpoint,
         tmp_path,
         rf"toy fp32: axis 1 of the input x is '{re.escape(axis)}', expected one of height, width, or a number times one"
-        r" \('2\*height'\): give a product of two a name of its own in the component's sizes",
+        r" \('2\*height'\): give a product of two a name of its own in the component's sizes; where the graph computes"
+        r" with another input that has them apart, pass them apart here too",
     )
+
+
+class Rotated(Toy):
+    """Latents times a table that has a row for each of their tokens, or the tokens' own axes."""
+
+    axes: tuple[str, ...] = ("tokens",)
+
+    def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("x", ("frames", "height", "width", 4)), TensorSpec("cos", (*self.axes, 4)))
+
+    def outputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("y", ("frames*height*width", 4)),)
+
+    def sizes(self, video: Sizes) -> dict[str, int]:
+        frames, height, width = video.latent_frames, video.latent_height, video.latent_width
+        return {"frames": frames, "height": height, "width": width, "tokens": frames * height * width}
+
+    def graph(self, checkpoint: Checkpoint, precision: str, *, block_outputs: bool = False) -> nn.Module:
+        class Graph(nn.Module):
+            def forward(self, x: Tensor, cos: Tensor) -> tuple[Tensor, ...]:
+                return (x.flatten(0, 2) * cos.reshape(-1, 4),)
+
+        return Graph()
+
+    def call_tensors(self, checkpoint: Checkpoint, video: Sizes, *, seed: int = 0) -> dict[str, Tensor]:
+        sizes = self.sizes(video)
+        return {spec.name: torch.ones(spec.shape(sizes)) for spec in self.inputs(checkpoint)}
+
+
+def test_an_input_that_meets_a_product_of_another_s_axes_is_passed_with_its_axes_apart(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """As one name of its own the product is found out, and as the product it is refused: the message leads out."""
+    refuse(
+        Rotated(),
+        checkpoint,
+        tmp_path,
+        r"axis 0 of cos is '\w+\*\w+\*\w+', declared is 'tokens', because .*: pass it with an axis for each of"
+        " frames, height, width, and flatten them in the graph",
+    )
+    apart = Rotated()
+    apart.axes = ("frames", "height", "width")
+    assert export_component(apart, checkpoint, PROFILE, "fp32", tmp_path, SETTINGS).inputs == ("x", "cos")
 
 
 def test_an_axis_that_cannot_be_dynamic_is_an_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -779,6 +823,31 @@ def test_an_invalid_model_is_refused(tmp_path: Path) -> None:
     onnx.save(model, str(path))
     with pytest.raises(onnx.checker.ValidationError):
         checks.check_model(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"x": torch.float64}, r"toy fp32: `prepare` gives x as torch\.float64, declared is torch\.float32"),
+        ({"z": torch.float32}, r"toy fp32: `prepare` gives \['z'\], declared are \['x'\]"),
+    ],
+)
+def test_a_prepared_input_that_is_not_the_declared_one_is_named(
+    given: dict[str, torch.dtype],
+    said: str,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ((name, dtype),) = given.items()
+    monkeypatch.setattr(Toy, "prepare", lambda *_: lambda call: {name: call["x"].to(dtype)})
+    refuse(Toy(), checkpoint, tmp_path, said)
+
+
+def test_prepared_inputs_reach_the_graph_by_their_names() -> None:
+    y, x = torch.zeros(1), torch.ones(1)
+    specs = (TensorSpec("x", (1,)), TensorSpec("y", (1,)))
+    assert list(checks.in_order("m", specs, {"y": y, "x": x}, "fp32").items()) == [("x", x), ("y", y)]
 
 
 def test_tensors_grow_to_a_shape() -> None:

@@ -338,6 +338,31 @@ class TestPerfCase:
         assert (check.metric, *outcome(check)) == ("candidate_time", Verdict.FAIL, Reason.WORSE_THAN_BAND)
         assert "find the cause, or accept it" in check.message
 
+    @pytest.mark.parametrize(
+        ("measurement", "advised"),
+        [
+            (perf_measurement(2.0), True),
+            (perf_measurement(1.3), False),  # which its own gate fails
+            (perf_measurement(2.0, problems={Reason.THROTTLED: "heat"}), False),
+        ],
+        ids=["its own gates pass", "its own gate fails", "void"],
+    )
+    def test_a_new_baseline_is_advised_only_where_one_would_be_made(
+        self, measurement: Measurement, advised: bool
+    ) -> None:
+        checks = judge(
+            make_case(),
+            "perf",
+            measurement,
+            entry(0.1, 0.04),
+            bands_for_hardware=True,
+            require_bands=False,
+        )
+        (check,) = (check for check in checks if check.metric == "candidate_time")
+        assert check.reason is Reason.WORSE_THAN_BAND
+        assert ("--accept-regression" in check.message) is advised
+        assert advised or check.message.endswith("; find the cause")
+
     def test_slower_reference_is_not_laid_to_the_change_and_proves_nothing(self) -> None:
         slower = perf_measurement(reference=0.12)  # by far: no sample is within the band
         check = verdict(slower, baseline=entry(candidate=0.072))
@@ -362,6 +387,16 @@ class TestPerfCase:
         )
         assert re.search(r"stock diffusers is \+(199|200|201)\.\d% against its own baseline", check.message)
         assert "not the engine alone" in check.message and "run again on a quiet machine" in check.message
+
+    def test_a_speedup_that_is_proven_too_low_is_told_with_the_reason_for_its_threshold(self) -> None:
+        case = make_case()
+        assert case.perf is not None
+        stated = case.model_copy(
+            update={"perf": case.perf.model_copy(update={"reason": "the product's gate"})}
+        )
+        for held, end in ((case, " pairs)"), (stated, " pairs; limit: the product's gate)")):
+            message = verdict(perf_measurement(1.3), baseline=entry(), case=held).message
+            assert "1.5x is asked" in message and message.endswith(end)
 
     def test_a_speedup_that_is_proven_too_low_fails_on_a_slower_machine_too(self) -> None:
         check = verdict(perf_measurement(1.3, reference=0.3), baseline=entry())

@@ -13,7 +13,7 @@ import pytest
 
 from wan_trt_core.cases import load_cases
 from wan_trt_core.config import load_settings
-from wan_trt_core.models import installed
+from wan_trt_core.models import components, installed
 from wan_trt_core.models.catalogue import CatalogueError, resolve
 from wan_trt_core.models.checkpoint import Checkpoint, CheckpointError
 from wan_trt_core.models.components import ComponentError, component_names, components_of, get_component
@@ -146,11 +146,15 @@ def test_a_case_may_name_both(install: Install, tmp_path: Path) -> None:
             "text_projection:LATE",
             r"'late' of .*components, brought by of-another 1\.2, cannot be imported",
         ),
-        ("late", "text_projection:COMPONENT", "'late' of .* is <.*>, expected a Component of that name"),
+        (
+            "late",
+            "text_projection:COMPONENT",
+            "'late' of .* is a Component named 'text_projection', expected one named 'late'",
+        ),
         (
             "late",
             "text_projection:TextProjection",
-            "'late' of .* is <class .*>, expected a Component of that name",
+            "'late' of .* is <class .*>, expected an instance of Component",
         ),
     ],
 )
@@ -160,6 +164,61 @@ def test_a_component_that_cannot_be_used_is_told_with_its_package(
     install({installed.COMPONENTS: {name: f"{PACKAGE}.{value}"}})
     with pytest.raises(ComponentError, match=said):
         get_component(name)
+
+
+FAULTS = {
+    "abstract": (
+        lambda text: text.replace("def blocks(", "def block("),
+        r"{file}:\d+: TypeError: Can't instantiate abstract class TextProjection.* blocks?'?$",
+    ),
+    "syntax": (
+        lambda text: text.replace("name = ", "name := ", 1),
+        r"{file}:\d+: SyntaxError: invalid syntax$",
+    ),
+    "name": (lambda text: text + "\nnowhere()\n", r"{file}:\d+: NameError: name 'nowhere' is not defined$"),
+}
+"""What an author may get wrong in a component's file, and what is said of it."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_component_whose_file_does_not_run_is_told_in_a_line(fault: str, install: Install) -> None:
+    change, said = FAULTS[fault]
+    file = install() / "text_projection.py"
+    file.write_text(change(file.read_text()))
+    said = r"brought by of-another 1\.2, cannot be imported from .*: " + said.format(
+        file=re.escape(str(file))
+    )
+    with pytest.raises(ComponentError, match=said):
+        get_component("text_projection")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        *(
+            (fault, "the component 'added' cannot be imported: " + said)
+            for fault, (_, said) in FAULTS.items()
+        ),
+        ("no component", "{file}: defines no COMPONENT"),
+        (
+            "another name",
+            "{file}: COMPONENT is a Component named 'text_projection', expected one named 'added'",
+        ),
+    ],
+)
+def test_a_file_of_this_package_that_is_no_component_is_told_in_a_line(
+    fault: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "examples/custom_component/text_projection.py").read_text()
+    changes = {fault: change for fault, (change, _) in FAULTS.items()}
+    changes |= {"no component": lambda text: text.replace("COMPONENT =", "MINE ="), "another name": str}
+    file = tmp_path / "added.py"
+    file.write_text(changes[fault](text))
+    monkeypatch.setattr(components, "__path__", [*components.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"{components.__name__}.added", raising=False)
+    with pytest.raises(ComponentError, match=said.format(file=re.escape(str(file)))):
+        get_component("added")
+    sys.modules.pop(f"{components.__name__}.added", None)
 
 
 def test_a_name_of_two_packages_is_nobody_s(install: Install) -> None:

@@ -31,6 +31,15 @@ def test_the_record_and_the_failure_say_where_it_came_from(project: Project) -> 
     assert checks["psnr_db"]["limit"] == 96 and "--wan-threshold" in checks["psnr_db"]["message"]
 
 
+def test_a_speedup_that_misses_it_says_where_it_came_from(project: Project) -> None:
+    project.cases("good-one", suites=("perf",))
+    project.run("--wan-threshold", "speedup=9", "-p", "no:xdist")
+    (case,) = (case for case in project.results()["cases"] if case["suite"] == "perf")
+    assert case["verdict"] == "fail"
+    assert "9x is asked" in case["checks"][0]["message"]
+    assert case["checks"][0]["message"].endswith("; limit: --wan-threshold)")
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -110,6 +110,8 @@ def test_the_variants_have_the_published_size(name: str, parameters: dict[str, i
 
 
 def test_a_text_encoder_is_there_where_it_is_asked_for() -> None:
+    with pytest.raises(CheckpointError, match="no part 'transfomer' with weights; there are transformer,"):
+        resolve(NAME).checkpoint.config("transfomer")
     with pytest.raises(CheckpointError, match="no tokenizer: its prompts become random states"):
         resolve(NAME).checkpoint.tokenizer()
     model = resolve(NAME, text_encoder=True).checkpoint

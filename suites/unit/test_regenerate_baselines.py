@@ -599,6 +599,16 @@ class TestRefusals:
         with pytest.raises(update.Refused, match="dirty"):
             update.usable_commit(unknown, "baselines", "abc", "dirty")
 
+    def test_git_without_a_commit_is_not_called_no_git(self) -> None:
+        with pytest.raises(update.Refused, match="there is no git here; say what was measured"):
+            update.usable_commit(SourceState(None, None), "baselines")
+        new = SourceState(None, True)
+        with pytest.raises(
+            update.Refused, match="git has no commit here yet; commit, or say what was measured"
+        ):
+            update.usable_commit(new, "baselines")
+        assert update.usable_commit(new, "baselines", "abc", "clean") == "abc"
+
     def test_given_commit_must_be_that_of_git(self) -> None:
         assert update.usable_commit(CLEAN, "baselines", "abc", "clean") == "abcdef"
         with pytest.raises(update.Refused, match="git says abcdef"):

@@ -63,7 +63,7 @@ def explain_parity(
             )
         for line in (line for each in found for line in each.describe()):
             print_line(line)
-        for each in found:
+        for each in (each for each in found if each.divergence.errors):
             print_line(f"\n{each.component}: error of each block's output")
             for line in each.divergence.table():
                 print_line(line)

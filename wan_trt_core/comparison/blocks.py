@@ -34,7 +34,10 @@ class BlockError:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a candidate leaves its reference: the first block over ``noise`` or far over those before it, or none."""
+    """Where a candidate leaves its reference: the first block over ``noise`` or far over those before it, or none.
+
+    A component that names no blocks has no ``errors``.
+    """
 
     errors: tuple[BlockError, ...]
     noise: float
@@ -42,6 +45,11 @@ class Divergence:
 
     def describe(self) -> str:
         """One line for the failure message."""
+        if not self.errors:
+            return (
+                "the component names no blocks, so where it leaves the reference is not known; let its `blocks` name"
+                " what its graph computes on the way"
+            )
         if self.first is None:
             worst = max(self.errors, key=lambda error: error.relative_l2)
             return (
@@ -58,11 +66,14 @@ class Divergence:
         return (None, *(now / last if last else None for last, now in pairwise(errors)))
 
     def table(self, around: int | None = None) -> tuple[str, ...]:
-        """A heading and a line for each block: relative L2, PSNR, growth; the first diverging one is marked.
+        """A heading and a line for each block: relative L2, PSNR, growth; the first diverging one is marked. Empty
+        where there are no blocks.
 
         Args:
             around: only as many blocks before and after that one.
         """
+        if not self.errors:
+            return ()
         names = [error.block for error in self.errors]
         at = names.index(self.first) if self.first else len(names) - 1
         shown = range(len(names)) if around is None else range(max(0, at - around), at + around + 1)

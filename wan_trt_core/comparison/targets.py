@@ -24,7 +24,7 @@ from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
 from wan_trt_core.cases import Case, Prompt
-from wan_trt_core.comparison.blocks import Divergence, limits, trace
+from wan_trt_core.comparison.blocks import NOISE, Divergence, limits, trace
 from wan_trt_core.comparison.conditions import without_tf32
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.operations import Operation, first_operation, modules_of, nodes_of
@@ -405,13 +405,15 @@ class Target(ABC):
 
     def _divergence(self, name: str) -> Divergence:
         component, checkpoint = self.component(name), self.model.checkpoint
+        if not (blocks := component.blocks(checkpoint)):
+            return Divergence((), NOISE[self.precision(name)], None)  # no engine has to be built to say so
         prepare = component.prepare(checkpoint, self.precision(name))
         engine = self.engine(name, block_outputs=True)
         return trace(
             component.reference_blocks(checkpoint, self.reference_precision(name)),
             lambda call: engine.run(prepare(call)),
             self.placed(component.call_tensors(checkpoint, self.profile.opt)),
-            component.blocks(checkpoint),
+            blocks,
             self.precision(name),
         )
 
@@ -440,6 +442,7 @@ class ComponentTarget(Target):
                     " fall back to it in the candidate would not be seen; let `reference` call what"
                     f" checkpoint.load({component.part!r}, …) gives, and `inside` name what runs in each of its calls"
                 )
+            self._require_declared(component, outputs)
             seen = True
             return outputs
 
@@ -468,6 +471,17 @@ class ComponentTarget(Target):
     @property
     def _component(self) -> Component:
         return self.component(self.case.component)
+
+    def _require_declared(self, component: Component, outputs: Outputs) -> None:
+        """Raise unless the reference gives exactly the declared outputs: one that it forgets would be compared with
+        nothing."""
+        given = sorted(outputs.tensors)
+        declared = sorted(spec.name for spec in component.outputs(self.model.checkpoint))
+        if given != declared:
+            raise ComponentError(
+                f"{component.name}: its reference gives {{{', '.join(given)}}} and the component declares"
+                f" {{{', '.join(declared)}}}; let `reference` return each of its `outputs`, by that name, and no other"
+            )
 
 
 class VaeTarget(Target):

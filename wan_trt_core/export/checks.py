@@ -64,10 +64,10 @@ def check_interface(
         if found != declared:
             raise ExportError(f"{what}: the exported {kind} are {found}, declared are {declared}")
         for value, spec in zip(values, specs, strict=False):
-            _check_axes(what, value, spec)
+            _check_axes(what, value, spec, is_input=kind == "inputs")
 
 
-def _check_axes(what: str, value: ValueInfoProto, spec: TensorSpec) -> None:
+def _check_axes(what: str, value: ValueInfoProto, spec: TensorSpec, *, is_input: bool) -> None:
     axes = [
         axis.dim_value if axis.HasField("dim_value") else axis.dim_param
         for axis in value.type.tensor_type.shape.dim
@@ -76,11 +76,26 @@ def _check_axes(what: str, value: ValueInfoProto, spec: TensorSpec) -> None:
         raise ExportError(f"{what}: {spec.name} has {len(axes)} axes {axes}, declared are {list(spec.axes)}")
     for index, (found, declared) in enumerate(zip(axes, spec.axes, strict=True)):
         if _factors(found) != _factors(declared):
-            specialised = isinstance(declared, str) and isinstance(found, int)
             raise ExportError(
                 f"{what}: axis {index} of {spec.name} is {found!r}, declared is {declared!r}"
-                + (": the export fixed the size of a dynamic axis" if specialised else "")
+                + _why(found, declared, is_input=is_input)
             )
+
+
+def _why(found: int | str, declared: int | str, *, is_input: bool) -> str:
+    """What made another axis of a declared one, where that is known, and what to do."""
+    if not isinstance(declared, str):
+        return ""
+    if isinstance(found, int):
+        return ": the export fixed the size of a dynamic axis"
+    _, names = _factors(found)
+    if not is_input or len(names) < 2:
+        return ""
+    # no other declaration helps: an input's axis is one symbol of the tracer's, and this one is several
+    return (
+        ", because the graph computes with it what is so long by another input's axes: pass it with an axis for each of"
+        f" {', '.join(names)}, and flatten them in the graph"
+    )
 
 
 def _factors(axis: int | str) -> tuple[int, tuple[str, ...]]:
@@ -150,6 +165,25 @@ def open_session(path: Path, threads: int | None) -> InferenceSession:
     if threads is not None:
         options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def in_order(
+    what: str, specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor], precision: str
+) -> dict[str, Tensor]:
+    """What a component prepares, in the order of its declared inputs: the graph takes them by their places.
+
+    Raises:
+        ExportError: for names other than the declared ones, or naming the first input of another dtype.
+    """
+    if set(tensors) != {spec.name for spec in specs}:
+        raise ExportError(
+            f"{what}: `prepare` gives {list(tensors)}, declared are {[spec.name for spec in specs]}"
+        )
+    for spec in specs:
+        found, expected = tensors[spec.name].dtype, spec.torch_dtype(precision)
+        if found != expected:
+            raise ExportError(f"{what}: `prepare` gives {spec.name} as {found}, declared is {expected}")
+    return {spec.name: tensors[spec.name] for spec in specs}
 
 
 def grown(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -273,6 +273,7 @@ def _check(
     prepare = component.prepare(checkpoint, precision)
     with _explained(component, precision, "preparing its inputs"):
         tensors = prepare(component.call_tensors(checkpoint, profile.min))
+    tensors = checks.in_order(what, component.inputs(checkpoint), tensors, precision)
     if precision == "bf16":  # with the same rounded weights
         graph = copy.deepcopy(graph).float()
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
@@ -307,7 +308,8 @@ def _dynamic(what: str, spec: TensorSpec, axes: Mapping[str, Any]) -> dict[int, 
                 raise ExportError(
                     f"{what}: axis {index} of the input {spec.name} is {axis!r}, expected one of {', '.join(axes)}, or"
                     f" a number times one ('2*{next(iter(axes), 'height')}'): give a product of two a name of its own"
-                    " in the component's sizes"
+                    " in the component's sizes; where the graph computes with another input that has them apart, pass"
+                    " them apart here too and flatten them in the graph"
                 )
             dynamic[index] = int(factor) * axes[name] if factor else axes[name]
     return dynamic

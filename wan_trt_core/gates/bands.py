@@ -131,6 +131,7 @@ def judge_bands(
     bands_for_hardware: bool,
     require_bands: bool,
     strict_improvements: bool = False,
+    acceptable: bool = True,
     run: Sequence[str] = (),
 ) -> tuple[Check, ...]:
     """Hold the banded metrics of a case against its baseline.
@@ -141,9 +142,11 @@ def judge_bands(
         bands_for_hardware: whether this hardware has a baseline file for the model and suite at all.
         require_bands: a machine without baselines fails too (GPU CI), else it is only reported.
         strict_improvements: a metric that is better than its band fails until it has a new baseline.
+        acceptable: a baseline may be made of the measurement; where not, no message advises it for what is worse.
         run: see :func:`regenerate_command`.
     """
     command = regenerate_command(suite, case, run)
+    accept = f", or accept it with: {command} --accept-regression REASON" if acceptable else ""
     if not bands_for_hardware:
         return tuple(
             Check(
@@ -160,7 +163,7 @@ def judge_bands(
         )
     stored = baseline.metrics if baseline else {}
     checks = [
-        _one(name, bands[name], metrics.get(name), stored.get(name), command, strict_improvements)
+        _one(name, bands[name], metrics.get(name), stored.get(name), command, accept, strict_improvements)
         for name in sorted(bands)
     ]
     for name in sorted(set(stored) - set(bands)):
@@ -178,7 +181,13 @@ def judge_bands(
 
 
 def _one(
-    name: str, band: Band, metric: Metric | None, stored: BaselineMetric | None, command: str, strict: bool
+    name: str,
+    band: Band,
+    metric: Metric | None,
+    stored: BaselineMetric | None,
+    command: str,
+    accept: str,
+    strict: bool,
 ) -> Check:
     value = metric.value if metric else None
     if stored is None:
@@ -206,11 +215,11 @@ def _one(
         return _check(name, Verdict.INVALID, Reason.BASELINE_INVALID, message, value)
     if not math.isfinite(value):
         return not_finite("band", name, metric)
-    return _compare(name, value, stored, command, strict, metric.detail)
+    return _compare(name, value, stored, command, accept, strict, metric.detail)
 
 
 def _compare(
-    name: str, value: float, stored: BaselineMetric, command: str, strict: bool, detail: str
+    name: str, value: float, stored: BaselineMetric, command: str, accept: str, strict: bool, detail: str
 ) -> Check:
     reason = position(value, stored)
     low, high = band_limits(stored)
@@ -239,10 +248,7 @@ def _compare(
         verdict = Verdict.FAIL if strict else Verdict.PASS
         return Check("band", name, verdict, reason, message, value, limit, evidence=evidence)
     told = "; ".join(filter(None, (f"baseline {base}, {change:+.1%}", detail)))
-    message = (
-        f"{name} {shown} {sign} {bound} is worse than its band ({told}); "
-        f"find the cause, or accept it with: {command} --accept-regression REASON"
-    )
+    message = f"{name} {shown} {sign} {bound} is worse than its band ({told}); find the cause{accept}"
     return Check("band", name, Verdict.FAIL, reason, message, value, limit, evidence=evidence)
 
 

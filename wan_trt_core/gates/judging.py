@@ -66,6 +66,9 @@ def judge(
             bands_for_hardware=bands_for_hardware,
             require_bands=require_bands,
             strict_improvements=strict_improvements,
+            # as baseline_update.case_records has it
+            acceptable=not measurement.problems
+            and all(c.verdict is Verdict.PASS for c in checks if not c.advisory),
             run=run,
         )
     if suite == "perf":

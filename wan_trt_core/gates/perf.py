@@ -50,6 +50,7 @@ class SpeedupRule:
         candidate_extra: the same for the candidate.
         precision: no look but the last decides while half the interval is wider than this share of the ratio, as
             :func:`precision_of` gives it; ``None`` when the threshold alone decides.
+        reason: for the threshold, told where it is missed.
     """
 
     threshold: float
@@ -59,6 +60,7 @@ class SpeedupRule:
     reference_extra: float = 0.0
     candidate_extra: float = 0.0
     precision: float | None = None
+    reason: str | None = None
 
 
 def decide_speedup(
@@ -292,6 +294,7 @@ def _speedup_of(gate: PerfGate, measurement: Measurement) -> Check:
     try:
         _require_times(reference_s=reference, candidate_s=candidate)
         rule = speedup_rule(gate.speedup, measurement.series, measurement.facts, precision_of(gate))
+        rule = replace(rule, reason=gate.reason)
         if rule.noise is None:
             return _missing(gate.speedup, "the A/A noise floor was not measured")
         check = decide_speedup(reference, candidate, rule, final=True)
@@ -372,7 +375,8 @@ def _passed(interval: Interval, rule: SpeedupRule) -> Check:
 
 def _failed(interval: Interval, rule: SpeedupRule) -> Check:
     high, bound = pair(interval.high, rule.threshold, "x")
-    message = f"at most {high}, {bound} is asked ({describe(interval, rule)})"
+    told = f"; limit: {rule.reason}" if rule.reason else ""
+    message = f"at most {high}, {bound} is asked ({describe(interval, rule)}{told})"
     return _speedup(Verdict.FAIL, Reason.INTERVAL_BELOW_THRESHOLD, message, interval, rule)
 
 

@@ -69,8 +69,8 @@ class SourceState:
     """The commit that was measured.
 
     Attributes:
-        commit: its hash; ``None`` where there is no git and none was given.
-        dirty: whether files differ from it; ``None`` where nobody knows.
+        commit: its hash; ``None`` where there is no git, or no commit in it yet, and none was given.
+        dirty: whether files differ from it; ``None`` where nobody knows, true where git has no commit yet.
         changed: the files that differ, relative to the repository.
         given: stated on the command line, not read from git.
     """
@@ -207,11 +207,12 @@ def package_versions() -> dict[str, str]:
 
 
 def source_state(folder: Path) -> SourceState:
-    """Commit and changed files of the git repository around ``folder``; unknown where there is none."""
+    """Commit and changed files of the git repository around ``folder``; unknown where there is none, without a commit
+    where it has none yet."""
     commit = _git(folder, "rev-parse", "HEAD")
     status = _git(folder, "status", "--porcelain", "--untracked-files=all", "-z")
     if commit is None or status is None:
-        return SourceState(None, None)
+        return SourceState(None, None if status is None else True)
     changed = tuple(sorted(_porcelain_paths(status)))
     return SourceState(commit.strip(), bool(changed), changed)
 

@@ -174,8 +174,10 @@ class Checkpoint:
         """The configuration of one of :data:`PARTS`, or of ``scheduler``.
 
         Raises:
-            CheckpointError: when the file is missing or no JSON object.
+            CheckpointError: for an unknown part, or when the file is missing or no JSON object.
         """
+        if part != "scheduler":
+            self._require(part)
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return _read_json(self.folder / part / name)
 
@@ -212,8 +214,9 @@ class Checkpoint:
         """The safetensors files of a part: one, or the shards that its index lists.
 
         Raises:
-            CheckpointError: when there are none, one is missing, or the weights are pickled.
+            CheckpointError: for an unknown part, or when there are none, one is missing, or the weights are pickled.
         """
+        self._require(part)
         folder = self.folder / part
         single = folder / WEIGHTS[part]
         if single.exists():
@@ -276,7 +279,9 @@ class Checkpoint:
     def _require(self, part: str) -> None:
         known = self.classes if self.random else self.parts  # of random weights its own error says more
         if part not in known:
-            raise CheckpointError(f"no part {part!r} with weights; there are {', '.join(known)}")
+            raise CheckpointError(
+                f"{self.source}: no part {part!r} with weights; there are {', '.join(known)}"
+            )
 
     @contextmanager
     def passing(self, part: str, device: torch.device | str) -> Iterator[None]:

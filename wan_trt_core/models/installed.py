@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import traceback
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,21 @@ def load(group: str, name: str) -> Any:
         )
     try:
         return point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is another's, and may raise anything while it runs
         raise InstalledError(
-            f"{name!r} of {group}, brought by {package_of(point)}, cannot be imported from {point.value}: {error}"
+            f"{name!r} of {group}, brought by {package_of(point)}, cannot be imported from {point.value}: {told(error)}"
         ) from error
+
+
+def told(error: Exception) -> str:
+    """What an import ended with, in one line: the file and line of the module that was imported, as far as it was run,
+    and the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = next((f"{frame.filename}:{frame.lineno}: " for frame in frames if frame.name == "<module>"), "")
+    what: object = error
+    if isinstance(error, SyntaxError) and not at:  # it was not run; the error's own text has no folder
+        at, what = f"{error.filename}:{error.lineno}: ", error.msg
+    return f"{at}{type(error).__name__}: {' '.join(str(what).split())}"
 
 
 def package_of(point: EntryPoint) -> str:

@@ -182,6 +182,7 @@ class RandomCheckpoint(Checkpoint):
     def config(self, part: str) -> dict[str, Any]:
         if part == "scheduler":
             return dict(self._configs[part])
+        self._require(part)
         kind = self._kind(part)
         if part in OF_TRANSFORMERS:
             whole: dict[str, Any] = kind.config_class(**self._configs[part]).to_dict()

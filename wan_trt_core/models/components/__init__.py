@@ -33,27 +33,41 @@ def get_component(name: str) -> Component:
     """The component of that name.
 
     Raises:
-        ComponentError: when there is none, or the one that another package brings cannot be used.
+        ComponentError: when there is none, or its module or what another package brings cannot be used.
     """
     own, brought = name in _own_names(), name in installed.names(installed.COMPONENTS)
     if own and brought:
         raise ComponentError(
             f"another package brings a component {name!r}, which there is already: rename that one"
         )
-    if own:
-        component: Component = importlib.import_module(f"{__name__}.{name}").COMPONENT
-        return component
-    if not brought:
+    if not (own or brought):
         raise ComponentError(f"no component {name!r}; there are {', '.join(component_names())}")
+    found, what = _own(name) if own else _brought(name)
+    if not isinstance(found, Component):
+        raise ComponentError(f"{what} is {found!r}, expected an instance of Component")
+    if (named := getattr(found, "name", None)) != name:
+        raise ComponentError(f"{what} is a Component named {named!r}, expected one named {name!r}")
+    return found
+
+
+def _own(name: str) -> tuple[object, str]:
+    """What the module of that name here defines, and how messages call it."""
     try:
-        found = installed.load(installed.COMPONENTS, name)
+        module = importlib.import_module(f"{__name__}.{name}")
+    except Exception as error:  # a module may raise anything while it runs
+        raise ComponentError(f"the component {name!r} cannot be imported: {installed.told(error)}") from error
+    if not hasattr(module, "COMPONENT"):
+        raise ComponentError(f"{module.__file__}: defines no COMPONENT, an instance of its Component")
+    return module.COMPONENT, f"{module.__file__}: COMPONENT"
+
+
+def _brought(name: str) -> tuple[object, str]:
+    """As :func:`_own`, of what another package brings."""
+    try:
+        found: object = installed.load(installed.COMPONENTS, name)
     except installed.InstalledError as error:
         raise ComponentError(str(error)) from error
-    if not isinstance(found, Component) or found.name != name:
-        raise ComponentError(
-            f"the entry point {name!r} of {installed.COMPONENTS} is {found!r}, expected a Component of that name"
-        )
-    return found
+    return found, f"the entry point {name!r} of {installed.COMPONENTS}"
 
 
 def require_architecture(component: Component, checkpoint: Checkpoint) -> None:

@@ -572,6 +572,10 @@ class TestBaselines:
         folder.write_text(folder.read_text()[:-20])
         code, _, err = wan("baselines", "check")
         assert (code, "perf.json" in err) == (3, True)
+        assert err.rstrip().endswith("wan-trt baselines regenerate --suite perf")
+        Path("cases.yaml").write_text(CASES)
+        code, _, err = wan("baselines", "check", "--baselines", "baselines", "--cases", "cases.yaml")
+        assert err.rstrip().endswith("regenerate --suite perf --cases cases.yaml --baselines baselines")
 
     def test_check_names_an_entry_without_a_case(self, wan: Wan, folder: Path) -> None:
         Path("cases.yaml").write_text(CASES)

@@ -94,8 +94,9 @@ def plan_memory(
 ) -> None:
     """Predict the peak of each stage before anything is loaded, and name the settings that fit a GPU.
 
-    With --gpu for tensorrt, unless --backend or WAN_TRT_BACKEND names another that runs on one. Also predicts for the text encoder of a model with random weights, which has none: --precision takes
-    text_encoder=bf16 and int8 too. Exit code 1 where nothing fits.
+    With --gpu for tensorrt, unless --backend or WAN_TRT_BACKEND names another that runs on one. Also predicts for the
+    text encoder of a model with random weights, which has none: --precision takes text_encoder=bf16 and int8 too. Exit
+    code 1 where nothing fits.
     """
     from wan_trt_core.config import parse_size
 

@@ -24,9 +24,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from typer import BadParameter
 
 import wan_trt_core
-from wan_trt_core.backends.registry import device_of
+from wan_trt_core.backends.base import BackendUnavailable
+from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.cli.videos import parse_precision
 from wan_trt_core.comparison.conditions import equal_conditions, mark, snapshot, synchronize
 from wan_trt_core.comparison.targets import Arm, Outputs
@@ -38,7 +40,7 @@ from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, res
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.pipeline.assembly import replaced_precisions
-from wan_trt_core.pipeline.generate import generate
+from wan_trt_core.pipeline.generate import GenerationError, generate
 from wan_trt_core.pipeline.stages import time_stages
 from wan_trt_core.records import write_json
 
@@ -272,12 +274,17 @@ def main(arguments: list[str] | None = None) -> None:
     for option in sizes:
         parser.add_argument(f"--{option}", type=int)
     given = vars(parser.parse_args(arguments))
-    for option, least in {"pairs": 3, "staged": 1, "warm_up": 0, "full_steps": 1}.items():
+    for option, least in {"pairs": 3, "staged": 1, "warm_up": 0, "full_steps": 1, "steps": 1}.items():
         if given[option] is not None and given[option] < least:
             parser.error(f"--{option.replace('_', '-')} is {given[option]}, at least {least} is needed")
     named = {name: given[name] for name in ("model", "checkpoint", "backend", "profile", "threads")}
-    settings = load_settings(overrides={**named, "on_missing_shape": "torch"}).settings
-    precision = parse_precision(given["precision"])
+    try:
+        settings = load_settings(overrides={**named, "on_missing_shape": "torch"}).settings
+        precision = parse_precision(given["precision"])
+        get_backend(settings.backend).require(settings)
+        resolve(settings.model, settings.checkpoint).profile(settings.profile)
+    except (ValueError, BadParameter, BackendUnavailable) as error:
+        parser.error(str(error))
     generation = {name: given[option] for option, name in sizes.items() if given[option] is not None}
 
     def report(result: dict[str, Any]) -> None:
@@ -288,6 +295,8 @@ def main(arguments: list[str] | None = None) -> None:
     counts = {"warm_up": given["warm_up"], "full_steps": given["full_steps"]}
     try:
         measure(settings, precision, generation, given["pairs"], given["staged"], **counts, report=report)
+    except GenerationError as error:
+        parser.error(str(error))
     except FellBack as error:
         parser.exit(1, f"invalid: {error}\n")
 

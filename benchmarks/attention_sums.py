@@ -193,9 +193,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--carried", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
-    model = resolve(given.model, given.checkpoint, layers=given.layers)
-    height, width, frames = (int(part) for part in given.size.split("x"))
-    video = replace(model.profile(None).opt, height=height, width=width, frames=frames)
+    try:
+        model = resolve(given.model, given.checkpoint, layers=given.layers)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        height, width, frames = (int(part) for part in given.size.split("x"))
+        video = replace(model.profile(None).opt, height=height, width=width, frames=frames)
+    except ValueError as error:
+        parser.error(f"--size is {given.size}, not HEIGHTxWIDTHxFRAMES of a video: {error}")
     with torch.no_grad():
         rows, left = losses_by_layer(
             model.checkpoint, video, given.queries, given.group, given.sharper, carried=given.carried

@@ -53,7 +53,7 @@ def work(config: Mapping[str, Any], tokens: int, text_rows: int) -> dict[str, fl
 
 def rows(folder: Path, cases: Path, peak: float) -> Iterator[tuple[str, ...]]:
     """A row for each arm of every transformer case that has kernels in the baselines of ``folder``."""
-    for case in load_cases(cases, allowed_names()).cases:
+    for case in load_cases(cases, allowed_names(), "--cases").cases:
         component = get_component(case.component) if case.component == "dit" else None
         if not isinstance(component, Dit) or case.settings or case.precision == "fp32":
             continue
@@ -100,7 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--peak", type=float, default=PEAK_TFLOPS, help="TFLOP/s of the card in a plain product"
     )
     options = parser.parse_args(arguments)
-    print(markdown_table(HEADER, tuple(rows(options.baselines, options.cases, options.peak))))
+    try:
+        found = tuple(rows(options.baselines, options.cases, options.peak))
+    except ValueError as error:
+        parser.error(str(error))
+    if not found:
+        parser.exit(
+            1, f"{options.baselines}: no kernels of a half-precision transformer in the perf baselines\n"
+        )
+    print(markdown_table(HEADER, found))
 
 
 if __name__ == "__main__":

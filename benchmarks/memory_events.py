@@ -167,6 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.steps < 3:
         parser.error("--steps: the first and the last are not timed, so there must be three")
+    if given.rounds < 3:
+        parser.error("--rounds: an interval needs three")
     settings = load_settings(overrides={"backend": "torch"}).settings
     model = resolve(given.model, settings.checkpoint)
     sizes = model.profile(given.profile).opt

@@ -15,7 +15,10 @@ import argparse
 from dataclasses import replace
 from functools import partial
 
-from wan_trt_core.backends.registry import device_of
+from typer import BadParameter
+
+from wan_trt_core.backends.base import BackendUnavailable
+from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.cases import Case, Prompt
 from wan_trt_core.cli.videos import parse_precision
 from wan_trt_core.comparison.benchmark import MEMORY_STEPS, case_of, memory_here
@@ -27,6 +30,7 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory import resident_code, resident_set
 from wan_trt_core.memory.prediction import choice_of, predict, workload
 from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.report.markdown import markdown_table
 
@@ -52,6 +56,21 @@ def measured_here(
     return bare, max(size for _, size in stages)
 
 
+def sized(shapes: ShapeProfile, size: str | None) -> Sizes:
+    """A video of ``size``, height x width x frames; by default the one that the profile is tuned for.
+
+    Raises:
+        ValueError: when it is no such size, or does not fit the model.
+    """
+    if size is None:
+        return shapes.opt
+    try:
+        height, width, frames = (int(part) for part in size.split("x"))
+        return replace(shapes.opt, height=height, width=width, frames=frames)
+    except ValueError as error:
+        raise ValueError(f"--size is {size}, not HEIGHTxWIDTHxFRAMES of a video: {error}") from error
+
+
 def row(
     settings: Settings, profile: str | None, backend: str, precision: str | dict[str, str], size: str | None
 ) -> tuple[str, ...]:
@@ -64,10 +83,7 @@ def row(
         target.build()  # which is no part of a run
     asked = target.inputs()
     if size is not None:
-        height, width, frames = (int(part) for part in size.split("x"))
-        asked = replace(
-            asked, generation=replace(asked.generation, height=height, width=width, num_frames=frames)
-        )
+        asked = replace(asked, generation=asked.generation.of_size(sized(shapes, size)))
     asked = replace(asked, prompt=Prompt(id="asked", prompt=PROMPT))
     video = asked.generation
     arm: ArmName = "reference" if backend == "torch" else "candidate"
@@ -89,7 +105,8 @@ def row(
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table; what is asked for is checked before anything runs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model")
     parser.add_argument("--checkpoint")
@@ -99,13 +116,23 @@ def main() -> None:
     parser.add_argument(
         "--size", action="append", help="height x width x frames; by default the profile's own"
     )
-    given = parser.parse_args()
-    rows = []
-    for backend in given.backend:
-        options = {"model": given.model, "checkpoint": given.checkpoint, "backend": backend}
+    given = parser.parse_args(arguments)
+    options = {"model": given.model, "checkpoint": given.checkpoint}
+    sizes = given.size or [None]
+    try:
         settings = load_settings(overrides=options).settings
         precision = parse_precision(given.precision)
-        rows += [row(settings, given.profile, backend, precision, size) for size in given.size or [None]]
+        shapes = resolve(settings.model, settings.checkpoint).profile(given.profile)
+        for size in sizes:
+            sized(shapes, size)
+        for backend in given.backend:
+            get_backend(backend).require(settings)
+    except (ValueError, BadParameter, BackendUnavailable) as error:
+        parser.error(str(error))
+    rows = []
+    for backend in given.backend:
+        settings = load_settings(overrides={**options, "backend": backend}).settings
+        rows += [row(settings, given.profile, backend, precision, size) for size in sizes]
     print(markdown_table(HEADER, rows))
 
 

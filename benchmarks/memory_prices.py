@@ -100,15 +100,22 @@ def table(baselines: Path, case_file: Path) -> str:
             else None
         )
 
-    return markdown_table(HEADER, list(prices(load_cases(case_file, allowed_names()).cases, stored)))
+    return markdown_table(
+        HEADER, list(prices(load_cases(case_file, allowed_names(), "--cases").cases, stored))
+    )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("baselines", type=Path, help="folder of one hardware's baselines")
     parser.add_argument("--cases", type=Path, default=Path("suites/cases.yaml"))
-    given = parser.parse_args()
-    print(table(given.baselines, given.cases))
+    given = parser.parse_args(arguments)
+    if not any(given.baselines.glob("*/*.json")):
+        parser.exit(1, f"{given.baselines}: no folder of a hardware's baselines\n")
+    try:
+        print(table(given.baselines, given.cases))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

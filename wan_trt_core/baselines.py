@@ -167,8 +167,14 @@ def baseline_path(root: Path, hardware_key: str, model: str, suite: str) -> Path
     return root / hardware_key / name / f"{suite}.json"
 
 
-def read_baselines(root: Path, hardware_key: str, model: str, suite: str) -> BaselineFile | None:
+def read_baselines(
+    root: Path, hardware_key: str, model: str, suite: str, command: Sequence[str] = ()
+) -> BaselineFile | None:
     """The baselines of this hardware, model and suite; ``None`` when it has no file.
+
+    Args:
+        command: the command line of the run that reads them, see
+            :func:`~wan_trt_core.gates.bands.regenerate_command`.
 
     Raises:
         BaselineError: when there is one and it is not whole, of another schema, hardware, model or suite, has
@@ -181,7 +187,7 @@ def read_baselines(root: Path, hardware_key: str, model: str, suite: str) -> Bas
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise BaselineError(f"{path}: cannot be read: {error}") from error
-    reader = _Reader(path, suite)
+    reader = _Reader(path, suite, tuple(command))
     return reader.file(reader.data(text), hardware_key, path.parent.name)
 
 
@@ -247,7 +253,9 @@ def find_orphans(baselines: BaselineFile, cases: Collection[str]) -> tuple[str, 
     return tuple(sorted(set(baselines.cases) - set(cases)))
 
 
-def other_origin(case: str, suite: str, stored: BaselineEntry, run: Mapping[str, Any]) -> str | None:
+def other_origin(
+    case: str, suite: str, stored: BaselineEntry, run: Mapping[str, Any], command: Sequence[str] = ()
+) -> str | None:
     """Why an entry says nothing about a run: another backend, profile or other weights made it. ``None`` if none did.
 
     Several backends run the same cases on one GPU, one model runs with a checkpoint or with seeded random weights, and
@@ -257,13 +265,17 @@ def other_origin(case: str, suite: str, stored: BaselineEntry, run: Mapping[str,
 
     Args:
         run: the run's :data:`ORIGIN`; other keys are ignored.
+        command: its command line, whose case file the message names too.
     """
     for key in ORIGIN:
         if stored.provenance[key] != run[key]:
+            remake = regenerate_command(
+                suite, case, (*command, "--wan-baselines", "OTHER")
+            )  # the last one counts
             return (
                 f"case {case}: the stored baseline was made with the {key} '{stored.provenance[key]}', this run with "
-                f"'{run[key]}'; keep this run's in a folder of their own: {regenerate_command(suite, case)} "
-                "--baselines OTHER (with this run's --backend, --checkpoint and --profile), then --wan-baselines OTHER"
+                f"'{run[key]}'; keep this run's in a folder of their own: {remake} "
+                "(with this run's --backend, --checkpoint and --profile), then --wan-baselines OTHER"
             )
     return None
 
@@ -389,6 +401,7 @@ class _Reader:
 
     path: Path
     suite: str
+    run: tuple[str, ...] = ()
 
     def data(self, text: str) -> dict[str, Any]:
         try:
@@ -560,7 +573,7 @@ class _Reader:
         self._fail(f"holds {name}, not a positive number")
 
     def _fail(self, what: str, case: str | None = None) -> NoReturn:
-        command = regenerate_command(self.suite, case)
+        command = regenerate_command(self.suite, case, self.run)
         raise BaselineError(
             f"{self.path}: {what}; restore the file from version control, or delete it and make it again: "
             f"{command}"

@@ -29,6 +29,7 @@ from wan_trt_core.baselines import (
     compare_entries,
     find_orphans,
     new_entry,
+    other_origin,
     read_baselines,
     write_baselines,
 )
@@ -79,6 +80,27 @@ def test_round_trip_of_kernels(kernels: Any, tmp_path: Path) -> None:
     stored = read(tmp_path)
     assert stored is not None
     assert stored.cases == entries
+
+
+RUN = ("pytest", "--wan-cases", "mine.yaml", "--wan-baselines=kept")
+
+
+def test_a_broken_file_is_made_again_with_the_case_file_and_the_folder_of_the_run(tmp_path: Path) -> None:
+    edited(tmp_path, lambda data: metric(data).update(value=0))
+    made = "make it again: wan-trt baselines regenerate --suite perf --case dit-fp32"
+    with pytest.raises(BaselineError, match=f"{made}$"):
+        read(tmp_path)
+    with pytest.raises(BaselineError, match=f"{made} --cases mine.yaml --baselines kept$"):
+        read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf", RUN)
+
+
+def test_baselines_of_another_backend_are_kept_apart_with_the_case_file_of_the_run() -> None:
+    run = {**entry().provenance, "backend": "torch"}
+    made = "wan-trt baselines regenerate --suite perf --case dit-fp32"
+    told = other_origin("dit-fp32", "perf", entry(), run)
+    assert told is not None and f"{made} --baselines OTHER (with" in told
+    told = other_origin("dit-fp32", "perf", entry(), run, RUN)
+    assert told is not None and f"{made} --cases mine.yaml --baselines OTHER (with" in told
 
 
 def test_missing_file_is_none(tmp_path: Path) -> None:

@@ -359,6 +359,8 @@ def test_prompts_where_they_mean_nothing(load: Load, tmp_path: Path, text: str, 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(CaseFileError, match=r"none\.yaml: no such case file; name one with --wan-cases FILE"):
         load_cases(tmp_path / "none.yaml", ALLOWED)
+    with pytest.raises(CaseFileError, match=r"name one with --cases FILE$"):
+        load_cases(tmp_path / "none.yaml", ALLOWED, "--cases")
     with pytest.raises(CaseFileError, match="not readable"):
         load_cases(tmp_path, ALLOWED)
     (tmp_path / "latin.yaml").write_bytes(b"version: 1 # \xe9\n")

@@ -572,6 +572,10 @@ class TestBaselines:
         folder.write_text(folder.read_text()[:-20])
         code, _, err = wan("baselines", "check")
         assert (code, "perf.json" in err) == (3, True)
+        assert err.rstrip().endswith("wan-trt baselines regenerate --suite perf")
+        Path("cases.yaml").write_text(CASES)
+        code, _, err = wan("baselines", "check", "--baselines", "baselines", "--cases", "cases.yaml")
+        assert err.rstrip().endswith("regenerate --suite perf --cases cases.yaml --baselines baselines")
 
     def test_check_names_an_entry_without_a_case(self, wan: Wan, folder: Path) -> None:
         Path("cases.yaml").write_text(CASES)
@@ -815,11 +819,30 @@ class TestMemoryPlan:
             (("--precision", "dit=fp12,vae=fp32", "--gpu", "24GB"), 3, "no precision 'fp12'"),
             (("--gpu", "lots"), 2, "'lots' is no size"),
             (("--gpu", "0GB"), 2, "'0GB' is no size"),
+            (("--backend", "onnxruntime", "--gpu", "24GB"), 2, "the backend onnxruntime runs on the CPU"),
+            (("--table", "--gpu", "24GB"), 2, "--table is of GPUs of 8 to 141 GB"),
+            (("--table", "--json"), 2, "--table is Markdown: it takes no --json"),
+            (("--table", "--backend", "torch"), 2, "--table has tensorrt and torch"),
+            (("--table", "--profile", "128p-17f"), 2, "--table has every profile"),
         ],
     )
     def test_wrong_input_is_told(self, wan: Wan, given: tuple[str, ...], code: int, message: str) -> None:
         found, _, err = wan("memory", "plan", *given)
         assert found == code and message in err and "Traceback" not in err
+
+    def test_the_backend_of_a_gpu(self, wan: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
+        """TensorRT unless one was asked for; a settings file that lists every default asks for none."""
+        Path("config.yaml").write_text("backend: onnxruntime\n")
+        for asked, backend in (
+            (None, "tensorrt"),
+            ("torch", "torch"),
+            ("onnxruntime-cuda", "onnxruntime-cuda"),
+        ):
+            code, out, _ = wan("memory", "plan", "--gpu", "24GB", *(("--backend", asked) if asked else ()))
+            assert (code, out.splitlines()[0].endswith(f", on {backend}")) == (0, True)
+        monkeypatch.setenv("WAN_TRT_BACKEND", "onnxruntime")
+        code, _, err = wan("memory", "plan", "--gpu", "24GB")
+        assert (code, "the backend onnxruntime runs on the CPU" in err) == (2, True)
 
     def test_a_gpu_that_is_too_small_is_missed_by_so_much(self, wan: Wan) -> None:
         code, out, _ = wan("memory", "plan", "--backend", "torch", "--gpu", "500MB")

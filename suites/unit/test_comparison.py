@@ -798,6 +798,17 @@ def test_without_cuda_graphs_the_loaded_engine_runs_and_takes_turns_with_itself(
     assert len(loads) == 1
 
 
+def test_where_cuda_graphs_are_off_nothing_is_timed_without_them(healthy: Settings) -> None:
+    """Two equal arms would look like graphs that gain nothing."""
+    off = load_settings(overrides={"tensorrt.cuda_graphs": False}, environ={}).settings
+    case = case_of("dit", healthy).model_copy(update={"backend": "tensorrt"})
+    with (
+        pytest.raises(BackendUnavailable, match=r"tensorrt\.cuda_graphs is false"),
+        target_of(case, Context(off)).beside("no-cuda-graphs"),
+    ):
+        pass
+
+
 def test_a_wrong_timed_output_is_invalid(perf_case: Case) -> None:
     target = FakeTarget(2.0, 1.0)
     fast = target.candidate.call

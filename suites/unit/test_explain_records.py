@@ -411,6 +411,16 @@ class TestCommands:
         code, _, err = wan("explain", "perf", now, "--baseline")
         assert (code, why in err) == (3, True)
 
+    def test_a_lacking_baseline_is_made_with_the_case_file_of_the_record(
+        self, wan: Wan, tmp_path: Path
+    ) -> None:
+        now = record(tmp_path / "now.json", "perf", with_kernels({**FUSED, "reference": FUSED}))
+        command = ("pytest", "--wan-cases=mine.yaml", "--wan-baselines=other")
+        RunRecord.read(now).model_copy(update={"command": command}).write(now)
+        _, _, err = wan("explain", "perf", now, "--baseline")
+        baselines = tmp_path / "baselines"
+        assert err.rstrip().endswith(f"--case dit --cases mine.yaml --baselines {baselines}")
+
     def test_a_second_record_or_the_baseline(self, wan: Wan, tmp_path: Path) -> None:
         now = record(tmp_path / "now.json", "perf", with_kernels({**FUSED, "reference": FUSED}))
         code, _, err = wan("explain", "perf", now, now, "--baseline")

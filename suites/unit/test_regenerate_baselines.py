@@ -749,6 +749,13 @@ class TestTool:
         assert "nothing to write" in capsys.readouterr().out
         assert path.read_bytes() == before
 
+    def test_another_case_file_is_named_with_its_own_option(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("--cases", "none.yaml") == 1
+        told = capsys.readouterr().out.strip()
+        assert told == "refused: none.yaml: no such case file; name one with --cases FILE"
+
     def test_dry_run_shows_and_writes_nothing(
         self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -55,6 +55,11 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
+def runs_on(backend: str) -> Device | None:
+    """Where a backend runs that runs in one place only; None for one that runs on either."""
+    return _RUNS_ON.get(backend)
+
+
 def device_of(settings: Settings, backend: str | None = None) -> Device:
     """Where both arms of every comparison run: as the settings say, else where the backend runs.
 
@@ -66,8 +71,8 @@ def device_of(settings: Settings, backend: str | None = None) -> Device:
     if settings.device != "auto":
         return settings.device
     backend = backend or settings.backend
-    if backend in _RUNS_ON:
-        return _RUNS_ON[backend]
+    if only := runs_on(backend):
+        return only
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -121,16 +121,19 @@ def _held_to(gate: _Gate, thresholds: Mapping[str, float], source: str, named: s
     return gate.model_copy(update=new)
 
 
-def load_cases(path: Path, allowed: Allowed) -> CaseFile:
+def load_cases(path: Path, allowed: Allowed, option: str = "--wan-cases") -> CaseFile:
     """Read a case file.
 
     ``defaults`` holds keys that complete every case that lacks them. A gate among the defaults (``parity``,
     ``perf``, ``memory``) completes the gate of the cases that have one; it gives no case a gate.
 
+    Args:
+        option: what the caller's user names another file with; told where there is none.
+
     Raises:
         CaseFileError: with one line ``file:line: what is wrong; allowed: …`` for each mistake.
     """
-    document = Document.read(path)
+    document = Document.read(path, f"case file; name one with {option} FILE")
     root = document.mapping((), ("version", "defaults", "cases"))
     version = root.get("version")
     if version != VERSION or isinstance(version, bool):

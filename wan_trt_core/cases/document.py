@@ -47,7 +47,7 @@ class Document:
     lines: Mapping[Keys, int]
 
     @classmethod
-    def read(cls, path: Path, what: str = "case file; name one with --wan-cases FILE") -> Document:
+    def read(cls, path: Path, what: str) -> Document:
         """Read a file; ``what`` it is stands in the error where there is none.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +34,8 @@ def show_baselines(
     with settings_of(context, baselines=baselines) as loaded:
         root = loaded.settings.baselines
         key = _this_hardware(loaded.settings) if hardware == "this" else hardware
-        files = [stored for stored in _baseline_files(root) if key in ("all", stored.hardware_key)]
+        stored_files = _baseline_files(root, _as_run(None, baselines))
+        files = [stored for stored in stored_files if key in ("all", stored.hardware_key)]
     if as_json:
         print_json([asdict(stored) for stored in files])
         return
@@ -55,7 +56,7 @@ def check_baselines(
     """Read every baseline strictly; exit 3 if one is damaged, 1 if one belongs to no case."""
     with settings_of(context, baselines=baselines) as loaded:
         root = loaded.settings.baselines
-        files = list(_baseline_files(root))
+        files = list(_baseline_files(root, _as_run(cases, baselines)))
         orphans = _orphans(files, cases) if cases else []
     for where in orphans:
         print_error(f"error: {where}: no case of {cases} asks for it")
@@ -105,11 +106,17 @@ def regenerate_baselines(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
-def _baseline_files(root: Path) -> Iterator[BaselineFile]:
+def _as_run(cases: Path | None, baselines: Path | None) -> list[str]:
+    """What was named, as a run names it: a message's own command names it then too."""
+    named = {"--wan-cases": cases, "--wan-baselines": baselines}
+    return [word for option, path in named.items() if path is not None for word in (option, str(path))]
+
+
+def _baseline_files(root: Path, run: Sequence[str]) -> Iterator[BaselineFile]:
     from wan_trt_core.baselines import read_baselines
 
     for path in sorted(root.glob("*/*/*.json")):
-        stored = read_baselines(root, path.parts[-3], path.parts[-2], path.stem)
+        stored = read_baselines(root, path.parts[-3], path.parts[-2], path.stem, run)
         if stored is not None:
             yield stored
 

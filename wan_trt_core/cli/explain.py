@@ -210,14 +210,16 @@ def _stored(case: CaseRecord, path: Path, root: Path) -> BaselineEntry:
     from wan_trt_core.gates.bands import regenerate_command
     from wan_trt_core.records import RunRecord
 
-    where = (root, RunRecord.read(path).hardware_key, case.model, "perf")
-    stored = read_baselines(*where)
+    record = RunRecord.read(path)
+    run = (*record.command, "--wan-baselines", str(root))  # these are read, wherever that run had its own
+    where = (root, record.hardware_key, case.model, "perf")
+    stored = read_baselines(*where, run)
     entry = stored.cases.get(case.case) if stored else None
-    if entry is not None and (other := other_origin(case.case, "perf", entry, case.origin)):
+    if entry is not None and (other := other_origin(case.case, "perf", entry, case.origin, run)):
         raise BaselineError(other)
     if entry is None or entry.kernels is None:
         lacking = "no baseline of" if entry is None else "no kernels in the baseline of"
-        command = regenerate_command("perf", case.case)
+        command = regenerate_command("perf", case.case, run)
         raise BaselineError(f"{baseline_path(*where)}: {lacking} {case.case}; make it with: {command}")
     return entry
 

@@ -94,8 +94,9 @@ def plan_memory(
 ) -> None:
     """Predict the peak of each stage before anything is loaded, and name the settings that fit a GPU.
 
-    Also predicts for the text encoder of a model with random weights, which has none: --precision takes
-    text_encoder=bf16 and int8 too. Exit code 1 where nothing fits.
+    With --gpu for tensorrt, unless --backend or WAN_TRT_BACKEND names another that runs on one. Also predicts for the
+    text encoder of a model with random weights, which has none: --precision takes text_encoder=bf16 and int8 too. Exit
+    code 1 where nothing fits.
     """
     from wan_trt_core.config import parse_size
 
@@ -103,9 +104,17 @@ def plan_memory(
         budget = parse_size(gpu) if gpu is not None else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--gpu") from None
+    for option, value, what in (
+        ("--gpu", gpu, "is of GPUs of 8 to 141 GB"),
+        ("--json", as_json, "is Markdown"),
+        ("--backend", backend, "has tensorrt and torch"),
+        ("--profile", profile, "has every profile"),
+    ):
+        if table and value:
+            raise typer.BadParameter(f"--table {what}: it takes no {option}", param_hint=option)
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache) as loaded:
-        from wan_trt_core.backends.registry import device_of, get_backend
+        from wan_trt_core.backends.registry import device_of, get_backend, runs_on
         from wan_trt_core.memory.plan import plan
         from wan_trt_core.memory.prediction import choice_of, unplanned, workload
         from wan_trt_core.report.memory_plan_report import plan_json, plan_markdown
@@ -122,8 +131,15 @@ def plan_memory(
         runs = settings.backend
         get_backend(runs)
         device = device_of(settings)
-        if budget is not None and device == "cpu":
-            device, runs = "cuda", runs if runs.startswith("torch") else "tensorrt"
+        if budget is not None:
+            device = "cuda"
+            if runs_on(runs) == "cpu":
+                if "backend" in loaded.overrides:  # a settings file holds defaults, which ask for nothing
+                    raise typer.BadParameter(
+                        f"the backend {runs} runs on the CPU, which has no GPU to fit into; name another --backend",
+                        param_hint="--gpu",
+                    )
+                runs = "tensorrt"
         process = 0
         if device == "cpu":
             from wan_trt_core.comparison.memory import bare_process

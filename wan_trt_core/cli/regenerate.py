@@ -139,7 +139,7 @@ def _checked(plans: Sequence[update.Plan], console: Console) -> int:
 
 
 def _cases(options: argparse.Namespace) -> tuple[Case, ...]:
-    file = load_cases(options.cases, allowed_names())
+    file = load_cases(options.cases, allowed_names(), "--cases")
     return file.overridden(**update.overrides(vars(options))).cases
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from wan_trt_core.backends.base import Engine, EngineBackend, ModuleBackend, Progress
+from wan_trt_core.backends.base import BackendUnavailable, Engine, EngineBackend, ModuleBackend, Progress
 from wan_trt_core.backends.onnxruntime import OnnxRuntimeEngine
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.backends.tensorrt.runtime import TensorRtEngine
@@ -180,9 +180,14 @@ class Target(ABC):
         the candidate run, so both cost no further weights on the GPU.
 
         Raises:
-            BackendUnavailable: when it cannot run on this machine.
+            BackendUnavailable: when it cannot run on this machine, or the candidate has no CUDA graphs to do without.
         """
         if name == "no-cuda-graphs":
+            # of the backends that a case times so only this one has them, see Case.beside
+            if self.case.backend == "tensorrt" and not self.context.settings.tensorrt.cuda_graphs:
+                raise BackendUnavailable(
+                    "tensorrt.cuda_graphs is false: the candidate runs without CUDA graphs as it is"
+                )
             yield self._without_graphs()
             return
         case = self.case.model_copy(update={"backend": name, "precision": self.case.stock_precision})

@@ -258,6 +258,19 @@ def test_improvement_beyond_the_band(
     assert ("improvements beyond them fail" in text) == (verdict == "fail")
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_baseline_that_cannot_be_used_is_made_again_with_the_case_file_of_the_run(
+    project: Project, broken: bool
+) -> None:
+    mine = project.cases("good-one", bands=True)
+    mine = mine.rename(project.path / "mine.yaml")
+    store_baselines(project, "parity", {"good-one": 0.0 if broken else 1e-5}, backend="tensorrt")
+    project.run("-m", "parity", "--wan-cases", "mine.yaml")
+    message = project.results()["cases"][0]["message"]
+    made = "regenerate --suite parity --case good-one --cases mine.yaml"
+    assert message.endswith(made) if broken else f"{made} --baselines OTHER (with" in message
+
+
 @pytest.mark.parametrize("suite", BANDED)
 @pytest.mark.parametrize(
     ("case", "weights", "verdict"),

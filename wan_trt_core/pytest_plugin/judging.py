@@ -64,7 +64,7 @@ def judge_case(
 
     stored = session.stored(case, suite)
     origin = {"backend": case.backend, "weights": measurement.weights, "profile": case.profile}
-    mismatch = other_origin(case.id, suite, stored.entry, origin) if stored.entry else None
+    mismatch = other_origin(case.id, suite, stored.entry, origin, session.command) if stored.entry else None
     checks = judge(
         case,
         suite,

@@ -217,7 +217,9 @@ class WanSession:
         key = (case.model, suite)
         try:
             if key not in self._baselines:
-                self._baselines[key] = read_baselines(self.settings.baselines, self.hardware_key, *key)
+                self._baselines[key] = read_baselines(
+                    self.settings.baselines, self.hardware_key, *key, self.command
+                )
         except BaselineError as error:
             return Stored(None, for_hardware=True, error=str(error))
         file = self._baselines[key]

@@ -65,7 +65,7 @@ def test_header(project: Project) -> None:
         [
             "wan-trt: model by case, backend by case, profile by case",
             f"wan-trt: hardware {HARDWARE}, cases *cases.yaml",
-            "wan-trt: baselines *baselines, bands required",
+            "wan-trt: baselines *baselines, bands required (no case has any)",
             "wan-trt: gating: everything but pass fails its test",
         ]
     )

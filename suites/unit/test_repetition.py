@@ -20,8 +20,8 @@ from wan_trt_core.export.module_names import module_of
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Tensors, TensorSpec
-from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.components.text_encoder import TextEncoder
+from wan_trt_core.models.graphs.dit import DitGraph
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 
 PROFILE = ShapeProfile("test", Sizes(32, 32, 5, 16), Sizes(64, 48, 9, 16), Sizes(64, 80, 13, 24))
@@ -56,16 +56,16 @@ def computed(path: Path) -> tuple[list[Any], list[str]]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_transformer_is_the_one_that_tracing_all_blocks_gives(precision: str, tmp_path: Path) -> None:
-    class Whole(Dit):
-        repeated = ""
-
-    model = resolve("tiny-wan")
-    files = []
-    for component in (Dit(), Whole()):
-        folder = tmp_path / type(component).__name__
-        files.append(export_component(component, model, PROFILE, precision, folder, UNCHECKED).path)
-    few, whole = (computed(path) for path in files)
+def test_the_transformer_is_the_one_that_tracing_all_blocks_gives(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, files = resolve("tiny-wan"), []
+    for repeated in ("blocks", ""):
+        monkeypatch.setattr(DitGraph, "repeated", repeated)
+        path = export_component("dit", model, PROFILE, precision, tmp_path / f"by-{repeated}", UNCHECKED).path
+        files.append(computed(path))
+    few, whole = files
+    assert "every block is traced" not in caplog.text
     assert few == whole
     assert {"blocks.3.attn1.to_q", "blocks.7.attn2.to_out"} <= {module for _, module, _ in few[0]}
 
@@ -84,6 +84,8 @@ class Layer(nn.Module):
 
 
 class Layers(nn.Module):
+    repeated: str
+
     def __init__(self, make: Callable[[int], nn.Module], count: int = 6, *, bare: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -111,9 +113,10 @@ class Row(TextEncoder):
         *,
         bare: bool = False,
         repeated: str = "blocks",
+        whole: type[Layers] = Layers,
     ) -> None:
-        self.layers = Layers(make, count, bare=bare)
-        self.repeated = repeated  # type: ignore[misc]
+        self.layers = whole(make, count, bare=bare)
+        self.layers.repeated = repeated
 
     def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
         return (TensorSpec("x", (1, "text_length", WIDTH)),)
@@ -208,17 +211,104 @@ class Forgetful(Layer):
         return hidden + torch.tanh(hidden @ self.linear.weight) * scale
 
 
+class Hooked(Layer):
+    """Differs in what was put onto it."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        if index == 4:
+            self.register_forward_hook(lambda module, taken, given: given * 2)
+
+
+class Buffered(Layer):
+    """Has a tensor that no checkpoint keeps, equal in those that are traced."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.register_buffer("step", torch.ones(1) * max(index, 3), persistent=False)
+
+    def forward(self, hidden: Tensor, scale: Tensor) -> Tensor:
+        return super().forward(hidden * self.step, scale)
+
+
+class Numbering(Layers):
+    """Does something by a block's index."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        scale = self.scales[0]
+        for index, block in enumerate(self.blocks):
+            x = block(x, scale)
+            if index == 4:
+                x = x + 1
+        return (x * 2,)
+
+
+class Counting(Layers):
+    """Does something by how many there are."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        scale = self.scales[0]
+        for block in self.blocks:
+            x = block(x, scale)
+        return (x / len(self.blocks),)
+
+
+class Rowing(Layers):
+    """Gives a scale to three blocks each."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        scales = self.scales.chunk(self.scales.shape[0])
+        for index, block in enumerate(self.blocks):
+            x = block(x, scales[index // 3])
+        return (x * 2,)
+
+
+class Averaging(Layers):
+    """Takes what every block gives."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        scale = self.scales[0]
+        given = []
+        for block in self.blocks:
+            x = block(x, scale)
+            given.append(x)
+        return (torch.stack(given).mean(0),)
+
+
+class Tied(Layers):
+    """Its first three share a weight, the others have their own."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        for block in self.blocks[1:3]:
+            block.linear.weight = self.blocks[0].linear.weight
+
+
+class Wrapped(Layers):
+    """Its forward is another's, as a wrapper leaves it."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.forward = super().forward  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        (Row(Wider), "blocks.4 is built otherwise than blocks.2"),
-        (Row(Sharper), "blocks.5 is built otherwise than blocks.2"),
-        (Row(Alternating), "blocks.3 is built otherwise than blocks.2"),
-        (Row(Numbered), "blocks take .* at the same place"),
-        (Row(bare=True), "the last of blocks gives an output of the graph itself"),
+        (Row(Wider), "blocks.4 does not do what blocks.2 does"),
+        (Row(Sharper), "blocks.5 does not do what blocks.2 does"),
+        (Row(Alternating), "blocks.3 does not do what blocks.2 does"),
+        (Row(Numbered), "blocks.3 does not do what blocks.2 does"),
+        (Row(Hooked), "blocks.4 does not do what blocks.2 does"),
+        (Row(whole=Rowing), "blocks.3 does not do what blocks.2 does"),
+        (Row(whole=Numbering), "something runs between blocks.4 and blocks.5"),
+        (Row(whole=Counting), "what runs before or behind blocks depends on how many there are"),
+        (Row(whole=Averaging), "what runs before or behind blocks depends on how many there are"),
+        (Row(whole=Wrapped), "what runs before or behind blocks depends on how many there are"),
+        (Row(bare=True), "one of blocks gives an output of the graph itself"),
         (Row(repeated="layers"), "its graph has no ModuleList named layers"),
     ],
-    ids=["wider", "sharper", "alternating", "numbered", "bare", "none"],
+    ids=lambda value: None if isinstance(value, Row) else value.split()[0],
 )
 def test_blocks_that_are_not_alike_are_all_traced(
     row: Row, why: str, checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -228,6 +318,14 @@ def test_blocks_that_are_not_alike_are_all_traced(
     ).path  # compared with PyTorch
     assert len(products(path)) == 6
     assert re.search(f"row fp32: every block is traced: {why}", caplog.text)
+
+
+@pytest.mark.parametrize("row", [Row(Buffered), Row(whole=Tied)], ids=["buffered", "tied"])
+def test_each_block_has_what_it_shares_with_none_of_those_that_are_traced(
+    row: Row, checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_component(row, checkpoint, PROFILE, "fp32", tmp_path, SETTINGS)  # compared with PyTorch
+    assert "every block is traced" not in caplog.text
 
 
 def test_a_weight_that_no_block_takes_is_none_of_the_graph(

@@ -174,16 +174,19 @@ def _write_onnx(
     blocks: tuple[str, ...],
     report: Progress,
 ) -> None:
-    from wan_trt_core.export.repetition import BlocksDifferError, repeat_blocks, with_few_blocks
+    from wan_trt_core.export.repetition import repeat_blocks, with_few_blocks
 
     what, program = (component, checkpoint, precision, opset, blocks, report), None
-    repeated = "" if blocks else component.repeated  # with outputs of their own they are not alike
+    # blocks with outputs of their own are not alike
+    repeated = "" if blocks else getattr(graph, "repeated", "")
     if repeated:
         try:
-            program = _converted(with_few_blocks(graph, repeated), *what)
+            with _explained(component, precision, f"looking at {repeated}"):
+                few = with_few_blocks(graph, repeated, _traced_inputs(component, checkpoint, precision))
+            program = _converted(few, *what)
             with _explained(component, precision, f"repeating {repeated}"):
                 repeat_blocks(program.model, graph, repeated)
-        except BlocksDifferError as error:
+        except ExportError as error:  # whatever it is, the export of all of them says it or has it not
             logger.warning("%s %s: every block is traced: %s", component.name, precision, error)
             program = None
     program = program or _converted(graph, *what)
@@ -210,7 +213,7 @@ def _converted(
     inputs, outputs = component.inputs(checkpoint), component.outputs(checkpoint)
     axes = {name: torch.export.Dim(name, min=1) for name in component.sizes(TRACED)}
     shapes: list[Any] = [_dynamic(f"{component.name} {precision}", spec, axes) for spec in inputs]
-    tensors = [_empty(spec, component.sizes(TRACED), precision) for spec in inputs]
+    tensors = _traced_inputs(component, checkpoint, precision)
 
     report("trace", 0.0)
     with (
@@ -324,10 +327,14 @@ def _as_signature(graph: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
     return (*shapes[:named], tuple(shapes[named:])) if shapes[named:] else tuple(shapes)
 
 
-def _empty(spec: TensorSpec, sizes: Mapping[str, int], precision: str) -> Tensor:
+def _traced_inputs(component: Component, checkpoint: Checkpoint, precision: str) -> list[Tensor]:
     import torch
 
-    return torch.zeros(spec.shape(sizes), dtype=spec.torch_dtype(precision))
+    sizes = component.sizes(TRACED)
+    return [
+        torch.zeros(spec.shape(sizes), dtype=spec.torch_dtype(precision))
+        for spec in component.inputs(checkpoint)
+    ]
 
 
 def _axis_names(model: Any, inputs: tuple[TensorSpec, ...]) -> dict[Any, str]:

@@ -6,43 +6,41 @@ A transformer's blocks make the same nodes of other weights, and a tracer takes 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from wan_trt_core.export.errors import ExportError
+from wan_trt_core.export.errors import BlocksDifferError
 from wan_trt_core.export.module_names import MODULE_NAMES, modules_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 TRACED = 3
 """Blocks that are traced: the first has what is made once for all, and the next two, held side by side, show what
 differs from one block to the next."""
 
 
-class BlocksDifferError(ExportError):
-    """Blocks that are not alike: each has to be traced."""
-
-
-def with_few_blocks(graph: nn.Module, name: str) -> nn.Module:
+def with_few_blocks(graph: nn.Module, name: str, inputs: Sequence[Tensor]) -> nn.Module:
     """``graph`` with no more than its first :data:`TRACED` blocks, whose weights it shares.
 
     Args:
         name: of the ``ModuleList`` of blocks.
+        inputs: of ``forward``; only their shapes and dtypes matter.
 
     Raises:
-        BlocksDifferError: when it has no such list, or one of the others is not built as the last of these.
+        BlocksDifferError: when it has no such list, or does not run it in a plain loop of blocks that do the same.
     """
     from torch import nn
+
+    from wan_trt_core.export.plain_loop import require_plain_loop
 
     blocks = graph._modules.get(name)
     if not isinstance(blocks, nn.ModuleList):
         raise BlocksDifferError(f"its graph has no ModuleList named {name}")
-    for index, block in enumerate(blocks[TRACED:], TRACED):
-        if _built(block) != _built(blocks[TRACED - 1]):
-            raise BlocksDifferError(f"{name}.{index} is built otherwise than {name}.{TRACED - 1}")
     few = copy.copy(graph)
     few._modules = {**graph._modules, name: blocks[:TRACED]}
+    if len(blocks) > TRACED:
+        require_plain_loop(graph, few, name, inputs)
     return few
 
 
@@ -63,8 +61,11 @@ def repeat_blocks(model: Any, graph: nn.Module, name: str) -> None:
     count = len(graph.get_submodule(name))  # type: ignore[arg-type]
     if count <= TRACED:
         return
-    _simplify(model, f"{name}.")
-    repeated = _Repeated(model.graph, graph, name)
+    tensors = dict(graph.named_parameters(remove_duplicate=False)) | dict(
+        graph.named_buffers(remove_duplicate=False)
+    )
+    _simplify(model, tensors)
+    repeated = _Repeated(model.graph, tensors, name)
     made = {value: value for value in repeated.values}
     for index in range(TRACED, count):
         made = repeated.append(index, made)
@@ -72,14 +73,13 @@ def repeat_blocks(model: Any, graph: nn.Module, name: str) -> None:
         node.replace_input_with(position, made[value])
 
 
-def _simplify(model: Any, weights: str) -> None:
+def _simplify(model: Any, weights: Collection[str]) -> None:
     """Fold constants, but no ``weights``: what one was folded into would look like a constant that all blocks share."""
     import onnx_ir.passes
     from onnxscript.optimizer import fold_constants
 
     def may_fold(node: Any) -> bool | None:
-        taken = [value.name for value in node.inputs if value is not None and value.is_initializer()]
-        return False if any(key.startswith(weights) for key in taken) else None
+        return False if any(value is not None and value.name in weights for value in node.inputs) else None
 
     common: Any = onnx_ir.passes.common
     common.InlinePass()(model)
@@ -96,9 +96,9 @@ class _Repeated:
         leaving: where other nodes take them: node, position, value.
     """
 
-    def __init__(self, onnx_graph: Any, graph: nn.Module, name: str) -> None:
+    def __init__(self, onnx_graph: Any, weights: Mapping[str, Tensor], name: str) -> None:
         self._onnx_graph, self._name, self._own = onnx_graph, name, f"{name}.{TRACED - 1}"
-        self._weights = graph.state_dict()
+        self._weights = weights
         self._twins = _nodes_of(onnx_graph, f"{name}.{TRACED - 2}")
         self._nodes = _nodes_of(onnx_graph, self._own)
         self._end = self._nodes[-1]
@@ -110,12 +110,19 @@ class _Repeated:
             for one, value in zip(twin.outputs, node.outputs, strict=True)
         }
         self.values = set(self._next.values())
-        own = set(self._nodes)
+        self._first = {value for node in _nodes_of(onnx_graph, f"{name}.0") for value in node.outputs}
+        own = {*self._twins, *self._nodes}
         self.leaving = [
             (use.node, use.idx, value) for value in self.values for use in value.uses() if use.node not in own
         ]
-        if any(value in self.values for value in onnx_graph.outputs):
-            raise BlocksDifferError(f"the last of {name} gives an output of the graph itself")
+        if any(use.node not in own for value in self._next for use in value.uses()):
+            raise BlocksDifferError(
+                f"what {name}.{TRACED - 2} computes is used behind the next of {name} too"
+            )
+        if any(value in self.values or value in self._next for value in onnx_graph.outputs):
+            raise BlocksDifferError(f"one of {name} gives an output of the graph itself")
+        if any(key.startswith(f"{name}.{TRACED}.") for key in onnx_graph.initializers):
+            raise BlocksDifferError(f"the graph runs more of {name} than it was given")
 
     def append(self, index: int, before: Mapping[Any, Any]) -> dict[Any, Any]:
         """Put the block ``index`` behind the last one.
@@ -163,9 +170,9 @@ class _Repeated:
 
     def _source(self, twin: Any, value: Any, index: int, before: Mapping[Any, Any]) -> Any:
         """What the block ``index`` takes where this one takes ``value`` and the one before it took ``twin``."""
-        if value is twin:
-            return value
-        if value in self._next:
+        if value is twin and not (value is not None and value.name.startswith(f"{self._name}.")):
+            return value  # but for a weight that two blocks share, which others may have of their own
+        if value in self._next and twin in self._first:
             return before[self._next[value]]
         if None not in (twin, value) and value not in self.values:
             producer = value.producer()
@@ -184,8 +191,10 @@ class _Repeated:
         import onnx_ir
         from onnx_ir.tensor_adapters import TorchTensor
 
+        if key not in self._weights:
+            raise BlocksDifferError(f"{key} is neither a parameter nor a buffer")
         if key not in self._onnx_graph.initializers:
-            tensor = TorchTensor(self._weights[key], name=key)
+            tensor = TorchTensor(self._weights[key].detach(), name=key)
             self._onnx_graph.register_initializer(
                 onnx_ir.Value(
                     name=key, shape=tensor.shape, type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
@@ -221,17 +230,3 @@ def _equal_constants(one: Any, other: Any) -> bool:
     if None in tensors or tensors[0].dtype != tensors[1].dtype:
         return False
     return np.array_equal(tensors[0].numpy(), tensors[1].numpy())
-
-
-def _built(module: nn.Module) -> list[Any]:
-    """What its graph may depend on but for the values of its weights."""
-    plain = (bool, int, float, str, tuple, type(None))
-    return [
-        (
-            name,
-            type(each),
-            {key: value for key, value in vars(each).items() if isinstance(value, plain)},
-            [(key, tensor.shape, tensor.dtype) for key, tensor in each.state_dict().items()],
-        )
-        for name, each in module.named_modules()
-    ]

@@ -93,9 +93,6 @@ class Component(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     fp32_islands: ClassVar[tuple[str, ...]] = ()
     """What stays in float32 inside a half-precision graph, for people and reports."""
-    repeated: ClassVar[str] = ""
-    """The graph's ``ModuleList`` of blocks that run one after the other and differ in their weights alone, where it has
-    one. A few of them are traced, so that the export takes seconds however many there are."""
 
     def is_of(self, checkpoint: Checkpoint) -> bool:
         """Whether the checkpoint is of its architecture and has its part."""
@@ -126,7 +123,8 @@ class Component(ABC):
         """The export-friendly module, weights loaded, in eval mode.
 
         With ``block_outputs`` its ``forward`` returns, after the declared outputs, one more tensor for each
-        name in :meth:`blocks`.
+        name in :meth:`blocks`. An attribute ``repeated`` of its class may name its ``ModuleList`` of blocks that run
+        one after the other and differ in their weights alone: three of them are traced, however many there are.
         """
 
     @abstractmethod

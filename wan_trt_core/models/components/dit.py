@@ -40,7 +40,6 @@ class Dit(Component):
     fp32_islands = (
         "embeddings of time, prompt and image", "modulation and gates", "layer norms", "RMS norm factors", "RoPE",
     )  # fmt: skip
-    repeated = "blocks"
     self_attention: SelfAttention = "plain"
 
     def with_self_attention(self, form: SelfAttention) -> Dit:

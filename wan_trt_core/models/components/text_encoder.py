@@ -31,7 +31,6 @@ class TextEncoder(Component):
         "feed-forward output layers (wo)",
         "residual stream after the first",
     )
-    repeated = "blocks"
 
     def inputs(self, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
         shape = (1, "text_length")

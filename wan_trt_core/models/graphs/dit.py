@@ -454,6 +454,8 @@ class DitGraph(nn.Module):
             off is more, and so is what sums in half precision lose.
     """
 
+    repeated = "blocks"
+
     def __init__(
         self,
         model: WanTransformer3DModel,
@@ -564,8 +566,9 @@ def _stacked(modulation: Tensor) -> Tensor:
 
 def _rows(modulation: Tensor) -> tuple[Tensor, ...]:
     """Each row as it is broadcast: (count, dim) to (1, dim), (count, frames, dim) to (frames, 1, dim)."""
-    rows = modulation.chunk(modulation.shape[0])
-    return rows if modulation.dim() == 2 else tuple(row.transpose(0, 1) for row in rows)
+    if modulation.dim() == 2:
+        return modulation.chunk(modulation.shape[0])
+    return modulation.transpose(0, 1).chunk(modulation.shape[0], dim=1)
 
 
 def _modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

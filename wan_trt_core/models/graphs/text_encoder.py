@@ -84,6 +84,8 @@ class TextEncoderGraph(nn.Module):
         block_outputs: return the intermediate outputs too.
     """
 
+    repeated = "blocks"
+
     def __init__(self, model: UMT5EncoderModel, *, block_outputs: bool = False) -> None:
         super().__init__()
         encoder = model.encoder

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 from plugin_conditions import WITHOUT_WORKERS, Option, run_under
-from plugin_support import CONFTEST, HARDWARE, Project, project
+from plugin_support import CONFTEST, HARDWARE, PLUGIN_ARGS, Project, project
 
-from wan_trt_core.backends.registry import device_of
 from wan_trt_core.measure import environment
 
 __all__ = ["project"]
@@ -45,24 +45,25 @@ def test_what_only_another_backend_can_do_is_no_mistake_of_a_case_that_waits_for
     judged.stdout.fnmatch_lines(["*graph_gain is required and could not be computed*"])
 
 
+def name_hardware(project: Project, answer: str) -> None:
+    """Let the project's ``conftest.py``, which workers have too, answer so when asked for the hardware key."""
+    text = CONFTEST.replace(f'return "{HARDWARE}"', answer)
+    assert text != CONFTEST
+    project.pytester.makeconftest(text)
+
+
 @pytest.fixture
 def devices(project: Project, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine with a GPU too, whose every hardware key names its device; the devices that records are of."""
     monkeypatch.delenv("WAN_TRT_DEVICE")
-    own = "session: __import__('wan_trt_core.pytest_plugin.measuring').pytest_plugin.measuring"
-    project.pytester.makeconftest(
-        CONFTEST.replace(
-            f'def pytest_wan_hardware_key(session):\n    return "{HARDWARE}"',
-            f"pytest_wan_hardware_key = lambda {own}.hardware_key(session.settings, session.backend)",
-        )
-    )
+    own = "__import__('wan_trt_core.backends.registry').backends.registry.device_of"
+    name_hardware(project, f"return 'fake-' + {own}(session.settings, session.backend)")
     asked: list[str] = []
 
     def record(device: str, **more: Any) -> dict[str, Any]:
         asked.append(device)
         return {"source": {}}
 
-    monkeypatch.setattr(environment, "hardware_key_of", lambda settings: f"fake-{device_of(settings)}")
     monkeypatch.setattr(environment, "environment_record", record)
     return asked
 
@@ -86,10 +87,18 @@ def test_results_are_filed_under_the_device_of_the_case_s_own_backend(
     assert set(devices) == {device}
 
 
-def test_the_cases_that_are_selected_say_the_device(project: Project, devices: list[str]) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "worker"])
+def test_the_cases_that_are_selected_say_the_device(
+    workers: tuple[str, ...], project: Project, devices: list[str]
+) -> None:
     write_cases(project, good="onnxruntime", bad="tensorrt")
-    project.run("-m", "parity", "-k", "bad")
+    project.run("-m", "parity", "-k", "bad", *workers)
     assert project.results()["hardware_key"] == "fake-cuda"
+    assert devices[-1] == "cuda"
+
+
+def test_a_run_on_two_devices_is_refused(project: Project, devices: list[str]) -> None:
+    write_cases(project, good="onnxruntime", bad="tensorrt")
     refused = project.run("-m", "parity")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines(
@@ -106,8 +115,21 @@ def test_a_case_file_for_a_gpu_is_refused_where_there_is_none(
         assert settings.backend == "tensorrt"
         raise RuntimeError("no CUDA device is visible")
 
+    name_hardware(project, "return None")  # this package's own
     monkeypatch.setattr(environment, "hardware_key_of", no_gpu)
     write_cases(project, good="tensorrt")
     refused = project.run("-m", "parity")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines(["ERROR: no CUDA device is visible"])
+
+
+def test_the_top_of_a_run_of_other_tests_asks_no_torch(project: Project, devices: list[str]) -> None:
+    write_cases(project, good="torch")
+    project.pytester.makepyfile(test_other="def test_it(): pass")
+    code = (
+        f"import sys, pytest; code = pytest.main({[*PLUGIN_ARGS, 'test_other.py']!r});"
+        " assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    result = project.pytester.run(sys.executable, "-c", code)
+    assert result.ret == 0, result.stderr.str()
+    result.stdout.fnmatch_lines(["wan-trt: hardware *"])

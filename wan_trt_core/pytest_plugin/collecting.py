@@ -100,16 +100,14 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
     """
     subjects = [(item, subject) for item in items if (subject := subject_of(item))]
     session.selected = frozenset(subject.suite for _, subject in subjects)
-    cases = {
-        subject.case.id: subject.case for _, subject in subjects if not isinstance(subject.case, NoCases)
-    }
-    session.judged = tuple(cases.values())
+    cases = [subject.case for _, subject in subjects if not isinstance(subject.case, NoCases)]
+    session.backends = {case.backend for case in cases}
     perf = {item.nodeid: subject.case for item, subject in subjects if subject.suite == "perf"}
     backends = {getattr(case, "backend", None) for case in perf.values()}
     refusal = session.refusal or _judged_twice([subject for _, subject in subjects])
     refusal = refusal or xdist.perf_refusal(session, list(perf), backends)
     refusal = refusal or _no_budget(session, [subject for _, subject in subjects])
-    refusal = refusal or _two_devices(session)
+    refusal = refusal or _two_devices(session, cases)
     refusal = refusal or (_unknown_hardware(session) if subjects else None)
     if refusal:
         xdist.refuse(session, items, refusal)
@@ -119,11 +117,11 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
         session.throttle_before = throttle_counters()
 
 
-def _two_devices(session: WanSession) -> str | None:
+def _two_devices(session: WanSession, cases: list[Case]) -> str | None:
     """Why the results cannot be filed: those of a CPU and of a GPU have each their own hardware key, a run has one."""
     from wan_trt_core.backends.registry import device_of
 
-    of = {device_of(session.settings, case.backend): case for case in session.judged}
+    of = {device_of(session.settings, case.backend): case for case in cases}
     if len(of) < 2:
         return None
     told = " and ".join(f"{case.id} on {device} ({case.backend})" for device, case in sorted(of.items()))

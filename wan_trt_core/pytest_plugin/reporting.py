@@ -76,6 +76,9 @@ class Collector:
     def keep(self, record: CaseRecord) -> None:
         """Write what is known, each time: a killed run (a job's time limit, a system out of memory) leaves it."""
         self._records[record.suite, record.case] = record
+        self.session.backends.add(
+            record.backend
+        )  # a process whose workers collect knows them from nowhere else
         with suppress(OSError):  # told at the end, if it is still so
             self.run_record().write(self.session.settings.report / RESULTS)
 

@@ -46,7 +46,7 @@ class WanSession:
     Attributes:
         refusal: why this session must not judge anything; set while collecting.
         selected: suites of the collected tests.
-        judged: their cases.
+        backends: of the cases that are judged, as far as they are known.
         throttle_before: the machine's throttling counters before the first test.
         keep: told of a record before its test has ended; the process that reports writes it.
     """
@@ -55,7 +55,7 @@ class WanSession:
         self.config = config
         self.refusal: str | None = None
         self.selected: frozenset[str] = frozenset()
-        self.judged: tuple[Case, ...] = ()
+        self.backends: set[str] = set()
         self.throttle_before: Mapping[str, int] | None = None
         self.keep: Callable[[CaseRecord], object] = lambda record: None
         self._baselines: dict[tuple[str, str], BaselineFile | None] = {}
@@ -191,16 +191,18 @@ class WanSession:
 
     @property
     def backend(self) -> str:
-        """One of the judged cases' (before they are known of all cases'), which all run on one device; that of the
-        settings where they do not, or the case file is wrong."""
-        from wan_trt_core.backends.registry import of_one_device
+        """One of :attr:`backends`, which all run on one device; before they are known one of the case file's where that
+        can be told without asking PyTorch, else that of the settings."""
+        from wan_trt_core.backends.registry import of_one_device, runs_on
         from wan_trt_core.cases import CaseFileError
 
-        try:
-            cases = self.judged or self.case_file.cases
-        except CaseFileError:  # collection says what is wrong, if a test wants cases at all
-            cases = ()
-        return of_one_device(self.settings, (case.backend for case in cases)) or self.settings.backend
+        backends = self.backends
+        if not backends:
+            with suppress(CaseFileError):  # collection says what is wrong, if a test wants cases at all
+                backends = {case.backend for case in self.case_file.cases}
+            if not all(map(runs_on, backends)):
+                return self.settings.backend
+        return of_one_device(self.settings, backends) or self.settings.backend
 
     @property
     def hardware_key(self) -> str:

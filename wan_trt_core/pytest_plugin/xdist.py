@@ -79,7 +79,9 @@ def _take(session: WanSession, gpu: str, hardware_key: str) -> str | None:
         session.hold(FileLock(path).acquire(timeout=LOCK_SECONDS))
     except Timeout:
         return f"another run measures performance on the GPU {gpu} (it holds {path}); run again when it has ended"
-    if session.hardware_key != hardware_key:
+    if (
+        hardware_key and session.hardware_key != hardware_key
+    ):  # the controller may not know that it is of a GPU
         return f"the GPUs differ ({session.hardware_key}, {hardware_key}), and a run has one hardware key; choose some"
     return None
 
@@ -118,7 +120,8 @@ class Controller:
         if len(gpus) < len(specs):
             return
         try:
-            node.workerinput[HARDWARE] = self.session.hardware_key
+            on_gpu = _on_gpu(self.session, [self.session.backend])
+            node.workerinput[HARDWARE] = self.session.hardware_key if on_gpu else ""
         except (ValueError, RuntimeError):  # a wrong setting, or no GPU: collection says so
             return
         free = next(gpu for gpu in gpus if gpu not in self._owned.values())

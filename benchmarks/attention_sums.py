@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wan_trt_core.cli.videos import sized
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.components.dit import COMPONENT
 from wan_trt_core.models.graphs import dit
@@ -195,13 +196,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         model = resolve(given.model, given.checkpoint, layers=given.layers)
+        video = sized(model.profile(None).opt, given.size)
     except ValueError as error:
         parser.error(str(error))
-    try:
-        height, width, frames = (int(part) for part in given.size.split("x"))
-        video = replace(model.profile(None).opt, height=height, width=width, frames=frames)
-    except ValueError as error:
-        parser.error(f"--size is {given.size}, not HEIGHTxWIDTHxFRAMES of a video: {error}")
     with torch.no_grad():
         rows, left = losses_by_layer(
             model.checkpoint, video, given.queries, given.group, given.sharper, carried=given.carried

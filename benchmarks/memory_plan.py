@@ -20,7 +20,7 @@ from typer import BadParameter
 from wan_trt_core.backends.base import BackendUnavailable
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.cases import Case, Prompt
-from wan_trt_core.cli.videos import parse_precision
+from wan_trt_core.cli.videos import parse_precision, sized
 from wan_trt_core.comparison.benchmark import MEMORY_STEPS, case_of, memory_here
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import ArmName, in_fresh_process
@@ -30,7 +30,7 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory import resident_code, resident_set
 from wan_trt_core.memory.prediction import choice_of, predict, workload
 from wan_trt_core.models.catalogue import resolve
-from wan_trt_core.models.profiles import ShapeProfile, Sizes
+from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.report.markdown import markdown_table
 
@@ -56,23 +56,8 @@ def measured_here(
     return bare, max(size for _, size in stages)
 
 
-def sized(shapes: ShapeProfile, size: str | None) -> Sizes:
-    """A video of ``size``, height x width x frames; by default the one that the profile is tuned for.
-
-    Raises:
-        ValueError: when it is no such size, or does not fit the model.
-    """
-    if size is None:
-        return shapes.opt
-    try:
-        height, width, frames = (int(part) for part in size.split("x"))
-        return replace(shapes.opt, height=height, width=width, frames=frames)
-    except ValueError as error:
-        raise ValueError(f"--size is {size}, not HEIGHTxWIDTHxFRAMES of a video: {error}") from error
-
-
 def row(
-    settings: Settings, profile: str | None, backend: str, precision: str | dict[str, str], size: str | None
+    settings: Settings, profile: str | None, backend: str, precision: str | dict[str, str], size: Sizes | None
 ) -> tuple[str, ...]:
     """One run, and its prediction."""
     model = resolve(settings.model, settings.checkpoint)
@@ -83,7 +68,7 @@ def row(
         target.build()  # which is no part of a run
     asked = target.inputs()
     if size is not None:
-        asked = replace(asked, generation=asked.generation.of_size(sized(shapes, size)))
+        asked = replace(asked, generation=asked.generation.of_size(size))
     asked = replace(asked, prompt=Prompt(id="asked", prompt=PROMPT))
     video = asked.generation
     arm: ArmName = "reference" if backend == "torch" else "candidate"
@@ -118,13 +103,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     options = {"model": given.model, "checkpoint": given.checkpoint}
-    sizes = given.size or [None]
     try:
         settings = load_settings(overrides=options).settings
         precision = parse_precision(given.precision)
         shapes = resolve(settings.model, settings.checkpoint).profile(given.profile)
-        for size in sizes:
-            sized(shapes, size)
+        sizes = [sized(shapes.opt, text) for text in given.size] if given.size else [None]
         for backend in given.backend:
             get_backend(backend).require(settings)
     except (ValueError, BadParameter, BackendUnavailable) as error:

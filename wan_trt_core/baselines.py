@@ -269,9 +269,8 @@ def other_origin(
     """
     for key in ORIGIN:
         if stored.provenance[key] != run[key]:
-            remake = regenerate_command(
-                suite, case, (*command, "--wan-baselines", "OTHER")
-            )  # the last one counts
+            elsewhere = (*command, "--wan-baselines", "OTHER")  # the last one counts
+            remake = regenerate_command(suite, case, elsewhere)
             return (
                 f"case {case}: the stored baseline was made with the {key} '{stored.provenance[key]}', this run with "
                 f"'{run[key]}'; keep this run's in a folder of their own: {remake} "

@@ -76,7 +76,9 @@ class Layer(nn.Module):
     def __init__(self, index: int) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
-        if index < repetition.TRACED:  # equal in those that are traced, as biases that training left at zero
+        if (
+            index < repetition.TRACED_BLOCKS
+        ):  # equal in those that are traced, as biases that training left at zero
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor, scale: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel
-    from wan_trt_core.models.profiles import ShapeProfile
+    from wan_trt_core.models.profiles import ShapeProfile, Sizes
 
 ImageOption = Annotated[
     Path | None,
@@ -154,6 +154,19 @@ def open_image(path: Path) -> Image:
         raise typer.BadParameter(
             f"{path}: no image that can be read: {error}", param_hint="--image"
         ) from error
+
+
+def sized(video: Sizes, text: str, option: str = "--size") -> Sizes:
+    """``video`` in another size, ``480x832x81``: height, width, frames.
+
+    Raises:
+        ValueError: naming the option, when it is no such size, or no video has it.
+    """
+    try:
+        height, width, frames = (int(part) for part in text.split("x"))
+        return replace(video, height=height, width=width, frames=frames)
+    except ValueError as error:
+        raise ValueError(f"{option} is {text}, not HEIGHTxWIDTHxFRAMES of a video: {error}") from error
 
 
 def parse_precision(

@@ -15,13 +15,13 @@ from wan_trt_core.export.module_names import MODULE_NAMES, modules_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TRACED = 3
+TRACED_BLOCKS = 3
 """Blocks that are traced: the first has what is made once for all, and the next two, held side by side, show what
 differs from one block to the next."""
 
 
 def with_few_blocks(graph: nn.Module, name: str, inputs: Sequence[Tensor]) -> nn.Module:
-    """``graph`` with no more than its first :data:`TRACED` blocks, whose weights it shares.
+    """``graph`` with no more than its first :data:`TRACED_BLOCKS` blocks, whose weights it shares.
 
     Args:
         name: of the ``ModuleList`` of blocks.
@@ -38,8 +38,8 @@ def with_few_blocks(graph: nn.Module, name: str, inputs: Sequence[Tensor]) -> nn
     if not isinstance(blocks, nn.ModuleList):
         raise BlocksDifferError(f"its graph has no ModuleList named {name}")
     few = copy.copy(graph)
-    few._modules = {**graph._modules, name: blocks[:TRACED]}
-    if len(blocks) > TRACED:
+    few._modules = {**graph._modules, name: blocks[:TRACED_BLOCKS]}
+    if len(blocks) > TRACED_BLOCKS:
         require_plain_loop(graph, few, name, inputs)
     return few
 
@@ -59,7 +59,7 @@ def repeat_blocks(model: Any, graph: nn.Module, name: str) -> None:
         BlocksDifferError: when the last two are not alike in the ONNX graph; it is then of no use.
     """
     count = len(graph.get_submodule(name))  # type: ignore[arg-type]
-    if count <= TRACED:
+    if count <= TRACED_BLOCKS:
         return
     tensors = dict(graph.named_parameters(remove_duplicate=False)) | dict(
         graph.named_buffers(remove_duplicate=False)
@@ -67,7 +67,7 @@ def repeat_blocks(model: Any, graph: nn.Module, name: str) -> None:
     _simplify(model, tensors)
     repeated = _Repeated(model.graph, tensors, name)
     made = {value: value for value in repeated.values}
-    for index in range(TRACED, count):
+    for index in range(TRACED_BLOCKS, count):
         made = repeated.append(index, made)
     for node, position, value in repeated.leaving:
         node.replace_input_with(position, made[value])
@@ -97,13 +97,15 @@ class _Repeated:
     """
 
     def __init__(self, onnx_graph: Any, weights: Mapping[str, Tensor], name: str) -> None:
-        self._onnx_graph, self._name, self._own = onnx_graph, name, f"{name}.{TRACED - 1}"
+        self._onnx_graph, self._name, self._own = onnx_graph, name, f"{name}.{TRACED_BLOCKS - 1}"
         self._weights = weights
-        self._twins = _nodes_of(onnx_graph, f"{name}.{TRACED - 2}")
+        self._twins = _nodes_of(onnx_graph, f"{name}.{TRACED_BLOCKS - 2}")
         self._nodes = _nodes_of(onnx_graph, self._own)
         self._end = self._nodes[-1]
         if [_signature(node) for node in self._twins] != [_signature(node) for node in self._nodes]:
-            raise BlocksDifferError(f"{name}.{TRACED - 2} and {self._own} have other nodes in the ONNX graph")
+            raise BlocksDifferError(
+                f"{name}.{TRACED_BLOCKS - 2} and {self._own} have other nodes in the ONNX graph"
+            )
         self._next = {  # value of the block before: that of this block
             one: value
             for twin, node in zip(self._twins, self._nodes, strict=True)
@@ -117,11 +119,11 @@ class _Repeated:
         ]
         if any(use.node not in own for value in self._next for use in value.uses()):
             raise BlocksDifferError(
-                f"what {name}.{TRACED - 2} computes is used behind the next of {name} too"
+                f"what {name}.{TRACED_BLOCKS - 2} computes is used behind the next of {name} too"
             )
         if any(value in self.values or value in self._next for value in onnx_graph.outputs):
             raise BlocksDifferError(f"one of {name} gives an output of the graph itself")
-        if any(key.startswith(f"{name}.{TRACED}.") for key in onnx_graph.initializers):
+        if any(key.startswith(f"{name}.{TRACED_BLOCKS}.") for key in onnx_graph.initializers):
             raise BlocksDifferError(f"the graph runs more of {name} than it was given")
 
     def append(self, index: int, before: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -177,7 +179,7 @@ class _Repeated:
         if None not in (twin, value) and value not in self.values:
             producer = value.producer()
             if producer is not None and producer is twin.producer():
-                at = value.index() + (value.index() - twin.index()) * (index - TRACED + 1)
+                at = value.index() + (value.index() - twin.index()) * (index - TRACED_BLOCKS + 1)
                 if 0 <= at < len(producer.outputs):
                     return producer.outputs[at]
             if value.name.startswith(f"{self._own}."):

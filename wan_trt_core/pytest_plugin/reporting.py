@@ -43,10 +43,11 @@ def header(session: WanSession) -> list[str]:
         left_out, cases = session.left_out, session.case_file.cases
     except CaseFileError:  # collection says what is wrong, if a test wants cases at all
         left_out, cases = "", ()
-    if session.require_bands and not any(
-        getattr(case, suite).bands for case in cases for suite in case.suites
-    ):
-        bands += " (no case has any)"
+    if session.require_bands:
+        from wan_trt_core.gates.judging import gate_bands
+
+        if not any(gate_bands(case, suite) for case in cases for suite in case.suites):
+            bands += " (no case has any)"
     return [
         f"wan-trt: model {chosen('model')}, backend {chosen('backend')}, profile {chosen('profile')}",
         f"wan-trt: hardware {hardware}, cases {session.case_path}",
@@ -76,9 +77,8 @@ class Collector:
     def keep(self, record: CaseRecord) -> None:
         """Write what is known, each time: a killed run (a job's time limit, a system out of memory) leaves it."""
         self._records[record.suite, record.case] = record
-        self.session.backends.add(
-            record.backend
-        )  # a process whose workers collect knows them from nowhere else
+        # a process whose workers collect knows the backends from nowhere else
+        self.session.backends.add(record.backend)
         with suppress(OSError):  # told at the end, if it is still so
             self.run_record().write(self.session.settings.report / RESULTS)
 

@@ -79,9 +79,8 @@ def _take(session: WanSession, gpu: str, hardware_key: str) -> str | None:
         session.hold(FileLock(path).acquire(timeout=LOCK_SECONDS))
     except Timeout:
         return f"another run measures performance on the GPU {gpu} (it holds {path}); run again when it has ended"
-    if (
-        hardware_key and session.hardware_key != hardware_key
-    ):  # the controller may not know that it is of a GPU
+    # without a key the controller, which collects nothing, did not know that the run is of a GPU
+    if hardware_key and session.hardware_key != hardware_key:
         return f"the GPUs differ ({session.hardware_key}, {hardware_key}), and a run has one hardware key; choose some"
     return None
 

@@ -372,6 +372,25 @@ def _half_convolutions(graph: nn.Module) -> nn.Module:
     return graph
 
 
+def _stacked_frames(graph: nn.Module) -> nn.Module:
+    """Convolutions over frames as ones of images, whose channels are those of the frames that each looks at."""
+
+    class StackedConv(CausalConv):
+        def forward(self, frames: Tensor, caches: Any) -> Tensor:
+            joined, looked_at = caches.exchange(frames, self.past), self.weight.shape[2]
+            count = joined.shape[2] - looked_at + 1
+            stacked = torch.cat([joined[:, :, first : first + count] for first in range(looked_at)], dim=1)
+            weight = self.weight.transpose(1, 2).flatten(1, 2)
+            images = stacked.transpose(1, 2).flatten(0, 1)
+            images = functional.conv2d(images, weight, self.bias, padding=self.padding[1:])
+            return images.unsqueeze(0).transpose(1, 2)
+
+    for part in graph.modules():
+        if isinstance(part, CausalConv):
+            part.__class__ = StackedConv
+    return graph
+
+
 # ---- the VAE decoder: less memory --------------------------------------------------------------------------
 
 
@@ -528,6 +547,9 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
             _half_caches, "caches in half precision: half their memory and copies", half_caches=True
         ),
         "top-in-pairs": Idea(_top_in_pairs, "the last block on two frames at a time: less scratch"),
+        "stacked-frames": Idea(
+            _stacked_frames, "convolutions over frames as ones of images with the channels of three frames"
+        ),
         "half-convolutions": Idea(
             _half_convolutions,
             "products of the convolutions in half precision between float32 norms and sums",

@@ -60,6 +60,7 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("vae_decoder_next", "resized", "fp32", 1e-5),
         ("vae_decoder_next", "transposed-images", "fp32", 1e-5),
         ("vae_decoder_next", "phased", "fp32", 1e-5),
+        ("vae_decoder_next", "stacked-frames", "fp32", 1e-5),
         ("vae_decoder_next", "half-convolutions", "fp32", 1e-2),
         ("vae_decoder_next", "half-caches", "fp32", 1e-3),
         ("vae_decoder_next", "top-in-pairs", "fp32", 1e-5),

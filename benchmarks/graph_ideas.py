@@ -60,6 +60,9 @@ class Idea:
         channels_last: its caches have the channels last.
         half_caches: its caches are in half precision.
         latents: latent frames that one step of the VAE decodes.
+        prompts: that one call of the DiT answers, the second of which is the first one's negative.
+        specs: from the inputs of the graph as it is to its own.
+        given: what it is called with, of the graph as it is and what that is called with; None if that is the same.
     """
 
     change: Callable[[nn.Module], nn.Module]
@@ -67,6 +70,14 @@ class Idea:
     channels_last: bool = False
     half_caches: bool = False
     latents: int = 1
+    prompts: int = 1
+    specs: Callable[[tuple[TensorSpec, ...]], tuple[TensorSpec, ...]] = lambda specs: specs
+    given: Callable[[Any, Tensors], Tensors] | None = None
+
+    @property
+    def calls(self) -> int:
+        """Of the graph as it is, that one of its own is for."""
+        return self.latents * self.prompts
 
 
 # ---- the DiT: what its pointwise kernels compute in, and its products -------------------------------------
@@ -288,6 +299,130 @@ def _attentions_as(graph: nn.Module, kind: type, *names: str) -> nn.Module:
             part = getattr(block, name)
             part.__class__ = type(kind.__name__, (kind, type(part)), {})
     return graph
+
+
+# ---- the DiT: what a prompt needs once, and both prompts of a guided step at once --------------------------
+
+
+class _PromptOnce(nn.Module):
+    """Keys and values of the prompt are inputs, made once a video: (layers, rows, dim) each."""
+
+    def __init__(self, graph: Any) -> None:
+        super().__init__()
+        self.dit, self.text_dim = _attentions_as(graph, _OfKeys, "attn2"), graph.text_in.in_features
+        for index, block in enumerate(graph.blocks):
+            block.attn2.index = index
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        modulation: Tensor,
+        output_modulation: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        text_keys: Tensor,
+        text_values: Tensor,
+        text_scores: Tensor,
+    ) -> tuple[Tensor, ...]:
+        unread = text_keys.new_zeros(1, 1, self.text_dim)
+        of_text = (text_scores, text_keys, text_values)
+        sample: tuple[Tensor, ...] = self.dit(
+            hidden_states, modulation, output_modulation, rope_cos, rope_sin, unread, of_text
+        )
+        return sample
+
+    @staticmethod
+    def specs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        layers, _, dim = next(spec.axes for spec in specs if spec.name == "modulation")
+        rows = [TensorSpec(name, (layers, "text_rows", dim)) for name in ("text_keys", "text_values")]
+        cut = [spec.name for spec in specs].index("encoder_hidden_states")
+        return (*specs[:cut], *rows, *specs[cut + 1 :])
+
+    @staticmethod
+    def given(graph: Any, calls: Tensors) -> Tensors:
+        states = calls["encoder_hidden_states"]
+        text = functional.gelu(graph.text_in(states.squeeze(0).float()), approximate="tanh")
+        text, parts = graph.text_out(text).to(states.dtype), [block.attn2 for block in graph.blocks]
+        keys = torch.stack([dit._rms_norm(part.to_k(text), part.norm_k, part.eps) for part in parts])
+        values = torch.stack([part.to_v(text) for part in parts])
+        rest = {name: value for name, value in calls.items() if name != "encoder_hidden_states"}
+        return {**rest, "text_keys": keys, "text_values": values}
+
+
+class _OfKeys(dit._Attention):
+    """Attention to rows whose keys and values are made already."""
+
+    index: int
+
+    def forward(self, tokens: Tensor, source: Any, rope: Any, added: Any = None, image: Any = None) -> Tensor:
+        scores, keys, values = added
+        return super().forward(tokens, (keys[self.index], values[self.index]), rope, scores, image)
+
+    def to_attend(self, tokens: Tensor, source: Any, rope: Any, dtype: torch.dtype) -> Any:
+        query = self._heads(dit._rms_norm(self.to_q(tokens), self.norm_q, self.eps))
+        return query.to(dtype), *(self._heads(rows).to(dtype) for rows in source)
+
+
+class _Guided(dit.DitGraph):
+    """Both prompts of a guided step in one call: the tokens of the two videos, one after the other."""
+
+    def _unpatchify(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+        return torch.cat(
+            [super(_Guided, self)._unpatchify(half, grid) for half in tokens.unflatten(0, (2, -1))]
+        )
+
+
+class _OfBoth(dit._Attention):
+    """Attention within each video, and of each to its prompt."""
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.view(2, -1, self.heads, self.head_dim)
+
+    def centre(self, value: Tensor, added: Tensor | None) -> Tensor | None:
+        if added is None or value.dtype != torch.float16:
+            return super().centre(value, added)
+        shares = torch.softmax(added.float(), dim=-1).view(2, -1, 1, 1)
+        return (value.float() * shares).sum(1).flatten(1).to(value.dtype)
+
+    def mixed(self, attended: Tensor, centre: Tensor | None = None) -> Tensor:
+        if centre is None or isinstance(self, dit._CentredAttention):
+            return super().mixed(attended, centre)
+        mixed = super().mixed(attended)
+        behind = (self.to_out.weight * centre.unsqueeze(1)).float().sum(-1).to(mixed.dtype)
+        return (mixed.unflatten(0, (2, -1)) + behind.unsqueeze(1)).flatten(0, 1)
+
+
+class _OfTwo(dit._Block):
+    """The first block, whose tokens are those of both."""
+
+    def forward(self, hidden: Tensor, *more: Any) -> Tensor:
+        return super().forward(torch.cat((hidden, hidden)), *more)
+
+
+def _guided(graph: Any) -> nn.Module:
+    graph.__class__, graph.blocks[0].__class__ = _Guided, _OfTwo
+    graph.repeated = ""  # its first block is not as the others
+    return _attentions_as(graph, _OfBoth)
+
+
+def _guided_specs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    axes: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+        "encoder_hidden_states": lambda axes: (1, 2, *axes[1:]),
+        "text_scores": lambda axes: (2, 1, 1, *axes),
+    }
+    return tuple(
+        TensorSpec(spec.name, axes[spec.name](spec.axes), spec.dtype) if spec.name in axes else spec
+        for spec in specs
+    )
+
+
+def _guided_calls(graph: Any, calls: Tensors) -> Tensors:
+    states, scores = calls["encoder_hidden_states"], calls["text_scores"]
+    both = {
+        "encoder_hidden_states": torch.stack((states, -states), 1),
+        "text_scores": scores.expand(2, 1, 1, -1),
+    }
+    return {**calls, **{name: value.contiguous() for name, value in both.items()}}
 
 
 # ---- the VAE decoder: channels last, as the convolutions' kernels want them -------------------------------
@@ -528,6 +663,19 @@ IDEAS: Mapping[str, Mapping[str, Idea]] = {
         "prompt-mean-before": Idea(
             _prompt_mean_before, "the mean of the prompt's values added before the product: its weights once"
         ),
+        "prompt-once": Idea(
+            _PromptOnce,
+            "the prompt's keys and values as inputs, made once a video",
+            specs=_PromptOnce.specs,
+            given=_PromptOnce.given,
+        ),
+        "guided": Idea(
+            _guided,
+            "both prompts of a guided step in one call, the second a negative of the first",
+            prompts=2,
+            specs=_guided_specs,
+            given=_guided_calls,
+        ),
     },
     "vae_decoder_next": {
         "channels-last": Idea(
@@ -575,12 +723,20 @@ def idea_named(component: str, name: str) -> Idea:
             graph = idea.change(graph)
         return graph
 
+    def specs(given: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        for idea in ideas:
+            given = idea.specs(given)
+        return given
+
     return Idea(
         change,
         name,
         channels_last=any(idea.channels_last for idea in ideas),
         half_caches=any(idea.half_caches for idea in ideas),
         latents=max(idea.latents for idea in ideas),
+        prompts=max(idea.prompts for idea in ideas),
+        specs=specs,
+        given=next((idea.given for idea in ideas if idea.given is not None), None),
     )
 
 
@@ -592,7 +748,7 @@ def changed(component: Component, idea: Idea) -> Component:
             return idea.change(super().graph(*arguments, **named))
 
         def inputs(self, checkpoint: Any) -> tuple[TensorSpec, ...]:
-            return self._laid_out(super().inputs(checkpoint))
+            return self._laid_out(idea.specs(super().inputs(checkpoint)))
 
         def outputs(self, checkpoint: Any) -> tuple[TensorSpec, ...]:
             return self._laid_out(super().outputs(checkpoint))
@@ -607,7 +763,7 @@ def changed(component: Component, idea: Idea) -> Component:
             axes = spec.axes
             if idea.channels_last and spec.name.startswith("cache"):
                 return (axes[0], *axes[2:], axes[1])
-            return axes
+            return (idea.prompts, *axes[1:]) if spec.name == "sample" else axes
 
     form = Changed()
     vars(form).update(vars(component))
@@ -704,8 +860,10 @@ def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iter
         idea = Idea(lambda graph: graph, AS_IS) if name == AS_IS else idea_named(subject.component, name)
         for point in subject.points:
             calls = _random_inputs(subject, point, idea.latents, device)
-            if (point, idea.latents) not in exact:  # of the same inputs for every idea of as many latents
-                exact[point, idea.latents] = _exact(subject, calls, device)
+            if (point, idea.calls) not in exact:  # of the same inputs for every idea of as many calls
+                exact[point, idea.calls] = torch.cat(
+                    [_exact(subject, call, device) for call in _prompts(calls, idea.prompts)]
+                )
             if idea.channels_last:
                 calls = {
                     key: _last(value) if key.startswith("cache") else value for key, value in calls.items()
@@ -714,8 +872,10 @@ def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iter
                 calls = {
                     key: value.half() if key.startswith("cache") else value for key, value in calls.items()
                 }
+            if idea.given is not None:
+                calls = _given(subject, idea, calls, device)
             found = engine.run(calls)["sample"].double()
-            expected = exact[point, idea.latents]
+            expected = exact[point, idea.calls]
             error = float((found - expected).norm() / expected.norm())
             candidate = _into(engine, calls)
             before, after, gain = _time(as_it_is.setdefault(point, candidate), candidate, device)
@@ -723,14 +883,28 @@ def measure(subject: Subject, ideas: list[str], folder: Path, jobs: int) -> Iter
             yield Row(
                 name,
                 point,
-                after / idea.latents,
+                after / idea.calls,
                 before,
-                gain * idea.latents,
+                gain * idea.calls,
                 error,
                 seconds,
                 scratch,
                 candidate,
             )
+
+
+def _prompts(calls: Tensors, count: int) -> list[Tensors]:
+    """The calls of as many prompts, two at most: :attr:`Idea.prompts`."""
+    name = "encoder_hidden_states"
+    return [calls, {**calls, name: -calls[name]}][:count] if name in calls else [calls]
+
+
+def _given(subject: Subject, idea: Idea, calls: Tensors, device: str) -> Tensors:
+    """What an idea's engine is called with, as the graph as it is has it in PyTorch."""
+    graph = subject.form(AS_IS).graph(subject.resolved()[0].checkpoint, subject.precision).to(device)
+    assert idea.given is not None
+    with torch.no_grad():
+        return idea.given(graph, calls)
 
 
 def _exact(subject: Subject, calls: Tensors, device: str) -> Tensor:

@@ -56,6 +56,11 @@ def inputs(component: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> list[t
         ("dit", "mean-behind", "fp32", 1e-5),
         ("dit", "mean-behind", "fp16", 1e-2),
         ("dit", "prompt-mean-before", "fp16", 1e-2),
+        ("dit", "prompt-once", "fp32", 1e-5),
+        ("dit", "prompt-once", "fp16", 1e-2),
+        ("dit", "guided", "fp32", 1e-5),
+        ("dit", "guided", "fp16", 1e-2),
+        ("dit", "centred-values+guided", "fp16", 1e-2),
         ("vae_decoder_next", "channels-last", "fp32", 1e-5),
         ("vae_decoder_next", "resized", "fp32", 1e-5),
         ("vae_decoder_next", "transposed-images", "fp32", 1e-5),
@@ -79,7 +84,22 @@ def test_an_idea_computes_what_the_graph_computes(
     if chosen.half_caches:
         theirs[1:] = [cache.half() for cache in theirs[1:]]
     with torch.no_grad():
-        expected = component.graph(checkpoint, precision)(*call)
+        graph, names = (
+            component.graph(checkpoint, precision),
+            [spec.name for spec in component.inputs(checkpoint)],
+        )
+        given = dict(zip(names, call, strict=True))
+        expected = graph(*call)
+        if chosen.prompts > 1:
+            other = ideas._prompts(given, chosen.prompts)[1]
+            expected = (torch.cat((expected[0], graph(*other.values())[0])),)
+            assert not torch.equal(*expected[0].split(1)), "one prompt makes what the other does"
+        if chosen.given is not None:
+            made = chosen.given(graph, given)
+            theirs = [made[spec.name] for spec in variant.inputs(checkpoint)]
+            assert [tuple(value.shape) for value in theirs] == [
+                spec.shape(component.sizes(VIDEO)) for spec in variant.inputs(checkpoint)
+            ]
         found = variant.graph(checkpoint, precision)(*theirs)
     assert float((found[0].double() - expected[0].double()).norm() / expected[0].double().norm()) < tolerance
     for cache, reference in zip(found[1:], expected[1:], strict=True):
@@ -211,7 +231,7 @@ def test_every_idea_is_tested(ideas: ModuleType) -> None:
     tested = {(row[0], row[1]) for row in marks[0].args[1]}
     assert tested == {
         (name, idea) for name, known in ideas.IDEAS.items() for idea in known if known[idea].latents == 1
-    }
+    } | {("dit", "centred-values+guided")}
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ A reason that the case file alone calls for is asked for before measuring. What 
 An entry's judged numbers and kernels are of one measurement: where it has no kernels and the new run does, it is
 replaced as a whole, once, with the provenance of that run. New ones alone never touch an entry that has some. What is
 observed and judged by nothing (:mod:`wan_trt_core.observations`) is replaced with the entry. Where the bands hold it
-comes beside what stays, with the commit of its own run: once, and again only where that is asked for.
+comes beside what stays, with the commit of its own run: where there is none yet, and again where that is asked for.
 """
 
 from __future__ import annotations
@@ -330,7 +330,8 @@ def plan_update(
         records: one or more independent runs, on the same hardware.
         provenance: of the new entries.
         selected: ids of the cases to regenerate; all of them unless given. Orphans are dropped only then.
-        observe: what is observed is that of these records, also where an entry whose bands they keep has some.
+        observe: of entries whose bands the records keep nothing is replaced but what is observed, which is where they
+            have some already.
 
     Raises:
         Refused: when a run is unfit, see :func:`case_records`, or baselines of another origin are stored.
@@ -625,7 +626,7 @@ def _plan(
         found = compare_entries(case, old, entry)
         rows += found
         profile = old.kernels if old else None
-        first = profile is None and entry.kernels is not None
+        first = profile is None and entry.kernels is not None and not observe
         if first or any(row.kind is not Change.WITHIN_BAND for row in found):
             touched.add(case)
             kept = None if measured or old is None else old.provenance["accepted_regression"]

@@ -244,8 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--observed",
         action="store_true",
-        help="of cases within their bands keep this run's speed-ups and whatever else nothing judges, in place of what "
-        "an earlier run showed",
+        help="of cases within their bands replace nothing but what nothing judges: speed-ups, stock diffusers' memory",
     )
     add("--hardware", metavar="KEY", help="records or baselines of this hardware, not of this machine")
     add("--accept-regression", metavar="REASON", help="why something may be worse, looser or dropped")

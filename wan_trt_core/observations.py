@@ -56,9 +56,9 @@ def beside(entry: BaselineEntry, run: BaselineEntry) -> BaselineEntry:
     own = {
         name: ObservedMetric(metric.value, metric.unit)
         for name, metric in run.metrics.items()
-        if metric.value != entry.metrics[name].value
+        if name not in run.observed.metrics and metric.value != entry.metrics[name].value
     }
-    return replace(entry, observed=replace(run.observed, metrics=own | dict(run.observed.metrics)))
+    return replace(entry, observed=replace(run.observed, metrics={**run.observed.metrics, **own}))
 
 
 def seen(entry: BaselineEntry, name: str) -> ObservedMetric | None:
@@ -72,7 +72,8 @@ def seen(entry: BaselineEntry, name: str) -> ObservedMetric | None:
 def extent(metric: ObservedMetric) -> str:
     """The interval of a number, or the number at each point, for people; empty where there is neither."""
     if metric.points:
-        return ", ".join(f"{point} {quantity(value, metric.unit)}" for point, value in metric.points.items())
+        told = ((point, metric.points[point]) for point in POINTS if point in metric.points)
+        return ", ".join(f"{point} {quantity(value, metric.unit)}" for point, value in told)
     if metric.low is None or metric.high is None:
         return ""
     return (

@@ -32,8 +32,8 @@ from wan_trt_core.cli.videos import profile_for
 from wan_trt_core.comparison.targets import Asked
 from wan_trt_core.config import Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
-from wan_trt_core.gates.bands import Observed, ObservedMetric
 from wan_trt_core.engine_cache import EngineCache
+from wan_trt_core.gates.bands import Observed, ObservedMetric
 from wan_trt_core.measure.memory_events import MemoryRecord
 from wan_trt_core.memory.prediction import Choice, Workload
 from wan_trt_core.models.catalogue import resolve

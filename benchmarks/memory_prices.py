@@ -18,6 +18,7 @@ from wan_trt_core.baselines import read_baselines
 from wan_trt_core.cases import Case, Suite, load_cases
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.models.checkpoint import INT8
+from wan_trt_core.observations import OF_REFERENCE
 from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.report.markdown import markdown_table
 
@@ -27,9 +28,6 @@ METRICS: dict[Suite, tuple[tuple[str, ...], str]] = {
     "perf": (("candidate_time",), "s"),
 }
 """What a suite says of the candidate, the first that is stored, and its unit."""
-
-BESIDE = "reference_"
-"""Begins the name of a metric of stock diffusers, which a memory baseline holds beside its own."""
 
 Stored = Callable[[Case, Suite, str], float | None]
 """A metric of a case as its baseline has it."""
@@ -75,7 +73,7 @@ def _is_plain(case: Case, other: Case, suite: Suite) -> bool:
 
 
 def _of_reference(metric: str) -> str:
-    return "reference_time" if metric == "candidate_time" else f"{BESIDE}{metric}"
+    return "reference_time" if metric == "candidate_time" else f"{OF_REFERENCE}{metric}"
 
 
 def _first(case: Case, suite: Suite, metrics: Sequence[str], stored: Stored) -> float | None:
@@ -90,15 +88,9 @@ def table(baselines: Path, case_file: Path) -> str:
         entry = file.cases.get(case.id) if file else None
         if entry is None:
             return None
-        beside = entry.reference or {}
-        found = entry.metrics.get(metric)
-        return (
-            found.value
-            if found
-            else beside.get(metric.removeprefix(BESIDE))
-            if metric.startswith(BESIDE)
-            else None
-        )
+        observed = entry.observed.metrics if entry.observed else {}
+        found = entry.metrics.get(metric) or observed.get(metric)
+        return found.value if found else None
 
     return markdown_table(
         HEADER, list(prices(load_cases(case_file, allowed_names(), "--cases").cases, stored))

@@ -9,8 +9,10 @@ entry that would go because no case asks for it, as it may belong to another cas
 
 A reason that the case file alone calls for is asked for before measuring. What was measured and not stored is kept.
 
-An entry is of one measurement: where it has no kernels, or nothing of stock diffusers' memory, and the new run does, it
-is replaced as a whole, once, with the provenance of that run. New ones alone never touch an entry that has some.
+An entry's judged numbers and kernels are of one measurement: where it has no kernels and the new run does, it is
+replaced as a whole, once, with the provenance of that run. New ones alone never touch an entry that has some. What is
+observed and judged by nothing (:mod:`wan_trt_core.observations`) is replaced with the entry. Where the bands hold it
+comes beside what stays, with the commit of its own run: where there is none yet, and again where that is asked for.
 """
 
 from __future__ import annotations
@@ -47,11 +49,13 @@ from wan_trt_core.baselines import (
     write_baselines,
 )
 from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
+from wan_trt_core.gates.bands import Observed
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.measure.differences import kernel_difference
+from wan_trt_core.observations import beside, extent, observed
 from wan_trt_core.report.changes import MetricChange, baseline_changes, worst_first
 from wan_trt_core.report.markdown import changes_markdown
 
@@ -92,6 +96,7 @@ class Plan:
         rows: old and new of every metric, those of untouched cases too.
         orphans: cases that the file holds and no case file has; they are dropped only in a complete run.
         kernels: what happens to the stored kernels of touched cases, for people, by case.
+        observed: the touched cases of which only what nothing judges is new.
     """
 
     hardware_key: str
@@ -103,6 +108,7 @@ class Plan:
     rows: tuple[Row, ...]
     orphans: tuple[str, ...] = field(default=())
     kernels: Mapping[str, str] = field(default_factory=dict)
+    observed: frozenset[str] = frozenset()
 
     @property
     def loosened(self) -> tuple[Row, ...]:
@@ -312,6 +318,7 @@ def plan_update(
     provenance: Provenance,
     *,
     selected: Collection[str] | None = None,
+    observe: bool = False,
 ) -> tuple[Plan, ...]:
     """What the records would change, one plan a model.
 
@@ -323,6 +330,8 @@ def plan_update(
         records: one or more independent runs, on the same hardware.
         provenance: of the new entries.
         selected: ids of the cases to regenerate; all of them unless given. Orphans are dropped only then.
+        observe: of entries whose bands the records keep nothing is replaced but what is observed, which is where they
+            have some already.
 
     Raises:
         Refused: when a run is unfit, see :func:`case_records`, or baselines of another origin are stored.
@@ -344,13 +353,29 @@ def plan_update(
                 provenance, records[0], runs[0][case], _origin(case, [run[case] for run in runs])
             )
             entries[case] = new_entry(
-                case, gate_bands(banded[case], suite), [run[case].measurement for run in runs], data
+                case,
+                gate_bands(banded[case], suite),
+                [run[case].measurement for run in runs],
+                data,
+                observed(
+                    banded[case],
+                    suite,
+                    [run[case] for run in runs],
+                    provenance.commit,
+                    min(record.started for record in records),
+                ),
             )
             for run in runs:
                 _require_resolved(run[case], entries[case])
         before = read_baselines(root, hardware_key, model, suite)
         plans.append(
-            _plan(BaselineFile(hardware_key, model, suite, entries), before, known, complete=selected is None)
+            _plan(
+                BaselineFile(hardware_key, model, suite, entries),
+                before,
+                known,
+                complete=selected is None,
+                observe=observe,
+            )
         )
     return tuple(plans)
 
@@ -399,16 +424,16 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
             for case in plan.orphans
         )
         profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
-        beside = "".join(
-            f"\n- `{case}`: stock diffusers beside it: {_listed(entry.reference)}"
+        beside_it = "".join(
+            f"\n- `{case}`: observed at {entry.observed.commit[:7]}, judged by nothing: {_listed(entry.observed)}"
             for case, entry in plan.after.cases.items()
-            if case in plan.touched and entry.reference
+            if case in plan.touched and entry.observed
         )
         parts += [
             f"## Baselines of {plan.hardware_key} / {plan.model} / {plan.suite}",
             changes_markdown(plan_changes([plan])),
             profiles.strip(),
-            beside.strip(),
+            beside_it.strip(),
             f"Orphans:\n{orphans}" if orphans else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -581,12 +606,18 @@ def _plan(
     *,
     complete: bool,
     measured: bool = True,
+    observe: bool = False,
 ) -> Plan:
-    """What the new entries would do to those before; where nothing was ``measured`` these go on being explained."""
+    """What the new entries would do to those before; where nothing was ``measured`` these go on being explained.
+
+    Args:
+        observe: as for :func:`plan_update`.
+    """
     stored = dict(before.cases) if before else {}
     rows: list[Row] = []
     touched: set[str] = set()
     kernels: dict[str, str] = {}
+    seen: set[str] = set()
     after = dict(stored)
     for case, entry in new.cases.items():
         old = stored.get(case)
@@ -595,15 +626,19 @@ def _plan(
         found = compare_entries(case, old, entry)
         rows += found
         profile = old.kernels if old else None
-        first = (profile is None and entry.kernels is not None) or (
-            entry.reference is not None and old is not None and old.reference is None
-        )
+        first = profile is None and entry.kernels is not None and not observe
         if first or any(row.kind is not Change.WITHIN_BAND for row in found):
             touched.add(case)
             kept = None if measured or old is None else old.provenance["accepted_regression"]
             after[case] = _explained(entry, found, kept)
             if what := _kernel_change(profile, entry.kernels):
                 kernels[case] = what
+        elif (
+            old and measured and (observe or old.observed is None) and (new_one := beside(old, entry)) != old
+        ):
+            touched.add(case)
+            seen.add(case)
+            after[case] = new_one
     orphans = find_orphans(before, known) if before else ()
     if complete:
         touched |= set(orphans)
@@ -618,6 +653,7 @@ def _plan(
         tuple(rows),
         orphans,
         kernels,
+        frozenset(seen),
     )
 
 
@@ -638,8 +674,12 @@ def _kernel_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None)
     return kernel_difference(old, new).describe()
 
 
-def _listed(sizes: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {quantity(size, 'B')}" for name, size in sizes.items())
+def _listed(observed: Observed) -> str:
+    told = (
+        (name, quantity(metric.value, metric.unit), extent(metric))
+        for name, metric in observed.metrics.items()
+    )
+    return ", ".join(f"{name} {value}{f' ({more})' if more else ''}" for name, value, more in told)
 
 
 def _explained(entry: BaselineEntry, rows: Sequence[Row], kept: str | None) -> BaselineEntry:

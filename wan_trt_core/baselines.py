@@ -1,8 +1,8 @@
 """Baselines: what a case measured when it was accepted, one file per hardware, model and suite.
 
 ``<root>/<hardware key>/<model>/<suite>.json`` holds, by case, the banded metrics with their tolerances, where
-they come from, for perf the kernels that a later failure is explained with, and for memory what stock diffusers needed
-where that was measured. Reading is strict: what is not
+they come from, for perf the kernels that a later failure is explained with, and what a run showed beside all that,
+which nothing judges (``observed``). Reading is strict: what is not
 exactly a baseline of this schema and this hardware is an error that names the file, the key and the command to
 mend it, never a gate that holds nothing. Nothing is looked up under another hardware key.
 """
@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,8 @@ from wan_trt_core.gates.bands import (
     BaselineEntry,
     BaselineMetric,
     Better,
+    Observed,
+    ObservedMetric,
     Tolerance,
     band_limits,
     position,
@@ -65,12 +67,13 @@ LONGEST_INTEGER = 20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
 _ENTRY_KEYS = {"metrics", "provenance", "kernels"}
-_REFERENCE_KEY = {"reference"}
-"""Of an entry; where stock diffusers was measured as well."""
+_OBSERVED_KEY = {"observed"}
+"""Of an entry; absent where no run left anything of it."""
 
-_OF_REFERENCE = "reference_"
-"""Begins the name of a metric of the reference in a measurement."""
-
+_OBSERVED_KEYS = {"commit", "date", "metrics"}
+_NUMBER_KEYS = {"value", "unit"}
+_INTERVAL_KEYS = {"low", "high", "pairs"}
+_POINTS_KEY = {"points"}
 _METRIC_KEYS = {"value", "unit", "better", "n", "spread", "samples", "tolerance"}
 _TOLERANCE_KEYS = {"rel", "abs", "reason"}
 _TIMES_KEYS = {"groups_ms", "total_ms"}
@@ -284,9 +287,10 @@ def new_entry(
     bands: Mapping[str, Band],
     measurements: Sequence[Measurement],
     provenance: Mapping[str, Any],
+    observed: Observed | None = None,
 ) -> BaselineEntry:
-    """The entry of one case from one or more independent runs: the median of each banded metric, and the kernels of
-    the run whose kernels took the median time.
+    """The entry of one case from one or more independent runs: the median of each banded metric, the kernels of
+    the run whose kernels took the median time, and what was ``observed`` (rounded as all else).
 
     Raises:
         BaselineError: when a metric was not measured, is not a positive number, changes its unit between
@@ -299,7 +303,7 @@ def new_entry(
         metrics,
         {**provenance, "runs": len(measurements)},
         _typical_kernels(measurements),
-        _of_reference(measurements),
+        _rounded_observed(observed) if observed else None,
     )
 
 
@@ -371,14 +375,11 @@ def _new_metric(case: str, name: str, band: Band, measurements: Sequence[Measure
     return stored
 
 
-def _of_reference(measurements: Sequence[Measurement]) -> dict[str, float] | None:
-    """What stock diffusers needed at most, the median of the runs; not by stage, as none is stored of the candidate."""
-    found: dict[str, list[float]] = {}
-    for measurement in measurements:
-        for name, metric in measurement.metrics.items():
-            if name.startswith(_OF_REFERENCE) and "." not in name and metric.unit == "B" and metric.value:
-                found.setdefault(name.removeprefix(_OF_REFERENCE), []).append(metric.value)
-    return {name: _rounded(median(values)) for name, values in found.items()} or None
+def _rounded_observed(observed: Observed) -> Observed:
+    metrics = {
+        name: ObservedMetric(**_all_rounded(asdict(metric))) for name, metric in observed.metrics.items()
+    }
+    return replace(observed, metrics=metrics)
 
 
 def _typical_kernels(measurements: Sequence[Measurement]) -> dict[str, Any] | None:
@@ -435,7 +436,13 @@ class _Reader:
                 f"{at}: key kernels is absent, as in files of older releases; add it: wan-trt baselines migrate",
                 case,
             )
-        beside = _REFERENCE_KEY & data.keys()
+        if "reference" in data:
+            self._fail(
+                f"{at}: key reference is of older releases, which had no observed; carry it over: "
+                "wan-trt baselines migrate",
+                case,
+            )
+        beside = _OBSERVED_KEY & data.keys()
         self._keys(at, data, _ENTRY_KEYS | beside, case)
         metrics = self._dict(f"{at}.metrics", data["metrics"], case)
         provenance = self._dict(f"{at}.provenance", data["provenance"], case)
@@ -451,13 +458,35 @@ class _Reader:
             name: self._metric(f"{at}.metrics.{name}", case, metric) for name, metric in metrics.items()
         }
         kernels = self._kernels(f"{at}.kernels", case, data["kernels"])
-        if not beside:
-            return BaselineEntry(stored, provenance, kernels)
-        sizes = self._dict(f"{at}.reference", data["reference"], case)
-        reference = {
-            name: self._positive(f"{at}.reference.{name}", case, size) for name, size in sizes.items()
-        }
-        return BaselineEntry(stored, provenance, kernels, reference)
+        observed = self._observed(f"{at}.observed", case, data["observed"]) if beside else None
+        return BaselineEntry(stored, provenance, kernels, observed)
+
+    def _observed(self, at: str, case: str, data: Any) -> Observed:
+        self._keys(at, self._dict(at, data, case), _OBSERVED_KEYS, case)
+        metrics = self._dict(f"{at}.metrics", data["metrics"], case)
+        return Observed(
+            self._text(f"{at}.commit", case, data["commit"]),
+            self._text(f"{at}.date", case, data["date"]),
+            {name: self._number_seen(f"{at}.metrics.{name}", case, seen) for name, seen in metrics.items()},
+        )
+
+    def _number_seen(self, at: str, case: str, data: Any) -> ObservedMetric:
+        has = self._dict(at, data, case).keys()
+        interval = _INTERVAL_KEYS if _INTERVAL_KEYS & has else set()
+        self._keys(at, data, _NUMBER_KEYS | interval | _POINTS_KEY & has, case)
+        points = self._dict(f"{at}.points", data.get("points", {}), case)
+        low, high, pairs = (
+            self._number(f"{at}.{key}", case, data[key]) if interval else None
+            for key in ("low", "high", "pairs")
+        )
+        return ObservedMetric(
+            self._number(f"{at}.value", case, data["value"]),
+            self._text(f"{at}.unit", case, data["unit"]),
+            low,
+            high,
+            None if pairs is None else int(pairs),
+            {point: self._number(f"{at}.points.{point}", case, value) for point, value in points.items()},
+        )
 
     def _kernels(self, at: str, case: str, data: Any) -> dict[str, Any] | None:
         if data is None:
@@ -584,8 +613,17 @@ def _entry_data(entry: BaselineEntry) -> dict[str, Any]:
         "metrics": {name: _metric_data(metric) for name, metric in entry.metrics.items()},
         "provenance": dict(entry.provenance),
         "kernels": entry.kernels,
-        **({} if entry.reference is None else {"reference": dict(entry.reference)}),
+        **({} if entry.observed is None else {"observed": _observed_data(entry.observed)}),
     }
+
+
+def _observed_data(observed: Observed) -> dict[str, Any]:
+    """An interval and points only where there are any."""
+    metrics = {
+        name: {key: value for key, value in asdict(metric).items() if value not in (None, {})}
+        for name, metric in observed.metrics.items()
+    }
+    return {"commit": observed.commit, "date": observed.date, "metrics": metrics}
 
 
 def _metric_data(metric: BaselineMetric) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fabricated import HARDWARE, entry
 
 from wan_trt_core.baseline_migration import migrate
 from wan_trt_core.baselines import BaselineError, BaselineFile, read_baselines, write_baselines
+from wan_trt_core.gates.bands import Observed, ObservedMetric
 
 BOTH = {"backend": "tensorrt", "weights": "seeded random"}
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -77,6 +78,19 @@ def test_entries_without_kernels_say_so(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
     found = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
     assert found is not None and found.cases["dit-fp32"].kernels is None
+
+
+def test_what_stock_diffusers_needed_is_observed(tmp_path: Path) -> None:
+    """It once had a key of its own, and was of the entry's own run."""
+    path = stored(tmp_path, "memory", lambda entry: entry.update(reference={"device_used": 4e9}))
+    with pytest.raises(BaselineError, match=r"key reference is of older releases.*wan-trt baselines migrate"):
+        read_baselines(tmp_path, HARDWARE, "tiny-wan", "memory")
+    assert migrate([path], {}) == (path,)
+    found = read_baselines(tmp_path, HARDWARE, "tiny-wan", "memory")
+    assert found is not None
+    made = entry().provenance
+    metrics = {"reference_device_used": ObservedMetric(4e9, "B")}
+    assert found.cases["dit-fp32"].observed == Observed(made["commit"], made["date"], metrics)
 
 
 def test_what_follows_from_the_samples_comes_from_them(tmp_path: Path) -> None:

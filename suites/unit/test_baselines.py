@@ -130,6 +130,13 @@ def kernels(data: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def observed(data: dict[str, Any], whole: Any = None, seen: Any = None) -> None:
+    """Store what was observed: all of it, or one number."""
+    if seen is not None:
+        whole = {"commit": "abc", "date": "2026-01-01", "metrics": {"speedup": seen}}
+    data["cases"]["dit-fp32"]["observed"] = whole
+
+
 BROKEN: dict[str, tuple[Edit, str]] = {
     "NaN": (lambda d: metric(d).update(value=math.nan), "NaN"),
     "infinite": (lambda d: metric(d).update(value=math.inf), "Infinity"),
@@ -182,6 +189,21 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "time of a kernel": (lambda d: kernels(d).update(top=[["a", -1.0, 1]]), "kernels.top: a is -1.0"),
     "launches": (lambda d: kernels(d).update(top=[["a", 1.0, None]]), "kernels.top: a is None"),
     "layer": (lambda d: kernels(d).update(layers=[["a", -1.0, 1]]), "kernels.layers: a is -1.0"),
+    "observed": (lambda d: observed(d, 3), "observed is 3, not an object"),
+    "observed of no commit": (lambda d: observed(d, {"date": "", "metrics": {}}), "key commit is absent"),
+    "half an interval": (
+        lambda d: observed(d, seen={"value": 1.5, "unit": "x", "low": 1.4, "pairs": 3}),
+        "observed.metrics.speedup: key high is absent",
+    ),
+    "observed number": (lambda d: observed(d, seen={"value": None, "unit": "x"}), "speedup.value is None"),
+    "observed at a point": (
+        lambda d: observed(d, seen={"value": 1.5, "unit": "x", "points": {"min": "1"}}),
+        "speedup.points.min is '1'",
+    ),
+    "a band on what is observed": (
+        lambda d: observed(d, seen={"value": 1.5, "unit": "x", "tolerance": {}}),
+        "unknown key tolerance",
+    ),
     "file key": (lambda d: d.update(comment="x"), "unknown key comment"),
     "schema": (lambda d: d.update(schema_version=2), "schema_version is 2, this version reads 1"),
     "schema absent": (lambda d: d.pop("schema_version"), "schema_version is None"),

@@ -33,6 +33,7 @@ from wan_trt_core.comparison.targets import Asked
 from wan_trt_core.config import Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
+from wan_trt_core.gates.bands import Observed, ObservedMetric
 from wan_trt_core.measure.memory_events import MemoryRecord
 from wan_trt_core.memory.prediction import Choice, Workload
 from wan_trt_core.models.catalogue import resolve
@@ -541,6 +542,20 @@ class TestBaselines:
         assert "dit-fp32" in out
         assert "reference_time" in out
         assert "no baselines for other" in wan("baselines", "show", "--hardware", "other")[1]
+
+    def test_show_tells_what_nothing_judges_and_of_which_run(self, wan: Wan, tmp_path: Path) -> None:
+        seen = Observed(
+            "fedcba9876", "2026-02-02T00:00:00", {"speedup": ObservedMetric(1.61, "x", 1.52, 1.75, 9)}
+        )
+        stored = BaselineFile(HARDWARE, "tiny-wan", "perf", {"dit-fp32": replace(entry(), observed=seen)})
+        write_baselines(tmp_path / "baselines", stored, ["dit-fp32"])
+        code, out, _ = wan("baselines", "show")
+        assert code == 0
+        told = " ".join(re.sub("[│┃]", " ", out).split())
+        for word in ("speedup", "1.61x", "fedcba9;", "1.75x,", "2026-02-02"):
+            assert word in told
+        (shown,) = json.loads(wan("baselines", "show", "--json")[1])
+        assert shown["cases"]["dit-fp32"]["observed"]["metrics"]["speedup"]["pairs"] == 9
 
     def test_show_of_this_machine_means_the_device_of_the_settings(
         self, wan: Wan, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -420,8 +420,83 @@ class TestForesight:
         assert regenerate._backend(options, cases) == backend
 
 
+class TestObserved:
+    """What a run showed beside the judged numbers is stored for who reads it; nothing is held against it."""
+
+    LATER = update.Provenance("fedcba9876", "2026-02-02T00:00:00Z", ("tool",))
+
+    def observed(self, root: Path, run: RunRecord, **options: Any) -> update.Plan:
+        """What another run, of a later commit, does to the stored entries."""
+        (found,) = update.plan_update(root, "perf", CASES, [run], self.LATER, **options)
+        return found
+
+    def test_a_run_within_the_bands_leaves_the_judged_numbers_and_names_its_own_commit(
+        self, tmp_path: Path
+    ) -> None:
+        path = stored(tmp_path)
+        data = json.loads(path.read_text())
+        for case in data["cases"].values():
+            case.pop("observed")  # a file of an older release, which stays valid
+        path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
+        run = record(reference=0.103)
+        found = self.observed(tmp_path, run)
+        assert found.touched == found.observed == {"dit-fp32", "vae-fp32"}
+        update.require_reason([found], None)
+        update.apply(tmp_path, [found])
+        after = json.loads(path.read_text())["cases"]["dit-fp32"]
+        observed = after.pop("observed")
+        assert after == data["cases"]["dit-fp32"], "the judged numbers, and where they come from"
+        assert (observed["commit"], observed["date"]) == ("fedcba9876", run.started)
+        assert set(observed["metrics"]) == {"speedup", "psnr_db", *TIMES}
+        times = run.cases[0].measurement.metrics
+        for name in TIMES:  # of the run that had the speed-up, not of the one that set the bands
+            assert observed["metrics"][name]["value"] == pytest.approx(times[name].value, rel=1e-5)
+            assert observed["metrics"][name]["value"] != after["metrics"][name]["value"]
+        assert "observed at fedcba9, judged by nothing: speedup 1." in update.plan_markdown([found])
+
+    def test_it_is_that_of_the_first_run_unless_another_is_asked_for(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        before = path.read_bytes()
+        assert not self.observed(tmp_path, record(reference=0.103)).touched
+        found = self.observed(tmp_path, record(reference=0.103, kernels=KERNELS), observe=True)
+        assert found.touched == found.observed == {"dit-fp32", "vae-fp32"}
+        update.apply(tmp_path, [found])
+        after, old = json.loads(path.read_text())["cases"], json.loads(before)["cases"]
+        assert after["dit-fp32"]["observed"] != old["dit-fp32"]["observed"]
+        for key in ("metrics", "provenance", "kernels"):
+            assert after["dit-fp32"][key] == old["dit-fp32"][key]
+
+    def test_an_entry_that_changes_takes_all_of_the_new_run(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        update.apply(tmp_path, [self.observed(tmp_path, record(reference=0.103), observe=True)])
+        found = self.observed(tmp_path, record(reference=0.05))
+        assert (found.touched, found.observed) == ({"dit-fp32", "vae-fp32"}, frozenset())
+        update.apply(tmp_path, [found])
+        entry = json.loads(path.read_text())["cases"]["dit-fp32"]
+        assert entry["observed"]["commit"] == entry["provenance"]["commit"] == "fedcba9876"
+        assert not set(TIMES) & set(entry["observed"]["metrics"]), "its own metrics say them"
+
+    def test_the_interval_is_the_one_that_the_gate_took(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        (check,) = (check for check in record().cases[0].checks if check.gate == "speedup")
+        told = json.loads(path.read_text())["cases"]["dit-fp32"]["observed"]["metrics"]["speedup"]
+        assert told["pairs"] == check.evidence["pairs"]
+        assert told["low"] == pytest.approx(check.evidence["low"], rel=1e-5)
+        assert told["low"] < told["value"] < told["high"]
+
+    def test_it_is_no_drift(self, tmp_path: Path) -> None:
+        path = stored(tmp_path)
+        data = json.loads(path.read_text())
+        for case in data["cases"].values():
+            case.pop("observed")
+        path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
+        console = Console(file=io.StringIO())
+        assert regenerate._checked([self.observed(tmp_path, record(reference=0.103))], console) == 0
+        assert regenerate._checked([self.observed(tmp_path, record(reference=0.05))], console) == 1
+
+
 class TestReference:
-    """What stock diffusers needed is stored beside the candidate's, for who reads it; nothing is held against it."""
+    """What stock diffusers needed of memory is observed too."""
 
     def case(self) -> Case:
         gate = {
@@ -448,15 +523,16 @@ class TestReference:
         runs = [self.measured(device_used=2e9, reference_device_used=size) for size in (4e9, 4.2e9, 5e9)]
         found = self.plan(tmp_path, *runs)
         (path,) = update.apply(tmp_path, [found])
-        assert json.loads(path.read_text())["cases"]["dit-fp32"]["reference"] == {"device_used": 4.2e9}
+        told = json.loads(path.read_text())["cases"]["dit-fp32"]["observed"]["metrics"]
+        assert told == {"reference_device_used": {"value": 4.2e9, "unit": "B"}}
         read = read_baselines(tmp_path, HARDWARE, "tiny-wan", "memory")
-        assert read is not None and read.cases["dit-fp32"].reference == {"device_used": 4.2e9}
-        assert "`dit-fp32`: stock diffusers beside it: device_used 3.912 GiB" in update.plan_markdown([found])
+        assert read is not None and read.cases["dit-fp32"].observed == found.after.cases["dit-fp32"].observed
+        assert "judged by nothing: reference_device_used 3.912 GiB" in update.plan_markdown([found])
 
-    def test_an_entry_without_one_is_replaced_once(self, tmp_path: Path) -> None:
+    def test_an_entry_without_one_gets_it_once(self, tmp_path: Path) -> None:
         update.apply(tmp_path, [self.plan(tmp_path, self.measured(device_used=2e9))])
         path = next(tmp_path.glob("*/*/memory.json"))
-        assert "reference" not in json.loads(path.read_text())["cases"]["dit-fp32"]
+        assert "observed" not in json.loads(path.read_text())["cases"]["dit-fp32"]
         with_one = self.measured(device_used=2.01e9, reference_device_used=4e9)
         update.apply(tmp_path, [found := self.plan(tmp_path, with_one)])
         assert found.touched == {"dit-fp32"}
@@ -468,7 +544,9 @@ class TestReference:
         )
         path = next(tmp_path.glob("*/*/memory.json"))
         path.write_text(path.read_text().replace("4000000000.0", "-1.0"))
-        with pytest.raises(BaselineError, match=r"reference\.device_used is -1\.0, not a positive number"):
+        with pytest.raises(
+            BaselineError, match=r"observed\.metrics\.reference_device_used\.value is -1\.0, not a number"
+        ):
             read_baselines(tmp_path, HARDWARE, "tiny-wan", "memory")
 
 
@@ -780,6 +858,24 @@ class TestTool:
         assert "dit-fp32: kernel profile: new\n" in capsys.readouterr().out
         assert run(made=record(cases=CASES[:1], kernels=KERNELS)) == 0
         assert "nothing to write" in capsys.readouterr().out
+
+    def test_what_nothing_judges_is_taken_where_it_is_asked_for(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run() == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        before = json.loads(path.read_text())["cases"]["dit-fp32"]
+        later = record(reference=0.103, cases=CASES[:1])
+        assert run("--observed", "--check", made=later) == 0
+        assert json.loads(path.read_text())["cases"]["dit-fp32"] == before
+        assert run("--observed", made=later) == 0
+        assert (
+            "dit-fp32: every metric is within its band and stays; what nothing judges is that of this run"
+            in (squeezed(capsys))
+        )
+        after = json.loads(path.read_text())["cases"]["dit-fp32"]
+        assert after.pop("observed") != before.pop("observed")
+        assert after == before
 
     def test_check(self, run: Run, tmp_path: Path) -> None:
         assert run("--check") == 1

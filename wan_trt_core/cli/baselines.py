@@ -152,6 +152,7 @@ def _orphans(files: list[BaselineFile], case_file: Path) -> list[str]:
 def _print_baselines(stored: BaselineFile) -> None:
     from wan_trt_core.gates.bands import band_limits
     from wan_trt_core.gates.formatting import quantity
+    from wan_trt_core.observations import extent
 
     rows = [
         (
@@ -167,9 +168,17 @@ def _print_baselines(stored: BaselineFile) -> None:
         for low, high in [band_limits(metric)]
     ]
     rows += [
-        (case, f"{name} of stock diffusers", quantity(size, "B"), "", "", "")
+        (
+            case,
+            name,
+            quantity(metric.value, metric.unit),
+            f"observed at {entry.observed.commit[:7]}; {extent(metric)}".rstrip("; "),
+            "",
+            entry.observed.date[:10],
+        )
         for case, entry in stored.cases.items()
-        for name, size in (entry.reference or {}).items()
+        if entry.observed
+        for name, metric in entry.observed.metrics.items()
     ]
     rows.sort(key=lambda row: row[:2])
     title = f"{stored.hardware_key} / {stored.model} / {stored.suite}"

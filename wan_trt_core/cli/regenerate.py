@@ -99,7 +99,13 @@ def _judged(
         options.accept_regression,
     )
     plans = update.plan_update(
-        options.baselines, options.suite, cases, records, provenance, selected=options.case
+        options.baselines,
+        options.suite,
+        cases,
+        records,
+        provenance,
+        selected=options.case,
+        observe=options.observed,
     )
     return _planned(options, console, plans)
 
@@ -110,6 +116,11 @@ def _planned(options: argparse.Namespace, console: Console, plans: Sequence[upda
     for plan in plans:
         for case, what in plan.kernels.items():
             console.print(f"{case}: kernel profile: {what}", soft_wrap=True, markup=False)
+        for case in sorted(plan.observed):
+            text = (
+                f"{case}: every metric is within its band and stays; what nothing judges is that of this run"
+            )
+            console.print(text, soft_wrap=True, markup=False)
         for orphan in plan.orphans:
             outcome = "would go" if orphan in plan.dropped else "is kept (only a run of all cases drops it)"
             text = f"{plan.model}: no case of {options.cases} is called {orphan}; its baseline {outcome}"
@@ -130,7 +141,8 @@ def _planned(options: argparse.Namespace, console: Console, plans: Sequence[upda
 
 
 def _checked(plans: Sequence[update.Plan], console: Console) -> int:
-    changed = sorted({case for plan in plans for case in (*plan.touched, *plan.orphans)})
+    # what nothing judges can be no drift
+    changed = sorted({case for plan in plans for case in (plan.touched - plan.observed) | {*plan.orphans}})
     if changed:
         console.print(f"baselines would change: {', '.join(changed)}", style="bold red")
         return 1
@@ -228,6 +240,11 @@ def _parser() -> argparse.ArgumentParser:
         "--bands-only",
         action="store_true",
         help="the case file's bands around the values that are stored; nothing is measured",
+    )
+    add(
+        "--observed",
+        action="store_true",
+        help="of cases within their bands replace nothing but what nothing judges: speed-ups, stock diffusers' memory",
     )
     add("--hardware", metavar="KEY", help="records or baselines of this hardware, not of this machine")
     add("--accept-regression", metavar="REASON", help="why something may be worse, looser or dropped")

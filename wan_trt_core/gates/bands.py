@@ -67,20 +67,56 @@ class BaselineMetric:
 
 
 @dataclass(frozen=True)
+class ObservedMetric:
+    """A number that a run showed and that nothing judges.
+
+    Attributes:
+        value: in ``unit`` (seconds, bytes, x …).
+        low: lower end of the interval of a ratio, as its gate took it, over ``pairs`` pairs; ``None`` without one.
+        high: upper end.
+        points: the value at each point of the profile (``min``, ``opt``, ``max``), of which ``value`` is the worst;
+            empty where there is only one.
+    """
+
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    pairs: int | None = None
+    points: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a run showed beside the judged metrics.
+
+    Attributes:
+        commit: that was measured: the run need not be the one that set the bands.
+        date: when, as the run's record has it.
+        metrics: by name. Where the run is another one than that of the entry, also its own value of every banded
+            metric that differs, so that all of these numbers are of one run.
+    """
+
+    commit: str
+    date: str
+    metrics: Mapping[str, ObservedMetric]
+
+
+@dataclass(frozen=True)
 class BaselineEntry:
     """What is stored for one case of one suite: metrics by name, and where they come from.
 
     Attributes:
         kernels: the candidate's :func:`~wan_trt_core.measure.kernels.breakdown` of a perf run, with group times and
             total of the ``reference``; ``None`` where no run had one. It judges nothing: it explains a failure.
-        reference: of a memory run that measured stock diffusers as well, what that needed, bytes by the name of the
-            candidate's metric. It judges nothing either: it is what the numbers are to be seen beside.
+        observed: the speed-ups, stock diffusers' memory and whatever else the numbers are to be seen beside. It judges
+            nothing either; ``None`` where no run left any.
     """
 
     metrics: Mapping[str, BaselineMetric]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     kernels: Mapping[str, Any] | None = None
-    reference: Mapping[str, float] | None = None
+    observed: Observed | None = None
 
 
 def band_limits(baseline: BaselineMetric, tolerance: Tolerance | None = None) -> tuple[float, float]:

@@ -276,6 +276,13 @@ class Checkpoint:
 
         return with_int8_weights(self._load(part, self._stored(part), "cpu")).to(device)
 
+    def _class_of(self, part: str) -> Any:
+        """The class itself that :attr:`classes` names."""
+        import diffusers
+        import transformers
+
+        return getattr(transformers if part in OF_TRANSFORMERS else diffusers, self.classes[part])
+
     def _require(self, part: str) -> None:
         known = self.classes if self.random else self.parts  # of random weights its own error says more
         if part not in known:
@@ -304,12 +311,9 @@ class Checkpoint:
         Raises:
             CheckpointError: where there is no such part, or diffusers cannot make it of its configuration.
         """
-        import diffusers
         import torch
-        import transformers
 
-        config = self.config(part)
-        kind = getattr(transformers if part in OF_TRANSFORMERS else diffusers, self.classes[part])
+        config, kind = self.config(part), self._class_of(part)
         with _explained(Path(self.source, part)), torch.device("meta"):
             module: nn.Module = (
                 kind(kind.config_class(**config)) if part in OF_TRANSFORMERS else kind.from_config(config)
@@ -488,29 +492,10 @@ class Checkpoint:
 
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         folder = self.folder / part
-        # diffusers still calls it torch_dtype, transformers renamed it
-        if part in OF_TRANSFORMERS:
-            import transformers
-
-            with _explained(folder), _no_progress_bars():
-                module, info = getattr(transformers, self.classes[part]).from_pretrained(
-                    folder,
-                    dtype=dtype or "auto",
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        else:
-            import diffusers
-
-            with _explained(folder):
-                module, info = getattr(diffusers, self.classes[part]).from_pretrained(
-                    folder,
-                    torch_dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
+        with _explained(folder), _no_progress_bars():
+            module, info = self._class_of(part).from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
         problems = {kind: info.get(kind) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
         if problems:
             kind, names = next(iter(problems.items()))

@@ -276,20 +276,6 @@ class Checkpoint:
 
         return with_int8_weights(self._load(part, self._stored(part), "cpu")).to(device)
 
-    def _class_of(self, part: str) -> Any:
-        """The class itself that :attr:`classes` names."""
-        import diffusers
-        import transformers
-
-        return getattr(transformers if part in OF_TRANSFORMERS else diffusers, self.classes[part])
-
-    def _require(self, part: str) -> None:
-        known = self.classes if self.random else self.parts  # of random weights its own error says more
-        if part not in known:
-            raise CheckpointError(
-                f"{self.source}: no part {part!r} with weights; there are {', '.join(known)}"
-            )
-
     @contextmanager
     def passing(self, part: str, device: torch.device | str) -> Iterator[None]:
         """What is loaded of a part on a device meanwhile is not kept for later callers of :meth:`load`."""
@@ -304,6 +290,12 @@ class Checkpoint:
                 for key, module in self._modules.items()
                 if key in kept or (key[0], torch.device(key[2]).type) != (part, kind)
             }
+
+    def apart(self) -> Self:
+        """The same checkpoint with modules of its own, which its owner may change."""
+        twin = copy.copy(self)
+        twin._modules = {}
+        return twin
 
     def empty(self, part: str) -> nn.Module:
         """The stock module of a part without memory for its weights (PyTorch's device ``meta``), in float32.
@@ -347,12 +339,6 @@ class Checkpoint:
         module.rope = rope_of(module)
         time_path: nn.Module = module
         return time_path
-
-    def apart(self) -> Self:
-        """The same checkpoint with modules of its own, which its owner may change."""
-        twin = copy.copy(self)
-        twin._modules = {}
-        return twin
 
     def tokenizer(self) -> Any:
         """The tokenizer, by the class that ``model_index.json`` and its own files name.
@@ -455,6 +441,20 @@ class Checkpoint:
             (name to dtype and shape).
         """
         return {part: {"class": self.classes[part], **self._inspect(part)} for part in self.parts}
+
+    def _class_of(self, part: str) -> Any:
+        """The class itself that :attr:`classes` names."""
+        import diffusers
+        import transformers
+
+        return getattr(transformers if part in OF_TRANSFORMERS else diffusers, self.classes[part])
+
+    def _require(self, part: str) -> None:
+        known = self.classes if self.random else self.parts  # of random weights its own error says more
+        if part not in known:
+            raise CheckpointError(
+                f"{self.source}: no part {part!r} with weights; there are {', '.join(known)}"
+            )
 
     def _inspect(self, part: str) -> dict[str, Any]:
         tensors: dict[str, dict[str, Any]] = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from wan_trt_core.hashing import files_sha256
+from wan_trt_core.models.profiles import TEMPORAL
 
 if TYPE_CHECKING:
     import torch
@@ -526,6 +527,11 @@ class Checkpoint:
         for key in LISTS[part]:
             if not isinstance(config.get(key), list):
                 raise CheckpointError(f"{path}: {key} is {config.get(key)!r}, expected a list; {_AGAIN}")
+        if part == "vae" and (frames := 2 ** sum(map(bool, config["temperal_downsample"]))) != TEMPORAL:
+            raise CheckpointError(
+                f"{path}: temperal_downsample is {config['temperal_downsample']!r}, {frames} frames a latent frame,"
+                f" expected {TEMPORAL}; no other is supported"
+            )
 
 
 def kept_in(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:

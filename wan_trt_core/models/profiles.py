@@ -12,7 +12,8 @@ POINTS: tuple[Point, ...] = ("min", "opt", "max")
 SPATIAL = 8
 """Pixels a latent of the Wan 2.1 VAE covers in height and in width; of Wan 2.2's with patches of pixels, twice that."""
 TEMPORAL = 4
-"""Frames a latent frame covers, after the first, which covers one."""
+"""Frames a latent frame covers, after the first, which covers one: of every Wan VAE, and a checkpoint with another is
+refused when it is opened."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from wan_trt_core.cases import Case, Suite, load_cases
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.models.checkpoint import INT8
 from wan_trt_core.pytest_plugin.session import allowed_names
+from wan_trt_core.records import OF_REFERENCE
 from wan_trt_core.report.markdown import markdown_table
 
 HEADER = ("option", "case", "memory without", "with", "time without", "with")
@@ -27,9 +28,6 @@ METRICS: dict[Suite, tuple[tuple[str, ...], str]] = {
     "perf": (("candidate_time",), "s"),
 }
 """What a suite says of the candidate, the first that is stored, and its unit."""
-
-BESIDE = "reference_"
-"""Begins the name of a metric of stock diffusers, which a memory baseline holds beside its own."""
 
 Stored = Callable[[Case, Suite, str], float | None]
 """A metric of a case as its baseline has it."""
@@ -75,7 +73,7 @@ def _is_plain(case: Case, other: Case, suite: Suite) -> bool:
 
 
 def _of_reference(metric: str) -> str:
-    return "reference_time" if metric == "candidate_time" else f"{BESIDE}{metric}"
+    return "reference_time" if metric == "candidate_time" else f"{OF_REFERENCE}{metric}"
 
 
 def _first(case: Case, suite: Suite, metrics: Sequence[str], stored: Stored) -> float | None:
@@ -95,8 +93,8 @@ def table(baselines: Path, case_file: Path) -> str:
         return (
             found.value
             if found
-            else beside.get(metric.removeprefix(BESIDE))
-            if metric.startswith(BESIDE)
+            else beside.get(metric.removeprefix(OF_REFERENCE))
+            if metric.startswith(OF_REFERENCE)
             else None
         )
 

@@ -31,6 +31,7 @@ from wan_trt_core.gates.bands import (
     usable,
 )
 from wan_trt_core.gates.verdict import Reason
+from wan_trt_core.records import OF_REFERENCE
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Band
@@ -67,9 +68,6 @@ _FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
 _ENTRY_KEYS = {"metrics", "provenance", "kernels"}
 _REFERENCE_KEY = {"reference"}
 """Of an entry; where stock diffusers was measured as well."""
-
-_OF_REFERENCE = "reference_"
-"""Begins the name of a metric of the reference in a measurement."""
 
 _METRIC_KEYS = {"value", "unit", "better", "n", "spread", "samples", "tolerance"}
 _TOLERANCE_KEYS = {"rel", "abs", "reason"}
@@ -376,8 +374,8 @@ def _of_reference(measurements: Sequence[Measurement]) -> dict[str, float] | Non
     found: dict[str, list[float]] = {}
     for measurement in measurements:
         for name, metric in measurement.metrics.items():
-            if name.startswith(_OF_REFERENCE) and "." not in name and metric.unit == "B" and metric.value:
-                found.setdefault(name.removeprefix(_OF_REFERENCE), []).append(metric.value)
+            if name.startswith(OF_REFERENCE) and "." not in name and metric.unit == "B" and metric.value:
+                found.setdefault(name.removeprefix(OF_REFERENCE), []).append(metric.value)
     return {name: _rounded(median(values)) for name, values in found.items()} or None
 
 

@@ -238,6 +238,7 @@ def foresee(
     *,
     backend: str | None = None,
     selected: Collection[str] | None = None,
+    command: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
     """What the case file alone would change, were every value to stay as it is stored: known before measuring.
 
@@ -248,6 +249,7 @@ def foresee(
         cases: all cases of the case file, as they will be measured, see :func:`overrides`.
         backend: what the run will name; without it the cases that are for some backends only are left out.
         selected: as for :func:`plan_update`.
+        command: likewise.
 
     Raises:
         Refused: when there is nothing to measure, or baselines of another backend or profile are stored.
@@ -257,7 +259,7 @@ def foresee(
     wanted = _wanted(banded, suite, selected, {backend})
     plans = []
     for model in sorted({banded[case].model for case in wanted}):
-        before = read_baselines(root, hardware_key, model, suite)
+        before = read_baselines(root, hardware_key, model, suite, command)
         stored = before.cases if before else {}
         entries = {
             name: _with_bands_of(case, suite, stored[name])
@@ -265,7 +267,7 @@ def foresee(
             if name in wanted and case.model == model and name in stored
         }
         new = BaselineFile(hardware_key, model, suite, entries)
-        plans.append(_plan(new, before, _known(cases, suite), complete=selected is None))
+        plans.append(_plan(new, before, _known(cases, suite), complete=selected is None, command=command))
     return tuple(plans)
 
 
@@ -277,12 +279,14 @@ def plan_bands(
     reason: str | None,
     *,
     selected: Collection[str] | None = None,
+    command: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
     """The case file's bands around the values that are stored, one plan a model: nothing is measured, no orphan goes.
 
     Args:
         reason: why a band may be wider; kept with the entries, after what theirs was accepted for.
         selected: ids of the cases; all that have a baseline unless given.
+        command: as for :func:`plan_update`.
 
     Raises:
         Refused: when a selected case has no bands.
@@ -295,7 +299,7 @@ def plan_bands(
         )
     plans = []
     for model in sorted({case.model for case in banded.values()}):
-        if (before := read_baselines(root, hardware_key, model, suite)) is None:
+        if (before := read_baselines(root, hardware_key, model, suite, command)) is None:
             continue
         entries = {}
         for name, entry in before.cases.items():
@@ -319,6 +323,7 @@ def plan_update(
     *,
     selected: Collection[str] | None = None,
     observe: bool = False,
+    command: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
     """What the records would change, one plan a model.
 
@@ -332,6 +337,8 @@ def plan_update(
         selected: ids of the cases to regenerate; all of them unless given. Orphans are dropped only then.
         observe: of entries whose bands the records keep nothing is replaced but what is observed, which is where they
             have some already.
+        command: what the user named, as a run's command line names it; those of messages name it too, see
+            :func:`~wan_trt_core.gates.bands.regenerate_command`.
 
     Raises:
         Refused: when a run is unfit, see :func:`case_records`, or baselines of another origin are stored.
@@ -367,13 +374,14 @@ def plan_update(
             )
             for run in runs:
                 _require_resolved(run[case], entries[case])
-        before = read_baselines(root, hardware_key, model, suite)
+        before = read_baselines(root, hardware_key, model, suite, command)
         plans.append(
             _plan(
                 BaselineFile(hardware_key, model, suite, entries),
                 before,
                 known,
                 complete=selected is None,
+                command=command,
                 observe=observe,
             )
         )
@@ -605,6 +613,7 @@ def _plan(
     known: Collection[str],
     *,
     complete: bool,
+    command: Sequence[str] = (),
     measured: bool = True,
     observe: bool = False,
 ) -> Plan:
@@ -621,7 +630,7 @@ def _plan(
     after = dict(stored)
     for case, entry in new.cases.items():
         old = stored.get(case)
-        if old and (other := other_origin(case, new.suite, old, entry.provenance)):
+        if old and (other := other_origin(case, new.suite, old, entry.provenance, command)):
             raise Refused(other)
         found = compare_entries(case, old, entry)
         rows += found

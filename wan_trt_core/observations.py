@@ -18,14 +18,13 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.memory import UNATTRIBUTED
 from wan_trt_core.gates.perf import SPEEDUP, beside_interval
 from wan_trt_core.models.profiles import POINTS
+from wan_trt_core.records import OF_REFERENCE
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
     from wan_trt_core.records import CaseRecord, Measurement, Metric
 
 CACHES = "engine_caches"
-OF_REFERENCE = "reference_"
-"""Begins the name of a memory metric of stock diffusers."""
 
 
 def observed(case: Case, suite: Suite, runs: Sequence[CaseRecord], commit: str, date: str) -> Observed | None:

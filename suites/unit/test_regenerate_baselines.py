@@ -893,6 +893,39 @@ class TestTool:
         assert run("--check") == 1
         assert "not a positive number" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("mode", ["measure", "--from-record", "--bands-only"])
+    def test_what_it_advises_names_the_case_file_and_the_folder_that_were_given(
+        self, mode: str, run: Run, measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def regenerate(*options: str) -> str:
+            code = measure(*options)[0] if mode == "measure" else run(*options, *bands_only)
+            assert code == 1
+            return squeezed(capsys)
+
+        bands_only = ["--bands-only"] if mode == "--bands-only" else []
+        file = "dit-fp32.yaml" if mode == "measure" else "cases.yaml"
+        made = "wan-trt baselines regenerate --suite perf"
+        assert run() == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        whole = path.read_text()
+        path.write_text(whole.replace('"onnxruntime"', '"tensorrt"'))
+        if not bands_only:  # which keeps the origin of what it measures nothing of
+            assert f"{made} --case dit-fp32 --cases {file} --baselines OTHER (with" in regenerate()
+        path.write_text(whole[:-20])
+        assert f"{made} --cases {file}\n" in f"{regenerate()}\n"
+        assert f"{made} --cases {file} --baselines baselines" in regenerate("--baselines", "baselines")
+
+    def test_what_it_advises_names_nothing_that_was_not_given(
+        self, tool: ModuleType, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run() == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        path.write_text(path.read_text()[:-20])
+        (tmp_path / "suites").mkdir()
+        (tmp_path / "cases.yaml").rename(tmp_path / "suites" / "cases.yaml")
+        assert tool.main(["--suite", "perf", "--from-record", "results.json", "--hardware", HARDWARE]) == 1
+        assert squeezed(capsys).endswith("make it again: wan-trt baselines regenerate --suite perf")
+
     def test_regression(self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         slow = record(reference=0.13, ratio=2.0, cases=CASES[:1])
         assert run() == 0

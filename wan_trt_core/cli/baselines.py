@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wan_trt_core.cli.options import JsonOption, settings_of
+from wan_trt_core.cli.options import JsonOption, as_run, settings_of
 from wan_trt_core.cli.output import FAILED, print_error, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def show_baselines(
     with settings_of(context, baselines=baselines) as loaded:
         root = loaded.settings.baselines
         key = _this_hardware(loaded.settings) if hardware == "this" else hardware
-        stored_files = _baseline_files(root, _as_run(None, baselines))
+        stored_files = _baseline_files(root, as_run(None, baselines))
         files = [stored for stored in stored_files if key in ("all", stored.hardware_key)]
     if as_json:
         print_json([asdict(stored) for stored in files])
@@ -56,7 +56,7 @@ def check_baselines(
     """Read every baseline strictly; exit 3 if one is damaged, 1 if one belongs to no case."""
     with settings_of(context, baselines=baselines) as loaded:
         root = loaded.settings.baselines
-        files = list(_baseline_files(root, _as_run(cases, baselines)))
+        files = list(_baseline_files(root, as_run(cases, baselines)))
         orphans = _orphans(files, cases) if cases else []
     for where in orphans:
         print_error(f"error: {where}: no case of {cases} asks for it")
@@ -104,12 +104,6 @@ def regenerate_baselines(context: typer.Context) -> None:
     from wan_trt_core.cli.regenerate import main
 
     raise typer.Exit(main(context.args))
-
-
-def _as_run(cases: Path | None, baselines: Path | None) -> list[str]:
-    """What was named, as a run names it: a message's own command names it then too."""
-    named = {"--wan-cases": cases, "--wan-baselines": baselines}
-    return [word for option, path in named.items() if path is not None for word in (option, str(path))]
 
 
 def _baseline_files(root: Path, run: Sequence[str]) -> Iterator[BaselineFile]:

@@ -53,6 +53,10 @@ def judge(
         ValueError: when the case is not in that suite.
     """
     checks, bands = _own_gates(case, suite, measurement)
+    # as baseline_update.case_records has it
+    acceptable = not measurement.problems and all(
+        check.verdict is Verdict.PASS for check in checks if not check.advisory
+    )
     if baseline_error is not None:
         message = f"the baseline cannot be used: {baseline_error}"
         banded: tuple[Check, ...] = (Check("band", "", Verdict.INVALID, Reason.BASELINE_INVALID, message),)
@@ -66,15 +70,12 @@ def judge(
             bands_for_hardware=bands_for_hardware,
             require_bands=require_bands,
             strict_improvements=strict_improvements,
-            # as baseline_update.case_records has it
-            acceptable=not measurement.problems
-            and all(c.verdict is Verdict.PASS for c in checks if not c.advisory),
+            acceptable=acceptable,
             run=run,
         )
     if suite == "perf":
-        banded = hold_times(
-            hold_unresolved(banded, checks[0]), measurement.metrics, regenerate_command(suite, case.id, run)
-        )
+        command = regenerate_command(suite, case.id, run) if acceptable else None
+        banded = hold_times(hold_unresolved(banded, checks[0]), measurement.metrics, command)
     if not measurement.problems:
         return checks + banded
     void = tuple(_problem(reason, why) for reason, why in sorted(measurement.problems.items()))

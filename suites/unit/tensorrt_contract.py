@@ -302,6 +302,7 @@ def main() -> None:
     assert facts["unfused"] == ["node_attention"], facts
     assert facts["build_seconds"] > 0 and facts["weights"] == len(b"the plan"), facts
     assert facts["scratch"] == 512, facts
+    assert (facts["products"], facts["untold_products"]) == (1, ["node_product"]), facts
     assert "engine attention_fp16: 1 of 1 attentions were not fused: node_attention" in warned.texts
     assert (folder / LAYERS).read_text() == '{"Layers": []}'
     description = read_description(folder)

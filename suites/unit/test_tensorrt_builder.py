@@ -35,6 +35,7 @@ from wan_trt_core.backends.tensorrt.verification import (
     layers_of,
     unfused_attentions,
     unplanned_precisions,
+    untold_products,
 )
 from wan_trt_core.config import ConfigError, LogSettings, Settings, load_settings
 from wan_trt_core.engine_cache import EngineCache
@@ -181,6 +182,22 @@ class TestVerification:
     def test_a_report_that_tells_of_no_product_proves_nothing(self) -> None:
         found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})
         assert found == ("no layer of the inspector's report tells of any product",)
+
+    def test_products_that_no_layer_tells_of_are_named(self) -> None:
+        """One that is told of does not speak for the others, nor does a layer without dtypes."""
+        silent = {"Name": "layer", "Metadata": "[ONNX Layer: node_silent]"}
+        planned = dict.fromkeys(("node_linear", "node_silent", "node_elsewhere"), "float16")
+        layers = layers_of(report(GEMM, silent))
+        assert unplanned_precisions(layers, planned) == ()
+        assert untold_products(layers, planned) == ("node_silent", "node_elsewhere")
+        assert untold_products(layers, {"node_linear": "float16"}) == ()
+
+    def test_how_many_products_were_checked_is_noted_and_no_problem(self) -> None:
+        made = Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0, products=9, untold=tuple("abcde"))
+        said = "engine dit_fp16: the inspector tells the precision of"
+        assert made.notes == (f"{said} 4 of 9 products, not of a, b, c and 2 more",)
+        assert replace(made, untold=()).notes == (f"{said} 9 of 9 products",)
+        assert replace(made, products=0, untold=()).notes == () == made.problems
 
     def test_the_first_few_stand_for_all(self) -> None:
         made = Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 8, tuple("abcde"), ("p",))

@@ -199,6 +199,14 @@ class TestVerification:
         assert replace(made, untold=()).notes == (f"{said} 9 of 9 products",)
         assert replace(made, products=0, untold=()).notes == () == made.problems
 
+    def test_attentions_that_no_kernel_fuses_are_noted_with_why_and_no_problem(self) -> None:
+        why = ("softmax (a head of 384)",)
+        made = Description("vae_decoder_next", "fp16", "vae.trt", {}, {}, (), 0, unfusable=why)
+        assert made.notes == (
+            "engine vae_decoder_next_fp16: no fused kernel takes 1 attentions: softmax (a head of 384)",
+        )
+        assert made.problems == ()
+
     def test_the_first_few_stand_for_all(self) -> None:
         made = Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 8, tuple("abcde"), ("p",))
         assert made.problems == (

@@ -80,11 +80,13 @@ class Description:
         Products that no layer tells of are none yet: whether the reports of real engines tell of every one (a constant
         one, for example, may be folded away) has to be seen on a GPU before a case can be invalid for it.
         """
-        if not self.products:
-            return ()
         told = f"{self.products - len(self.untold)} of {self.products}"
         missing = f", not of {_few(self.untold)}" if self.untold else ""
-        return (f"engine {self.name}: the inspector tells the precision of {told} products{missing}",)
+        said = {
+            f"no fused kernel takes {len(self.unfusable)} attentions: {_few(self.unfusable)}": self.unfusable,
+            f"the inspector tells the precision of {told} products{missing}": self.products,
+        }
+        return tuple(f"engine {self.name}: {note}" for note, applies in said.items() if applies)
 
 
 def _few(items: tuple[str, ...]) -> str:

@@ -295,14 +295,16 @@ class TestProgress:
 
 
 class TestInterrupt:
-    def test_results_and_errors_come_through(self) -> None:
+    def test_results_and_errors_come_through(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 30, 8 << 30))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
         phases = Phases(lambda name, fraction: None)
         assert interruptible(lambda: 7, phases) == 7
 
         def fail() -> None:
             raise RuntimeError("no kernel")
 
-        with pytest.raises(EngineError, match="builder failed: no kernel"):
+        with pytest.raises(EngineError, match="builder failed: no kernel; 1.00 of 8.00 GiB are free on NVIDIA"):
             interruptible(fail, phases)
 
     def test_the_builder_works_on_the_callers_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:

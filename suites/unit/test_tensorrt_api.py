@@ -82,7 +82,7 @@ def test_every_call_exists_with_its_signature(bindings: tuple[str, Path, Path]) 
     assert set(used) >= EXERCISED, sorted(EXERCISED - set(used))
 
 
-@pytest.mark.parametrize("bindings", ["10.6", "11.4"], indirect=True)  # those of 10.3 document calls as 10.6's do
+@pytest.mark.parametrize("bindings", ["10.6", "11.4"], indirect=True)  # 10.3's are written as 10.6's
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_a_call_that_tensorrt_does_not_have_is_found(
     broken: tuple[str, str, str, str], bindings: tuple[str, Path, Path], tmp_path: Path

@@ -304,7 +304,9 @@ class TestInterrupt:
         def fail() -> None:
             raise RuntimeError("no kernel")
 
-        with pytest.raises(EngineError, match="builder failed: no kernel; 1.00 of 8.00 GiB are free on NVIDIA"):
+        with pytest.raises(
+            EngineError, match=r"builder failed: no kernel; 1\.00 of 8\.00 GiB are free on NVIDIA"
+        ):
             interruptible(fail, phases)
 
     def test_the_builder_works_on_the_callers_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:

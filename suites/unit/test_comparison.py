@@ -614,7 +614,7 @@ def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
     expected = target.reference.call(inputs)
     assert wrapped == [context.model(case).checkpoint.load("transformer", "fp32", "cpu")]
     torch.testing.assert_close(found.tensors, expected.tensors)
-    assert target.compiled() == {"transformer": "whole module"}
+    assert target.compiled() == {"transformer": "repeated blocks"}
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,9 @@ class TorchCompileSettings(_Model):
         default="default", description="mode of torch.compile"
     )
     regional: bool = Field(
-        default=False,
-        description="compile a model's repeated blocks only, where it names them: seconds instead of minutes",
+        default=True,
+        description="compile a model's repeated blocks only, where it names them: seconds instead of minutes; else all"
+        " of it",
     )
 
 

@@ -462,7 +462,7 @@ class ComponentTarget(Target):
             return Arm(lambda call: Outputs(run(call)))
         prepare, engine = component.prepare(self.model.checkpoint, precision), self.engine(component.name)
         return Arm(
-            lambda call: Outputs(engine.run(prepare(call))),
+            lambda call: Outputs(engine.run(prepare(component.of_another_step(call)))),
             once=component.once(prepare, self.inputs()),
             forbidden=self.stock_modules,
         )

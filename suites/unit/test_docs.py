@@ -179,7 +179,6 @@ def gpu_jobs() -> dict[str, Any]:
 
 
 def test_the_jobs_on_a_gpu_have_the_same_time_and_settings() -> None:
-    """Those that the guide says have to be set: without them the export of the first model alone takes hours."""
     jobs, guide = gpu_jobs(), (DOCS / "gpu-ci.md").read_text()
     (hours,) = re.findall(r"Give the job (\d+) hours", guide)
     assert {name: job["timeout-minutes"] for name, job in jobs.items()} == dict.fromkeys(

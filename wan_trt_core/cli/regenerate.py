@@ -114,6 +114,8 @@ def _planned(options: argparse.Namespace, console: Console, plans: Sequence[upda
     """Show what would change, and write it unless it must not be."""
     console.print(changes_table(update.plan_changes(plans)))
     for plan in plans:
+        for case, what in update.told_settings(plan).items():
+            console.print(f"{case}: {what}", style="yellow", soft_wrap=True, markup=False)
         for case, what in plan.kernels.items():
             console.print(f"{case}: kernel profile: {what}", soft_wrap=True, markup=False)
         for case in sorted(plan.observed):
@@ -191,9 +193,9 @@ def _refuse_foreseen(options: argparse.Namespace, cases: Sequence[Case]) -> None
     """Ask for a reason before measuring where the case file alone calls for one; a check changes nothing."""
     backend = update.overrides(vars(options))["backend"]
     hardware = options.hardware or update.this_hardware(_backend(options, cases))
-    plans = update.foresee(
-        options.baselines, hardware, options.suite, cases, backend=backend, selected=options.case
-    )
+    where = options.baselines, hardware, options.suite, cases
+    settings = load_settings().settings.flat()
+    plans = update.foresee(*where, backend=backend, selected=options.case, settings=settings)
     if not options.check:
         update.require_reason(plans, options.accept_regression)
 

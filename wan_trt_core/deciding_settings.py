@@ -15,8 +15,10 @@ from typing import Any
 
 from wan_trt_core.config import Settings
 
-_EXPORTED = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+_ONNX_RUNTIME_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+_ONNX_RUNTIME = ("onnxruntime", *_ONNX_RUNTIME_GPU)
 _TENSORRT = ("tensorrt",)
+_EXPORTED = (*_ONNX_RUNTIME, *_TENSORRT)
 _BUILT_BY_TENSORRT = ("tensorrt", "onnxruntime-tensorrt")
 _EVERY: tuple[str, ...] = ()
 
@@ -24,8 +26,8 @@ DECIDING: Mapping[str, tuple[tuple[str, ...], str]] = {
     "threads": (_EVERY, "both arms' work on the CPU, and the scratch memory of each thread"),
     "export.opset": (_EXPORTED, "other operators are another graph"),
     "onnxruntime.graph_optimization_level": (("onnxruntime", "onnxruntime-cuda"), "another graph"),
-    "onnxruntime.allow_spinning": (_EXPORTED[:3], "how fast operators follow each other"),
-    "onnxruntime.cudnn_conv_algo_search": (_EXPORTED[1:3], "other kernels, with other scratch memory"),
+    "onnxruntime.allow_spinning": (_ONNX_RUNTIME, "how fast operators follow each other"),
+    "onnxruntime.cudnn_conv_algo_search": (_ONNX_RUNTIME_GPU, "other kernels, with other scratch memory"),
     "onnxruntime.cuda_graph": (("onnxruntime-cuda",), "launches and the memory that graphs hold"),
     "tensorrt.profiles": (_TENSORRT, "other kernels, tuned for other shapes"),
     "tensorrt.workspace_gib": (_BUILT_BY_TENSORRT, "which kernels may be chosen"),
@@ -84,7 +86,7 @@ NOT_DECIDING: Mapping[str, str] = {
 }
 """By key: why a run with another value measures the same."""
 
-DEFAULTS = {key: value for key, value in Settings().flat().items() if key in DECIDING}
+DEFAULTS: Mapping[str, Any] = {key: value for key, value in Settings().flat().items() if key in DECIDING}
 
 
 def deciding(

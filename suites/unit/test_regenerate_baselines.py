@@ -1170,6 +1170,15 @@ class TestTool:
         assert "this run with 'tensorrt'" in squeezed(capsys)
         assert measure("--backend", "onnxruntime") == (0, 1)
 
+    def test_other_settings_are_refused_before_they_are_measured(
+        self, measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert measure() == (0, 1)
+        monkeypatch.setenv("WAN_TRT_EXPORT__OPSET", "21")
+        assert measure() == (1, 0)
+        assert "other settings (dit-fp32: export.opset: 20 → 21)" in squeezed(capsys)
+        assert measure("--accept-regression", "21 is the opset from now on") == (0, 1)
+
     def test_another_case_file_drops_nothing_without_a_reason(
         self, measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

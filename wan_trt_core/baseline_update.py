@@ -364,6 +364,7 @@ def plan_update(
             origin = _origin(case, [run[case] for run in runs])
             ran = banded[case].model_copy(update={"backend": origin["backend"]})
             settings = _settings(ran, gate_backends(ran, suite), records)
+            beside_it = ran.beside if suite == "perf" else ()
             data = _provenance(provenance, records[0], runs[0][case], {**origin, "settings": settings})
             entries[case] = new_entry(
                 case,
@@ -376,7 +377,7 @@ def plan_update(
                     [run[case] for run in runs],
                     provenance.commit,
                     min(record.started for record in records),
-                    _settings(ran, (ran.backend, *ran.beside), records),
+                    _settings(ran, (ran.backend, *beside_it), records),
                 ),
             )
             for run in runs:

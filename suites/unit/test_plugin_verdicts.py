@@ -329,6 +329,19 @@ def test_a_baseline_of_other_settings_decides_nothing(
         assert f"baselines regenerate --suite {suite} --case good-one --baselines OTHER" in message
 
 
+def test_what_the_case_sets_for_itself_is_no_other_setting(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = project.cases("good-one", bands=True)
+    own = "component: dit\n    tf32: true\n    settings: {pipeline.offload: true}"
+    project.file(file.read_text().replace("component: dit", own))
+    store_baselines(project, "parity", {"good-one": BANDED["parity"][3]}, settings={})
+    monkeypatch.setenv("WAN_TRT_PERF__ALLOW_TF32", "true")
+    monkeypatch.setenv("WAN_TRT_PIPELINE__OFFLOAD", "true")
+    project.run("-m", "parity")
+    assert project.verdicts()["parity", "good-one"] == ("pass", "within_limit")
+
+
 @pytest.mark.parametrize(("profile", "verdict"), [("128p-17f", "pass"), ("128p-81f", "invalid")])
 def test_a_baseline_of_another_profile_decides_nothing(project: Project, profile: str, verdict: str) -> None:
     """As ``--wan-profile`` makes of all cases."""

@@ -620,6 +620,16 @@ class TestSettings:
         assert made.observed is not None and made.observed.settings == compiled
         assert made.provenance["settings"] == {}, "no band is on it"
 
+    def test_torch_compile_is_of_the_perf_suite_alone(self, tmp_path: Path) -> None:
+        case = TestReference().case()
+        assert case.perf
+        case = case.model_copy(update={"perf": case.perf.model_copy(update={"also": ("torch-compile",)})})
+        measured = TestReference().measured(device_used=2e9, reference_device_used=4e9)
+        run = measured.model_copy(update={"settings": {"torch_compile.mode": "max-autotune"}})
+        (found,) = update.plan_update(tmp_path, "memory", [case], [run], PROVENANCE)
+        seen = found.after.cases["dit-fp32"].observed
+        assert seen is not None and seen.settings == {}
+
     def test_runs_of_different_settings_are_no_baseline(self, tmp_path: Path) -> None:
         differ = r"case dit-fp32: the records differ in tensorrt.self_attention: auto → centred"
         with pytest.raises(update.Refused, match=differ):

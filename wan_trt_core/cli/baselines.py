@@ -15,6 +15,7 @@ from wan_trt_core.cli.output import FAILED, print_error, print_json, print_line,
 if TYPE_CHECKING:
     from wan_trt_core.baselines import BaselineFile
     from wan_trt_core.config import Settings
+    from wan_trt_core.gates.bands import Observed
 
 commands = typer.Typer()
 stored_baselines = typer.Typer(
@@ -144,6 +145,7 @@ def _orphans(files: list[BaselineFile], case_file: Path) -> list[str]:
 
 
 def _print_baselines(stored: BaselineFile) -> None:
+    from wan_trt_core.deciding_settings import in_words
     from wan_trt_core.gates.bands import band_limits
     from wan_trt_core.gates.formatting import quantity
     from wan_trt_core.observations import extent
@@ -166,7 +168,7 @@ def _print_baselines(stored: BaselineFile) -> None:
             case,
             name,
             quantity(metric.value, metric.unit),
-            f"observed at {entry.observed.commit[:7]}; {extent(metric)}".rstrip("; "),
+            "; ".join(filter(None, (_observed_at(entry.observed), extent(metric)))),
             "",
             entry.observed.date[:10],
         )
@@ -177,3 +179,13 @@ def _print_baselines(stored: BaselineFile) -> None:
     rows.sort(key=lambda row: row[:2])
     title = f"{stored.hardware_key} / {stored.model} / {stored.suite}"
     print_table(title, ("case", "metric", "baseline", "band", "runs", "from"), rows)
+    for case, entry in stored.cases.items():
+        if told := in_words(entry.provenance.get("settings") or {}):
+            print_line(f"{case}: measured with {told}")
+
+
+def _observed_at(observed: Observed) -> str:
+    from wan_trt_core.deciding_settings import in_words
+
+    told = in_words(observed.settings or {})
+    return f"observed at {observed.commit[:7]}{f' with {told}' if told else ''}"

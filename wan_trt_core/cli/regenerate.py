@@ -121,6 +121,8 @@ def _planned(options: argparse.Namespace, console: Console, plans: Sequence[upda
     """Show what would change, and write it unless it must not be."""
     console.print(changes_table(update.plan_changes(plans)))
     for plan in plans:
+        for case, what in update.told_settings(plan).items():
+            console.print(f"{case}: {what}", style="yellow", soft_wrap=True, markup=False)
         for case, what in plan.kernels.items():
             console.print(f"{case}: kernel profile: {what}", soft_wrap=True, markup=False)
         for case in sorted(plan.observed):
@@ -206,6 +208,7 @@ def _refuse_foreseen(options: argparse.Namespace, cases: Sequence[Case]) -> None
         backend=backend,
         selected=options.case,
         command=options.named,
+        settings=load_settings().settings.flat(),
     )
     if not options.check:
         update.require_reason(plans, options.accept_regression)

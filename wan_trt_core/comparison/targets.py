@@ -222,7 +222,7 @@ class Target(ABC):
         checkpoint = self.model.checkpoint
         return {
             **({"random_weights": checkpoint.source} if checkpoint.random else {}),
-            **({"settings": dict(self.case.settings)} if self.case.settings else {}),
+            **({"settings": own} if (own := self.case.own_settings) else {}),
             "reference": f"diffusers eager, {self._reference_precisions()}",
             "backend_versions": get_backend(self.case.backend).versions(),
             "engines": engines,

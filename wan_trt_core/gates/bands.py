@@ -95,11 +95,14 @@ class Observed:
         date: when, as the run's record has it.
         metrics: by name. Where the run is another one than that of the entry, also its own value of every banded
             metric that differs, so that all of these numbers are of one run.
+        settings: that decide these numbers and were not the defaults, see :mod:`wan_trt_core.deciding_settings`; of
+            torch.compile too where it was timed beside. ``None`` where files of older releases do not say.
     """
 
     commit: str
     date: str
     metrics: Mapping[str, ObservedMetric]
+    settings: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

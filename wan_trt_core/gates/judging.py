@@ -94,6 +94,20 @@ def gate_bands(case: Case, suite: Suite) -> Mapping[str, Band]:
     return case.parity_bands if suite == "parity" else gate.bands
 
 
+def gate_backends(case: Case, suite: Suite) -> tuple[str, ...]:
+    """The backends whose numbers the bands of a case hold: its own, and torch.compile where one is on what is timed of
+    it beside the candidate.
+
+    Raises:
+        ValueError: when the case is not in that suite.
+    """
+    from wan_trt_core.cases import BESIDE
+
+    bands = gate_bands(case, suite)
+    beside = [name for name in case.beside if BESIDE[name] in bands] if suite == "perf" else []
+    return case.backend, *beside
+
+
 def _own_gates(
     case: Case, suite: Suite, measurement: Measurement
 ) -> tuple[tuple[Check, ...], Mapping[str, Band]]:

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from wan_trt_core.backends.base import BackendUnavailable, EngineBackend
+from wan_trt_core.backends.registry import backend_names, get_backend, runs_on
 from wan_trt_core.comparison.memory import beside_plan
 from wan_trt_core.config import Settings
 from wan_trt_core.memory.measured import LEAN_SCRATCH
@@ -45,6 +47,7 @@ from wan_trt_core.models.footprint import (
 )
 from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.random_weights import UMT5_XXL
+from wan_trt_core.pipeline.engines import check_precision, check_tiles
 from wan_trt_core.records import Metric
 from wan_trt_core.report.memory_plan_report import headline, plan_json, plan_markdown, sizes_table
 
@@ -421,6 +424,51 @@ def test_every_option_saves_somewhere() -> None:
         )
     }
     assert useful == {option.name for option in OPTIONS}
+
+
+def asked_for(option: str) -> tuple[str, Any]:
+    """The key and the value of an option as it is named, ``pipeline.offload=true``."""
+    key, _, value = option.partition("=")
+    return key, json.loads(value) if re.fullmatch(r"true|[\d.]+", value) else value
+
+
+def refusal(backend: str, settings: Settings) -> str:
+    """Why a backend does not run with some settings, or not here; empty where it does."""
+    try:
+        get_backend(backend).require(settings)
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("model", ["tiny-wan", "tiny-wan2.2-ti2v-5b"])
+@pytest.mark.parametrize("backend", [name for name in backend_names() if runs_on(name) != "cpu"])
+def test_every_option_that_is_offered_is_accepted_by_its_backend(
+    model: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a small and in a large video, by the checks that a run makes before any work."""
+    monkeypatch.setattr("wan_trt_core.backends.torch_compile.find_compiler", lambda: "a compiler")
+    plain, runs = {"device": "cpu", "backend": backend}, get_backend(backend)
+    checkpoint, small = model_of(model).checkpoint, model_of(model).profile().opt
+    seen = set()
+    for video in (small, replace(small, height=512, width=512)):
+        work = Workload(checkpoint, video, backend, "cuda")
+        for option in plan(work, Choice(share_scratch=False, vae_frames_per_step=2)).single:
+            key, value = asked_for(option.name)
+            seen.add(key)
+            section, _, name = key.partition(".")
+            if name:
+                settings = Settings.model_validate({**plain, section: {name: value}})
+                assert refusal(backend, settings) == refusal(backend, Settings.model_validate(plain))
+                assert section != "tensorrt" or backend == "tensorrt", f"{backend} knows nothing of {key}"
+                if isinstance(runs, EngineBackend):
+                    check_tiles(video.spatial, settings)
+            elif isinstance(runs, EngineBackend) and key == "dit":
+                check_precision(runs, key, value)
+    assert {"dit", "text_encoder"} <= seen and ("pipeline.offload" in seen) == (backend != "torch-compile")
+    notes = plan_json(plan(tiny(backend), HALF), {})["notes"]
+    assert any("compiled" in note for note in notes) == (backend == "torch-compile")
+    assert all(note in plan_markdown("a title", plan(tiny(backend), HALF), {}) for note in notes)
 
 
 @pytest.mark.parametrize(("backend", "offered"), [("tensorrt", False), ("torch", True)])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.memory.advice import TILE, WHOLE_ONLY
 from wan_trt_core.memory.measured import BUS, DECODE_SECONDS, TILE_PIXEL, lean_seconds, single_seconds
 from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, weight_terms
@@ -101,7 +102,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "tensorrt.share_scratch=true",
         (("share_scratch", True),),
-        lambda work, choice: work.engines and work.device == "cuda",
+        lambda work, choice: work.backend == "tensorrt",
         _free,
         0,
         "nothing",
@@ -203,3 +204,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 """All settings that are considered, those that leave the video as it is first."""
+
+
+def offered(work: Workload, choice: Choice) -> Iterator[Option]:
+    """The options that change something for a workload and a choice, and that its backend runs with."""
+    refused = get_backend(work.backend).refuses
+    for option in OPTIONS:
+        changes = any(getattr(choice, name) != value for name, value in option.change)
+        if changes and option.name.partition("=")[0] not in refused and option.where(work, choice):
+            yield option

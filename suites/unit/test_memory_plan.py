@@ -236,6 +236,23 @@ def test_terms_come_from_shapes_or_engines_or_measurements() -> None:
     assert found["dit engine weights"][1] == "shapes"
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_what_was_measured_of_tensorrt_alone_is_not_said_to_be_of_others(backend: str) -> None:
+    """Their weights too, unless the cache has that engine; but not what PyTorch runs beside engines."""
+    found = plan(tiny(backend), HALF)
+    rows = {row["owner"]: row["source"] for row in plan_json(found, {})["stages"]["decode"]}
+    assert {rows.pop("text encoder weights"), rows.pop("the video")} == {"shapes"}
+    assert len(rows) == 7 and set(rows.values()) == {"not measured"}, rows
+    assert any(f"No memory of {backend} was measured" in note for note in found.notes)
+    page = plan_markdown("a title", found, {})
+    assert "| CUDA's own | 801.1 MiB | not measured |" in page
+    built = replace(tiny(backend), built=lambda component, precision, choice: {"weights": 111})
+    terms = predict(built, HALF).stages["load"]
+    assert {term.source for term in terms if "engine" in term.owner} == {"engine"}
+    for usual in (tiny(), tiny("onnxruntime", "cpu"), tiny("torch")):
+        assert "not measured" not in {t.source for t in predict(usual, HALF).stages["decode"]}
+
+
 def test_scratch_of_an_engine_for_whole_frames_says_nothing_of_tiles() -> None:
     work = replace(tiny(), built=lambda component, precision, choice: {"weights": 111, "scratch": 222})
     tiled = predict(work, Choice(vae_tile=64)).stages["decode"]

@@ -14,3 +14,8 @@ def caveats(work: Workload) -> Iterator[str]:
             "This is the memory of PyTorch's own modules: the buffers of compiled ones, and what compiling them needs,"
             " are not counted."
         )
+    if work.known("shapes") == "not measured":
+        yield (
+            f"No memory of {work.backend} was measured: its engines are taken to need what TensorRT's do, in every row"
+            " that is known from 'not measured'. Record a run (wan-trt run --profile-memory) before relying on it."
+        )

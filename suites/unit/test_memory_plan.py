@@ -12,10 +12,11 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from fabricated_memory import record_of
 from torch import nn
 from torch.nn import functional
 
@@ -23,12 +24,15 @@ from wan_trt_core.backends.base import BackendUnavailable, EngineBackend
 from wan_trt_core.backends.registry import backend_names, get_backend, runs_on
 from wan_trt_core.comparison.memory import beside_plan
 from wan_trt_core.config import Settings
-from wan_trt_core.memory.measured import LEAN_SCRATCH
+from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
+from wan_trt_core.memory.analysis import analyse
+from wan_trt_core.memory.measured import LEAN_SCRATCH, STREAMED_SCRATCH
 from wan_trt_core.memory.options import OPTIONS
 from wan_trt_core.memory.plan import plan
 from wan_trt_core.memory.prediction import (
     GIB,
     Choice,
+    Prediction,
     Workload,
     choice_of,
     memory_settings,
@@ -270,6 +274,64 @@ def test_scratch_that_is_lent_is_as_large_as_any_engine_needs_it() -> None:
     assert lent(Choice(vae_frames_per_step=2)) == [10**9]  # of the engine that was built for them
     assert lent(Choice(offload=True)) == [10**8]
     assert sorted(lent(Choice(share_scratch=False))) == [10**8, 10**9]
+
+
+def recorded(found: Prediction) -> MemoryRecord:
+    """A run that held exactly what was predicted, at work in the denoising and in the decode."""
+    stages, places = [], {"engine weights": "device", "CUDA's own": "device"}
+    loads = [
+        f"load {t.owner.removesuffix(' weights')}" for t in found.stages["load"] if t.owner.startswith("dit")
+    ]
+    labels = [("load", each) for each in loads] + [("denoise", "denoise 1"), ("decode", "decode 1")]
+    for stage, label in labels:
+        held: dict[str, dict[str, int]] = {"allocator": {}, "device": {}}
+        for term in found.stages[cast("Any", stage)]:
+            place = next((each for name, each in places.items() if term.owner.endswith(name)), "allocator")
+            owner = "engines' shared scratch" if term.owner.startswith("scratch") else term.owner
+            held[place][owner] = term.size
+        inside, outside = (sum(held[place].values()) for place in ("allocator", "device"))
+        amounts = Amounts(resident_set=0, allocated=inside, reserved=inside, device_used=inside + outside)
+        stages.append((label, amounts, amounts, cast("Held", held)))
+    return record_of(
+        stages,
+        start=Amounts(resident_set=0, allocated=0, reserved=0, device_used=0),
+        backend="tensorrt",
+        settings={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "dit", "vae"),
+    [
+        (10**10, 10**9, 10**8),  # the denoising is the peak
+        (10**9, 10**9, 10**10),  # the decode, whose engine has more scratch memory than streaming needs
+        (10**10, 5 * 10**9, 6 * 10**9),  # the decode, and streaming needs more
+    ],
+)
+@pytest.mark.parametrize("name", ["tiny-wan", "tiny-wan2.2-t2v-a14b"])
+def test_the_plan_and_the_advice_agree_on_what_streaming_saves(
+    name: str, weights: int, dit: int, vae: int
+) -> None:
+    """Scratch memory that is lent grows with what is streamed: of the largest of two experts."""
+
+    def built(component: str, precision: str, choice: Choice) -> dict[str, int]:
+        return {"weights": weights, "scratch": dit} if "dit" in component else {"scratch": vae}
+
+    model = model_of(name)
+    work = Workload(
+        model.checkpoint, model.profile().opt, "tensorrt", "cuda", text_encoder=False, built=built
+    )
+    asked, streamed = (
+        predict(work, replace(HALF, weight_streaming_budget_gib=budget)) for budget in (None, 0.0)
+    )
+    half = predict(work, replace(HALF, weight_streaming_budget_gib=weights / 2 / GIB))
+    scratch = {t.owner: t.size for t in streamed.stages["denoise"]}["scratch of the dit engine"]
+    assert scratch == dit + round(STREAMED_SCRATCH * weights)
+    assert asked.of("denoise") - half.of("denoise") == pytest.approx(
+        len(work.dits) * weights / 2 - STREAMED_SCRATCH * weights / 2, abs=2
+    )
+    (advice,) = (each for each in analyse(recorded(asked)).advice if each.what.startswith("stream"))
+    assert advice.saves == pytest.approx(asked.peak - streamed.peak, abs=2)
 
 
 def decode_terms(work: Workload, choice: Choice) -> dict[str, int]:

@@ -395,9 +395,16 @@ def _streamed(record: MemoryRecord) -> Iterator[Advice]:
     if not names or _setting(record, "tensorrt.weight_streaming_budget_gib") is not None:
         return
 
+    denoising = record.of("denoise")
+    lent = max((sum(_sizes(event, SHARED)) for event in denoising), default=0)
+
     def less(event: Event) -> float:
-        part = 1 - STREAMED_SCRATCH if event.stage == "denoise" else 1
-        return part * _weights(record, event, names)
+        """Scratch memory for streaming counts from the denoising on, unless another engine has it grown further."""
+        weights = [_weights(record, event, [name]) for name in names]
+        if not denoising or event.start < denoising[0].start:
+            return sum(weights)
+        needs = STREAMED_SCRATCH * (sum if _sizes(event, OWN) else max)(weights)
+        return sum(weights) - max(0, needs - (sum(_sizes(event, SHARED)) - lent))
 
     guided = float(record.run.get("guidance_scale") or 0) > 1
     largest = max(_weights(record, event, [name]) for name in names for event in record.events)
@@ -406,8 +413,8 @@ def _streamed(record: MemoryRecord) -> Iterator[Advice]:
     yield Advice(
         f"stream the weights of {' and '.join(names)} {_by(record, 'tensorrt.weight_streaming')}",
         _saving(record, less),
-        f"a budget of 0: the peak of every stage less these weights ({_size(record, names)}), in the denoising less"
-        f" {1 - STREAMED_SCRATCH:.0%} of them, for scratch memory grew by the rest on an H200",
+        f"a budget of 0: the peak of every stage less these weights ({_size(record, names)}); scratch memory grew by"
+        f" {STREAMED_SCRATCH:.0%} of them on an H200, which counts unless another engine needs as much",
         f"at most {seconds:.2g} s a video: the weights over the bus in every call, at an assumed 25 GB/s; of long calls"
         " most of it hides behind the work",
         seconds,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wan_trt_core.cases import COMPOSITES
-from wan_trt_core.memory.measured import LEAN_SCRATCH
+from wan_trt_core.memory.measured import LEAN_SCRATCH, STREAMED_SCRATCH
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.footprint import (
@@ -236,15 +236,25 @@ def weight_terms(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
         text = ("text_encoder",) if work.text_encoder and choice.text_encoder_engine else ()
         for component in (*work.dits, VAE_FIRST, VAE_NEXT, *encoders, *text):
             part, precision = get_component(component).part, _precision(choice, component)
-            facts = work.built(component, precision, choice) or {}
-            size = int(
-                facts.get("weights")
-                or graph_footprint(work.checkpoint, component, precision, work.video).weights
-            )
-            if part != "vae" and choice.weight_streaming_budget_gib is not None:
-                size = min(size, round(choice.weight_streaming_budget_gib * GIB))
-            source = work.known("engine" if "weights" in facts else "shapes")
+            size, source = _engine_weights(work, choice, component)
+            size -= _streamed(work, choice, component)
             yield part, Term(f"{component} engine weights", size, source)
+
+
+def _engine_weights(work: Workload, choice: Choice, component: str) -> tuple[int, Source]:
+    """All of an engine's, wherever they lie."""
+    precision = _precision(choice, component)
+    facts = work.built(component, precision, choice) or {}
+    size = facts.get("weights") or graph_footprint(work.checkpoint, component, precision, work.video).weights
+    return int(size), work.known("engine" if "weights" in facts else "shapes")
+
+
+def _streamed(work: Workload, choice: Choice, component: str) -> int:
+    """Bytes of an engine's weights that wait in host memory."""
+    budget = choice.weight_streaming_budget_gib
+    if budget is None or get_component(component).part == "vae":
+        return 0
+    return max(0, _engine_weights(work, choice, component)[0] - round(budget * GIB))
 
 
 def _working(work: Workload, choice: Choice, stage: Stage) -> Iterator[Term]:
@@ -379,18 +389,19 @@ def _arena(
 
 
 def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tuple[int, Source]:
-    """Of a TensorRT engine, as it was built, else by shapes."""
+    """Of a TensorRT engine, as it was built, else by shapes; and what it needs more for weights that it streams."""
     precision = _precision(choice, component)
     known = (work.built(component, precision, choice) or {}).get("scratch")
+    more = round(STREAMED_SCRATCH * _streamed(work, choice, component))
     if known and seen == work.video:
-        return int(known), "engine"
+        return int(known) + more, "engine"
     kind = "vae" if get_component(component).part == "vae" else "transformer"
     if kind == "transformer" and precision != "fp32":  # its attention is fused, as PyTorch's
         needs = stock_footprint(work.checkpoint, kind, precision, seen)
     else:
         needs = graph_footprint(work.checkpoint, component, precision, seen)
     lean = LEAN_SCRATCH if kind == "vae" and choice.vae_lean else 1.0
-    return round(lean * SCRATCH[kind] * (needs.working - needs.outputs)), work.known("shapes")
+    return round(lean * SCRATCH[kind] * (needs.working - needs.outputs)) + more, work.known("shapes")
 
 
 def _precision(choice: Choice, component: str) -> str:

@@ -1,10 +1,10 @@
-"""What a prediction does not count, in sentences for who reads it."""
+"""What a prediction does not count, and what to ask instead, in sentences for who reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wan_trt_core.memory.prediction import Workload
+from wan_trt_core.memory.prediction import Choice, Prediction, Workload
 
 
 def caveats(work: Workload) -> Iterator[str]:
@@ -19,3 +19,18 @@ def caveats(work: Workload) -> Iterator[str]:
             f"No memory of {work.backend} was measured: its engines are taken to need what TensorRT's do, in every row"
             " that is known from 'not measured'. Record a run (wan-trt run --profile-memory) before relying on it."
         )
+
+
+def hint(work: Workload, choice: Choice, asked: Prediction) -> str:
+    """What would be the better question; empty where there is none."""
+    guessed = any(
+        term.owner.startswith("scratch of the dit") and term.source == "not measured"
+        for terms in asked.stages.values()
+        for term in terms
+    )
+    if not (guessed and work.backend == "tensorrt" and choice.dit == "fp32"):
+        return ""
+    return (
+        "The DiT's scratch memory in FP32 was never measured on TensorRT, and is counted with its attention's scores"
+        " written out: for FP16 ask with --precision dit=fp16,vae=fp32."
+    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from wan_trt_core.memory.caveats import caveats
+from wan_trt_core.memory.caveats import caveats, hint
 from wan_trt_core.memory.options import Option, offered
 from wan_trt_core.memory.prediction import Choice, Prediction, Workload, predict
 
@@ -43,6 +43,7 @@ class Plan:
             seconds. The first is empty where it fits as it is.
         smallest: the set of options with the lowest peak of all.
         notes: what the prediction does not count, in sentences.
+        hint: what to ask for instead, in a sentence; empty where there is nothing better.
     """
 
     budget: int | None
@@ -51,6 +52,7 @@ class Plan:
     fitting: tuple[Setting, ...]
     smallest: Setting
     notes: tuple[str, ...] = ()
+    hint: str = ""
 
     @property
     def missing(self) -> int:
@@ -85,6 +87,7 @@ def plan(work: Workload, choice: Choice, budget: int | None = None) -> Plan:
         tuple(sorted(fitting, key=_cost)),
         min(every, key=lambda each: (each.prediction.peak, *_cost(each))),
         tuple(caveats(work)),
+        hint(work, choice, asked),
     )
 
 

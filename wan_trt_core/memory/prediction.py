@@ -396,12 +396,14 @@ def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tup
     if known and seen == work.video:
         return int(known) + more, "engine"
     kind = "vae" if get_component(component).part == "vae" else "transformer"
-    if kind == "transformer" and precision != "fp32":  # its attention is fused, as PyTorch's
+    fused = kind == "transformer" and precision != "fp32"  # attention, as PyTorch's
+    if fused:
         needs = stock_footprint(work.checkpoint, kind, precision, seen)
     else:
         needs = graph_footprint(work.checkpoint, component, precision, seen)
+    source: Source = "shapes" if fused or kind == "vae" else "not measured"
     lean = LEAN_SCRATCH if kind == "vae" and choice.vae_lean else 1.0
-    return round(lean * SCRATCH[kind] * (needs.working - needs.outputs)) + more, work.known("shapes")
+    return round(lean * SCRATCH[kind] * (needs.working - needs.outputs)) + more, work.known(source)
 
 
 def _precision(choice: Choice, component: str) -> str:

@@ -43,7 +43,7 @@ def plan_markdown(title: str, found: Plan, measured: Mapping[str, int]) -> str:
     ]
     parts = [
         f"# {title}",
-        f"**{headline(found)}**",
+        f"**{' '.join(filter(None, (headline(found), found.hint)))}**",
         "\n".join(f"- {note}" for note in found.notes),
         *(f"## {name}\n\n{markdown_table(header, rows)}" for name, header, rows in tables if rows),
     ]
@@ -85,6 +85,7 @@ def plan_json(found: Plan, measured: Mapping[str, int]) -> dict[str, Any]:
         "smallest": _setting_json(found.smallest),
         "measured": dict(measured),
         "notes": list(found.notes),
+        "hint": found.hint,
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabricated_memory import (
@@ -22,6 +24,7 @@ from fake_device import MIB
 from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
 from wan_trt_core.memory.advice import Advice
 from wan_trt_core.memory.analysis import Growth, NothingRecorded, analyse
+from wan_trt_core.memory.measured import ONE_GRAPH, ONE_GRAPH_TIME, SLICES, SLICES_TIME
 from wan_trt_core.report.memory_report import memory_html, memory_markdown, write_memory_report
 
 
@@ -443,12 +446,14 @@ def test_streaming_needs_scratch_memory_where_the_denoising_is_the_peak() -> Non
     assert streamed.saves == 280 * MIB
 
 
-def test_what_no_event_tells_is_named_to_be_measured() -> None:
+def test_what_no_event_tells_is_named_with_what_was_measured() -> None:
     """With what is at stake, and after all that is modelled."""
     found = analyse(on_engines(graphs=100)).advice
     assert [each.what.split(" (")[0] for each in found if not each.modelled] == ["keep fewer CUDA graphs"]
     assert (found[-1].saves, found[-1].seconds) == (100 * MIB, None)
-    assert "to be measured, of 100 MiB" in memory_markdown(on_engines(graphs=100))
+    text = memory_markdown(on_engines(graphs=100))
+    assert "not modelled: 8.011 MiB on an H200, of 100 MiB at stake here" in text and "2.8% longer" in text
+    assert "not modelled: nothing on an H200, of 500 MiB" in memory_markdown(stock(denoise=2400))
     slices = by_name(stock(denoise=2400))["attention in slices"]
     assert (slices.saves, slices.modelled) == ((2400 - 1900) * MIB, False), "the decode leads then"
     assert analyse(stock(denoise=2400)).advice[-1] == slices, "though it may be more than others save"
@@ -456,6 +461,30 @@ def test_what_no_event_tells_is_named_to_be_measured() -> None:
         stock(denoise=2400, settings={"pipeline.attention_slicing": 64})
     )
     assert "attention in slices" not in by_name(on_engines())
+
+
+def test_what_was_measured_of_graphs_and_slices_is_what_the_baselines_say() -> None:
+    """Both save less than a hundredth, and take so much longer."""
+    folder = Path(__file__).parents[2] / "baselines" / "cuda-nvidia-h200-132sm-139gib"
+
+    def baseline(model: str, suite: str, case: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((folder / model / f"{suite}.json").read_text())["cases"][case]
+        return found
+
+    def value(model: str, suite: str, case: str, metric: str) -> float:
+        return float(baseline(model, suite, case)["metrics"][metric]["value"])
+
+    decode, model = "wan-1.3b-vae-decoder-81f", "wan2.1-t2v-1.3b"
+    usual, one = (value(model, "memory", f"{decode}{end}", "device_used") for end in ("", "-one-graph"))
+    assert usual - one == pytest.approx(ONE_GRAPH, abs=0.01 * usual)
+    usual, one = (value(model, "perf", f"{decode}{end}", "candidate_time") for end in ("", "-one-graph"))
+    assert one / usual == pytest.approx(ONE_GRAPH_TIME, rel=0.01)
+    sliced = "tiny-wan-pipeline-sliced"
+    stock = baseline("tiny-wan", "memory", sliced)["observed"]["metrics"]["reference_device_used"]["value"]
+    used = value("tiny-wan", "memory", sliced, "device_used")
+    assert stock - used == pytest.approx(SLICES, abs=0.01 * stock)
+    times = [value("tiny-wan", "perf", sliced, f"{arm}_time") for arm in ("reference", "candidate")]
+    assert times[1] / times[0] == pytest.approx(SLICES_TIME, rel=0.05)
 
 
 def test_known_costs_come_before_unknown_ones_and_little_is_only_named() -> None:

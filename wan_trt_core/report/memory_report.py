@@ -217,7 +217,10 @@ def _advice(found: Analysis) -> Table:
 
 
 def _saves(advice: Advice) -> str:
-    return _bytes(advice.saves) if advice.modelled else f"to be measured, of {_bytes(advice.saves)}"
+    if advice.measured is None:
+        return _bytes(advice.saves)
+    saved = _bytes(advice.measured) if advice.measured else "nothing"
+    return f"not modelled: {saved} on an H200, of {_bytes(advice.saves)} at stake here"
 
 
 def _timeline(record: MemoryRecord) -> Table:

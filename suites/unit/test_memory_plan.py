@@ -257,6 +257,13 @@ def test_what_was_measured_of_tensorrt_alone_is_not_said_to_be_of_others(backend
         assert "not measured" not in {t.source for t in predict(usual, HALF).stages["decode"]}
 
 
+def test_the_plan_says_that_building_needs_more() -> None:
+    """It knows no such stage, and the suites build before a budget holds."""
+    for work, told in ((tiny(), True), (tiny("onnxruntime-cuda"), True), (tiny("torch"), False)):
+        notes = " ".join(plan(work, HALF).notes)
+        assert ("Building an engine needs more than running it" in notes) is told
+
+
 def test_the_dit_in_fp32_on_tensorrt_is_a_guess_with_a_hint_at_fp16() -> None:
     """Its attention is not fused, and nobody ran it: 174 of 209 GiB of the 1.3B at 81 frames."""
     found, half = (plan(tiny(), Choice(dit=precision)) for precision in ("fp32", "fp16"))

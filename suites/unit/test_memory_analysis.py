@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fabricated_memory import (
+    ALL,
     CONTEXT,
     FAILURE,
     START,
@@ -21,7 +22,7 @@ from fabricated_memory import (
 )
 from fake_device import MIB
 
-from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
+from wan_trt_core.measure.memory_events import Amounts, Failure, Held, MemoryRecord
 from wan_trt_core.memory.advice import Advice
 from wan_trt_core.memory.analysis import Growth, NothingRecorded, analyse
 from wan_trt_core.memory.measured import ONE_GRAPH, ONE_GRAPH_TIME, SLICES, SLICES_TIME
@@ -526,6 +527,29 @@ def test_html_has_the_same_tables_and_the_drawn_timeline(tmp_path: Path) -> None
     assert (tmp_path / "new" / "a.md").read_text().startswith("# Memory of a run")
 
 
+@pytest.mark.parametrize(
+    ("stage", "amounts", "told"),
+    [
+        ("", on_host(700), "**Ended in its beginning, with 700 MiB of the host.**"),
+        ("load dit", on_device(100), "**Ended in load dit, with 600 MiB of the device.**"),
+    ],
+)
+def test_a_run_that_was_killed_in_its_first_stage_has_a_short_report(
+    stage: str, amounts: Amounts, told: str, tmp_path: Path
+) -> None:
+    message = "the process was gone before it wrote more"
+    failure = Failure(kind="cut_short", stage=stage, message=message, amounts=amounts, held=ALL)
+    record = record_of([], start=on_host(0), failure=failure)
+    text = memory_markdown(record)
+    assert told in text and "The run did not come to its end: cut short" in text and message in text
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## Held when it ended",
+        "## Run",
+    ]
+    assert "| text_encoder weights | 1000 MiB |" in text
+    assert told.strip("*") in memory_html(record).replace("</p>", ".") and "<svg" not in memory_html(record)
+
+
 def test_nothing_recorded_is_an_error() -> None:
-    with pytest.raises(NothingRecorded, match="hold no stage, so there is nothing to analyse: OutOf"):
-        analyse(record_of([], start=on_host(0), failure=FAILURE))
+    with pytest.raises(NothingRecorded, match="hold no stage, so there is nothing to analyse"):
+        analyse(record_of([], start=on_host(0)))

@@ -150,7 +150,7 @@ class MemoryRecord(_Model):
     Attributes:
         run: what ran (model, backend, sizes, steps …).
         methods: how each book was read, where that limits what it tells.
-        precisions: of the weights, by owner.
+        precisions: of the weights, by owner: ``fp32`` or ``bf16``, of a module in older files ``float32``.
         failure: ``None`` for a run that came to its end.
     """
 

@@ -66,7 +66,7 @@ OWN = " own_scratch"
 CACHES = " caches"
 """Owners, or how their names end."""
 
-_WHOLE = ("float32", "fp32")
+_WHOLE = ("fp32", "float32")  # older events name a module's as PyTorch does
 _INT8 = "int8"
 PLACES: Mapping[Book, tuple[Place, ...]] = {"device_used": ("allocator", "device"), "resident_set": ("host",)}
 """Where that lies which counts in the book that decides."""

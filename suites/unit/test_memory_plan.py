@@ -187,6 +187,26 @@ def test_the_peaks_of_the_1_3b_on_an_h200_are_predicted(backend: str, measured: 
     assert predicted.peak_stage == "decode"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["480p-17f", "480p-81f"])
+def test_a_plain_run_of_someone_else_is_predicted_to_a_tenth(profile: str) -> None:
+    """The 1.3B at 480p in PyTorch, in GiB: text encoder 10.6, VAE 0.5, DiT 5.3 and at most 26.3; see docs/memory.md,
+    whose table has the plan's numbers."""
+    model = model_of("wan2.1-t2v-1.3b")
+    work = Workload(model.checkpoint, model.profile(profile).opt, "torch", "cuda")
+    found = predict(work, Choice(text_encoder="bf16"))
+    sizes = {term.owner: term.size / GIB for term in found.stages["decode"]}
+    weights = [sizes[f"{name} weights"] for name in ("text encoder", "vae", "transformer")]
+    assert [round(each, 1) for each in weights] == [10.6, 0.5, 5.3]
+    assert found.peak / GIB == pytest.approx(26.3, rel=0.1) and found.peak_stage == "decode"
+    tensors = sum(weights) + sizes["vae at work, its caches and the video"]
+    page = (ROOT / "docs" / "memory.md").read_text()
+    column = ["480p-17f", "480p-81f"].index(profile) + 3
+    for row, said in (("tensors at the peak, in the decode", tensors), ("peak", found.peak / GIB)):
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {row} | "))
+        assert line.split("|")[column].strip() == f"{said:.2f}"
+
+
 def test_what_pytorch_holds_of_a_decode_on_an_h200_is_counted_to_a_hundredth() -> None:
     """480p, 81 frames: 9.92 GB were allocated at most."""
     model = model_of("wan2.1-t2v-1.3b")

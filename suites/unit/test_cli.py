@@ -1057,7 +1057,7 @@ class TestMemory:
         ]
         weights = record.events[-1].held["host"]
         assert set(weights) == {"transformer weights", "vae weights", "text_encoder weights"}
-        assert record.precisions == dict.fromkeys(weights, "float32")
+        assert record.precisions == dict.fromkeys(weights, "fp32")
         assert (record.run["backend"], record.run["num_frames"], record.failure) == ("torch", 17, None)
         assert record.run["settings"] == {"pipeline.attention_slicing": 1024}
         code, out, err = wan(

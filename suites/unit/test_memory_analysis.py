@@ -531,7 +531,7 @@ def test_html_has_the_same_tables_and_the_drawn_timeline(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("stage", "amounts", "told"),
     [
-        ("", on_host(700), "**Ended in its beginning, with 700 MiB of the host.**"),
+        ("", on_host(700), "**Ended at its beginning, with 700 MiB of the host.**"),
         ("load dit", on_device(100), "**Ended in load dit, with 600 MiB of the device.**"),
     ],
 )

@@ -98,7 +98,10 @@ def write_memory_report(record: MemoryRecord, path: Path) -> None:
 
 def _headline(record: MemoryRecord, found: Analysis) -> str:
     if not record.events:
-        return f"Ended in {found.peak_stage}, with {_bytes(found.peak)} {BOOKS[found.book]}"
+        where = (
+            f"in {record.failure.stage}" if record.failure and record.failure.stage else "at its beginning"
+        )
+        return f"Ended {where}, with {_bytes(found.peak)} {BOOKS[found.book]}"
     return f"Peak {_bytes(found.peak)} {BOOKS[found.book]}, in {found.peak_stage}"
 
 

@@ -90,7 +90,7 @@ def stock(
             *([("postprocess", on_device(1600, after - 1600), on_device(1600, after - 1600), ALL)] if after else []),
         ],
         start=on_device(0),
-        precisions={"text_encoder weights": "bfloat16", "transformer weights": "float32"},
+        precisions={"text_encoder weights": "bf16", "transformer weights": "fp32"},
         **more,
     )  # fmt: skip
 

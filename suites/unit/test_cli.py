@@ -43,7 +43,7 @@ from wan_trt_core.config import Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.gates.bands import Observed, ObservedMetric
-from wan_trt_core.measure.memory_events import MemoryRecord
+from wan_trt_core.measure.memory_events import Failure, MemoryRecord
 from wan_trt_core.memory.prediction import Choice, Workload
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import DTYPES
@@ -1077,7 +1077,7 @@ class TestMemory:
         ]
         weights = record.events[-1].held["host"]
         assert set(weights) == {"transformer weights", "vae weights", "text_encoder weights"}
-        assert record.precisions == dict.fromkeys(weights, "float32")
+        assert record.precisions == dict.fromkeys(weights, "fp32")
         assert (record.run["backend"], record.run["num_frames"], record.failure) == ("torch", 17, None)
         assert record.run["settings"] == {"pipeline.attention_slicing": 1024}
         code, out, err = wan(
@@ -1177,6 +1177,22 @@ class TestMemory:
         code, out, err = wan("memory", "analyze", "events.json", "--output", "report.md")
         assert (code, out, told in err, Path("report.md").exists()) == (3, "", True, False)
         assert wan("memory", "analyze", "nowhere.json")[0] == 3
+
+    def test_a_file_without_a_stage(self, wan: Wan) -> None:
+        """Of a run that was killed at once a short report; of any other nothing, and the file is named."""
+        facts = {"started": "2026", "command": [], "hardware_key": "cpu-test", "run": {"model": "tiny"}}
+        record = MemoryRecord.model_validate({**facts, "methods": {}, "precisions": {}, "events": ()})
+        record.write(Path("events.json"))
+        code, out, err = wan("memory", "analyze", "events.json")
+        assert (code, out, "events.json: the memory events hold no stage" in err) == (3, "", True)
+        killed = {"kind": "cut_short", "stage": "load dit", "message": "gone", "amounts": {"resident_set": 7}}
+        record.model_copy(update={"failure": Failure.model_validate({**killed, "held": {}})}).write(
+            Path("events.json")
+        )
+        code, out, _ = wan("memory", "analyze", "events.json")
+        assert (code, "Ended in load dit" in out, "cut short in load dit: gone" in out) == (0, True, True)
+        code, out, _ = wan("memory", "analyze", "events.json", "--json")
+        assert (code, json.loads(out)["peak"], json.loads(out)["failure"]["kind"]) == (0, 7, "cut_short")
 
 
 class TestInterrupt:

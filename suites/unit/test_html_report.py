@@ -116,6 +116,7 @@ class TestMemoryEvents:
         write_html(with_events(measured, tmp_path), tmp_path / "report.html")
         page = (tmp_path / "report.html").read_text()
         shown, seen = memory_page(stock(failure=FAILURE)), Parsed(page).text
+        assert shown.chart is not None
         titles = [table.title for table in shown.tables]
         cells = [cell for table in shown.tables for row in table.rows for cell in row]
         wanted = [shown.headline, shown.subject, *shown.notes, *titles, *cells]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabricated_memory import (
+    ALL,
     CONTEXT,
     FAILURE,
     START,
@@ -19,9 +22,10 @@ from fabricated_memory import (
 )
 from fake_device import MIB
 
-from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
+from wan_trt_core.measure.memory_events import Amounts, Failure, Held, MemoryRecord
 from wan_trt_core.memory.advice import Advice
 from wan_trt_core.memory.analysis import Growth, NothingRecorded, analyse
+from wan_trt_core.memory.measured import ONE_GRAPH, ONE_GRAPH_TIME, SLICES, SLICES_TIME
 from wan_trt_core.report.memory_report import memory_html, memory_markdown, write_memory_report
 
 
@@ -321,9 +325,10 @@ def test_half_precision_is_advised_where_it_keeps_the_video() -> None:
     names = ("dit engine", "vae_decoder_next engine")
     held: Held = {"device": weights(**dict.fromkeys(names, 400))}
     stages = [(f"load {name}", on_device(0, 0, 900), on_device(0, 0, 900), held) for name in names]
-    precisions = {f"{name} weights": "fp32" for name in names}
-    advice = by_name(record_of(stages, start=on_device(0), precisions=precisions))
-    assert [name for name in advice if "half" in name] == ["dit engine in half precision"]
+    for word in ("fp32", "float32"):  # the second is that of a module in older files
+        precisions = {f"{name} weights": word for name in names}
+        advice = by_name(record_of(stages, start=on_device(0), precisions=precisions))
+        assert [name for name in advice if "half" in name] == ["dit engine in half precision"]
 
 
 def test_building_is_told_from_running() -> None:
@@ -443,12 +448,14 @@ def test_streaming_needs_scratch_memory_where_the_denoising_is_the_peak() -> Non
     assert streamed.saves == 280 * MIB
 
 
-def test_what_no_event_tells_is_named_to_be_measured() -> None:
+def test_what_no_event_tells_is_named_with_what_was_measured() -> None:
     """With what is at stake, and after all that is modelled."""
     found = analyse(on_engines(graphs=100)).advice
     assert [each.what.split(" (")[0] for each in found if not each.modelled] == ["keep fewer CUDA graphs"]
     assert (found[-1].saves, found[-1].seconds) == (100 * MIB, None)
-    assert "to be measured, of 100 MiB" in memory_markdown(on_engines(graphs=100))
+    text = memory_markdown(on_engines(graphs=100))
+    assert "not modelled: 8.011 MiB on an H200, of 100 MiB at stake here" in text and "2.8% longer" in text
+    assert "not modelled: nothing on an H200, of 500 MiB" in memory_markdown(stock(denoise=2400))
     slices = by_name(stock(denoise=2400))["attention in slices"]
     assert (slices.saves, slices.modelled) == ((2400 - 1900) * MIB, False), "the decode leads then"
     assert analyse(stock(denoise=2400)).advice[-1] == slices, "though it may be more than others save"
@@ -456,6 +463,30 @@ def test_what_no_event_tells_is_named_to_be_measured() -> None:
         stock(denoise=2400, settings={"pipeline.attention_slicing": 64})
     )
     assert "attention in slices" not in by_name(on_engines())
+
+
+def test_what_was_measured_of_graphs_and_slices_is_what_the_baselines_say() -> None:
+    """Both save less than a hundredth, and take so much longer."""
+    folder = Path(__file__).parents[2] / "baselines" / "cuda-nvidia-h200-132sm-139gib"
+
+    def baseline(model: str, suite: str, case: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((folder / model / f"{suite}.json").read_text())["cases"][case]
+        return found
+
+    def value(model: str, suite: str, case: str, metric: str) -> float:
+        return float(baseline(model, suite, case)["metrics"][metric]["value"])
+
+    decode, model = "wan-1.3b-vae-decoder-81f", "wan2.1-t2v-1.3b"
+    usual, one = (value(model, "memory", f"{decode}{end}", "device_used") for end in ("", "-one-graph"))
+    assert usual - one == pytest.approx(ONE_GRAPH, abs=0.01 * usual)
+    usual, one = (value(model, "perf", f"{decode}{end}", "candidate_time") for end in ("", "-one-graph"))
+    assert one / usual == pytest.approx(ONE_GRAPH_TIME, rel=0.01)
+    sliced = "tiny-wan-pipeline-sliced"
+    stock = baseline("tiny-wan", "memory", sliced)["observed"]["metrics"]["reference_device_used"]["value"]
+    used = value("tiny-wan", "memory", sliced, "device_used")
+    assert stock - used == pytest.approx(SLICES, abs=0.01 * stock)
+    times = [value("tiny-wan", "perf", sliced, f"{arm}_time") for arm in ("reference", "candidate")]
+    assert times[1] / times[0] == pytest.approx(SLICES_TIME, rel=0.05)
 
 
 def test_known_costs_come_before_unknown_ones_and_little_is_only_named() -> None:
@@ -497,6 +528,29 @@ def test_html_has_the_same_tables_and_the_drawn_timeline(tmp_path: Path) -> None
     assert (tmp_path / "new" / "a.md").read_text().startswith("# Memory of a run")
 
 
+@pytest.mark.parametrize(
+    ("stage", "amounts", "told"),
+    [
+        ("", on_host(700), "**Ended at its beginning, with 700 MiB of the host.**"),
+        ("load dit", on_device(100), "**Ended in load dit, with 600 MiB of the device.**"),
+    ],
+)
+def test_a_run_that_was_killed_in_its_first_stage_has_a_short_report(
+    stage: str, amounts: Amounts, told: str, tmp_path: Path
+) -> None:
+    message = "the process was gone before it wrote more"
+    failure = Failure(kind="cut_short", stage=stage, message=message, amounts=amounts, held=ALL)
+    record = record_of([], start=on_host(0), failure=failure)
+    text = memory_markdown(record)
+    assert told in text and "The run did not come to its end: cut short" in text and message in text
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## Held when it ended",
+        "## Run",
+    ]
+    assert "| text_encoder weights | 1000 MiB |" in text
+    assert told.strip("*") in memory_html(record).replace("</p>", ".") and "<svg" not in memory_html(record)
+
+
 def test_nothing_recorded_is_an_error() -> None:
-    with pytest.raises(NothingRecorded, match="hold no stage, so there is nothing to analyse: OutOf"):
-        analyse(record_of([], start=on_host(0), failure=FAILURE))
+    with pytest.raises(NothingRecorded, match="hold no stage, so there is nothing to analyse"):
+        analyse(record_of([], start=on_host(0)))

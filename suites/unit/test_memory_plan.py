@@ -12,21 +12,27 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from fabricated_memory import record_of
 from torch import nn
 from torch.nn import functional
 
+from wan_trt_core.backends.base import BackendUnavailable, EngineBackend
+from wan_trt_core.backends.registry import backend_names, get_backend, runs_on
 from wan_trt_core.comparison.memory import beside_plan
 from wan_trt_core.config import Settings
-from wan_trt_core.memory.measured import LEAN_SCRATCH
+from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
+from wan_trt_core.memory.analysis import analyse
+from wan_trt_core.memory.measured import LEAN_SCRATCH, STREAMED_SCRATCH
 from wan_trt_core.memory.options import OPTIONS
-from wan_trt_core.memory.plan import plan
+from wan_trt_core.memory.plan import Setting, plan
 from wan_trt_core.memory.prediction import (
     GIB,
     Choice,
+    Prediction,
     Workload,
     choice_of,
     memory_settings,
@@ -45,6 +51,7 @@ from wan_trt_core.models.footprint import (
 )
 from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.models.random_weights import UMT5_XXL
+from wan_trt_core.pipeline.engines import check_precision, check_tiles
 from wan_trt_core.records import Metric
 from wan_trt_core.report.memory_plan_report import headline, plan_json, plan_markdown, sizes_table
 
@@ -180,6 +187,26 @@ def test_the_peaks_of_the_1_3b_on_an_h200_are_predicted(backend: str, measured: 
     assert predicted.peak_stage == "decode"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["480p-17f", "480p-81f"])
+def test_a_plain_run_of_someone_else_is_predicted_to_a_tenth(profile: str) -> None:
+    """The 1.3B at 480p in PyTorch, in GiB: text encoder 10.6, VAE 0.5, DiT 5.3 and at most 26.3; see docs/memory.md,
+    whose table has the plan's numbers."""
+    model = model_of("wan2.1-t2v-1.3b")
+    work = Workload(model.checkpoint, model.profile(profile).opt, "torch", "cuda")
+    found = predict(work, Choice(text_encoder="bf16"))
+    sizes = {term.owner: term.size / GIB for term in found.stages["decode"]}
+    weights = [sizes[f"{name} weights"] for name in ("text encoder", "vae", "transformer")]
+    assert [round(each, 1) for each in weights] == [10.6, 0.5, 5.3]
+    assert found.peak / GIB == pytest.approx(26.3, rel=0.1) and found.peak_stage == "decode"
+    tensors = sum(weights) + sizes["vae at work, its caches and the video"]
+    page = (ROOT / "docs" / "memory.md").read_text()
+    column = ["480p-17f", "480p-81f"].index(profile) + 3
+    for row, said in (("tensors at the peak, in the decode", tensors), ("peak", found.peak / GIB)):
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {row} | "))
+        assert line.split("|")[column].strip() == f"{said:.2f}"
+
+
 def test_what_pytorch_holds_of_a_decode_on_an_h200_is_counted_to_a_hundredth() -> None:
     """480p, 81 frames: 9.92 GB were allocated at most."""
     model = model_of("wan2.1-t2v-1.3b")
@@ -224,13 +251,56 @@ def test_the_suite_sets_the_measured_peak_beside_the_plans() -> None:
 def test_terms_come_from_shapes_or_engines_or_measurements() -> None:
     facts = {"weights": 111, "scratch": 222}
     built = replace(tiny(), built=lambda component, precision, choice: facts if component != "dit" else None)
-    apart = Choice(share_scratch=False)
+    apart = Choice(dit="fp16", share_scratch=False)
     shapes, engine = (predict(work, apart).stages["decode"] for work in (tiny(), built))
     assert {term.source for term in shapes} == {"shapes", "measured"}
     found = {term.owner: (term.size, term.source) for term in engine}
     assert found["scratch of the vae engines"] == (222, "engine")
     assert found["vae_decoder_next engine weights"] == (111, "engine")
     assert found["dit engine weights"][1] == "shapes"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_what_was_measured_of_tensorrt_alone_is_not_said_to_be_of_others(backend: str) -> None:
+    """Their weights too, unless the cache has that engine; but not what PyTorch runs beside engines."""
+    found = plan(tiny(backend), HALF)
+    rows = {row["owner"]: row["source"] for row in plan_json(found, {})["stages"]["decode"]}
+    assert {rows.pop("text encoder weights"), rows.pop("the video")} == {"shapes"}
+    assert len(rows) == 7 and set(rows.values()) == {"not measured"}, rows
+    assert any(f"No memory of {backend} was measured" in note for note in found.notes)
+    page = plan_markdown("a title", found, {})
+    assert "| CUDA's own | 801.1 MiB | not measured |" in page
+    built = replace(tiny(backend), built=lambda component, precision, choice: {"weights": 111})
+    terms = predict(built, HALF).stages["load"]
+    assert {term.source for term in terms if "engine" in term.owner} == {"engine"}
+    for usual in (tiny(), tiny("onnxruntime", "cpu"), tiny("torch")):
+        assert "not measured" not in {t.source for t in predict(usual, HALF).stages["decode"]}
+
+
+def test_the_plan_says_that_building_needs_more() -> None:
+    """It knows no such stage, and the suites build before a budget holds."""
+    for work, told in ((tiny(), True), (tiny("onnxruntime-cuda"), True), (tiny("torch"), False)):
+        notes = " ".join(plan(work, HALF).notes)
+        assert ("Building an engine needs more than running it" in notes) is told
+
+
+def test_the_dit_in_fp32_on_tensorrt_is_a_guess_with_a_hint_at_fp16() -> None:
+    """Its attention is not fused, and nobody ran it: 174 of 209 GiB of the 1.3B at 81 frames."""
+    found, half = (plan(tiny(), Choice(dit=precision)) for precision in ("fp32", "fp16"))
+    (source,) = (t.source for t in found.asked.stages["denoise"] if t.owner == "scratch of the dit engine")
+    assert source == "not measured"
+    head = plan_markdown("a title", found, {}).split("**")[1]
+    assert head.startswith("Peak ") and "--precision dit=fp16,vae=fp32" in head
+    assert plan_json(found, {})["hint"] in head
+    built = replace(tiny(), built=lambda component, precision, choice: {"scratch": 10**9})
+    for other in (
+        half,
+        plan(built, Choice()),
+        plan(tiny("torch"), Choice()),
+        plan(tiny("onnxruntime"), Choice()),
+    ):
+        assert other.hint == ""
+        assert "--precision" not in plan_markdown("a title", other, {}).split("**")[1]
 
 
 def test_scratch_of_an_engine_for_whole_frames_says_nothing_of_tiles() -> None:
@@ -250,6 +320,64 @@ def test_scratch_that_is_lent_is_as_large_as_any_engine_needs_it() -> None:
     assert lent(Choice(vae_frames_per_step=2)) == [10**9]  # of the engine that was built for them
     assert lent(Choice(offload=True)) == [10**8]
     assert sorted(lent(Choice(share_scratch=False))) == [10**8, 10**9]
+
+
+def recorded(found: Prediction) -> MemoryRecord:
+    """A run that held exactly what was predicted, at work in the denoising and in the decode."""
+    stages, places = [], {"engine weights": "device", "CUDA's own": "device"}
+    loads = [
+        f"load {t.owner.removesuffix(' weights')}" for t in found.stages["load"] if t.owner.startswith("dit")
+    ]
+    labels = [("load", each) for each in loads] + [("denoise", "denoise 1"), ("decode", "decode 1")]
+    for stage, label in labels:
+        held: dict[str, dict[str, int]] = {"allocator": {}, "device": {}}
+        for term in found.stages[cast("Any", stage)]:
+            place = next((each for name, each in places.items() if term.owner.endswith(name)), "allocator")
+            owner = "engines' shared scratch" if term.owner.startswith("scratch") else term.owner
+            held[place][owner] = term.size
+        inside, outside = (sum(held[place].values()) for place in ("allocator", "device"))
+        amounts = Amounts(resident_set=0, allocated=inside, reserved=inside, device_used=inside + outside)
+        stages.append((label, amounts, amounts, cast("Held", held)))
+    return record_of(
+        stages,
+        start=Amounts(resident_set=0, allocated=0, reserved=0, device_used=0),
+        backend="tensorrt",
+        settings={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "dit", "vae"),
+    [
+        (10**10, 10**9, 10**8),  # the denoising is the peak
+        (10**9, 10**9, 10**10),  # the decode, whose engine has more scratch memory than streaming needs
+        (10**10, 5 * 10**9, 6 * 10**9),  # the decode, and streaming needs more
+    ],
+)
+@pytest.mark.parametrize("name", ["tiny-wan", "tiny-wan2.2-t2v-a14b"])
+def test_the_plan_and_the_advice_agree_on_what_streaming_saves(
+    name: str, weights: int, dit: int, vae: int
+) -> None:
+    """Scratch memory that is lent grows with what is streamed: of the largest of two experts."""
+
+    def built(component: str, precision: str, choice: Choice) -> dict[str, int]:
+        return {"weights": weights, "scratch": dit} if "dit" in component else {"scratch": vae}
+
+    model = model_of(name)
+    work = Workload(
+        model.checkpoint, model.profile().opt, "tensorrt", "cuda", text_encoder=False, built=built
+    )
+    asked, streamed = (
+        predict(work, replace(HALF, weight_streaming_budget_gib=budget)) for budget in (None, 0.0)
+    )
+    half = predict(work, replace(HALF, weight_streaming_budget_gib=weights / 2 / GIB))
+    scratch = {t.owner: t.size for t in streamed.stages["denoise"]}["scratch of the dit engine"]
+    assert scratch == dit + round(STREAMED_SCRATCH * weights)
+    assert asked.of("denoise") - half.of("denoise") == pytest.approx(
+        len(work.dits) * weights / 2 - STREAMED_SCRATCH * weights / 2, abs=2
+    )
+    (advice,) = (each for each in analyse(recorded(asked)).advice if each.what.startswith("stream"))
+    assert advice.saves == pytest.approx(asked.peak - streamed.peak, abs=2)
 
 
 def decode_terms(work: Workload, choice: Choice) -> dict[str, int]:
@@ -423,6 +551,51 @@ def test_every_option_saves_somewhere() -> None:
     assert useful == {option.name for option in OPTIONS}
 
 
+def asked_for(option: str) -> tuple[str, Any]:
+    """The key and the value of an option as it is named, ``pipeline.offload=true``."""
+    key, _, value = option.partition("=")
+    return key, json.loads(value) if re.fullmatch(r"true|[\d.]+", value) else value
+
+
+def refusal(backend: str, settings: Settings) -> str:
+    """Why a backend does not run with some settings, or not here; empty where it does."""
+    try:
+        get_backend(backend).require(settings)
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("model", ["tiny-wan", "tiny-wan2.2-ti2v-5b"])
+@pytest.mark.parametrize("backend", [name for name in backend_names() if runs_on(name) != "cpu"])
+def test_every_option_that_is_offered_is_accepted_by_its_backend(
+    model: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a small and in a large video, by the checks that a run makes before any work."""
+    monkeypatch.setattr("wan_trt_core.backends.torch_compile.find_compiler", lambda: "a compiler")
+    plain, runs = {"device": "cpu", "backend": backend}, get_backend(backend)
+    checkpoint, small = model_of(model).checkpoint, model_of(model).profile().opt
+    seen = set()
+    for video in (small, replace(small, height=512, width=512)):
+        work = Workload(checkpoint, video, backend, "cuda")
+        for option in plan(work, Choice(share_scratch=False, vae_frames_per_step=2)).single:
+            key, value = asked_for(option.name)
+            seen.add(key)
+            section, _, name = key.partition(".")
+            if name:
+                settings = Settings.model_validate({**plain, section: {name: value}})
+                assert refusal(backend, settings) == refusal(backend, Settings.model_validate(plain))
+                assert section != "tensorrt" or backend == "tensorrt", f"{backend} knows nothing of {key}"
+                if isinstance(runs, EngineBackend):
+                    check_tiles(video.spatial, settings)
+            elif isinstance(runs, EngineBackend) and key == "dit":
+                check_precision(runs, key, value)
+    assert {"dit", "text_encoder"} <= seen and ("pipeline.offload" in seen) == (backend != "torch-compile")
+    notes = plan_json(plan(tiny(backend), HALF), {})["notes"]
+    assert any("compiled" in note for note in notes) == (backend == "torch-compile")
+    assert all(note in plan_markdown("a title", plan(tiny(backend), HALF), {}) for note in notes)
+
+
 @pytest.mark.parametrize(("backend", "offered"), [("tensorrt", False), ("torch", True)])
 def test_a_vae_in_half_precision_is_offered_where_it_only_rounds(backend: str, offered: bool) -> None:
     """Its engines are under the floor of the parity suite, see WHOLE_ONLY."""
@@ -463,11 +636,29 @@ def test_a_price_is_what_was_measured(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("precision", "loss"), [("fp32", 1), ("bf16", 2)])
+def on_the_host(precision: str) -> Setting:
+    single = plan(tiny(), Choice(dit="fp16", text_encoder=precision)).single
+    (found,) = (each for each in single if each.name == "pipeline.text_encoder_device=cpu")
+    return found
+
+
+@pytest.mark.parametrize(("precision", "loss"), [("fp32", 1), ("bf16", 2), ("fp16", 2), ("int8", 2)])
 def test_a_text_encoder_elsewhere_makes_another_video_but_for_rounding(precision: str, loss: int) -> None:
-    """In BF16 a CPU rounds otherwise: 29.8 dB from the GPU's video."""
-    single = plan(tiny(), Choice(text_encoder=precision)).single
-    assert [each.loss for each in single if each.name == "pipeline.text_encoder_device=cpu"] == [loss]
+    """In BF16 a CPU rounds otherwise: 29.8 dB from the GPU's video, which was measured of that alone."""
+    found = on_the_host(precision)
+    assert found.loss == loss
+    assert ("29.8 dB" in found.options[0].price) == (precision == "bf16")
+
+
+def test_the_products_of_int8_are_those_of_bf16() -> None:
+    """Its layers multiply in the precision that is stored (``models/int8.py``), the published one's BF16."""
+    seconds = {precision: on_the_host(precision).seconds for precision in ("fp32", "bf16", "int8")}
+    assert seconds["int8"] == seconds["bf16"] < seconds["fp32"]
+
+
+def test_what_streaming_cost_the_1_3b_is_said_to_be_of_it() -> None:
+    (option,) = (each for each in OPTIONS if each.name.startswith("tensorrt.weight_streaming"))
+    assert "of the 1.3B's at 81 frames" in option.price
 
 
 # ---- what fits ---------------------------------------------------------------------------------------------------

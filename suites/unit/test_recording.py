@@ -249,17 +249,15 @@ def test_a_module_is_an_owner_only_as_long_as_others_hold_it(
     assert set(second.held["host"]) == {"transformer weights"}
 
 
-@pytest.mark.parametrize(
-    ("precision", "noted"), [("bf16", "bfloat16"), ("fp32", "float32"), ("int8", "int8")]
-)
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "fp16", "int8"])
 def test_the_precision_of_a_module_is_that_of_most_of_its_weights(
-    model: ResolvedModel, store: EngineStore, tmp_path: Path, precision: str, noted: str
+    model: ResolvedModel, store: EngineStore, tmp_path: Path, precision: str
 ) -> None:
-    """The first may be one of the few that are kept in float32."""
+    """By its word, as an engine's. The first may be one of the few that are kept in float32."""
     path = tmp_path / FILE_NAME
     with recorded_run(path, "cpu", {}) as recording, recording.loads(model.checkpoint, store):
         model.checkpoint.load("text_encoder", precision)
-    assert MemoryRecord.read(path).precisions == {"text_encoder weights": noted}
+    assert MemoryRecord.read(path).precisions == {"text_encoder weights": precision}
 
 
 class HeldEngine(Engine):

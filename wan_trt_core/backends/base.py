@@ -135,6 +135,8 @@ class Backend(ABC):
     """What both kinds of backend have."""
 
     name: ClassVar[str]
+    refuses: ClassVar[tuple[str, ...]] = ()
+    """Settings, by dotted key, that it does not run with where they are on."""
 
     @abstractmethod
     def require(self, settings: Settings) -> None:

@@ -32,6 +32,7 @@ class TorchCompileBackend(ModuleBackend):
     """PyTorch's own compiler, with inductor."""
 
     name: ClassVar[str] = "torch-compile"
+    refuses: ClassVar[tuple[str, ...]] = ("pipeline.offload", "pipeline.attention_slicing")
 
     def require(self, settings: Settings) -> None:
         """Raise unless inductor can compile here: a C++ compiler with Python's headers, and Triton on a GPU.
@@ -40,9 +41,9 @@ class TorchCompileBackend(ModuleBackend):
             BackendUnavailable: with what is missing and how to get it.
         """
         EAGER.require(settings)
-        if settings.pipeline.offload or settings.pipeline.attention_slicing:
+        if any(settings.flat()[key] for key in self.refuses):
             raise BackendUnavailable(
-                "pipeline.offload and pipeline.attention_slicing change what PyTorch's own modules do, and"
+                f"{' and '.join(self.refuses)} change what PyTorch's own modules do, and"
                 " torch-compile runs compiled ones; use torch or engines"
             )
         find_compiler()

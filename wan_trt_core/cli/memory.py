@@ -54,11 +54,14 @@ def analyze(
     from dataclasses import asdict
 
     from wan_trt_core.measure.memory_events import MemoryRecord
-    from wan_trt_core.memory.analysis import analyse
+    from wan_trt_core.memory.analysis import NothingRecorded, analyse
     from wan_trt_core.report.memory_report import memory_markdown, memory_page, write_memory_report
 
     record = MemoryRecord.read(events)
-    page = memory_page(record)
+    try:
+        page = memory_page(record)
+    except NothingRecorded as error:
+        raise NothingRecorded(f"{events}: {error}") from None
     for path in output or ():
         write_memory_report(record, path)
     if as_json:

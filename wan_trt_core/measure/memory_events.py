@@ -150,7 +150,7 @@ class MemoryRecord(_Model):
     Attributes:
         run: what ran (model, backend, sizes, steps …).
         methods: how each book was read, where that limits what it tells.
-        precisions: of the weights, by owner.
+        precisions: of the weights, by owner: ``fp32`` or ``bf16``, of a module in older files ``float32``.
         failure: ``None`` for a run that came to its end.
     """
 
@@ -168,7 +168,8 @@ class MemoryRecord(_Model):
     @property
     def book(self) -> Book:
         """The book that decides whether a run fits: of the device, or of the host where there is none."""
-        return "device_used" if self.events and self.events[0].before.device else "resident_set"
+        first = self.events[0].before if self.events else self.failure and self.failure.amounts
+        return "device_used" if first and first.device else "resident_set"
 
     def of(self, stage: Stage) -> tuple[Event, ...]:
         """The events of one stage."""

@@ -125,18 +125,17 @@ class Analysis:
 
 
 class NothingRecorded(ValueError):
-    """A file without events: the run ended before its first stage did."""
+    """Neither a stage nor how the run ended: nothing to analyse."""
 
 
 def analyse(record: MemoryRecord) -> Analysis:
-    """Analyse a run.
+    """Analyse a run. Of one that ended in its first stage all that is known is what was held then.
 
     Raises:
-        NothingRecorded: when there are no events.
+        NothingRecorded: when there are no events, and nothing ended the run.
     """
     if not record.events:
-        why = f": {record.failure.message}" if record.failure else ""
-        raise NothingRecorded(f"the memory events hold no stage, so there is nothing to analyse{why}")
+        return _at_its_end(record)
     book = record.book
     top = max(record.events, key=lambda event: event.peak.of(book))
     peak = top.peak.of(book)
@@ -156,6 +155,27 @@ def analyse(record: MemoryRecord) -> Analysis:
         advice=tuple(sorted(worth, key=rank)),
         idle=tuple(advice.what for advice in found if advice not in worth),
         failure=record.failure,
+    )
+
+
+def _at_its_end(record: MemoryRecord) -> Analysis:
+    """Of a run that ended before its first stage did."""
+    if (failure := record.failure) is None:
+        raise NothingRecorded("the memory events hold no stage, so there is nothing to analyse")
+    book = record.book
+    return Analysis(
+        book=book,
+        peak=failure.amounts.of(book),
+        peak_stage=failure.stage or "its beginning",
+        holders=(),
+        loading=0,
+        loads=(),
+        growth=(),
+        fragmentation=None,
+        moments=(),
+        advice=(),
+        idle=(),
+        failure=failure,
     )
 
 

@@ -20,6 +20,15 @@ are left."""
 STREAMED_SCRATCH = 0.3
 """Scratch memory that a DiT's engine needs more for each byte of weights that it streams: 0.83 GB for 2.8."""
 
+ONE_GRAPH = 8.4e6
+"""Bytes of the device that one CUDA graph at a time saved the VAE decode at 81 frames: 17.876 GB came to 17.868."""
+ONE_GRAPH_TIME = 1.028
+"""What the decode takes then: 1542 ms for 1500."""
+SLICES = 0
+"""Bytes that attention in slices saved tiny-wan in PyTorch, where a fused kernel does it: 0.87 GB with and without."""
+SLICES_TIME = 1.33
+"""What tiny-wan's pipeline takes then: 120.3 ms for 90.48."""
+
 # ---- assumed, to put prices in an order --------------------------------------------------------------------
 
 BUS = 25e9

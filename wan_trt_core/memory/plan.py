@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from wan_trt_core.memory.options import OPTIONS, Option
+from wan_trt_core.memory.caveats import caveats, hint
+from wan_trt_core.memory.options import Option, offered
 from wan_trt_core.memory.prediction import Choice, Prediction, Workload, predict
 
 
@@ -41,6 +42,8 @@ class Plan:
         fitting: the smallest sets of options that fit, cheapest first: those that change the video least, then by
             seconds. The first is empty where it fits as it is.
         smallest: the set of options with the lowest peak of all.
+        notes: what the prediction does not count, in sentences.
+        hint: what to ask for instead, in a sentence; empty where there is nothing better.
     """
 
     budget: int | None
@@ -48,6 +51,8 @@ class Plan:
     single: tuple[Setting, ...]
     fitting: tuple[Setting, ...]
     smallest: Setting
+    notes: tuple[str, ...] = ()
+    hint: str = ""
 
     @property
     def missing(self) -> int:
@@ -62,7 +67,7 @@ def plan(work: Workload, choice: Choice, budget: int | None = None) -> Plan:
         budget: bytes of the device.
     """
     asked = predict(work, choice)
-    useful = [option for option in OPTIONS if option.where(work, choice) and _changes(option, choice)]
+    useful = list(offered(work, choice))
     every = [
         _setting(work, choice, options)
         for count in range(len(useful) + 1)
@@ -81,6 +86,8 @@ def plan(work: Workload, choice: Choice, budget: int | None = None) -> Plan:
         tuple(sorted(single, key=lambda each: each.prediction.peak)),
         tuple(sorted(fitting, key=_cost)),
         min(every, key=lambda each: (each.prediction.peak, *_cost(each))),
+        tuple(caveats(work)),
+        hint(work, choice, asked),
     )
 
 
@@ -92,10 +99,6 @@ def _setting(work: Workload, choice: Choice, options: tuple[Option, ...]) -> Set
     changed = replace(choice, **{name: value for option in options for name, value in option.change})
     seconds = sum(option.seconds(work, changed) for option in options)
     return Setting(options, predict(work, changed), sum(option.loss for option in options), seconds)
-
-
-def _changes(option: Option, choice: Choice) -> bool:
-    return any(getattr(choice, name) != value for name, value in option.change)
 
 
 def _apart(options: Sequence[Option]) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wan_trt_core.cases import COMPOSITES
-from wan_trt_core.memory.measured import LEAN_SCRATCH
+from wan_trt_core.memory.measured import LEAN_SCRATCH, STREAMED_SCRATCH
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.footprint import (
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from wan_trt_core.models.checkpoint import Checkpoint
     from wan_trt_core.models.profiles import ShapeProfile, Sizes
 
-Source = Literal["shapes", "engine", "measured"]
-"""Where a term comes from: the configuration of the model, the manifest of an engine in the cache, a measurement."""
+Source = Literal["shapes", "engine", "measured", "not measured"]
+"""Where a term comes from: the configuration of the model, the manifest of an engine in the cache, a measurement; or
+what was measured of something else, as of TensorRT's engines for those of another backend."""
 
 Stage = Literal["load", "text_encode", "image_encode", "denoise", "decode"]
 STAGES: tuple[Stage, ...] = ("load", "text_encode", "image_encode", "denoise", "decode")
@@ -139,6 +140,12 @@ class Workload:
         """Whether engines do the work of the transformers and the VAE."""
         return not self.backend.startswith("torch")
 
+    def known(self, source: Source) -> Source:
+        """How well a term of engines, or of what CUDA takes beside them, is known: on a GPU only TensorRT's were
+        measured, and another backend's are taken to be as those."""
+        elsewhere = self.engines and self.device == "cuda" and self.backend != "tensorrt"
+        return "not measured" if elsewhere and source != "engine" else source
+
     @property
     def from_image(self) -> bool:
         """Whether the video begins with an image."""
@@ -192,7 +199,7 @@ def unplanned(checkpoint: Checkpoint) -> str:
 def predict(work: Workload, choice: Choice) -> Prediction:
     """The bytes that each stage of a first video holds at most: of the device, or of the process on a CPU."""
     offloads = choice.offload and work.device == "cuda"
-    own = Term("CUDA's own", CUDA_OWN, "measured")
+    own = Term("CUDA's own", CUDA_OWN, work.known("measured"))
     if work.device == "cpu":
         own = Term("Python, PyTorch and what else is imported", work.process, "measured")
     held = list(weight_terms(work, choice))
@@ -229,17 +236,25 @@ def weight_terms(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
         text = ("text_encoder",) if work.text_encoder and choice.text_encoder_engine else ()
         for component in (*work.dits, VAE_FIRST, VAE_NEXT, *encoders, *text):
             part, precision = get_component(component).part, _precision(choice, component)
-            facts = work.built(component, precision, choice) or {}
-            size = int(
-                facts.get("weights")
-                or graph_footprint(work.checkpoint, component, precision, work.video).weights
-            )
-            if part != "vae" and choice.weight_streaming_budget_gib is not None:
-                size = min(size, round(choice.weight_streaming_budget_gib * GIB))
-            yield (
-                part,
-                Term(f"{component} engine weights", size, "engine" if "weights" in facts else "shapes"),
-            )
+            size, source = _engine_weights(work, choice, component)
+            size -= _streamed(work, choice, component)
+            yield part, Term(f"{component} engine weights", size, source)
+
+
+def _engine_weights(work: Workload, choice: Choice, component: str) -> tuple[int, Source]:
+    """All of an engine's, wherever they lie."""
+    precision = _precision(choice, component)
+    facts = work.built(component, precision, choice) or {}
+    size = facts.get("weights") or graph_footprint(work.checkpoint, component, precision, work.video).weights
+    return int(size), work.known("engine" if "weights" in facts else "shapes")
+
+
+def _streamed(work: Workload, choice: Choice, component: str) -> int:
+    """Bytes of an engine's weights that wait in host memory."""
+    budget = choice.weight_streaming_budget_gib
+    if budget is None or get_component(component).part == "vae":
+        return 0
+    return max(0, _engine_weights(work, choice, component)[0] - round(budget * GIB))
 
 
 def _working(work: Workload, choice: Choice, stage: Stage) -> Iterator[Term]:
@@ -269,7 +284,7 @@ def _encode_image(work: Workload, choice: Choice) -> Iterator[Term]:
     caches = sum(_cache_bytes(cache, choice, work.video) for cache in specs)
     if work.device == "cuda":
         yield Term("scratch of the vae engines", *_scratch(work, choice, ENCODER_NEXT, work.video))
-        yield Term("caches of the vae, two sets", 2 * caches, "shapes")
+        yield Term("caches of the vae, two sets", 2 * caches, work.known("shapes"))
     else:
         yield _arena(work, choice, (ENCODER_FIRST, ENCODER_NEXT), "vae's encoder engines at work")
         yield Term("caches of the vae, the set that is read", caches, "shapes")
@@ -341,8 +356,8 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
             for size in each
             if size < most
         ]
-        yield Term("buffers of the vae engines", sum(buffers), "shapes")
-        yield Term("caches of the vae, two sets", 2 * sum(caches), "shapes")
+        yield Term("buffers of the vae engines", sum(buffers), work.known("shapes"))
+        yield Term("caches of the vae, two sets", 2 * sum(caches), work.known("shapes"))
     else:
         yield _arena(work, choice, (VAE_FIRST, VAE_NEXT), "vae engines at work", seen)
         yield Term("caches of the vae, the set that is read", sum(caches), "shapes")
@@ -374,18 +389,21 @@ def _arena(
 
 
 def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tuple[int, Source]:
-    """Of a TensorRT engine, as it was built, else by shapes."""
+    """Of a TensorRT engine, as it was built, else by shapes; and what it needs more for weights that it streams."""
     precision = _precision(choice, component)
     known = (work.built(component, precision, choice) or {}).get("scratch")
+    more = round(STREAMED_SCRATCH * _streamed(work, choice, component))
     if known and seen == work.video:
-        return int(known), "engine"
+        return int(known) + more, "engine"
     kind = "vae" if get_component(component).part == "vae" else "transformer"
-    if kind == "transformer" and precision != "fp32":  # its attention is fused, as PyTorch's
+    fused = kind == "transformer" and precision != "fp32"  # attention, as PyTorch's
+    if fused:
         needs = stock_footprint(work.checkpoint, kind, precision, seen)
     else:
         needs = graph_footprint(work.checkpoint, component, precision, seen)
+    source: Source = "shapes" if fused or kind == "vae" else "not measured"
     lean = LEAN_SCRATCH if kind == "vae" and choice.vae_lean else 1.0
-    return round(lean * SCRATCH[kind] * (needs.working - needs.outputs)), "shapes"
+    return round(lean * SCRATCH[kind] * (needs.working - needs.outputs)) + more, work.known(source)
 
 
 def _precision(choice: Choice, component: str) -> str:

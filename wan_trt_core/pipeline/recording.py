@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wan_trt_core.measure.memory_events import Held, Place
 from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter
+from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.pipeline.offload import OffloadedEngine, OffloadedModule
 from wan_trt_core.pipeline.stages import Stage, stages, through
 
@@ -198,7 +199,8 @@ class _Owners:
         """Know a module, which moves between devices as a whole; returns the precision of most of its weights."""
         sizes: Counter[str] = Counter()
         for tensor in (*module.parameters(), *module.buffers()):
-            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+            name = str(tensor.dtype).removeprefix("torch.")
+            sizes[_PRECISIONS.get(name, name)] += tensor.nbytes
         self._modules.setdefault(part, {})[id(module)] = weakref.ref(module), sizes.total()
         return {f"{part} weights": max(sizes, key=sizes.__getitem__, default="")}
 
@@ -242,6 +244,7 @@ class _Owners:
 
 
 _SCRATCH = "engines' shared scratch"
+_PRECISIONS = {name: precision for precision, name in DTYPES.items()}
 
 
 def _place(module: nn.Module) -> Place:

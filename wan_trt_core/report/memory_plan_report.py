@@ -43,10 +43,11 @@ def plan_markdown(title: str, found: Plan, measured: Mapping[str, int]) -> str:
     ]
     parts = [
         f"# {title}",
-        f"**{headline(found)}**",
+        f"**{' '.join(filter(None, (headline(found), found.hint)))}**",
+        "\n".join(f"- {note}" for note in found.notes),
         *(f"## {name}\n\n{markdown_table(header, rows)}" for name, header, rows in tables if rows),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def headline(found: Plan) -> str:
@@ -83,6 +84,8 @@ def plan_json(found: Plan, measured: Mapping[str, int]) -> dict[str, Any]:
         "missing": found.missing,
         "smallest": _setting_json(found.smallest),
         "measured": dict(measured),
+        "notes": list(found.notes),
+        "hint": found.hint,
     }
 
 

@@ -28,13 +28,14 @@ class MemoryPage:
 
     Attributes:
         notes: lines for a person, the gravest first.
+        chart: ``None`` where no stage came to its end.
         tables: without those that would be empty.
     """
 
     headline: str
     subject: str
     notes: tuple[str, ...]
-    chart: Chart
+    chart: Chart | None
     tables: tuple[Table, ...]
 
 
@@ -42,7 +43,7 @@ def memory_page(record: MemoryRecord) -> MemoryPage:
     """The page of a run's memory events.
 
     Raises:
-        NothingRecorded: when there are no events.
+        NothingRecorded: when there are no events, and nothing ended the run.
     """
     found = analyse(record)
     tables = (
@@ -56,11 +57,11 @@ def memory_page(record: MemoryRecord) -> MemoryPage:
         Table("Run", ("what", "value"), flat(record.run | {"command": " ".join(record.command)})),
     )
     return MemoryPage(
-        headline=f"Peak {_bytes(found.peak)} {BOOKS[found.book]}, in {found.peak_stage}",
+        headline=_headline(record, found),
         subject=f"{record.run.get('model', 'a model')}, {record.run.get('backend', 'an unknown backend')},"
         f" hardware {record.hardware_key}, started {record.started}",
         notes=tuple(_notes(record, found)),
-        chart=memory_timeline(record),
+        chart=memory_timeline(record) if record.events else None,
         tables=tuple(table for table in tables if table and table.rows),
     )
 
@@ -69,7 +70,7 @@ def memory_markdown(record: MemoryRecord) -> str:
     """The page as Markdown.
 
     Raises:
-        NothingRecorded: when there are no events.
+        NothingRecorded: when there are no events, and nothing ended the run.
     """
     page = memory_page(record)
     parts = [
@@ -85,7 +86,7 @@ def memory_html(record: MemoryRecord) -> str:
     """The page as HTML that needs nothing else, with the timeline drawn.
 
     Raises:
-        NothingRecorded: when there are no events.
+        NothingRecorded: when there are no events, and nothing ended the run.
     """
     return templates().get_template("memory.html").render(page=memory_page(record))
 
@@ -93,6 +94,15 @@ def memory_html(record: MemoryRecord) -> str:
 def write_memory_report(record: MemoryRecord, path: Path) -> None:
     """Write the page to ``path``: HTML if it ends in ``.html``, else Markdown. Its folder is made."""
     write_text(path, (memory_html if path.suffix.lower() == ".html" else memory_markdown)(record))
+
+
+def _headline(record: MemoryRecord, found: Analysis) -> str:
+    if not record.events:
+        where = (
+            f"in {record.failure.stage}" if record.failure and record.failure.stage else "at its beginning"
+        )
+        return f"Ended {where}, with {_bytes(found.peak)} {BOOKS[found.book]}"
+    return f"Peak {_bytes(found.peak)} {BOOKS[found.book]}, in {found.peak_stage}"
 
 
 def _bytes(size: float) -> str:
@@ -217,11 +227,14 @@ def _advice(found: Analysis) -> Table:
 
 
 def _saves(advice: Advice) -> str:
-    return _bytes(advice.saves) if advice.modelled else f"to be measured, of {_bytes(advice.saves)}"
+    if advice.measured is None:
+        return _bytes(advice.saves)
+    saved = _bytes(advice.measured) if advice.measured else "nothing"
+    return f"not modelled: {saved} on an H200, of {_bytes(advice.saves)} at stake here"
 
 
 def _timeline(record: MemoryRecord) -> Table:
-    most = max(event.peak.of(record.book) for event in record.events)
+    most = max((event.peak.of(record.book) for event in record.events), default=0)
     rows = []
     for group in _groups(record):
         first, last = group[0], group[-1]

@@ -18,13 +18,13 @@ PACKAGE = Path(wan_trt_core.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "pytest_plugin", "doctor", "baseline_migration", "baseline_update"}),
     frozenset({"comparison"}),
-    frozenset({"report", "baselines"}),
+    frozenset({"report", "baselines", "observations"}),
     frozenset({"memory"}),
     frozenset({"pipeline"}),
     frozenset({"engine_cache", "measure", "backends", "export"}),
     frozenset({"models"}),
     frozenset({"gates"}),
-    frozenset({"config", "cases", "records", "logs", "progress", "hashing"}),
+    frozenset({"config", "deciding_settings", "cases", "records", "logs", "progress", "hashing"}),
 )
 """From the top down: a module may import from its own layer and from those below it."""
 

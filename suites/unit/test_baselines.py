@@ -33,9 +33,10 @@ from wan_trt_core.baselines import (
     read_baselines,
     write_baselines,
 )
-from wan_trt_core.cases import Band, load_cases
+from wan_trt_core.cases import Band, Case, load_cases
 from wan_trt_core.gates import decide, judge
-from wan_trt_core.gates.bands import Tolerance
+from wan_trt_core.gates.bands import Tolerance, judge_bands
+from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.records import Measurement, Metric
@@ -472,12 +473,15 @@ def test_new_and_removed_metrics_are_rows() -> None:
     assert {row.kind for row in compare_entries("dit-fp32", None, entry())} == {Change.NEW}
 
 
+def own_cases() -> dict[str, Case]:
+    return {case.id: case for case in load_cases(ROOT / "suites" / "cases.yaml", allowed_names()).cases}
+
+
 def test_bands_of_a_device_are_relative_and_absolute() -> None:
     """Of a small engine 5 % are less than another version of the driver takes for itself."""
-    cases = load_cases(ROOT / "suites" / "cases.yaml", allowed_names()).cases
     bands = [
         (case.id, name, band)
-        for case in cases
+        for case in own_cases().values()
         if case.memory
         for name, band in case.memory.bands.items()
         if name.startswith("device_")
@@ -492,14 +496,46 @@ def test_bands_of_a_device_are_relative_and_absolute() -> None:
 )
 def test_what_is_stored_here_has_the_bands_of_the_case_file(path: Path) -> None:
     """One of another width is invalid, and its case fails on the machine that it is of, which is not this one."""
-    cases = {case.id: case for case in load_cases(ROOT / "suites" / "cases.yaml", allowed_names()).cases}
+    cases = own_cases()
     hardware, model, suite = path.parent.parent.name, path.parent.name, path.stem
     stored = read_baselines(ROOT / "baselines", hardware, model, suite)
     assert stored is not None and stored.cases
     for name, case in stored.cases.items():
-        gate = getattr(cases[name], suite)
+        bands = gate_bands(cases[name].model_copy(update={"backend": case.provenance["backend"]}), suite)  # type: ignore[arg-type]
+        assert {*bands} >= {*case.metrics}
         for metric, kept in case.metrics.items():
-            (band,) = (  # of prompts each by itself
-                band for banded, band in gate.bands.items() if f".{metric}".endswith(f".{banded}")
-            )
+            band = bands[metric]
             assert kept.tolerance.same_width(Tolerance(band.rel, band.abs, band.reason)), f"{name}: {metric}"
+
+
+@pytest.mark.parametrize("case", ["tiny-wan-dit-fp32", "tiny-wan-pipeline-memory"])
+@pytest.mark.parametrize(
+    ("hardware", "grown", "held"),
+    [("cpu", 1.0, True), ("cpu", 1.05, False), ("cuda", 1.05, True), ("cuda", 1.3, False)],
+)
+def test_engines_that_repeat_to_the_byte_are_held_tightly(
+    case: str, hardware: str, grown: float, held: bool
+) -> None:
+    """By the bands as they are stored; a builder that chooses among kernels has a wider one."""
+    (folder,) = (ROOT / "baselines").glob(f"{hardware}-*")
+    file = read_baselines(ROOT / "baselines", folder.name, "tiny-wan", "memory")
+    assert file is not None
+    stored = file.cases[case]
+    own = own_cases()[case].model_copy(update={"backend": stored.provenance["backend"]})
+    values = {name: kept.value for name, kept in stored.metrics.items()}
+    values["engine_weights"] *= grown
+    (check,) = (
+        check
+        for check in judge_bands(
+            case,
+            "memory",
+            gate_bands(own, "memory"),
+            {name: Metric(value=value, unit="B", better="lower") for name, value in values.items()},
+            stored,
+            bands_for_hardware=True,
+            require_bands=True,
+        )
+        if check.metric == "engine_weights"
+    )
+    expected = (Verdict.PASS, Reason.WITHIN_BAND) if held else (Verdict.FAIL, Reason.WORSE_THAN_BAND)
+    assert (check.verdict, check.reason) == expected

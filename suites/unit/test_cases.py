@@ -123,6 +123,20 @@ def test_a_default_can_be_left_out(load: Load) -> None:
         load(head + DIT + "    memory: {bands: {c: null}}\n")
 
 
+def test_a_band_of_memory_may_be_another_for_a_backend(load: Load) -> None:
+    band = "bands: {a: {rel: 0.01, reason: r, by_backend: {%s: {rel: 0.2, abs: 3, reason: other}}}}"
+    file = load(HEAD + DIT + MEMORY % (band % "tensorrt"))
+    widths = [
+        (case.memory_bands["a"].rel, case.memory_bands["a"].abs, case.memory_bands["a"].reason)
+        for case in (*file.cases, *file.overridden(backend="tensorrt").cases)
+    ]
+    assert widths == [(0.01, 0, "r"), (0.2, 3, "other")]
+    with pytest.raises(CaseFileError, match=r"cases.yaml:6: .*no backend 'tensort'; did you mean 'tensorrt'"):
+        load(HEAD + DIT + MEMORY % (band % "tensort"))
+    with pytest.raises(CaseFileError, match=r"by_backend\.tensorrt\.reason' is missing"):
+        load(HEAD + DIT + MEMORY % (band % "tensorrt").replace(", reason: other", ""))
+
+
 def test_memory_beside_the_reference(load: Load) -> None:
     limits = "reference: true, limits: {peak_over_reference: {max: 1.0, reason: r}}"
     (case,) = load(HEAD + DIT + MEMORY % limits).cases

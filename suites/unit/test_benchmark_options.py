@@ -35,6 +35,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("accelerated", "--precision dit=fp16", "precision names dit, but not"),
         ("accelerated", "--height 65", "height must be a positive multiple of 16"),
         ("memory_events", "--rounds 1", "--rounds: an interval needs three"),
+        ("memory_events", "--backend banana", "no backend 'banana'"),
+        ("memory_events", "--backend torch-compile", "--backend: torch-compile has no engines"),
         (
             "kernel_limits",
             "folder --cases none.yaml",

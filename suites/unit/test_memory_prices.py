@@ -42,6 +42,14 @@ def test_every_option_has_a_case(
     assert any(option in script.option(case) and suite in case.suites for case in cases)
 
 
+@pytest.mark.parametrize("option", ["pipeline.vae_tile", "pipeline.attention_slicing"])
+def test_what_pytorch_does_by_itself_has_cases_of_its_own(
+    option: str, cases: tuple[Case, ...], script: ModuleType
+) -> None:
+    (case,) = (case for case in cases if case.backend == "torch" and option in script.option(case))
+    assert {"memory", "perf"} <= {*case.suites}
+
+
 def test_a_case_stands_beside_the_one_without_its_option(cases: tuple[Case, ...], script: ModuleType) -> None:
     known = {
         ("wan-1.3b-pipeline-17f-offload", "candidate_time"): (10.5, "b" * 40),

@@ -55,7 +55,7 @@ def test_wrong_options_are_wrong_usage(
     assert not answer.out
 
 
-@pytest.mark.parametrize("script", ["kernel_limits", "memory_prices"])
+@pytest.mark.parametrize("script", ["kernel_limits", "memory_predictions", "memory_prices"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_folder_without_baselines_has_no_table(
     script: str, exists: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

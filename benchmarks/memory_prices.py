@@ -21,8 +21,8 @@ from wan_trt_core.baselines import read_baselines
 from wan_trt_core.cases import Case, Suite, load_cases
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.models.checkpoint import INT8
-from wan_trt_core.observations import OF_REFERENCE
 from wan_trt_core.pytest_plugin.session import allowed_names
+from wan_trt_core.records import OF_REFERENCE
 from wan_trt_core.report.markdown import markdown_table
 
 HEADER = ("option", "case", "memory without", "with", "commits", "time without", "with", "commits")

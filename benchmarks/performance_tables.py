@@ -18,8 +18,9 @@ from wan_trt_core.cases import Case, Limit, Suite, load_cases
 from wan_trt_core.gates.bands import BaselineEntry, ObservedMetric
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.models.profiles import POINTS
-from wan_trt_core.observations import CACHES, OF_REFERENCE, commit_of, seen
+from wan_trt_core.observations import CACHES, commit_of, seen
 from wan_trt_core.pytest_plugin.session import allowed_names
+from wan_trt_core.records import OF_REFERENCE
 from wan_trt_core.report.markdown import markdown_table
 
 BACKEND = "tensorrt"

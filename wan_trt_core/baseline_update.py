@@ -7,7 +7,11 @@ changes only when a metric leaves its band: within it nothing is written, so tha
 the baselines. What would let pass that failed before needs a reason, which is stored with the entry; so does an
 entry that would go because no case asks for it, as it may belong to another case file.
 
-A reason that the case file alone calls for is asked for before measuring. What was measured and not stored is kept.
+A reason that the case file or the settings alone call for is asked for before measuring. What was measured and not
+stored is kept.
+
+Numbers of other settings (:mod:`wan_trt_core.deciding_settings`) are replaced with a reason only, within their bands
+too, and then as a whole; an entry that does not say its settings counts as made with the defaults.
 
 An entry's judged numbers and kernels are of one measurement: where it has no kernels and the new run does, it is
 replaced as a whole, once, with the provenance of that run. New ones alone never touch an entry that has some. What is
@@ -49,9 +53,10 @@ from wan_trt_core.baselines import (
     write_baselines,
 )
 from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
+from wan_trt_core.deciding_settings import changed_in_words, deciding, differing, in_words
 from wan_trt_core.gates.bands import Observed
 from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.gates.judging import gate_bands
+from wan_trt_core.gates.judging import gate_backends, gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.measure.differences import kernel_difference
@@ -97,6 +102,8 @@ class Plan:
         orphans: cases that the file holds and no case file has; they are dropped only in a complete run.
         kernels: what happens to the stored kernels of touched cases, for people, by case.
         observed: the touched cases of which only what nothing judges is new.
+        settings: what touched cases were measured with, for people, where it is not the defaults, by case.
+        other_settings: how the settings of touched cases differ from those of the numbers that go, for people, by case.
     """
 
     hardware_key: str
@@ -109,6 +116,8 @@ class Plan:
     orphans: tuple[str, ...] = field(default=())
     kernels: Mapping[str, str] = field(default_factory=dict)
     observed: frozenset[str] = frozenset()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    other_settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def loosened(self) -> tuple[Row, ...]:
@@ -238,8 +247,11 @@ def foresee(
     *,
     backend: str | None = None,
     selected: Collection[str] | None = None,
+    command: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Plan, ...]:
-    """What the case file alone would change, were every value to stay as it is stored: known before measuring.
+    """What the case file and the settings alone would change, were every value to stay as it is stored: known before
+    measuring.
 
     Args:
         root: the baselines folder.
@@ -248,6 +260,8 @@ def foresee(
         cases: all cases of the case file, as they will be measured, see :func:`overrides`.
         backend: what the run will name; without it the cases that are for some backends only are left out.
         selected: as for :func:`plan_update`.
+        command: likewise.
+        settings: with which the run will measure, by dotted key; those that are stored unless given.
 
     Raises:
         Refused: when there is nothing to measure, or baselines of another backend or profile are stored.
@@ -257,15 +271,15 @@ def foresee(
     wanted = _wanted(banded, suite, selected, {backend})
     plans = []
     for model in sorted({banded[case].model for case in wanted}):
-        before = read_baselines(root, hardware_key, model, suite)
+        before = read_baselines(root, hardware_key, model, suite, command)
         stored = before.cases if before else {}
         entries = {
-            name: _with_bands_of(case, suite, stored[name])
+            name: _with_bands_of(case, suite, stored[name], settings)
             for name, case in banded.items()
             if name in wanted and case.model == model and name in stored
         }
         new = BaselineFile(hardware_key, model, suite, entries)
-        plans.append(_plan(new, before, _known(cases, suite), complete=selected is None))
+        plans.append(_plan(new, before, _known(cases, suite), complete=selected is None, command=command))
     return tuple(plans)
 
 
@@ -277,12 +291,14 @@ def plan_bands(
     reason: str | None,
     *,
     selected: Collection[str] | None = None,
+    command: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
     """The case file's bands around the values that are stored, one plan a model: nothing is measured, no orphan goes.
 
     Args:
         reason: why a band may be wider; kept with the entries, after what theirs was accepted for.
         selected: ids of the cases; all that have a baseline unless given.
+        command: as for :func:`plan_update`.
 
     Raises:
         Refused: when a selected case has no bands.
@@ -295,7 +311,7 @@ def plan_bands(
         )
     plans = []
     for model in sorted({case.model for case in banded.values()}):
-        if (before := read_baselines(root, hardware_key, model, suite)) is None:
+        if (before := read_baselines(root, hardware_key, model, suite, command)) is None:
             continue
         entries = {}
         for name, entry in before.cases.items():
@@ -319,6 +335,7 @@ def plan_update(
     *,
     selected: Collection[str] | None = None,
     observe: bool = False,
+    command: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
     """What the records would change, one plan a model.
 
@@ -332,6 +349,8 @@ def plan_update(
         selected: ids of the cases to regenerate; all of them unless given. Orphans are dropped only then.
         observe: of entries whose bands the records keep nothing is replaced but what is observed, which is where they
             have some already.
+        command: what the user named, as a run's command line names it; those of messages name it too, see
+            :func:`~wan_trt_core.gates.bands.regenerate_command`.
 
     Raises:
         Refused: when a run is unfit, see :func:`case_records`, or baselines of another origin are stored.
@@ -349,9 +368,11 @@ def plan_update(
     for model, ids in sorted(by_model.items()):
         entries = {}
         for case in ids:
-            data = _provenance(
-                provenance, records[0], runs[0][case], _origin(case, [run[case] for run in runs])
-            )
+            origin = _origin(case, [run[case] for run in runs])
+            ran = banded[case].model_copy(update={"backend": origin["backend"]})
+            settings = _settings(ran, gate_backends(ran, suite), records)
+            beside_it = ran.beside if suite == "perf" else ()
+            data = _provenance(provenance, records[0], runs[0][case], {**origin, "settings": settings})
             entries[case] = new_entry(
                 case,
                 gate_bands(banded[case], suite),
@@ -363,17 +384,19 @@ def plan_update(
                     [run[case] for run in runs],
                     provenance.commit,
                     min(record.started for record in records),
+                    _settings(ran, (ran.backend, *beside_it), records),
                 ),
             )
             for run in runs:
                 _require_resolved(run[case], entries[case])
-        before = read_baselines(root, hardware_key, model, suite)
+        before = read_baselines(root, hardware_key, model, suite, command)
         plans.append(
             _plan(
                 BaselineFile(hardware_key, model, suite, entries),
                 before,
                 known,
                 complete=selected is None,
+                command=command,
                 observe=observe,
             )
         )
@@ -384,7 +407,8 @@ def require_reason(plans: Sequence[Plan], reason: str | None) -> None:
     """Refuse to loosen, or to drop, without a reason.
 
     Raises:
-        Refused: when a row loosens or an orphan goes, and no reason (or an empty one) is given.
+        Refused: when a row loosens, numbers of other settings are replaced or an orphan goes, and no reason (or an
+            empty one) is given.
     """
     if reason and reason.strip():
         return
@@ -393,6 +417,11 @@ def require_reason(plans: Sequence[Plan], reason: str | None) -> None:
         names = "; ".join(f"{row.case} {row.metric}: {row.kind.value}" for row in rows)
         needed.append(
             f"this would let pass what failed before ({names}); say why: --accept-regression REASON"
+        )
+    if other := [f"{case}: {what}" for plan in plans for case, what in plan.other_settings.items()]:
+        needed.append(
+            f"this would replace numbers of other settings ({'; '.join(other)}); measure with those of the stored, "
+            "keep these in a folder of their own (--baselines), or say why: --accept-regression REASON"
         )
     if dropped := [f"{plan.model} {case}" for plan in plans for case in plan.dropped]:
         needed.append(
@@ -423,20 +452,31 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
             f"{'dropped' if case in plan.dropped else 'kept'}"
             for case in plan.orphans
         )
+        settings = "".join(f"\n- `{case}`: {what}" for case, what in told_settings(plan).items())
         profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
         beside_it = "".join(
-            f"\n- `{case}`: observed at {entry.observed.commit[:7]}, judged by nothing: {_listed(entry.observed)}"
+            f"\n- `{case}`: observed at {entry.observed.commit[:7]}{_under(entry.observed)}, judged by nothing: "
+            f"{_listed(entry.observed)}"
             for case, entry in plan.after.cases.items()
             if case in plan.touched and entry.observed
         )
         parts += [
             f"## Baselines of {plan.hardware_key} / {plan.model} / {plan.suite}",
             changes_markdown(plan_changes([plan])),
+            settings.strip(),
             profiles.strip(),
             beside_it.strip(),
             f"Orphans:\n{orphans}" if orphans else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def told_settings(plan: Plan) -> dict[str, str]:
+    """What people are told of the settings of touched cases, by case; nothing where they are the defaults as before."""
+    told = {case: f"measured with {what}" for case, what in plan.settings.items()}
+    for case, what in plan.other_settings.items():
+        told[case] = f"measured with other settings than the stored numbers: {what}"
+    return told
 
 
 def measurement_command(
@@ -584,9 +624,13 @@ def _wanted(
     return wanted
 
 
-def _with_bands_of(case: Case, suite: Suite, stored: BaselineEntry) -> BaselineEntry:
+def _with_bands_of(
+    case: Case, suite: Suite, stored: BaselineEntry, settings: Mapping[str, Any] | None
+) -> BaselineEntry:
     """A stored entry as it would be with the same values; a metric that is new has none yet."""
-    origin = {"backend": case.backend, "profile": case.profile}
+    origin: dict[str, Any] = {"backend": case.backend, "profile": case.profile}
+    if settings is not None:
+        origin["settings"] = deciding(settings, gate_backends(case, suite), case.own_settings)
     return replace(stored, metrics=_rebanded(case, suite, stored), provenance={**stored.provenance, **origin})
 
 
@@ -605,6 +649,7 @@ def _plan(
     known: Collection[str],
     *,
     complete: bool,
+    command: Sequence[str] = (),
     measured: bool = True,
     observe: bool = False,
 ) -> Plan:
@@ -618,19 +663,25 @@ def _plan(
     touched: set[str] = set()
     kernels: dict[str, str] = {}
     seen: set[str] = set()
+    settings: dict[str, str] = {}
+    resettled: dict[str, str] = {}
     after = dict(stored)
     for case, entry in new.cases.items():
         old = stored.get(case)
-        if old and (other := other_origin(case, new.suite, old, entry.provenance)):
+        if old and (other := other_origin(case, new.suite, old, entry.provenance, command)):
             raise Refused(other)
         found = compare_entries(case, old, entry)
         rows += found
         profile = old.kernels if old else None
         first = profile is None and entry.kernels is not None and not observe
-        if first or any(row.kind is not Change.WITHIN_BAND for row in found):
+        if what := _resettled(old, entry):
+            resettled[case] = what
+        if what or first or any(row.kind is not Change.WITHIN_BAND for row in found):
             touched.add(case)
             kept = None if measured or old is None else old.provenance["accepted_regression"]
-            after[case] = _explained(entry, found, kept)
+            after[case] = entry if what else _explained(entry, found, kept)
+            if measured and (given := in_words(entry.provenance.get("settings") or {})):
+                settings[case] = given
             if what := _kernel_change(profile, entry.kernels):
                 kernels[case] = what
         elif (
@@ -654,6 +705,8 @@ def _plan(
         orphans,
         kernels,
         frozenset(seen),
+        settings,
+        resettled,
     )
 
 
@@ -665,6 +718,16 @@ def _require_resolved(run: CaseRecord, entry: BaselineEntry) -> None:
     for check in run.checks:
         if check.gate == SPEEDUP and (why := unresolved(check.evidence, width)):
             raise Refused(f"case {run.case}: {why}")
+
+
+def _resettled(old: BaselineEntry | None, entry: BaselineEntry) -> str:
+    """How the settings of an entry differ from those of the one that it would replace, in words; empty where they do
+    not."""
+    if old is None:
+        return ""
+    made = old.provenance.get("settings")
+    told = changed_in_words(differing(made or {}, entry.provenance.get("settings") or {}))
+    return f"{told} (the stored do not say theirs)" if told and made is None else told
 
 
 def _kernel_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
@@ -680,6 +743,11 @@ def _listed(observed: Observed) -> str:
         for name, metric in observed.metrics.items()
     )
     return ", ".join(f"{name} {value}{f' ({more})' if more else ''}" for name, value, more in told)
+
+
+def _under(observed: Observed) -> str:
+    """The settings of what was observed, after where it was."""
+    return f" with {told}" if (told := in_words(observed.settings or {})) else ""
 
 
 def _explained(entry: BaselineEntry, rows: Sequence[Row], kept: str | None) -> BaselineEntry:
@@ -698,8 +766,17 @@ def _origin(case: str, found: Sequence[CaseRecord]) -> dict[str, str]:
     return found[0].origin
 
 
+def _settings(case: Case, backends: Collection[str], records: Sequence[RunRecord]) -> dict[str, Any]:
+    """What all records say of the settings that decide a case's numbers on these backends."""
+    first, *others = (deciding(record.settings, backends, case.own_settings) for record in records)
+    for other in others:
+        if changed := differing(first, other):
+            raise Refused(f"case {case.id}: the records differ in {changed_in_words(changed)}")
+    return first
+
+
 def _provenance(
-    provenance: Provenance, record: RunRecord, case: CaseRecord, origin: Mapping[str, str]
+    provenance: Provenance, record: RunRecord, case: CaseRecord, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
     # a runtime found as libraries alone (TensorRT beside a GPU) is no package, but its backend knows its version
     runtimes = case.measurement.facts.get("backend_versions", {})
@@ -742,5 +819,6 @@ __all__ = [
     "refuse_xdist",
     "require_reason",
     "this_hardware",
+    "told_settings",
     "usable_commit",
 ]

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from wan_trt_core.deciding_settings import differing, in_words
 from wan_trt_core.gates.bands import (
     BaselineEntry,
     BaselineMetric,
@@ -53,6 +54,7 @@ __all__ = [
     "find_orphans",
     "new_entry",
     "other_origin",
+    "other_settings",
     "read_baselines",
     "write_baselines",
 ]
@@ -69,6 +71,9 @@ _FILE_KEYS = {"schema_version", "hardware_key", "model", "suite", "cases"}
 _ENTRY_KEYS = {"metrics", "provenance", "kernels"}
 _OBSERVED_KEY = {"observed"}
 """Of an entry; absent where no run left anything of it."""
+
+_SETTINGS_KEY = {"settings"}
+"""Of the provenance and of what was observed; files of older releases do not say it, which is no difference."""
 
 _OBSERVED_KEYS = {"commit", "date", "metrics"}
 _NUMBER_KEYS = {"value", "unit"}
@@ -282,6 +287,31 @@ def other_origin(
     return None
 
 
+def other_settings(
+    case: str, suite: str, stored: BaselineEntry, run: Mapping[str, Any], command: Sequence[str] = ()
+) -> str | None:
+    """Why an entry says nothing about a run of its backend, weights and profile: other settings made it, of those that
+    decide what is measured. ``None`` if none did, or the entry does not say.
+
+    Args:
+        run: the run's :func:`~wan_trt_core.deciding_settings.deciding`.
+        command: its command line, whose case file and folder the message names too.
+    """
+    made = stored.provenance.get("settings")
+    changed = differing(made, run) if made is not None else {}
+    if not changed:
+        return None
+    made_with, runs_with = (in_words({key: pair[at] for key, pair in changed.items()}) for at in (0, 1))
+    elsewhere = regenerate_command(suite, case, (*command, "--wan-baselines", "OTHER"))
+    here = regenerate_command(suite, case, command)
+    return (
+        f"case {case}: the stored baseline was made with {made_with}, this run with {runs_with}; run with the "
+        f"baseline's settings, or keep this run's in a folder of their own: {elsewhere}, then "
+        f"--wan-baselines OTHER; to replace the stored: {here} --accept-regression REASON (both "
+        "with this run's settings)"
+    )
+
+
 def new_entry(
     case: str,
     bands: Mapping[str, Band],
@@ -453,7 +483,10 @@ class _Reader:
                 f"wan-trt baselines migrate {options}",
                 case,
             )
-        self._keys(f"{at}.provenance", provenance, _PROVENANCE_KEYS, case)
+        told = _SETTINGS_KEY & provenance.keys()
+        self._keys(f"{at}.provenance", provenance, _PROVENANCE_KEYS | told, case)
+        if told:
+            self._settings(f"{at}.provenance.settings", case, provenance["settings"])
         stored = {
             name: self._metric(f"{at}.metrics.{name}", case, metric) for name, metric in metrics.items()
         }
@@ -462,13 +495,23 @@ class _Reader:
         return BaselineEntry(stored, provenance, kernels, observed)
 
     def _observed(self, at: str, case: str, data: Any) -> Observed:
-        self._keys(at, self._dict(at, data, case), _OBSERVED_KEYS, case)
+        told = _SETTINGS_KEY & self._dict(at, data, case).keys()
+        self._keys(at, data, _OBSERVED_KEYS | told, case)
         metrics = self._dict(f"{at}.metrics", data["metrics"], case)
         return Observed(
             self._text(f"{at}.commit", case, data["commit"]),
             self._text(f"{at}.date", case, data["date"]),
             {name: self._number_seen(f"{at}.metrics.{name}", case, seen) for name, seen in metrics.items()},
+            self._settings(f"{at}.settings", case, data["settings"]) if told else None,
         )
+
+    def _settings(self, at: str, case: str, data: Any) -> dict[str, Any]:
+        """Of any names: a setting may go, and what a baseline was made with stays true."""
+        for key, value in self._dict(at, data, case).items():
+            for each in value if isinstance(value, list) else [value]:
+                if not isinstance(each, (str, int, float, bool, type(None))):
+                    self._fail(f"{at}.{key} is {value!r}, not a setting's value", case)
+        return dict(data)
 
     def _number_seen(self, at: str, case: str, data: Any) -> ObservedMetric:
         has = self._dict(at, data, case).keys()
@@ -623,7 +666,8 @@ def _observed_data(observed: Observed) -> dict[str, Any]:
         name: {key: value for key, value in asdict(metric).items() if value not in (None, {})}
         for name, metric in observed.metrics.items()
     }
-    return {"commit": observed.commit, "date": observed.date, "metrics": metrics}
+    told = {} if observed.settings is None else {"settings": dict(observed.settings)}
+    return {"commit": observed.commit, "date": observed.date, "metrics": metrics, **told}
 
 
 def _metric_data(metric: BaselineMetric) -> dict[str, Any]:

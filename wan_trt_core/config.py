@@ -52,7 +52,13 @@ class ExportSettings(_Model):
     opset: int = Field(default=20, ge=18, le=24, description="ONNX opset; 20 is what TensorRT 10.6 parses")
     check: bool = Field(
         default=True,
-        description="compare the exported graph with PyTorch at every profile's min, opt and max",
+        description="compare the exported graph with PyTorch at the profile's min, opt and max, as far as affordable",
+    )
+    check_tflop: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="work of a call, in 10^12 operations, up to which a size is compared if memory suffices (else the"
+        " next smaller); null: all sizes",
     )
     check_range: bool = Field(
         default=True, description="refuse FP16 where a layer's largest activation comes near its end (3e4)"
@@ -125,8 +131,9 @@ class TorchCompileSettings(_Model):
         default="default", description="mode of torch.compile"
     )
     regional: bool = Field(
-        default=False,
-        description="compile a model's repeated blocks only, where it names them: seconds instead of minutes",
+        default=True,
+        description="compile a model's repeated blocks only, where it names them: seconds instead of minutes; else all"
+        " of it",
     )
 
 

@@ -11,24 +11,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.bands import BaselineEntry, Observed, ObservedMetric
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.memory import UNATTRIBUTED
 from wan_trt_core.gates.perf import SPEEDUP, beside_interval
 from wan_trt_core.models.profiles import POINTS
+from wan_trt_core.records import OF_REFERENCE
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
     from wan_trt_core.records import CaseRecord, Measurement, Metric
 
 CACHES = "engine_caches"
-OF_REFERENCE = "reference_"
-"""Begins the name of a memory metric of stock diffusers."""
 
 
-def observed(case: Case, suite: Suite, runs: Sequence[CaseRecord], commit: str, date: str) -> Observed | None:
+def observed(
+    case: Case,
+    suite: Suite,
+    runs: Sequence[CaseRecord],
+    commit: str,
+    date: str,
+    settings: Mapping[str, Any] | None = None,
+) -> Observed | None:
     """What independent runs of one case showed; ``None`` where none has a number that the baseline does not hold.
 
     Args:
@@ -37,13 +43,14 @@ def observed(case: Case, suite: Suite, runs: Sequence[CaseRecord], commit: str, 
         runs: of one commit; each number is that of the run whose value is the median (of an even count the lesser).
         commit: that they measured.
         date: of the first of them.
+        settings: under which they ran, as :class:`~wan_trt_core.gates.bands.Observed` has them.
     """
     found = [dict(_shown(case, suite, run)) for run in runs]
     metrics = {}
     for name in dict.fromkeys(name for each in found for name in each):
         ranked = sorted((each[name] for each in found if name in each), key=lambda metric: metric.value)
         metrics[name] = ranked[(len(ranked) - 1) // 2]
-    return Observed(commit, date, metrics) if metrics else None
+    return Observed(commit, date, metrics, settings) if metrics else None
 
 
 def beside(entry: BaselineEntry, run: BaselineEntry) -> BaselineEntry:

@@ -51,6 +51,10 @@ class Metric(_Model):
     detail: str = ""
 
 
+OF_REFERENCE = "reference_"
+"""Begins the name of a memory metric of stock diffusers; the rest of it is that of the candidate's metric beside it."""
+
+
 class Measurement(_Model):
     """What measuring one case came to; numbers only, no opinion. Gates judge it.
 

@@ -183,8 +183,9 @@ def store_baselines(
     weights: str = "checkpoint",
     profile: str = "128p-17f",
     kernels: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> None:
-    """Write the baselines of a suite: the value of its banded metric by case."""
+    """Write the baselines of a suite: the value of its banded metric by case; without ``settings`` they do not say."""
     metric, unit, rel, _ = BANDED[suite]
     entry = {
         "unit": unit, "better": "lower", "n": 1, "spread": 0.0,
@@ -192,7 +193,8 @@ def store_baselines(
     }  # fmt: skip
     keys = ("commit", "dirty", "date", "command", "versions", "runs", "accepted_regression")
     provenance = {**dict.fromkeys(keys), "backend": backend, "weights": weights, "profile": profile}
-    shared = {"provenance": provenance, "kernels": kernels}
+    told = {} if settings is None else {"settings": settings}
+    shared = {"provenance": {**provenance, **told}, "kernels": kernels}
     cases = {
         case: {"metrics": {metric: {**entry, "value": value, "samples": [value]}}, **shared}
         for case, value in values.items()

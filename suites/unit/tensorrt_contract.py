@@ -237,13 +237,14 @@ def write_attention(path: Path, dtype: int, rows_out: str) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), str(path))
 
 
-class Warned(logging.Handler):
-    """The texts of a logger's warnings."""
+class Told(logging.Handler):
+    """The texts that a logger tells a user."""
 
     def __init__(self, logger: str) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self.texts: list[str] = []
         logging.getLogger(logger).addHandler(self)
+        logging.getLogger(logger).setLevel(logging.INFO)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
@@ -296,13 +297,16 @@ def main() -> None:
         write_attention(path, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT, rows_out)
         return OnnxModel(name, precision, path, "", "p", shapes, opt_shapes, ("x",), ("out",))
 
-    warned = Warned("wan_trt_core")
+    told_user = Told("wan_trt_core")
     for _ in range(2):  # the second finds timings, and both, when they end, those of a build beside them
         facts = builder.build_plan(model("attention"), folder, settings, folder / "gpu.timing", None)
     assert facts["unfused"] == ["node_attention"], facts
     assert facts["build_seconds"] > 0 and facts["weights"] == len(b"the plan"), facts
     assert facts["scratch"] == 512, facts
-    assert "engine attention_fp16: 1 of 1 attentions were not fused: node_attention" in warned.texts
+    assert (facts["products"], facts["untold_products"]) == (1, ["node_product"]), facts
+    noted = "engine attention_fp16: the inspector tells the precision of 0 of 1 products, not of node_product"
+    assert noted in told_user.texts, told_user.texts
+    assert "engine attention_fp16: 1 of 1 attentions were not fused: node_attention" in told_user.texts
     assert (folder / LAYERS).read_text() == '{"Layers": []}'
     description = read_description(folder)
     assert description.inputs["x"].dtype == description.outputs["out"].dtype == "float16", description
@@ -312,6 +316,8 @@ def main() -> None:
     assert (folder / "attention_fp16.trt").read_bytes() == b"the plan"
     wide = builder.build_plan(model("attention", "fp32"), folder, settings, folder / "gpu.timing", None)
     assert (wide["attentions"], wide["unfused"]) == (0, []), wide  # there are no fused kernels for float32
+    pieces = "engine attention_fp32: no fused kernel takes 1 attentions: node_attention (float32)"
+    assert pieces in told_user.texts, told_user.texts
     assert wide["unfusable"] == ["node_attention (float32)"] == [*read_description(folder).unfusable], wide
     try:
         builder.build_plan(model("refused"), folder, settings, folder / "gpu.timing", None)

@@ -120,7 +120,7 @@ def test_in_half_precision_they_are_as_near_to_float32_as_stock(tiny_wan_folder:
         "max_sequence_length": least.text_length,
     }  # fmt: skip
     exact = video(loaded(tiny_wan_folder), **size)
-    pipe = loaded(tiny_wan_folder, torch_dtype=torch.float16)
+    pipe = loaded(tiny_wan_folder, dtype=torch.float16)
     stock = video(pipe, **size)
     wan_trt_core.accelerate(pipe, profile="128p-17f", settings=load_settings(environ={}).settings)
     assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
@@ -600,7 +600,7 @@ def test_the_precision_is_that_of_the_modules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(EngineBackend, "precisions", ("fp32", "fp16", *also))
-    pipe = loaded(small_checkpoint, torch_dtype=dtype)
+    pipe = loaded(small_checkpoint, dtype=dtype)
     stock = video(pipe)
     with caplog.at_level(logging.INFO):
         wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings, text_encoder=True)
@@ -639,7 +639,7 @@ def test_the_precision_may_be_named(small_checkpoint: Path, settings: Settings, 
 def test_the_weights_of_a_folder_are_known_again(small_checkpoint: Path) -> None:
     folder = Checkpoint.open(small_checkpoint)
     for dtype in (torch.float32, torch.float16):
-        checkpoint = LoadedCheckpoint(loaded(small_checkpoint, torch_dtype=dtype))
+        checkpoint = LoadedCheckpoint(loaded(small_checkpoint, dtype=dtype))
         for part in ("transformer", "vae", "text_encoder"):
             assert checkpoint.weights_sha256(part) == folder.weights_sha256(part)
         assert checkpoint.generation() == folder.generation()

@@ -581,8 +581,7 @@ def test_torch_compile_of_repeated_blocks_only_leaves_the_original_alone() -> No
     stock = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, num_layers=2, ffn_dim=8, text_dim=8, freq_dim=8
     )
-    regional = settings(torch_compile=TorchCompileSettings(regional=True))
-    twin = backend.wrap(stock, regional)
+    twin = backend.wrap(stock, settings())
     assert isinstance(twin, WanTransformer3DModel)
     compiled = [block._compiled_call_impl is not None for block in twin.blocks]
     assert compiled == [True, True]
@@ -591,10 +590,29 @@ def test_torch_compile_of_repeated_blocks_only_leaves_the_original_alone() -> No
     ours, theirs = dict(twin.named_parameters()), dict(stock.named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(parameter is theirs[name] for name, parameter in ours.items())
-    assert backend.scope(stock, regional) == "repeated blocks"
-    assert backend.scope(stock, settings()) == "whole module"
-    assert backend.scope(Vae(), regional) == "encoder and decoder"
-    assert backend.scope(nn.Linear(2, 2), regional) == "whole module"
+    whole = settings(torch_compile=TorchCompileSettings(regional=False))
+    assert isinstance(backend.wrap(stock, whole), torch._dynamo.OptimizedModule)
+    assert backend.scope(stock, settings()) == "repeated blocks"
+    assert backend.scope(stock, whole) == "whole module"
+
+
+def test_torch_compile_of_a_module_that_names_no_repeated_blocks_is_of_all_that_runs() -> None:
+    """By default too: a VAE's two halves, a text encoder whole."""
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    backend = get_backend("torch-compile")
+    assert isinstance(backend, torch_compile.TorchCompileBackend)
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False]
+    )
+    encoder = UMT5EncoderModel(UMT5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    assert backend.scope(vae, settings()) == "encoder and decoder"
+    twin: Any = backend.wrap(vae, settings())
+    assert all(isinstance(half, torch._dynamo.OptimizedModule) for half in (twin.encoder, twin.decoder))
+    for module in (encoder, nn.Linear(2, 2)):
+        assert backend.scope(module, settings()) == "whole module"
+        assert isinstance(backend.wrap(module, settings()), torch._dynamo.OptimizedModule)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ from wan_trt_core.baselines import (
     find_orphans,
     new_entry,
     other_origin,
+    other_settings,
     read_baselines,
     write_baselines,
 )
 from wan_trt_core.cases import Band, Case, load_cases
 from wan_trt_core.gates import decide, judge
-from wan_trt_core.gates.bands import Tolerance, judge_bands
+from wan_trt_core.gates.bands import BaselineEntry, Observed, ObservedMetric, Tolerance, judge_bands
 from wan_trt_core.gates.judging import gate_bands
 from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.observations import OF_REFERENCE
@@ -105,6 +107,56 @@ def test_baselines_of_another_backend_are_kept_apart_with_the_case_file_of_the_r
     assert told is not None and f"{made} --cases mine.yaml --baselines OTHER (with" in told
 
 
+CENTRED = {"tensorrt.self_attention": "centred"}
+
+
+def under(settings: Any) -> BaselineEntry:
+    """An entry that says which settings made it, and what was observed beside it."""
+    seen = Observed("abc", "2026-01-01", {"speedup": ObservedMetric(1.7, "x")}, settings)
+    return replace(entry(), provenance={**provenance(), "settings": settings}, observed=seen)
+
+
+@pytest.mark.parametrize("settings", [{}, {**CENTRED, "tensorrt.profiles": ["range", "fixed"], "threads": 2}])
+def test_round_trip_of_the_settings(settings: Any, tmp_path: Path) -> None:
+    entries = {"dit-fp32": under(settings)}
+    write_baselines(tmp_path, BaselineFile(HARDWARE, "tiny-wan", "perf", entries), entries)
+    stored = read(tmp_path)
+    assert stored is not None and stored.cases == entries
+    assert stored.cases["dit-fp32"].provenance["settings"] == settings
+
+
+def test_a_file_of_before_the_settings_says_none(tmp_path: Path) -> None:
+    written(tmp_path)
+    stored = read(tmp_path)
+    assert stored is not None and "settings" not in stored.cases["dit-fp32"].provenance
+
+
+def test_baselines_of_other_settings_judge_nothing() -> None:
+    for stored, run, told in (
+        (
+            {},
+            CENTRED,
+            "made with tensorrt.self_attention=auto, this run with tensorrt.self_attention=centred;",
+        ),
+        (
+            CENTRED,
+            {},
+            "made with tensorrt.self_attention=centred, this run with tensorrt.self_attention=auto;",
+        ),
+    ):
+        why = other_settings("dit-fp32", "perf", under(stored), run, RUN)
+        made = "wan-trt baselines regenerate --suite perf --case dit-fp32 --cases mine.yaml --baselines"
+        assert why is not None and told in why
+        assert f"{made} OTHER, then --wan-baselines OTHER" in why
+        assert f"{made} kept --accept-regression REASON" in why
+
+
+def test_baselines_of_the_same_or_unknown_settings_judge() -> None:
+    assert other_settings("dit-fp32", "perf", under(CENTRED), CENTRED) is None
+    assert other_settings("dit-fp32", "perf", under({}), {}) is None
+    assert other_settings("dit-fp32", "perf", entry(), CENTRED) is None
+
+
 def test_missing_file_is_none(tmp_path: Path) -> None:
     assert read(tmp_path) is None
 
@@ -140,6 +192,18 @@ def observed(data: dict[str, Any], whole: Any = None, seen: Any = None) -> None:
 
 
 BROKEN: dict[str, tuple[Edit, str]] = {
+    "settings": (
+        lambda d: d["cases"]["dit-fp32"]["provenance"].update(settings=None),
+        "provenance.settings is None, not an object",
+    ),
+    "a setting": (
+        lambda d: d["cases"]["dit-fp32"]["provenance"].update(settings={"threads": {}}),
+        "provenance.settings.threads is {}, not a setting's value",
+    ),
+    "observed settings": (
+        lambda d: observed(d, {"commit": "a", "date": "", "metrics": {}, "settings": []}),
+        "observed.settings is [], not an object",
+    ),
     "NaN": (lambda d: metric(d).update(value=math.nan), "NaN"),
     "infinite": (lambda d: metric(d).update(value=math.inf), "Infinity"),
     "zero": (lambda d: metric(d).update(value=0), "reference_time.value is 0, not a positive number"),

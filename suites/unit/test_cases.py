@@ -309,6 +309,21 @@ def test_every_engine_of_this_repository_is_timed_without_cuda_graphs() -> None:
     }
 
 
+def test_every_engine_of_this_repository_is_held_to_its_memory_on_a_gpu() -> None:
+    """Weights and scratch of each, and the caches of one that keeps some."""
+    cases = load_cases(Path(__file__).parents[1] / "cases.yaml", allowed_names()).cases
+    held = [case for case in cases if case.memory and case.only_backends == ("tensorrt",)]
+    assert {"dit", "vae_decoder", "vae_encoder", "text_encoder", "pipeline"} == {
+        case.component for case in held
+    }
+    for case in held:
+        assert case.memory is not None
+        scratch = {"engine_scratch", "engine_own_scratch"} & case.memory.bands.keys()
+        assert "engine_weights" in case.memory.bands and scratch, case.id
+    of_caches = [case for case in held if case.memory and "engine_caches" in case.memory.bands]
+    assert {case.component for case in of_caches} == {"vae_encoder"}
+
+
 PROMPTS = (
     "version: 1\nprompts:\n  - {id: one, prompt: a red square}\n  - {id: two, prompt: a circle, seed: 3}\n"
 )

@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from fabricated import HARDWARE, STAGES, case_record, entry, make_case, perf_measurement, run_record
+from fabricated import (
+    HARDWARE,
+    STAGES,
+    case_record,
+    entry,
+    make_case,
+    perf_measurement,
+    provenance,
+    run_record,
+)
 
 from wan_trt_core import __version__, cli
 from wan_trt_core.backends.base import EngineError
@@ -556,6 +565,17 @@ class TestBaselines:
             assert word in told
         (shown,) = json.loads(wan("baselines", "show", "--json")[1])
         assert shown["cases"]["dit-fp32"]["observed"]["metrics"]["speedup"]["pairs"] == 9
+
+    def test_show_tells_other_settings_than_the_defaults(self, wan: Wan, tmp_path: Path) -> None:
+        seen = Observed("fedcba9876", "", {"speedup": ObservedMetric(1.61, "x")}, {"threads": 3})
+        centred = {**provenance(), "settings": {"tensorrt.self_attention": "centred"}}
+        made = replace(entry(), provenance=centred, observed=seen)
+        stored = BaselineFile(HARDWARE, "tiny-wan", "perf", {"dit-fp32": made, "plain": entry()})
+        write_baselines(tmp_path / "baselines", stored, ["dit-fp32", "plain"])
+        _, out, _ = wan("baselines", "show")
+        assert "dit-fp32: measured with tensorrt.self_attention=centred\n" in out
+        assert "plain: measured with" not in out
+        assert "observed at fedcba9 with threads=3" in " ".join(re.sub("[│┃]", " ", out).split())
 
     def test_show_of_this_machine_means_the_device_of_the_settings(
         self, wan: Wan, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -40,6 +40,7 @@ from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.device_memory import DeviceMemory
 from wan_trt_core.measure.memory_events import MemoryRecord
 from wan_trt_core.models.components import ComponentError, get_component
+from wan_trt_core.models.graphs.dit import Modulation
 from wan_trt_core.pipeline.acceleration import originals
 from wan_trt_core.records import Measurement, Metric
 
@@ -613,7 +614,7 @@ def test_torch_compile_beside_the_gate_shares_the_reference_s_weights(
     expected = target.reference.call(inputs)
     assert wrapped == [context.model(case).checkpoint.load("transformer", "fp32", "cpu")]
     torch.testing.assert_close(found.tensors, expected.tensors)
-    assert target.compiled() == {"transformer": "whole module"}
+    assert target.compiled() == {"transformer": "repeated blocks"}
 
 
 @pytest.mark.parametrize(
@@ -766,6 +767,21 @@ def test_on_a_gpu_a_case_finds_nothing_of_cases_with_other_engines(healthy: Sett
     loads(on_cpu.under(first), "kept")
     on_cpu.under(other)
     assert "kept" not in closed
+
+
+def test_every_call_that_is_timed_computes_its_modulation(
+    healthy: Settings, on_modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As stock diffusers does in each: all of them start from the same tensors, and with what is kept of the first they
+    would gain what no video does."""
+    computed: list[int] = []
+    compute = Modulation.__call__
+    monkeypatch.setattr(Modulation, "__call__", lambda *at, **by: computed.append(1) or compute(*at, **by))
+    target = target_of(case_of("dit", healthy), Context(healthy))
+    inputs = target.inputs()
+    outputs = [target.candidate.call(inputs).tensors["sample"] for _ in range(3)]
+    assert len(computed) == 3
+    assert all(map(torch.equal, outputs, outputs[1:]))
 
 
 def test_without_cuda_graphs_the_loaded_engine_runs_and_takes_turns_with_itself(

@@ -267,6 +267,115 @@ def test_rows_of_a_prompt_keep_no_tensor() -> None:
     assert storage() is None and not rows._known
 
 
+@pytest.fixture
+def modulated(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The timesteps that a modulation was computed of."""
+    seen: list[Tensor] = []
+    compute = dit.Modulation.__call__
+
+    def noted(self: Any, timestep: Tensor, *given: Any, **named: Any) -> Any:
+        seen.append(timestep)
+        return compute(self, timestep, *given, **named)
+
+    monkeypatch.setattr(dit.Modulation, "__call__", noted)
+    return seen
+
+
+def modulation(prepare: Callable[[Any], Any], call: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    made = prepare(call)
+    return made["modulation"], made["output_modulation"]
+
+
+OF_TIME = (("small", "dit"), ("tiny-wan2.2-t2v-a14b", "dit_2"), ("tiny-wan2.2-ti2v-5b", "dit"))
+"""One timestep, that of a second transformer, and one a token."""
+
+
+@pytest.mark.parametrize(("model", "name"), OF_TIME)
+def test_the_modulation_of_a_step_is_computed_once_and_again_where_the_timestep_changes(
+    model: str, name: str, of_model: Callable[[str], tuple[Checkpoint, Sizes]], modulated: list[Tensor]
+) -> None:
+    """With guidance a step has two calls. What is kept is what each call would have computed, to the bit."""
+    (checkpoint, video), component = of_model(model), get_component(name)
+    call, prepare = component.call_tensors(checkpoint, video), component.prepare(checkpoint, "fp32")
+    other = {**call, "hidden_states": torch.zeros_like(call["hidden_states"])}
+    first = [part.clone() for part in modulation(prepare, call)]
+    second = modulation(prepare, other)
+    assert len(modulated) == 1
+    assert all(map(torch.equal, first, second))
+    call["timestep"].sub_(100)
+    changed = modulation(prepare, call)
+    assert len(modulated) == 2 and not torch.equal(changed[0], first[0])
+    anew = modulation(component.prepare(checkpoint, "fp32"), call)
+    assert all(map(torch.equal, changed, anew)) and len(modulated) == 3
+    modulation(prepare, {**call, "timestep": call["timestep"].clone()})
+    assert len(modulated) == 4, "another tensor"
+    modulation(prepare, call)
+    assert len(modulated) == 5, "only that of the last step is kept"
+
+
+def test_a_modulation_is_kept_of_a_view_and_changes_with_its_base(
+    checkpoint: Checkpoint, modulated: list[Tensor]
+) -> None:
+    """Pipelines expand a scalar of the scheduler's."""
+    component, base = get_component("dit"), torch.tensor(900.0)
+    call = {**component.call_tensors(checkpoint, VIDEO), "timestep": base.expand(1)}
+    prepare = component.prepare(checkpoint, "fp32")
+    before = modulation(prepare, call)[0].clone()
+    with torch.inference_mode():  # in which a tensor from outside still counts its changes
+        base.fill_(100.0)
+    assert not torch.equal(modulation(prepare, call)[0], before) and len(modulated) == 2
+
+
+def test_frames_that_share_a_timestep_have_a_modulation_of_their_number(
+    of_model: Callable[[str], tuple[Checkpoint, Sizes]],
+) -> None:
+    (checkpoint, video), component = of_model("tiny-wan2.2-ti2v-5b"), get_component("dit")
+    prepare, call = component.prepare(checkpoint, "fp32"), component.call_tensors(checkpoint, video)
+    one = {**call, "timestep": torch.tensor([900.0])}
+    fewer = {**one, "hidden_states": call["hidden_states"][:, :, :1]}
+    frames = call["hidden_states"].shape[2]
+    assert [modulation(prepare, each)[0].shape[2] for each in (one, fewer, one)] == [frames, 1, frames]
+
+
+def test_a_timestep_of_inference_mode_is_computed_with_each_time(
+    checkpoint: Checkpoint, modulated: list[Tensor]
+) -> None:
+    component = get_component("dit")
+    prepare = component.prepare(checkpoint, "fp32")
+    with torch.inference_mode():
+        call = component.call_tensors(checkpoint, VIDEO)
+        call["timestep"] = torch.tensor([900.0])
+        before = modulation(prepare, call)[0].clone()
+        call["timestep"].fill_(100.0)  # which nothing counts
+        assert not torch.equal(modulation(prepare, call)[0], before)
+
+
+def test_a_capture_neither_takes_a_kept_modulation_nor_leaves_one(
+    checkpoint: Checkpoint, modulated: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph would have this timestep's in it whatever is written to the tensor; its own is empty until replayed."""
+    component = get_component("dit")
+    call, prepare = component.call_tensors(checkpoint, VIDEO), component.prepare(checkpoint, "fp32")
+    modulation(prepare, call)
+    monkeypatch.setattr(dit, "capturing", lambda device: True)
+    modulation(prepare, call)
+    assert len(modulated) == 2
+    call["timestep"].sub_(100)
+    modulation(prepare, call)
+    monkeypatch.undo()
+    kept = modulation(prepare, call)
+    assert all(map(torch.equal, kept, modulation(component.prepare(checkpoint, "fp32"), call)))
+
+
+def test_a_modulation_goes_with_its_timestep(checkpoint: Checkpoint) -> None:
+    component = get_component("dit")
+    call, prepare = component.call_tensors(checkpoint, VIDEO), component.prepare(checkpoint, "fp32")
+    kept = weakref.ref(modulation(prepare, call)[0].untyped_storage())
+    assert kept() is not None
+    del call["timestep"]
+    assert kept() is None
+
+
 @pytest.mark.parametrize("fault", [drop_block, swap_heads, scale_block])
 def test_a_fault_in_the_dit_is_far_beyond_the_tolerance(fault: Callable[[Any], None]) -> None:
     model, call = transformer(), dit_call()

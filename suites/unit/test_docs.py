@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import wan_trt_core
 from wan_trt_core.cases import load_cases
@@ -162,6 +164,39 @@ def test_make_help_lists_every_target() -> None:
     assert set(re.findall(r"^\.PHONY: (.*)", makefile, re.M)[0].split()) == targets
     shown = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert set(re.findall(r"^  make ([a-z-]+) +\w", shown, re.M)) == targets
+
+
+def gpu_jobs() -> dict[str, Any]:
+    """The job on a GPU of every place that has one."""
+    texts = {"gate.yml": (ROOT / ".github" / "workflows" / "gate.yml").read_text()}
+    for page in (DOCS / "gpu-ci.md", ROOT / "README.md"):
+        blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+        (texts[page.name],) = (text for text in blocks if "self-hosted" in text)
+    jobs = {name: yaml.safe_load(text)["jobs"] for name, text in texts.items()}
+    return {
+        name: next(job for job in each.values() if "gpu" in job["runs-on"]) for name, each in jobs.items()
+    }
+
+
+def test_the_jobs_on_a_gpu_have_the_same_time_and_settings() -> None:
+    jobs, guide = gpu_jobs(), (DOCS / "gpu-ci.md").read_text()
+    (hours,) = re.findall(r"Give the job (\d+) hours", guide)
+    assert {name: job["timeout-minutes"] for name, job in jobs.items()} == dict.fromkeys(
+        jobs, int(hours) * 60
+    )
+    needed = {"WAN_TRT_BACKEND": "tensorrt"}
+    for name in ("gpu-ci.md", "README.md"):
+        assert needed.items() <= jobs[name]["env"].items(), name
+        runs = [step["run"] for step in jobs[name]["steps"] if "pytest -m" in step.get("run", "")]
+        suites = jobs[name]["env"].get("SUITES", "")
+        assert runs and all("--wan-require-bands" in run.replace("$SUITES", suites) for run in runs), name
+
+
+def test_the_jobs_by_model_leave_no_case_out() -> None:
+    named = re.findall(r"`-k ([\w.-]+)`", (DOCS / "gpu-ci.md").read_text())
+    cases = load_cases(ROOT / "suites" / "cases.yaml", allowed_names()).cases
+    of = {case.id: [name for name in named if name in case.id] for case in cases}
+    assert len(named) > 1 and all(len(names) == 1 for names in of.values()), of
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "cases.md"], ids=lambda page: page.name)

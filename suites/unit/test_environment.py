@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import typer
 
@@ -23,6 +24,7 @@ from wan_trt_core.measure.environment import (
     cpu_count,
     cpu_name,
     environment_record,
+    free_memory_bytes,
     hardware_key,
     hardware_key_of,
     memory_bytes,
@@ -94,6 +96,18 @@ def test_memory_is_that_of_the_cgroup_where_it_is_less(tmp_path: Path) -> None:
     assert memory_bytes(tmp_path) == 2**29
     path.write_text("max\n")
     assert memory_bytes(tmp_path) > 2**29
+
+
+def test_what_is_free_is_what_the_cgroup_leaves(tmp_path: Path) -> None:
+    everywhere = free_memory_bytes(tmp_path)
+    assert 0 < everywhere < memory_bytes(tmp_path)
+    limit = tmp_path / "sys/fs/cgroup/memory.max"
+    limit.parent.mkdir(parents=True)
+    own = psutil.Process().memory_info().rss
+    limit.write_text(f"{own + 2**26}\n")
+    assert abs(free_memory_bytes(tmp_path) - 2**26) < 2**25
+    limit.write_text(f"{2**20}\n")
+    assert free_memory_bytes(tmp_path) == 0
 
 
 def test_cuda_key_without_a_device_says_so() -> None:

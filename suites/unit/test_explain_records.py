@@ -399,6 +399,14 @@ class TestCommands:
                 ),
                 "was made with the backend 'tensorrt', this run with 'onnxruntime'",
             ),
+            (
+                "dit",
+                replace(
+                    entry(kernels=TestFailingCase.STORED),
+                    provenance={**provenance(), "settings": {"threads": 3}},
+                ),
+                "was made with threads=3, this run with threads=null",
+            ),
         ],
     )
     def test_baselines_that_say_nothing(

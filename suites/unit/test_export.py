@@ -33,7 +33,8 @@ import wan_trt_core
 from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import OnnxModel
 from wan_trt_core.config import ExportSettings, PipelineSettings, Settings
-from wan_trt_core.export import ExportError, checks, export_component, exporter, ranges
+from wan_trt_core.export import ExportError, affordable, checks, export_component, exporter, ranges
+from wan_trt_core.export.affordable import WEIGHT_BYTES, Cost, Place, affordable_places, call_cost
 from wan_trt_core.export.coverage import operator_counts
 from wan_trt_core.export.exporter import TRACE_LOGGER
 from wan_trt_core.export.module_names import MODULE_NAMES
@@ -683,6 +684,179 @@ def test_the_comparison_may_be_left_out(
     toy = Toy(lambda x: torch.log(x - x - 1))
     export_component(toy, checkpoint, PROFILE, "fp32", tmp_path, UNCHECKED)
     assert "was not compared with PyTorch" in caplog.text
+
+
+def left_out(caplog: pytest.LogCaptureFixture) -> str:
+    """The line about sizes that were left out, of which there is one at most."""
+    lines = [line for line in caplog.messages if "is compared with PyTorch" in line]
+    assert len(lines) <= 1
+    return lines[0] if lines else ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_wan_is_compared_at_all_points_by_default(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    component, model = get_component(name), resolve("tiny-wan")
+    profile, graph = model.profile(), component.graph(model.checkpoint, "fp32")
+    asked = component, model.checkpoint, graph, profile, "fp32"
+    places = affordable_places(*asked, SETTINGS.export.check_tflop)
+    assert places == affordable_places(*asked, None)
+    sizes = {tuple(component.sizes_at(profile, point).values()) for point in POINTS}
+    assert len(places) == len(sizes)
+    assert not left_out(caplog)
+
+
+def test_the_export_says_at_which_points_it_was_compared(exported: Callable[..., OnnxModel]) -> None:
+    assert exported("dit").compared == POINTS
+    assert exported("text_encoder").compared == ("min", "max")  # opt has the same prompt as min
+
+
+LARGE = ShapeProfile("large", Sizes(128, 128, 9, 64), Sizes(128, 160, 13, 64), Sizes(160, 160, 13, 64))
+
+
+@pytest.fixture(scope="module")
+def places_of_dit(checkpoint: Checkpoint) -> Callable[[float | None], list[Place]]:
+    """Those at which a DiT is compared up to so many TFLOP."""
+    graph = Dit().graph(checkpoint, "fp16")
+    return partial(affordable_places, Dit(), checkpoint, graph, LARGE, "fp16")
+
+
+@pytest.fixture(scope="module")
+def costs_of_dit(
+    checkpoint: Checkpoint, places_of_dit: Callable[[float | None], list[Place]]
+) -> dict[str, Cost]:
+    graph, inputs = Dit().graph(checkpoint, "fp16"), Dit().inputs(checkpoint)
+
+    def costs(tflop: float | None) -> dict[str, Cost]:
+        return {place.name: call_cost(graph, inputs, place.shapes, "fp16") for place in places_of_dit(tflop)}
+
+    points = costs(None)
+    return {**points, **costs(0.99 * points["min"].tflop)}
+
+
+def test_what_a_call_takes_is_counted() -> None:
+    layer = nn.Linear(64, 32, bias=False)
+    spec, rows = TensorSpec("x", ("rows", 64)), {"x": (10, 64)}
+    cost = call_cost(layer, (spec,), rows, "fp32")
+    assert cost.tflop == 2 * 10 * 64 * 32 / 1e12
+    least = WEIGHT_BYTES * 64 * 32 + 4 * 10 * 32
+    assert least <= cost.memory <= least + 4 * 64 * 32  # a view of the weights may count
+    # half precision is computed in float32
+    assert call_cost(layer.half(), (spec,), rows, "fp16") == cost
+    # attention's scores are there at once, and their softmax
+    attention = _Apply(lambda x: torch.softmax(x @ x.mT, -1) @ x)
+    spec = TensorSpec("x", (1, "rows", 4))
+    scores = call_cost(attention, (spec,), {"x": (1, 50_000, 4)}, "fp32").memory
+    assert 2 <= scores / (4 * 50_000**2) < 2.1
+
+
+@pytest.mark.parametrize(
+    ("limit", "names"),
+    [("max", POINTS), ("opt", ("min", "opt")), ("min", ("min",)), ("64x96, 5 frames", ("64x96, 5 frames",))],
+)
+@pytest.mark.parametrize("short_of", ["work", "memory"])
+def test_what_takes_too_much_is_left_out_and_told(
+    short_of: str,
+    limit: str,
+    names: tuple[str, ...],
+    places_of_dit: Callable[[float | None], list[Place]],
+    costs_of_dit: dict[str, Cost],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cost, tflop = costs_of_dit[limit], 1.0
+    if short_of == "work":
+        tflop = cost.tflop
+    else:
+        monkeypatch.setattr(affordable, "free_memory_bytes", lambda: cost.memory)
+    assert tuple(place.name for place in places_of_dit(tflop)) == names
+    line = left_out(caplog)
+    assert bool(line) == (names != POINTS)
+    if line:
+        missing = [point for point in POINTS if point not in names]
+        assert f"at {' and '.join(names)}, not at {' and '.join(missing)} of large" in line
+        assert f"at {missing[0]} a call takes {costs_of_dit[missing[0]]}; allowed are {tflop:g} TFLOP" in line
+        assert "export.check_tflop; null compares at all" in line
+
+
+def test_where_nothing_is_affordable_nothing_is_compared_and_that_is_told(
+    places_of_dit: Callable[[float | None], list[Place]], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert places_of_dit(1e-9) == []
+    assert "at no size, not at min and opt and max of large" in left_out(caplog)
+
+
+def test_without_a_limit_all_is_compared_whatever_is_free(
+    places_of_dit: Callable[[float | None], list[Place]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(affordable, "free_memory_bytes", lambda: 0)
+    assert tuple(place.name for place in places_of_dit(None)) == POINTS
+
+
+def test_a_large_model_is_compared_at_a_size_unlike_that_it_was_traced_with(
+    places_of_dit: Callable[[float | None], list[Place]], costs_of_dit: dict[str, Cost]
+) -> None:
+    (smaller,) = places_of_dit(costs_of_dit["64x96, 5 frames"].tflop)
+    traced, sizes = Dit().sizes(exporter.TRACED), Dit().sizes(smaller.video)
+    assert all(sizes[axis] != traced[axis] for axis in traced)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_component_is_compared_at_the_smaller_size(
+    name: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(affordable, "call_cost", lambda _graph, _inputs, shapes, _precision: cost(shapes))
+    seen, compare = list[str](), checks.compare
+
+    def cost(shapes: dict[str, tuple[int, ...]]) -> Cost:
+        component = get_component(name)
+        sizes = component.sizes(Sizes(96, 64, 5, 32))
+        return Cost(
+            float(shapes != {spec.name: spec.shape(sizes) for spec in component.inputs(checkpoint)}), 0
+        )
+
+    def comparing(what: str, *args: Any) -> dict[str, checks.Difference]:
+        seen.append(what)
+        return compare(what, *args)
+
+    monkeypatch.setattr(checks, "compare", comparing)
+    settings = Settings(threads=1, export=ExportSettings(check_tflop=0.5))
+    model = export_component(name, checkpoint, LARGE, "fp32", tmp_path, settings)
+    assert model.compared == ("64x96, 5 frames",)
+    assert seen == [f"{name} fp32 at 64x96, 5 frames"]
+
+
+def broken(program: Any) -> None:
+    """Half of what the last product of a graph is multiplied by."""
+    weights = [value for value in program.graph.initializers.values() if value.name.endswith("weight")]
+    last = weights[-1]
+    last.const_value = onnx_ir.tensor(last.const_value.numpy() / 2, name=last.name)
+
+
+def test_a_broken_export_of_tiny_wan_is_found_at_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "_optimize", broken)
+    model = resolve("tiny-wan")
+    with pytest.raises(ExportError, match=r"dit fp32 at min of 128p-17f: sample differs from PyTorch by"):
+        export_component("dit", model, model.profile(), "fp32", tmp_path, Settings(threads=1))
+
+
+def test_a_broken_export_is_found_at_the_smaller_size(
+    checkpoint: Checkpoint, costs_of_dit: dict[str, Cost], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "_optimize", broken)
+    tflop = costs_of_dit["64x96, 5 frames"].tflop
+    settings = Settings(threads=1, export=ExportSettings(check_tflop=tflop))
+    with pytest.raises(ExportError, match="dit fp16 at 64x96, 5 frames: sample differs from PyTorch by"):
+        export_component("dit", checkpoint, LARGE, "fp16", tmp_path, settings)
+
+
+def test_nothing_is_opened_where_nothing_is_compared(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(affordable, "free_memory_bytes", lambda: 0)
+    monkeypatch.setattr(checks, "open_session", lambda *_: pytest.fail("opened"))
+    assert export_component(Toy(), checkpoint, PROFILE, "fp32", tmp_path, SETTINGS).compared == ()
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

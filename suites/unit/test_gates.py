@@ -347,21 +347,30 @@ class TestPerfCase:
         ],
         ids=["its own gates pass", "its own gate fails", "void"],
     )
+    @pytest.mark.parametrize(
+        ("baseline", "reason", "instead"),
+        [
+            (entry(0.1, 0.04), Reason.WORSE_THAN_BAND, "; find the cause"),
+            (entry(0.04, 0.04), Reason.REFERENCE_SLOWER, "and mend first what the case fails beside this"),
+            (entry(0.1, 0.2), Reason.BETTER_THAN_BAND, "%)"),
+        ],
+        ids=["slower", "slower as stock diffusers is", "faster"],
+    )
     def test_a_new_baseline_is_advised_only_where_one_would_be_made(
-        self, measurement: Measurement, advised: bool
+        self, baseline: BaselineEntry, reason: Reason, instead: str, measurement: Measurement, advised: bool
     ) -> None:
         checks = judge(
             make_case(),
             "perf",
             measurement,
-            entry(0.1, 0.04),
+            baseline,
             bands_for_hardware=True,
             require_bands=False,
         )
         (check,) = (check for check in checks if check.metric == "candidate_time")
-        assert check.reason is Reason.WORSE_THAN_BAND
-        assert ("--accept-regression" in check.message) is advised
-        assert advised or check.message.endswith("; find the cause")
+        assert check.reason is reason
+        assert ("wan-trt baselines regenerate" in check.message) is advised
+        assert advised or check.message.endswith(instead)
 
     def test_slower_reference_is_not_laid_to_the_change_and_proves_nothing(self) -> None:
         slower = perf_measurement(reference=0.12)  # by far: no sample is within the band

@@ -344,6 +344,8 @@ def test_tiles_are_modelled_by_their_area_and_leave_the_video() -> None:
     assert advice.seconds is None and "1.72 times the pixels" in advice.costs
     half = by_name(stock(denoise=1600, decode=2000, height=128, width=128, num_frames=8))
     assert half["decode in tiles of 64 pixels"].saves == pytest.approx(300 * MIB, rel=0.01)
+    flat = by_name(stock(denoise=1600, decode=2000, height=256, width=1024, num_frames=8))
+    assert "1.64 times the pixels" in flat["decode in tiles of 256 pixels"].costs  # its second row is 64 high
     kept = by_name(stock(denoise=1600, decode=2000, after=2000, **size))["decode in tiles of 256 pixels"]
     assert kept.saves == advice.saves, "the allocator keeps of the decode what there was"
     unknown = by_name(stock(denoise=1600, decode=2000))

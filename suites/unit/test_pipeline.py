@@ -24,6 +24,7 @@ from wan_trt_core.config import OnnxRuntimeSettings, Settings, TensorRtSettings
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.components import ComponentError, get_component
 from wan_trt_core.models.components.dit import Dit
+from wan_trt_core.models.graphs.dit import Modulation
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline.engines import (
@@ -77,8 +78,13 @@ def engines(model: ResolvedModel) -> PipelineEngines:
 # engines in the pipeline
 
 
-def test_a_pipeline_on_engines_makes_the_same_video(pipe: Any, engines: PipelineEngines) -> None:
+def test_a_pipeline_on_engines_makes_the_same_video(
+    pipe: Any, engines: PipelineEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[tuple[int, int]] = []
+    modulated: list[int] = []
+    compute = Modulation.__call__
+    monkeypatch.setattr(Modulation, "__call__", lambda *at, **by: modulated.append(1) or compute(*at, **by))
     expected = generate(pipe, PROMPT, SMALL, seed=3, keep_latents=True)
     before = {name: getattr(engines, name).runs for name in ("dit", "vae_first", "vae_next", "text_encoder")}
     found = generate(
@@ -101,6 +107,7 @@ def test_a_pipeline_on_engines_makes_the_same_video(pipe: Any, engines: Pipeline
     assert steps == [(1, 2), (2, 2)]
     ran = {name: getattr(engines, name).runs - count for name, count in before.items()}
     assert ran == {"dit": 4, "vae_first": 1, "vae_next": 1, "text_encoder": 2}
+    assert len(modulated) == 2  # once a step, not for each of its calls with and without the prompt
 
 
 def test_the_callers_pipeline_is_left_as_it_was(pipe: Any, engines: PipelineEngines) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
 import pytest
 from plugin_support import BANDED, PLUGIN_ARGS, Project, project, store_baselines
@@ -293,6 +294,52 @@ def test_a_baseline_of_other_weights_decides_nothing(
         message = project.results()["cases"][0]["message"]
         assert f"was made with the weights '{weights}', this run with" in message
         assert f"baselines regenerate --suite {suite} --case {case} --baselines OTHER" in message
+
+
+@pytest.mark.parametrize("suite", BANDED)
+@pytest.mark.parametrize(
+    ("stored", "opset", "verdict"),
+    [
+        ({}, None, "pass"),
+        ({}, "21", "invalid"),
+        ({"export.opset": 21}, "21", "pass"),
+        ({"export.opset": 21}, None, "invalid"),
+        (None, "21", "pass"),  # of an older release, which does not say
+    ],
+)
+def test_a_baseline_of_other_settings_decides_nothing(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    suite: str,
+    stored: dict[str, Any] | None,
+    opset: str | None,
+    verdict: str,
+) -> None:
+    project.cases("good-one", suites=[suite], bands=True)
+    store_baselines(project, suite, {"good-one": BANDED[suite][3]}, settings=stored)
+    monkeypatch.setenv("WAN_TRT_EXPORT__CHECK", "false")  # which changes nothing that is measured
+    if opset:
+        monkeypatch.setenv("WAN_TRT_EXPORT__OPSET", opset)
+    project.run("-m", suite)
+    assert project.verdicts()[suite, "good-one"][0] == verdict
+    if verdict == "invalid":
+        message = project.results()["cases"][0]["message"]
+        made, runs = ("20", "21") if opset else ("21", "20")
+        assert f"was made with export.opset={made}, this run with export.opset={runs}" in message
+        assert f"baselines regenerate --suite {suite} --case good-one --baselines OTHER" in message
+
+
+def test_what_the_case_sets_for_itself_is_no_other_setting(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = project.cases("good-one", bands=True)
+    own = "component: dit\n    tf32: true\n    settings: {pipeline.offload: true}"
+    project.file(file.read_text().replace("component: dit", own))
+    store_baselines(project, "parity", {"good-one": BANDED["parity"][3]}, settings={})
+    monkeypatch.setenv("WAN_TRT_PERF__ALLOW_TF32", "true")
+    monkeypatch.setenv("WAN_TRT_PIPELINE__OFFLOAD", "true")
+    project.run("-m", "parity")
+    assert project.verdicts()["parity", "good-one"] == ("pass", "within_limit")
 
 
 @pytest.mark.parametrize(("profile", "verdict"), [("128p-17f", "pass"), ("128p-81f", "invalid")])

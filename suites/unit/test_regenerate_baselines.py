@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,7 @@ from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
 from wan_trt_core.cases import Band, Case, MemoryGate
 from wan_trt_core.cli import regenerate
 from wan_trt_core.cli.app import app
+from wan_trt_core.config import Settings, with_values
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import SourceState
@@ -495,6 +497,171 @@ class TestObserved:
         assert regenerate._checked([self.observed(tmp_path, record(reference=0.05))], console) == 1
 
 
+CENTRED = {"tensorrt.self_attention": "centred"}
+ON_TENSORRT = tuple(case.model_copy(update={"backend": "tensorrt"}) for case in CASES[:2])
+
+
+class TestSettings:
+    """Numbers of other settings are taken with a reason only, and an entry says which settings made it."""
+
+    @staticmethod
+    def run(settings: dict[str, Any] | None = None, **options: Any) -> RunRecord:
+        """A run of TensorRT whose record has all settings, these others than the defaults."""
+        given = with_values(Settings(), settings or {}).flat()
+        return record(**{"cases": ON_TENSORRT, **options}).model_copy(update={"settings": given})
+
+    def plan(self, root: Path, *runs: RunRecord, **options: Any) -> update.Plan:
+        return plan(root, *runs, **{"cases": ON_TENSORRT, **options})
+
+    def stored(self, root: Path, settings: dict[str, Any] | None = None, *, told: bool = True) -> Path:
+        """Baselines made with these settings; unless ``told``, as files of older releases are."""
+        update.apply(root, [self.plan(root, self.run(settings))])
+        path = baseline_path(root, HARDWARE, "tiny-wan", "perf")
+        if not told:
+            data = json.loads(path.read_text())
+            for case in data["cases"].values():
+                del case["provenance"]["settings"], case["observed"]["settings"]
+            path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
+        return path
+
+    def test_an_entry_says_what_made_it(self, tmp_path: Path) -> None:
+        for settings in ({}, CENTRED):
+            path = self.stored(tmp_path / str(len(settings)), {**settings, "export.check": False})
+            made = json.loads(path.read_text())["cases"]["dit-fp32"]
+            assert made["provenance"]["settings"] == made["observed"]["settings"] == settings
+
+    def test_what_made_a_new_entry_is_told(self, tmp_path: Path) -> None:
+        found = self.plan(tmp_path, self.run(CENTRED))
+        update.require_reason([found], None)
+        told = "measured with tensorrt.self_attention=centred"
+        assert update.told_settings(found) == {"dit-fp32": told, "vae-fp32": told}
+        shown = update.plan_markdown([found])
+        assert f"- `dit-fp32`: {told}\n" in shown
+        assert (
+            "- `dit-fp32`: observed at abc with tensorrt.self_attention=centred, judged by nothing" in shown
+        )
+        assert "measured with" not in update.plan_markdown([self.plan(tmp_path, self.run())])
+
+    @pytest.mark.parametrize(
+        ("before", "after", "what"),
+        [
+            ({}, CENTRED, "auto → centred"),
+            (CENTRED, {}, "centred → auto"),
+            (None, CENTRED, "auto → centred (the stored do not say theirs)"),
+        ],
+    )
+    def test_other_settings_need_a_reason_within_the_bands_too(
+        self, before: dict[str, Any] | None, after: dict[str, Any], what: str, tmp_path: Path
+    ) -> None:
+        path = self.stored(tmp_path, before, told=before is not None)
+        found = self.plan(tmp_path, self.run(after, reference=0.103), selected=["dit-fp32"])
+        assert found.touched == {"dit-fp32"} and not found.loosened and not found.observed
+        told = f"numbers of other settings (dit-fp32: tensorrt.self_attention: {what})"
+        for reason in (None, "", "  "):
+            with pytest.raises(update.Refused, match=f"{re.escape(told)}.*--accept-regression REASON"):
+                update.require_reason([found], reason)
+        assert (
+            f"- `dit-fp32`: measured with other settings than the stored numbers: tensorrt.self_attention: {what}"
+            in (update.plan_markdown([found]))
+        )
+        accepted = replace(PROVENANCE, accepted_regression="centred is the default from now on")
+        plans = update.plan_update(
+            tmp_path, "perf", ON_TENSORRT, [self.run(after, reference=0.103)], accepted, selected=["dit-fp32"]
+        )
+        update.require_reason(plans, accepted.accepted_regression)
+        old = json.loads(path.read_text())["cases"]
+        update.apply(tmp_path, plans)
+        new = json.loads(path.read_text())["cases"]
+        assert new["vae-fp32"] == old["vae-fp32"]
+        assert new["dit-fp32"]["provenance"]["settings"] == after
+        assert new["dit-fp32"]["provenance"]["accepted_regression"] == "centred is the default from now on"
+        assert new["dit-fp32"]["metrics"]["reference_time"]["value"] == pytest.approx(0.103, rel=0.01)
+
+    def test_other_settings_are_not_observed_beside_the_stored_numbers(self, tmp_path: Path) -> None:
+        self.stored(tmp_path, told=False)
+        found = self.plan(tmp_path, self.run(CENTRED, reference=0.103), observe=True)
+        with pytest.raises(update.Refused, match="other settings"):
+            update.require_reason([found], None)
+
+    @pytest.mark.parametrize("told", [True, False])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {},
+            {"export.check": False, "perf.warmup": 2, "cache": "/elsewhere", "memory.budget": 12 * 2**30},
+            {"torch_compile.mode": "max-autotune", "onnxruntime.cuda_graph": True},  # of other backends
+        ],
+    )
+    def test_settings_that_decide_nothing_change_nothing(
+        self, settings: dict[str, Any], told: bool, tmp_path: Path
+    ) -> None:
+        path = self.stored(tmp_path, told=told)
+        before = path.read_bytes()
+        found = self.plan(tmp_path, self.run(settings, reference=0.103))
+        assert found.touched == frozenset() and update.told_settings(found) == {}
+        assert update.apply(tmp_path, [found]) == () and path.read_bytes() == before
+
+    def test_what_the_case_sets_is_the_case(self, tmp_path: Path) -> None:
+        self.stored(tmp_path, told=False)
+        own = tuple(case.model_copy(update={"settings": CENTRED, "tf32": True}) for case in ON_TENSORRT)
+        run = self.run({**CENTRED, "perf.allow_tf32": True}, reference=0.103, cases=own)
+        assert not self.plan(tmp_path, run, cases=own).touched
+
+    def test_the_backend_is_that_of_the_record(self, tmp_path: Path) -> None:
+        found = self.plan(tmp_path, self.run(CENTRED), cases=CASES)
+        assert found.after.cases["dit-fp32"].provenance["settings"] == CENTRED
+
+    def test_torch_compile_is_said_where_it_was_timed_beside(self, tmp_path: Path) -> None:
+        compiled = {"torch_compile.mode": "max-autotune"}
+        assert ON_TENSORRT[0].perf
+        perf = ON_TENSORRT[0].perf.model_copy(update={"also": ("torch-compile",)})
+        cases = (ON_TENSORRT[0].model_copy(update={"perf": perf}),)
+        made = self.plan(tmp_path, self.run(compiled, cases=cases), cases=cases).after.cases["dit-fp32"]
+        assert made.observed is not None and made.observed.settings == compiled
+        assert made.provenance["settings"] == {}, "no band is on it"
+
+    def test_torch_compile_is_of_the_perf_suite_alone(self, tmp_path: Path) -> None:
+        case = TestReference().case()
+        assert case.perf
+        case = case.model_copy(update={"perf": case.perf.model_copy(update={"also": ("torch-compile",)})})
+        measured = TestReference().measured(device_used=2e9, reference_device_used=4e9)
+        run = measured.model_copy(update={"settings": {"torch_compile.mode": "max-autotune"}})
+        (found,) = update.plan_update(tmp_path, "memory", [case], [run], PROVENANCE)
+        seen = found.after.cases["dit-fp32"].observed
+        assert seen is not None and seen.settings == {}
+
+    def test_runs_of_different_settings_are_no_baseline(self, tmp_path: Path) -> None:
+        differ = r"case dit-fp32: the records differ in tensorrt.self_attention: auto → centred"
+        with pytest.raises(update.Refused, match=differ):
+            self.plan(tmp_path, self.run(), self.run(CENTRED))
+
+    def test_it_is_a_drift(self, tmp_path: Path) -> None:
+        self.stored(tmp_path)
+        console = Console(file=io.StringIO())
+        assert regenerate._checked([self.plan(tmp_path, self.run(reference=0.103))], console) == 0
+        assert regenerate._checked([self.plan(tmp_path, self.run(CENTRED, reference=0.103))], console) == 1
+
+    def test_bands_alone_leave_the_settings(self, tmp_path: Path) -> None:
+        path = self.stored(tmp_path, CENTRED)
+        wider = dict.fromkeys(TIMES, Band(rel=0.2, reason="twenty"))
+        (found,) = update.plan_bands(tmp_path, HARDWARE, "perf", [make_case("dit-fp32", bands=wider)], "why")
+        assert update.told_settings(found) == {}
+        update.apply(tmp_path, [found])
+        made = json.loads(path.read_text())["cases"]["dit-fp32"]["provenance"]
+        assert made["settings"] == CENTRED and made["accepted_regression"] == "why"
+
+    def test_it_is_foreseen(self, tmp_path: Path) -> None:
+        self.stored(tmp_path, told=False)
+        for settings, refused in (({}, False), ({"perf.warmup": 2}, False), (CENTRED, True)):
+            given = with_values(Settings(), settings).flat()
+            found = update.foresee(tmp_path, HARDWARE, "perf", ON_TENSORRT, settings=given)
+            if refused:
+                with pytest.raises(update.Refused, match="other settings"):
+                    update.require_reason(found, None)
+            else:
+                update.require_reason(found, None)
+
+
 class TestReference:
     """What stock diffusers needed of memory is observed too."""
 
@@ -851,6 +1018,20 @@ class TestTool:
         first = next(line for line in lines if line.startswith("| `dit-fp32`"))
         assert "reference_time" in first and "10.0%" in first and first.endswith("| **worse** |")
 
+    def test_other_settings_are_told_and_refused(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run() == 0
+        made = record(cases=CASES[:1]).model_copy(update={"settings": {"threads": 1}})
+        assert run("--dry-run", made=made) == 1
+        told = squeezed(capsys)
+        assert (
+            "dit-fp32: measured with other settings than the stored numbers: threads: null → 1 for review"
+            in told
+        )
+        assert "refused: this would replace numbers of other settings (dit-fp32: threads: null → 1)" in told
+        assert run("--accept-regression", "one thread from now on", made=made) == 0
+        assert run(made=made) == 0
+        assert "nothing to write" in squeezed(capsys)
+
     def test_first_kernels_are_told(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         assert run() == 0
         assert "kernel profile" not in capsys.readouterr().out
@@ -892,6 +1073,39 @@ class TestTool:
         path.write_text(path.read_text().replace('"value": 0.', '"value": -0.'))
         assert run("--check") == 1
         assert "not a positive number" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("mode", ["measure", "--from-record", "--bands-only"])
+    def test_what_it_advises_names_the_case_file_and_the_folder_that_were_given(
+        self, mode: str, run: Run, measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def regenerate(*options: str) -> str:
+            code = measure(*options)[0] if mode == "measure" else run(*options, *bands_only)
+            assert code == 1
+            return squeezed(capsys)
+
+        bands_only = ["--bands-only"] if mode == "--bands-only" else []
+        file = "dit-fp32.yaml" if mode == "measure" else "cases.yaml"
+        made = "wan-trt baselines regenerate --suite perf"
+        assert run() == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        whole = path.read_text()
+        path.write_text(whole.replace('"onnxruntime"', '"tensorrt"'))
+        if not bands_only:  # which keeps the origin of what it measures nothing of
+            assert f"{made} --case dit-fp32 --cases {file} --baselines OTHER (with" in regenerate()
+        path.write_text(whole[:-20])
+        assert f"{made} --cases {file}\n" in f"{regenerate()}\n"
+        assert f"{made} --cases {file} --baselines baselines" in regenerate("--baselines", "baselines")
+
+    def test_what_it_advises_names_nothing_that_was_not_given(
+        self, tool: ModuleType, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run() == 0
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        path.write_text(path.read_text()[:-20])
+        (tmp_path / "suites").mkdir()
+        (tmp_path / "cases.yaml").rename(tmp_path / "suites" / "cases.yaml")
+        assert tool.main(["--suite", "perf", "--from-record", "results.json", "--hardware", HARDWARE]) == 1
+        assert squeezed(capsys).endswith("make it again: wan-trt baselines regenerate --suite perf")
 
     def test_regression(self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         slow = record(reference=0.13, ratio=2.0, cases=CASES[:1])
@@ -998,6 +1212,15 @@ class TestTool:
         assert measure() == (1, 0)
         assert "this run with 'tensorrt'" in squeezed(capsys)
         assert measure("--backend", "onnxruntime") == (0, 1)
+
+    def test_other_settings_are_refused_before_they_are_measured(
+        self, measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert measure() == (0, 1)
+        monkeypatch.setenv("WAN_TRT_EXPORT__OPSET", "21")
+        assert measure() == (1, 0)
+        assert "other settings (dit-fp32: export.opset: 20 → 21)" in squeezed(capsys)
+        assert measure("--accept-regression", "21 is the opset from now on") == (0, 1)
 
     def test_another_case_file_drops_nothing_without_a_reason(
         self, measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]

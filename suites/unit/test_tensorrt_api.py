@@ -1,6 +1,6 @@
-"""Every call that the TensorRT backend makes exists, with that signature, in TensorRT 10.6 and in 11.4.
+"""Every call that the TensorRT backend makes exists, with that signature, in TensorRT 10.3, 10.6 and 11.4.
 
-For 11.x this is the only proof that there is: no machine with it was at hand.
+10.3 is the oldest that is taken. For 11.x this is the only proof that there is: no machine with it was at hand.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ CONTRACT = Path(__file__).parent / "tensorrt_contract.py"
 SOURCES = Path(__file__).parents[2] / "wan_trt_core" / "backends" / "tensorrt"
 
 BINDINGS = {
+    "10.3": ("tensorrt-cu12-bindings==10.3.0", 10, (3, 12)),
     "10.6": ("tensorrt-cu12-bindings==10.6.0", 10, (3, 12)),
     "11.4": ("tensorrt-cu13-bindings==11.4.0.106", 11, (3, 14)),
 }
@@ -81,6 +82,7 @@ def test_every_call_exists_with_its_signature(bindings: tuple[str, Path, Path]) 
     assert set(used) >= EXERCISED, sorted(EXERCISED - set(used))
 
 
+@pytest.mark.parametrize("bindings", ["10.6", "11.4"], indirect=True)  # 10.3's are written as 10.6's
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_a_call_that_tensorrt_does_not_have_is_found(
     broken: tuple[str, str, str, str], bindings: tuple[str, Path, Path], tmp_path: Path

@@ -35,6 +35,7 @@ from wan_trt_core.backends.tensorrt.verification import (
     layers_of,
     unfused_attentions,
     unplanned_precisions,
+    untold_products,
 )
 from wan_trt_core.config import ConfigError, LogSettings, Settings, load_settings
 from wan_trt_core.engine_cache import EngineCache
@@ -182,6 +183,30 @@ class TestVerification:
         found = unplanned_precisions(layers_of(report("layer 1")), {"node_linear": "float16"})
         assert found == ("no layer of the inspector's report tells of any product",)
 
+    def test_products_that_no_layer_tells_of_are_named(self) -> None:
+        """One that is told of does not speak for the others, nor does a layer without dtypes."""
+        silent = {"Name": "layer", "Metadata": "[ONNX Layer: node_silent]"}
+        planned = dict.fromkeys(("node_linear", "node_silent", "node_elsewhere"), "float16")
+        layers = layers_of(report(GEMM, silent))
+        assert unplanned_precisions(layers, planned) == ()
+        assert untold_products(layers, planned) == ("node_silent", "node_elsewhere")
+        assert untold_products(layers, {"node_linear": "float16"}) == ()
+
+    def test_how_many_products_were_checked_is_noted_and_no_problem(self) -> None:
+        made = Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0, products=9, untold=tuple("abcde"))
+        said = "engine dit_fp16: the inspector tells the precision of"
+        assert made.notes == (f"{said} 4 of 9 products, not of a, b, c and 2 more",)
+        assert replace(made, untold=()).notes == (f"{said} 9 of 9 products",)
+        assert replace(made, products=0, untold=()).notes == () == made.problems
+
+    def test_attentions_that_no_kernel_fuses_are_noted_with_why_and_no_problem(self) -> None:
+        why = ("softmax (a head of 384)",)
+        made = Description("vae_decoder_next", "fp16", "vae.trt", {}, {}, (), 0, unfusable=why)
+        assert made.notes == (
+            "engine vae_decoder_next_fp16: no fused kernel takes 1 attentions: softmax (a head of 384)",
+        )
+        assert made.problems == ()
+
     def test_the_first_few_stand_for_all(self) -> None:
         made = Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 8, tuple("abcde"), ("p",))
         assert made.problems == (
@@ -270,14 +295,18 @@ class TestProgress:
 
 
 class TestInterrupt:
-    def test_results_and_errors_come_through(self) -> None:
+    def test_results_and_errors_come_through(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 30, 8 << 30))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
         phases = Phases(lambda name, fraction: None)
         assert interruptible(lambda: 7, phases) == 7
 
         def fail() -> None:
             raise RuntimeError("no kernel")
 
-        with pytest.raises(EngineError, match="builder failed: no kernel"):
+        with pytest.raises(
+            EngineError, match=r"builder failed: no kernel; 1\.00 of 8\.00 GiB are free on NVIDIA"
+        ):
             interruptible(fail, phases)
 
     def test_the_builder_works_on_the_callers_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,8 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
     strategies = SimpleNamespace(USER_MANAGED="user managed")
     trt = SimpleNamespace(ExecutionContextAllocationStrategy=strategies, IProfiler=object)
     monkeypatch.setattr(api, "tensorrt", lambda: trt)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 30, 8 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
 
     def make(*profiles: Any, scratch: runtime.Scratch | None = None, **settings: Any) -> Rig:
         fake = FakeEngine()
@@ -366,10 +368,38 @@ def test_graphs_can_be_left_aside_for_a_call(rig: Callable[..., Rig]) -> None:
     assert [graph.launched for graph in it.stream.graphs] == [3]
 
 
-def test_a_refused_enqueue_is_an_error_with_its_reason(rig: Callable[..., Rig]) -> None:
+FREE = "1.00 of 8.00 GiB are free on NVIDIA H200"
+"""Why TensorRT had no room it says itself, with what it asked for."""
+
+
+def test_a_refused_enqueue_is_an_error_with_its_reason_and_what_was_free(rig: Callable[..., Rig]) -> None:
     it = rig()
     it.fake.refuses = True
-    with pytest.raises(EngineError, match="engine fake_fp32: TensorRT refused to run: the reason"):
+    with pytest.raises(EngineError, match=f"engine fake_fp32: TensorRT refused to run: the reason; {FREE}"):
+        it.engine.run(inputs())
+
+
+def test_no_execution_context_is_an_error_with_its_reason_and_what_was_free(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEngine, "create_execution_context", lambda *_: None)
+    with pytest.raises(EngineError, match=f"TensorRT made no execution context: the reason; {FREE}"):
+        rig().engine.run(inputs())
+
+
+def test_a_gpu_that_does_not_answer_takes_no_reason_away(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access every call fails, that for the free memory too."""
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more lines")
+
+    it = rig()
+    it.fake.refuses = True
+    monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
+    message = "refused to run: the reason; what is free is not known: CUDA error: an illegal .* encountered$"
+    with pytest.raises(EngineError, match=message):
         it.engine.run(inputs())
 
 

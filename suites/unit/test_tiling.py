@@ -21,7 +21,7 @@ from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Tensors
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.graphs.vae_reference import random_latents
-from wan_trt_core.models.profiles import ShapeProfile, Sizes, tile_profile
+from wan_trt_core.models.profiles import ShapeProfile, Sizes, tile_profile, tiles_of
 from wan_trt_core.models.vae_decoder import VaeDecoder
 from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, onnx_identity, served
 from wan_trt_core.pipeline.streaming import StreamingDecoder, _side_by_side
@@ -58,6 +58,7 @@ def decoder(checkpoint: Checkpoint) -> StreamingDecoder:
     ("height", "width", "tiles"),
     [
         (10, 14, {(8, 8), (8, 2), (4, 8), (4, 2)}),
+        (8, 10, {(8, 8), (8, 4), (2, 8), (2, 4)}),  # a side of one tile is cut where the other is longer
         (8, 6, {(8, 6)}),  # no larger than a tile: whole
     ],
 )
@@ -73,6 +74,8 @@ def test_as_diffusers_decodes_in_tiles(
         expected = tiled(vae, TILE).decode(latents, return_dict=False)[0]
     assert found.shape == expected.shape == (1, 3, 5, 8 * height, 8 * width)
     assert decoder.engines[0].sizes == tiles  # type: ignore[attr-defined]
+    rows, columns = tiles_of(8 * height, 8 * width, TILE)
+    assert {(row // 8, column // 8) for row in rows for column in columns} == tiles
     assert float((found - expected).norm() / expected.norm()) < 1e-5
     assert (expected.abs() == 1).float().mean() > 1e-3  # diffusers clamps once all is blended
     assert not vae.use_tiling

@@ -129,7 +129,7 @@ def test_of_random_weights_it_alone_is_drawn(dtype: str, part: str, monkeypatch:
 
 
 def test_of_a_pipeline_in_memory_it_is_the_module_itself(small_checkpoint: Path) -> None:
-    pipe = WanPipeline.from_pretrained(small_checkpoint, torch_dtype=torch.float16)
+    pipe = WanPipeline.from_pretrained(small_checkpoint, dtype=torch.float16)
     assert LoadedCheckpoint(pipe).time_path("transformer", "fp16") is pipe.transformer
 
 
@@ -137,7 +137,7 @@ def test_of_a_pipeline_in_memory_it_is_the_module_itself(small_checkpoint: Path)
 def test_in_another_precision_than_in_memory_it_is_the_folder_s_unless_that_has_other_weights(
     changed: bool, small_checkpoint: Path
 ) -> None:
-    pipe = WanPipeline.from_pretrained(small_checkpoint, torch_dtype=torch.bfloat16)
+    pipe = WanPipeline.from_pretrained(small_checkpoint, dtype=torch.bfloat16)
     if changed:
         with torch.no_grad():
             pipe.transformer.condition_embedder.time_proj.weight.mul_(3.0)

@@ -47,11 +47,12 @@ class OnnxModel:
         component: name of the component it was exported from.
         path: the ``.onnx`` file, ``{component}_{precision}.onnx``, external data beside it.
         sha256: hash over the graph file and its external data: the identity of the engine's source.
-        profile: the shape profile (name and per-input min, opt, max shapes) that it was checked at.
+        profile: the shape profile (name and per-input min, opt, max shapes) that it was exported for.
         opt_shapes: as ``shapes``, of the profile's opt alone: more than one where calls for one video differ.
         block_outputs: names of the extra per-block outputs; empty in a model that is built for speed.
         largest_activations: of a model in FP16, or with caches in it, the largest absolute value that each layer of the
             stock module put out, by the layer's name.
+        compared: the profile's points, or the smaller size, at which it was compared with PyTorch.
     """
 
     component: str
@@ -65,6 +66,7 @@ class OnnxModel:
     outputs: tuple[str, ...]
     block_outputs: tuple[str, ...] = ()
     largest_activations: Mapping[str, float] | None = None
+    compared: tuple[str, ...] = ()
 
 
 class Engine(ABC):

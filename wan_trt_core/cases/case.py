@@ -275,6 +275,11 @@ class Case(_Model):
         return tuple(suite for suite, gate in gates.items() if gate is not None)
 
     @property
+    def own_settings(self) -> dict[str, Any]:
+        """All that this case sets for itself, by dotted key, TF32 included."""
+        return self.settings | ({"perf.allow_tf32": True} if self.tf32 else {})
+
+    @property
     def beside(self) -> tuple[str, ...]:
         """What is timed beside the perf gate: of what it names, that which the case's backend has.
 

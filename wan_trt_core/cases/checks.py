@@ -29,6 +29,7 @@ from wan_trt_core.cases.case import (
 )
 from wan_trt_core.cases.document import Keys, Problem, dotted, unknown
 from wan_trt_core.config import KEYS, ConfigError, Settings, with_values
+from wan_trt_core.records import OF_REFERENCE
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _memory_problems(gate: Mapping[str, Any], component: Any, backends: Collecti
     for name in ("limits", "bands"):
         entries = gate.get(name)
         for metric in entries if isinstance(entries, dict) else ():
-            if metric == PEAK_OVER_REFERENCE or metric.startswith("reference_"):
+            if metric == PEAK_OVER_REFERENCE or metric.startswith(OF_REFERENCE):
                 message = (
                     f"key 'memory.{name}.{metric}' needs 'reference: true' beside it, or it is never measured"
                 )

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wan_trt_core.cli.options import JsonOption, settings_of
+from wan_trt_core.cli.options import JsonOption, as_run, settings_of
 from wan_trt_core.cli.output import FAILED, print_error, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from wan_trt_core.baselines import BaselineFile
     from wan_trt_core.config import Settings
+    from wan_trt_core.gates.bands import Observed
 
 commands = typer.Typer()
 stored_baselines = typer.Typer(
@@ -34,7 +35,7 @@ def show_baselines(
     with settings_of(context, baselines=baselines) as loaded:
         root = loaded.settings.baselines
         key = _this_hardware(loaded.settings) if hardware == "this" else hardware
-        stored_files = _baseline_files(root, _as_run(None, baselines))
+        stored_files = _baseline_files(root, as_run(None, baselines))
         files = [stored for stored in stored_files if key in ("all", stored.hardware_key)]
     if as_json:
         print_json([asdict(stored) for stored in files])
@@ -56,7 +57,7 @@ def check_baselines(
     """Read every baseline strictly; exit 3 if one is damaged, 1 if one belongs to no case."""
     with settings_of(context, baselines=baselines) as loaded:
         root = loaded.settings.baselines
-        files = list(_baseline_files(root, _as_run(cases, baselines)))
+        files = list(_baseline_files(root, as_run(cases, baselines)))
         orphans = _orphans(files, cases) if cases else []
     for where in orphans:
         print_error(f"error: {where}: no case of {cases} asks for it")
@@ -106,12 +107,6 @@ def regenerate_baselines(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
-def _as_run(cases: Path | None, baselines: Path | None) -> list[str]:
-    """What was named, as a run names it: a message's own command names it then too."""
-    named = {"--wan-cases": cases, "--wan-baselines": baselines}
-    return [word for option, path in named.items() if path is not None for word in (option, str(path))]
-
-
 def _baseline_files(root: Path, run: Sequence[str]) -> Iterator[BaselineFile]:
     from wan_trt_core.baselines import read_baselines
 
@@ -150,6 +145,7 @@ def _orphans(files: list[BaselineFile], case_file: Path) -> list[str]:
 
 
 def _print_baselines(stored: BaselineFile) -> None:
+    from wan_trt_core.deciding_settings import in_words
     from wan_trt_core.gates.bands import band_limits
     from wan_trt_core.gates.formatting import quantity
     from wan_trt_core.observations import extent
@@ -172,7 +168,7 @@ def _print_baselines(stored: BaselineFile) -> None:
             case,
             name,
             quantity(metric.value, metric.unit),
-            f"observed at {entry.observed.commit[:7]}; {extent(metric)}".rstrip("; "),
+            "; ".join(filter(None, (_observed_at(entry.observed), extent(metric)))),
             "",
             entry.observed.date[:10],
         )
@@ -183,3 +179,13 @@ def _print_baselines(stored: BaselineFile) -> None:
     rows.sort(key=lambda row: row[:2])
     title = f"{stored.hardware_key} / {stored.model} / {stored.suite}"
     print_table(title, ("case", "metric", "baseline", "band", "runs", "from"), rows)
+    for case, entry in stored.cases.items():
+        if told := in_words(entry.provenance.get("settings") or {}):
+            print_line(f"{case}: measured with {told}")
+
+
+def _observed_at(observed: Observed) -> str:
+    from wan_trt_core.deciding_settings import in_words
+
+    told = in_words(observed.settings or {})
+    return f"observed at {observed.commit[:7]}{f' with {told}' if told else ''}"

@@ -203,10 +203,17 @@ def _stored(case: CaseRecord, path: Path, root: Path) -> BaselineEntry:
     """A case's baseline, which has kernels, on the hardware that the record comes from.
 
     Raises:
-        BaselineError: when there is no baseline of the case, it is of another backend or of other weights, or it has
-            no kernels.
+        BaselineError: when there is no baseline of the case, it is of another backend, of other weights or
+            settings, or it has no kernels.
     """
-    from wan_trt_core.baselines import BaselineError, baseline_path, other_origin, read_baselines
+    from wan_trt_core.baselines import (
+        BaselineError,
+        baseline_path,
+        other_origin,
+        other_settings,
+        read_baselines,
+    )
+    from wan_trt_core.deciding_settings import deciding
     from wan_trt_core.gates.bands import regenerate_command
     from wan_trt_core.records import RunRecord
 
@@ -215,7 +222,11 @@ def _stored(case: CaseRecord, path: Path, root: Path) -> BaselineEntry:
     where = (root, record.hardware_key, case.model, "perf")
     stored = read_baselines(*where, run)
     entry = stored.cases.get(case.case) if stored else None
-    if entry is not None and (other := other_origin(case.case, "perf", entry, case.origin, run)):
+    settings = deciding(record.settings, (case.backend,), case.measurement.facts.get("settings", ()))
+    if entry is not None and (
+        other := other_origin(case.case, "perf", entry, case.origin, run)
+        or other_settings(case.case, "perf", entry, settings, run)
+    ):
         raise BaselineError(other)
     if entry is None or entry.kernels is None:
         lacking = "no baseline of" if entry is None else "no kernels in the baseline of"

@@ -139,6 +139,13 @@ def settings_of(context: typer.Context, **options: Any) -> Iterator[Loaded]:
         yield loaded
 
 
+def as_run(cases: Path | None, baselines: Path | None) -> list[str]:
+    """What was named, as a run names it: a message's own command names it then too, see
+    :func:`~wan_trt_core.gates.bands.regenerate_command`."""
+    named = {"--wan-cases": cases, "--wan-baselines": baselines}
+    return [word for option, path in named.items() if path is not None for word in (option, str(path))]
+
+
 def make_folder(folder: Path, option: str, remedy: str = "name another folder") -> None:
     """Make the folder that a command writes into, before any work is spent on what it shall hold.
 

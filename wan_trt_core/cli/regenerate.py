@@ -27,6 +27,7 @@ from rich.console import Console
 from wan_trt_core import baseline_update as update
 from wan_trt_core.backends.registry import of_one_device
 from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
+from wan_trt_core.cli.options import as_run
 from wan_trt_core.config import ConfigError, load_settings
 from wan_trt_core.measure.environment import SourceState, hardware_key, source_state
 from wan_trt_core.pytest_plugin.session import allowed_names
@@ -34,6 +35,8 @@ from wan_trt_core.records import RecordError, RunRecord, write_text
 from wan_trt_core.report.terminal import changes_table
 
 NAME = ("wan-trt", "baselines", "regenerate")
+CASES = Path("suites/cases.yaml")
+"""The case file where none is named."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,12 +67,15 @@ def _say_failed(text: str, error: BaseException, console: Console) -> None:
 
 def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequence[str]) -> int:
     update.refuse_xdist(os.environ)
+    options.named = as_run(None if options.cases == CASES else options.cases, options.baselines)
     options.baselines = options.baselines or load_settings().settings.baselines
     cases = _cases(options)
     if options.bands_only:
         hardware = options.hardware or update.this_hardware(_backend(options, cases))
         where = options.baselines, hardware, options.suite, cases, options.accept_regression
-        return _planned(options, console, update.plan_bands(*where, selected=options.case))
+        return _planned(
+            options, console, update.plan_bands(*where, selected=options.case, command=options.named)
+        )
     commit = None if options.from_record else _commit(source_state(Path.cwd()), options)
     folder = options.diff.parent / "records"
     with update.records_kept(folder, options.suite) as measured:
@@ -106,6 +112,7 @@ def _judged(
         provenance,
         selected=options.case,
         observe=options.observed,
+        command=options.named,
     )
     return _planned(options, console, plans)
 
@@ -114,6 +121,8 @@ def _planned(options: argparse.Namespace, console: Console, plans: Sequence[upda
     """Show what would change, and write it unless it must not be."""
     console.print(changes_table(update.plan_changes(plans)))
     for plan in plans:
+        for case, what in update.told_settings(plan).items():
+            console.print(f"{case}: {what}", style="yellow", soft_wrap=True, markup=False)
         for case, what in plan.kernels.items():
             console.print(f"{case}: kernel profile: {what}", soft_wrap=True, markup=False)
         for case in sorted(plan.observed):
@@ -192,7 +201,14 @@ def _refuse_foreseen(options: argparse.Namespace, cases: Sequence[Case]) -> None
     backend = update.overrides(vars(options))["backend"]
     hardware = options.hardware or update.this_hardware(_backend(options, cases))
     plans = update.foresee(
-        options.baselines, hardware, options.suite, cases, backend=backend, selected=options.case
+        options.baselines,
+        hardware,
+        options.suite,
+        cases,
+        backend=backend,
+        selected=options.case,
+        command=options.named,
+        settings=load_settings().settings.flat(),
     )
     if not options.check:
         update.require_reason(plans, options.accept_regression)
@@ -224,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--suite", required=True, choices=SUITES, help="suite whose baselines are made")
     add("--case", action="append", metavar="ID", help="only this case (may be repeated)")
-    add("--cases", type=Path, default=Path("suites/cases.yaml"), metavar="FILE", help="case file")
+    add("--cases", type=Path, default=CASES, metavar="FILE", help="case file")
     add("--suites", type=Path, default=_suites(), metavar="FOLDER", help="folder of the suites")
     add("--baselines", type=Path, metavar="FOLDER", help="folder of the baselines, instead of the settings'")
     add("--backend", metavar="NAME", help="backend of all cases, instead of the case file's")

@@ -71,7 +71,7 @@ class Context:
 
         On a GPU what only earlier cases needed is given back before: their engines, and the modules of other models.
         """
-        own = dict(case.settings) | ({"perf.allow_tf32": True} if case.tf32 else {})
+        own = case.own_settings
         of_engines = (*_weights_of(case), case.profile, case.precision_label, case.backend)
         serves = (*of_engines, json.dumps(own, sort_keys=True))
         if serves != self._serves and device_of(self.settings, case.backend) == "cuda":

@@ -75,7 +75,7 @@ from wan_trt_core.models.profiles import Point
 from wan_trt_core.pipeline.offload import give_back_cached
 from wan_trt_core.pipeline.recording import recorded_run
 from wan_trt_core.pipeline.stages import Stage, peaks_by_stage, stages
-from wan_trt_core.records import Measurement, Metric
+from wan_trt_core.records import OF_REFERENCE, Measurement, Metric
 
 Metrics = dict[str, Metric]
 Result = TypeVar("Result")
@@ -401,7 +401,7 @@ def beside_reference(candidate: Measurement, reference: Measurement) -> Measurem
     else:
         why = f"{name} is {ours} in the candidate and {theirs} in the reference"
         ratio = Metric(value=None, unit="x", better="lower", detail=why)
-    beside = {f"reference_{key}": metric for key, metric in reference.metrics.items()}
+    beside = {f"{OF_REFERENCE}{key}": metric for key, metric in reference.metrics.items()}
     return candidate.model_copy(update={"metrics": candidate.metrics | beside | {PEAK_OVER_REFERENCE: ratio}})
 
 

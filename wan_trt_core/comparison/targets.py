@@ -222,7 +222,7 @@ class Target(ABC):
         checkpoint = self.model.checkpoint
         return {
             **({"random_weights": checkpoint.source} if checkpoint.random else {}),
-            **({"settings": dict(self.case.settings)} if self.case.settings else {}),
+            **({"settings": own} if (own := self.case.own_settings) else {}),
             "reference": f"diffusers eager, {self._reference_precisions()}",
             "backend_versions": get_backend(self.case.backend).versions(),
             "engines": engines,
@@ -462,7 +462,7 @@ class ComponentTarget(Target):
             return Arm(lambda call: Outputs(run(call)))
         prepare, engine = component.prepare(self.model.checkpoint, precision), self.engine(component.name)
         return Arm(
-            lambda call: Outputs(engine.run(prepare(call))),
+            lambda call: Outputs(engine.run(prepare(component.of_another_step(call)))),
             once=component.once(prepare, self.inputs()),
             forbidden=self.stock_modules,
         )

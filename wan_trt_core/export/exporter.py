@@ -26,7 +26,7 @@ from wan_trt_core.models.catalogue import ResolvedModel
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
 from wan_trt_core.models.components import get_component, require_architecture, require_precision
-from wan_trt_core.models.profiles import POINTS, Point, ShapeProfile, Sizes
+from wan_trt_core.models.profiles import POINTS, ShapeProfile, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,8 +61,9 @@ def export_component(
 
     The names and symbolic shapes of inputs and outputs must be the declared ones, ``onnx`` must accept the
     model and infer its shapes, and (``settings.export.check``) ONNX Runtime must compute what PyTorch does at
-    the profile's min, opt and max. Before all that (``settings.export.check_range``) no activation of the stock
-    module may come near the end of FP16 where that is asked for, be it for a decoder's caches only.
+    the profile's min, opt and max, as far as ``settings.export.check_tflop`` and the free memory allow; at a smaller
+    video where they do not even allow min. Before all that (``settings.export.check_range``) no activation of the
+    stock module may come near the end of FP16 where that is asked for, be it for a decoder's caches only.
 
     Args:
         folder: where the two files go; nothing is left there unless everything succeeded.
@@ -89,7 +90,7 @@ def export_component(
     ):
         path = temporary / name
         _write_onnx(component, checkpoint, graph, precision, path, settings.export.opset, blocks, report)
-        _check(component, checkpoint, graph, profile, precision, path, settings, blocks, report)
+        compared = _check(component, checkpoint, graph, profile, precision, path, settings, blocks, report)
         files = sorted(temporary.iterdir())
         sha256 = files_sha256(files)
         for file in files:
@@ -107,6 +108,7 @@ def export_component(
         outputs=tuple(spec.name for spec in component.outputs(checkpoint)),
         block_outputs=blocks,
         largest_activations=largest,
+        compared=compared,
     )
 
 
@@ -255,8 +257,10 @@ def _check(
     settings: Settings,
     blocks: tuple[str, ...],
     report: Progress,
-) -> None:
+) -> tuple[str, ...]:
+    """Check the model on disk; the sizes at which it was compared with PyTorch."""
     from wan_trt_core.export import checks
+    from wan_trt_core.export.affordable import affordable_places
 
     report("check", 0.8)
     what = f"{component.name} {precision}"
@@ -265,8 +269,14 @@ def _check(
         checks.check_model(path)
     if not settings.export.check:
         logger.warning("%s was not compared with PyTorch: export.check is off", what)
-        return
+        return ()
     tolerance = settings.export.fp16_tolerance if precision == "fp16" else settings.export.fp32_tolerance
+    with _explained(component, precision, "counting what comparing it takes"):
+        places = affordable_places(
+            component, checkpoint, graph, profile, precision, settings.export.check_tflop
+        )
+    if not places:
+        return ()
     with (
         _explained(component, precision, "running the model with ONNX Runtime"),
         _temporary_folder(path.parent) as temporary,
@@ -275,30 +285,19 @@ def _check(
         session = checks.open_session(runs, settings.threads)
     prepare = component.prepare(checkpoint, precision)
     with _explained(component, precision, "preparing its inputs"):
-        tensors = prepare(component.call_tensors(checkpoint, profile.min))
+        tensors = prepare(component.call_tensors(checkpoint, places[0].video))
     tensors = checks.in_order(what, component.inputs(checkpoint), tensors, precision)
     if precision == "bf16":  # with the same rounded weights
         graph = copy.deepcopy(graph).float()
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    for index, (point, shapes) in enumerate(_points(component, checkpoint, profile)):
-        report(f"compare at {point}", 0.85 + 0.05 * index)
-        where = f"{what} at {point} of {profile.name}"
-        with _explained(component, precision, f"running it at the profile's {point}"):
-            grown = {name: checks.grown(tensor, shapes[name]) for name, tensor in tensors.items()}
+    for index, place in enumerate(places):
+        report(f"compare at {place.name}", 0.85 + 0.05 * index)
+        where = f"{what} at {place}"
+        with _explained(component, precision, f"running it at {place}"):
+            grown = {name: checks.grown(tensor, place.shapes[name]) for name, tensor in tensors.items()}
             differences = checks.compare(where, session, graph, grown)
         checks.judge(where, differences, tolerance)
-
-
-def _points(
-    component: Component, checkpoint: Checkpoint, profile: ShapeProfile
-) -> list[tuple[Point, dict[str, tuple[int, ...]]]]:
-    """The profile's points and the shape of each input there; a point that repeats another is left out."""
-    points: dict[str, tuple[Point, dict[str, tuple[int, ...]]]] = {}
-    for point in POINTS:
-        sizes = component.sizes_at(profile, point)
-        shapes = {spec.name: spec.shape(sizes) for spec in component.inputs(checkpoint)}
-        points.setdefault(str(shapes), (point, shapes))
-    return list(points.values())
+    return tuple(place.name for place in places)
 
 
 def _dynamic(what: str, spec: TensorSpec, axes: Mapping[str, Any]) -> dict[int, Any]:

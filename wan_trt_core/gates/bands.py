@@ -95,11 +95,14 @@ class Observed:
         date: when, as the run's record has it.
         metrics: by name. Where the run is another one than that of the entry, also its own value of every banded
             metric that differs, so that all of these numbers are of one run.
+        settings: that decide these numbers and were not the defaults, see :mod:`wan_trt_core.deciding_settings`; of
+            torch.compile too where it was timed beside. ``None`` where files of older releases do not say.
     """
 
     commit: str
     date: str
     metrics: Mapping[str, ObservedMetric]
+    settings: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,8 @@ def judge_bands(
         bands_for_hardware: whether this hardware has a baseline file for the model and suite at all.
         require_bands: a machine without baselines fails too (GPU CI), else it is only reported.
         strict_improvements: a metric that is better than its band fails until it has a new baseline.
-        acceptable: a baseline may be made of the measurement; where not, no message advises it for what is worse.
+        acceptable: a baseline may be made of the measurement; where not, no message advises it for what is worse
+            or better.
         run: see :func:`regenerate_command`.
     """
     command = regenerate_command(suite, case, run)
@@ -277,9 +281,9 @@ def _compare(
         return Check("band", name, Verdict.PASS, reason, message, value, worse, evidence=evidence)
     sign = "<" if value < limit else ">"
     if reason is Reason.BETTER_THAN_BAND:
+        keep = f"; keep the gain with a new baseline: {command}" if accept else ""
         message = (
-            f"{name} {shown} {sign} {bound} is better than its band (baseline {base}, {change:+.1%}); "
-            f"keep the gain with a new baseline: {command}"
+            f"{name} {shown} {sign} {bound} is better than its band (baseline {base}, {change:+.1%}){keep}"
         )
         verdict = Verdict.FAIL if strict else Verdict.PASS
         return Check("band", name, verdict, reason, message, value, limit, evidence=evidence)

@@ -53,6 +53,10 @@ def judge(
         ValueError: when the case is not in that suite.
     """
     checks, bands = _own_gates(case, suite, measurement)
+    # as baseline_update.case_records has it
+    acceptable = not measurement.problems and all(
+        check.verdict is Verdict.PASS for check in checks if not check.advisory
+    )
     if baseline_error is not None:
         message = f"the baseline cannot be used: {baseline_error}"
         banded: tuple[Check, ...] = (Check("band", "", Verdict.INVALID, Reason.BASELINE_INVALID, message),)
@@ -66,15 +70,12 @@ def judge(
             bands_for_hardware=bands_for_hardware,
             require_bands=require_bands,
             strict_improvements=strict_improvements,
-            # as baseline_update.case_records has it
-            acceptable=not measurement.problems
-            and all(c.verdict is Verdict.PASS for c in checks if not c.advisory),
+            acceptable=acceptable,
             run=run,
         )
     if suite == "perf":
-        banded = hold_times(
-            hold_unresolved(banded, checks[0]), measurement.metrics, regenerate_command(suite, case.id, run)
-        )
+        command = regenerate_command(suite, case.id, run) if acceptable else None
+        banded = hold_times(hold_unresolved(banded, checks[0]), measurement.metrics, command)
     if not measurement.problems:
         return checks + banded
     void = tuple(_problem(reason, why) for reason, why in sorted(measurement.problems.items()))
@@ -94,6 +95,20 @@ def gate_bands(case: Case, suite: Suite) -> Mapping[str, Band]:
     if suite == "memory" and case.memory:
         return case.memory_bands
     raise ValueError(f"case {case.id} has no {suite} gate")
+
+
+def gate_backends(case: Case, suite: Suite) -> tuple[str, ...]:
+    """The backends whose numbers the bands of a case hold: its own, and torch.compile where one is on what is timed of
+    it beside the candidate.
+
+    Raises:
+        ValueError: when the case is not in that suite.
+    """
+    from wan_trt_core.cases import BESIDE
+
+    bands = gate_bands(case, suite)
+    beside = [name for name in case.beside if BESIDE[name] in bands] if suite == "perf" else []
+    return case.backend, *beside
 
 
 def _own_gates(

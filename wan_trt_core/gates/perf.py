@@ -142,7 +142,9 @@ def _hold_unresolved(check: Check, speedup: Check) -> Check:
     return replace(check, verdict=Verdict.INCONCLUSIVE, reason=Reason.NOISE_TOO_HIGH, message=message)
 
 
-def hold_times(checks: Sequence[Check], metrics: Mapping[str, Metric], command: str) -> tuple[Check, ...]:
+def hold_times(
+    checks: Sequence[Check], metrics: Mapping[str, Metric], command: str | None
+) -> tuple[Check, ...]:
     """The band checks, those of times worse than their band undecided unless the engine is proven to be the cause.
 
     No change to an engine slows stock diffusers down, so where that is beyond its band the machine (or PyTorch) is not
@@ -152,7 +154,8 @@ def hold_times(checks: Sequence[Check], metrics: Mapping[str, Metric], command: 
     Args:
         checks: of the bands.
         metrics: of the measurement; the samples of the times are looked at.
-        command: that makes a new baseline, see :func:`~wan_trt_core.gates.bands.regenerate_command`.
+        command: that makes a new baseline, see :func:`~wan_trt_core.gates.bands.regenerate_command`; ``None`` where
+            none can be made of the measurement, which no message advises then.
     """
     worse = {check.metric: check for check in checks if check.reason is Reason.WORSE_THAN_BAND}
     held: dict[str, Check] = {}
@@ -183,10 +186,13 @@ def _undecided(worse: Check, reason: Reason, why: str) -> Check:
     return replace(worse, verdict=Verdict.INCONCLUSIVE, reason=reason, message=message)
 
 
-def _other_machine(command: str) -> str:
+def _other_machine(command: str | None) -> str:
+    quiet = "look for other load and for clocks and run again on a quiet machine"
+    if command is None:
+        return f"{quiet}, and mend first what the case fails beside this"
     return (
-        "look for other load and for clocks and run again on a quiet machine, or, where the machine, its driver or "
-        f"PyTorch changed for good, make a new baseline: {command} --accept-regression REASON"
+        f"{quiet}, or, where the machine, its driver or PyTorch changed for good, make a new baseline: "
+        f"{command} --accept-regression REASON"
     )
 
 

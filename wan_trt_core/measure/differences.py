@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.kernels import COMPUTING, NODE, group_of, place_of
+from wan_trt_core.records import OF_REFERENCE
 
 if TYPE_CHECKING:
     from wan_trt_core.records import Measurement
@@ -211,7 +212,7 @@ def held_by(measurement: Measurement) -> dict[str, float]:
         if metric.unit == "B"
         and metric.value is not None
         and "growth" not in name
-        and not name.startswith("reference_")
+        and not name.startswith(OF_REFERENCE)
     }
 
 

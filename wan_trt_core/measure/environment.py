@@ -157,6 +157,14 @@ def memory_bytes(root: Path = _ROOT) -> int:
     return min(limits)
 
 
+def free_memory_bytes(root: Path = _ROOT) -> int:
+    """Memory that this process may still take: what the machine has available, or the cgroup's less its own."""
+    import psutil
+
+    own = int(psutil.Process().memory_info().rss)
+    return max(0, min(int(psutil.virtual_memory().available), memory_bytes(root) - own))
+
+
 def environment_record(
     device: Device = "cpu",
     *,

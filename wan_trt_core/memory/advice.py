@@ -23,7 +23,7 @@ from wan_trt_core.memory.measured import (
     lean_seconds,
     single_seconds,
 )
-from wan_trt_core.models.profiles import tile_stride
+from wan_trt_core.models.profiles import tiles_of
 
 USED_IN: Mapping[str, Stage] = {
     "text_encoder": "text_encode",
@@ -254,7 +254,8 @@ def _tiles(record: MemoryRecord) -> Iterator[Advice]:
     if tile >= longer:
         return
     share = min(tile, height) * min(tile, width) / (height * width)
-    covered = _along(height, tile) * _along(width, tile) / (height * width)
+    heights, widths = tiles_of(height, width, tile)
+    covered = sum(heights) * sum(widths) / (height * width)
     costs, seconds = f"other pixels at the seams, and {covered:.3g} times the pixels to decode", None
     if engines and record.book == "device_used":
         less = _of_decoder(record, share, share)
@@ -382,11 +383,6 @@ def _video(record: MemoryRecord) -> tuple[int, int, int] | None:
 def _video_bytes(height: int, width: int, frames: int) -> int:
     """Of a decoded video: three colours in float32."""
     return 3 * height * width * frames * 4
-
-
-def _along(size: int, tile: int) -> int:
-    """Pixels along one side of all tiles together, which overlap."""
-    return sum(min(tile, size - at) for at in range(0, size, tile_stride(tile))) if size > tile else size
 
 
 # ---- engines and transformers ----------------------------------------------------------------------------------

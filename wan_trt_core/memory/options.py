@@ -8,8 +8,8 @@ from typing import Any
 
 from wan_trt_core.memory.advice import TILE, WHOLE_ONLY
 from wan_trt_core.memory.measured import BUS, DECODE_SECONDS, TILE_PIXEL, lean_seconds, single_seconds
-from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, tiles_along, weight_terms
-from wan_trt_core.models.profiles import SPATIAL
+from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, weight_terms
+from wan_trt_core.models.profiles import SPATIAL, tiles_of
 
 # ---- measured numbers: one NVIDIA H200, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md) ----------
 
@@ -83,7 +83,8 @@ def _single_seconds(work: Workload, choice: Choice) -> float:
 
 
 def _tile_seconds(work: Workload, choice: Choice) -> float:
-    video, (heights, widths) = work.video, tiles_along(work, choice)
+    video = work.video
+    heights, widths = tiles_of(video.height, video.width, choice.vae_tile)
     pixels = TILE_PIXEL * sum(heights) * sum(widths) - video.height * video.width
     return DECODE_SECONDS * video.frames * pixels
 

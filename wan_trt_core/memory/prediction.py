@@ -27,7 +27,7 @@ from wan_trt_core.models.footprint import (
     live_bytes,
     stock_footprint,
 )
-from wan_trt_core.models.profiles import SPATIAL, tile_stride
+from wan_trt_core.models.profiles import SPATIAL, tiles_of
 from wan_trt_core.models.random_weights import UMT5_XXL
 from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches, encoder_caches
 from wan_trt_core.pipeline.tiling import TiledDecoder
@@ -293,7 +293,7 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
     working = stock_footprint(work.checkpoint, "vae", choice.vae, seen, layouts=on_device).working
     yield Term("vae at work, its caches and the video", working, "shapes")
     if seen != work.video:  # every tile is kept until all are blended
-        heights, widths = tiles_along(work, choice)
+        heights, widths = _tiles(work, choice)
         whole = _video_bytes(work, choice.vae)
         tiles = round(whole * sum(heights) * sum(widths) / (work.video.height * work.video.width))
         yield Term("tiles of the video, and it whole", whole + tiles, "shapes")
@@ -307,7 +307,7 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
 
 
 def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
-    seen, (heights, widths) = _seen(work, choice), tiles_along(work, choice)
+    seen, (heights, widths) = _seen(work, choice), _tiles(work, choice)
     found = decoder_caches(work.checkpoint.config("vae"), half=choice.vae_lean)
 
     def of(height: int, width: int) -> list[int]:
@@ -399,19 +399,12 @@ def stock_part(work: Workload, part: str, precision: str) -> Footprint:
 
 def _seen(work: Workload, choice: Choice) -> Sizes:
     """What the VAE sees at once."""
-    heights, widths = tiles_along(work, choice)
+    heights, widths = _tiles(work, choice)
     return replace(work.video, height=heights[0], width=widths[0])
 
 
-def tiles_along(work: Workload, choice: Choice) -> tuple[list[int], list[int]]:
-    """Pixels in height and in width of the tiles along each side, the largest first; they overlap by a quarter as in
-    diffusers. One each where whole frames are decoded."""
-
-    def along(size: int) -> list[int]:
-        tile = choice.vae_tile or size
-        return [min(tile, size - at) for at in range(0, size, tile_stride(tile))] if size > tile else [size]
-
-    return along(work.video.height), along(work.video.width)
+def _tiles(work: Workload, choice: Choice) -> tuple[list[int], list[int]]:
+    return tiles_of(work.video.height, work.video.width, choice.vae_tile)
 
 
 @cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from wan_trt_core.hashing import files_sha256
+from wan_trt_core.models.profiles import TEMPORAL
 
 if TYPE_CHECKING:
     import torch
@@ -276,13 +277,6 @@ class Checkpoint:
 
         return with_int8_weights(self._load(part, self._stored(part), "cpu")).to(device)
 
-    def _require(self, part: str) -> None:
-        known = self.classes if self.random else self.parts  # of random weights its own error says more
-        if part not in known:
-            raise CheckpointError(
-                f"{self.source}: no part {part!r} with weights; there are {', '.join(known)}"
-            )
-
     @contextmanager
     def passing(self, part: str, device: torch.device | str) -> Iterator[None]:
         """What is loaded of a part on a device meanwhile is not kept for later callers of :meth:`load`."""
@@ -298,18 +292,21 @@ class Checkpoint:
                 if key in kept or (key[0], torch.device(key[2]).type) != (part, kind)
             }
 
+    def apart(self) -> Self:
+        """The same checkpoint with modules of its own, which its owner may change."""
+        twin = copy.copy(self)
+        twin._modules = {}
+        return twin
+
     def empty(self, part: str) -> nn.Module:
         """The stock module of a part without memory for its weights (PyTorch's device ``meta``), in float32.
 
         Raises:
             CheckpointError: where there is no such part, or diffusers cannot make it of its configuration.
         """
-        import diffusers
         import torch
-        import transformers
 
-        config = self.config(part)
-        kind = getattr(transformers if part in OF_TRANSFORMERS else diffusers, self.classes[part])
+        config, kind = self.config(part), self._class_of(part)
         with _explained(Path(self.source, part)), torch.device("meta"):
             module: nn.Module = (
                 kind(kind.config_class(**config)) if part in OF_TRANSFORMERS else kind.from_config(config)
@@ -343,12 +340,6 @@ class Checkpoint:
         module.rope = rope_of(module)
         time_path: nn.Module = module
         return time_path
-
-    def apart(self) -> Self:
-        """The same checkpoint with modules of its own, which its owner may change."""
-        twin = copy.copy(self)
-        twin._modules = {}
-        return twin
 
     def tokenizer(self) -> Any:
         """The tokenizer, by the class that ``model_index.json`` and its own files name.
@@ -452,6 +443,20 @@ class Checkpoint:
         """
         return {part: {"class": self.classes[part], **self._inspect(part)} for part in self.parts}
 
+    def _class_of(self, part: str) -> Any:
+        """The class itself that :attr:`classes` names."""
+        import diffusers
+        import transformers
+
+        return getattr(transformers if part in OF_TRANSFORMERS else diffusers, self.classes[part])
+
+    def _require(self, part: str) -> None:
+        known = self.classes if self.random else self.parts  # of random weights its own error says more
+        if part not in known:
+            raise CheckpointError(
+                f"{self.source}: no part {part!r} with weights; there are {', '.join(known)}"
+            )
+
     def _inspect(self, part: str) -> dict[str, Any]:
         tensors: dict[str, dict[str, Any]] = {}
         dtypes: dict[str, int] = {}
@@ -488,29 +493,10 @@ class Checkpoint:
 
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         folder = self.folder / part
-        # diffusers still calls it torch_dtype, transformers renamed it
-        if part in OF_TRANSFORMERS:
-            import transformers
-
-            with _explained(folder), _no_progress_bars():
-                module, info = getattr(transformers, self.classes[part]).from_pretrained(
-                    folder,
-                    dtype=dtype or "auto",
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        else:
-            import diffusers
-
-            with _explained(folder):
-                module, info = getattr(diffusers, self.classes[part]).from_pretrained(
-                    folder,
-                    torch_dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
+        with _explained(folder), _no_progress_bars():
+            module, info = self._class_of(part).from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
         problems = {kind: info.get(kind) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
         if problems:
             kind, names = next(iter(problems.items()))
@@ -541,6 +527,11 @@ class Checkpoint:
         for key in LISTS[part]:
             if not isinstance(config.get(key), list):
                 raise CheckpointError(f"{path}: {key} is {config.get(key)!r}, expected a list; {_AGAIN}")
+        if part == "vae" and (frames := 2 ** sum(map(bool, config["temperal_downsample"]))) != TEMPORAL:
+            raise CheckpointError(
+                f"{path}: temperal_downsample is {config['temperal_downsample']!r}, {frames} frames a latent frame,"
+                f" expected {TEMPORAL}; no other is supported"
+            )
 
 
 def kept_in(module: Any, name: str, dtype: torch.dtype) -> torch.dtype:

@@ -152,6 +152,10 @@ class Component(ABC):
         """What ``prepare`` does once a video and not in each call, to be timed apart; ``None`` if nothing."""
         return None
 
+    def of_another_step(self, call: Tensors) -> Tensors:
+        """The same call as that of another denoising step, for which ``prepare`` has kept nothing: what is timed."""
+        return call
+
     @abstractmethod
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         """Names of the intermediate outputs, in the order of computation (``blocks.0``, ``blocks.1`` …)."""

@@ -17,7 +17,6 @@ import json
 import logging
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,13 +115,6 @@ class LoadedCheckpoint(Checkpoint):
             in_memory: nn.Module = module
             return in_memory
         return super().load(part, dtype, device)
-
-    @contextmanager
-    def passing(self, part: str, device: torch.device | str) -> Iterator[None]:
-        """As :meth:`Checkpoint.passing`, of the folder that the weights are from too, which keeps what it loads."""
-        origin = self.origin(part)
-        with super().passing(part, device), origin.passing(part, device) if origin else nullcontext():
-            yield
 
     def time_path(self, part: str, dtype: str = "fp32") -> nn.Module:
         """As :meth:`Checkpoint.time_path`: the module in memory itself, wherever it lies, where it is what is asked

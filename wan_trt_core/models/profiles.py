@@ -12,7 +12,8 @@ POINTS: tuple[Point, ...] = ("min", "opt", "max")
 SPATIAL = 8
 """Pixels a latent of the Wan 2.1 VAE covers in height and in width; of Wan 2.2's with patches of pixels, twice that."""
 TEMPORAL = 4
-"""Frames a latent frame covers, after the first, which covers one."""
+"""Frames a latent frame covers, after the first, which covers one: of every Wan VAE, and a checkpoint with another is
+refused when it is opened."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,19 @@ def tile_stride(tile: int) -> int:
     return 3 * tile // 4
 
 
+def tiles_of(height: int, width: int, tile: int | None) -> tuple[list[int], list[int]]:
+    """Pixels in height of the tiles that frames are decoded in, from top to bottom, and in width, from left to right;
+    they overlap, and the first is the largest. One each where no side is longer than a tile, for such frames are
+    decoded whole; of others both sides are cut, a shorter one too, as diffusers does it.
+
+    Args:
+        tile: pixels a side; ``None`` for whole frames.
+    """
+    if tile is None or max(height, width) <= tile:
+        return [height], [width]
+    return _along(height, tile), _along(width, tile)
+
+
 def tile_profile(profile: ShapeProfile, tile: int) -> ShapeProfile:
     """The profile of the tiles that videos of a profile are decoded in; the profile itself where none is larger than a
     tile, for such are decoded whole.
@@ -104,7 +118,7 @@ def tile_profile(profile: ShapeProfile, tile: int) -> ShapeProfile:
         return replace(video, height=min(height, tile), width=min(width, tile))
 
     def smallest(least: int, most: int) -> int:
-        return min(size - last_tile(size, tile) for size in range(least, most + 1, 2 * SPATIAL))
+        return min(_along(size, tile)[-1] for size in range(least, most + 1, 2 * SPATIAL))
 
     smallest_sides = (
         smallest(profile.min.height, profile.max.height),
@@ -119,6 +133,6 @@ def tile_profile(profile: ShapeProfile, tile: int) -> ShapeProfile:
     )
 
 
-def last_tile(size: int, tile: int) -> int:
-    """Where the last tile of a side of so many pixels begins."""
-    return (size - 1) // tile_stride(tile) * tile_stride(tile)
+def _along(size: int, tile: int) -> list[int]:
+    """Pixels of the tiles along a side of so many, the first and largest first."""
+    return [min(tile, size - at) for at in range(0, size, tile_stride(tile))]

@@ -540,7 +540,7 @@ def _from_facts(entry: Entry) -> OnnxModel:
         }
         for key in ("shapes", "opt_shapes")
     }
-    names = {key: tuple(facts[key]) for key in ("inputs", "outputs", "block_outputs")}
+    names = {key: tuple(facts[key]) for key in ("inputs", "outputs", "block_outputs", "compared")}
     return OnnxModel(**{**facts, **names, **shapes, "path": entry.folder / facts["path"]})
 
 

@@ -58,13 +58,19 @@ def judge_case(
     session: WanSession, case: Case, suite: Suite, measurement: Measurement, seconds: float
 ) -> CaseRecord:
     """The record of one case: every check of its gate, and the verdict they come to."""
-    from wan_trt_core.baselines import other_origin
-    from wan_trt_core.gates import judge
+    from wan_trt_core.baselines import other_origin, other_settings
+    from wan_trt_core.deciding_settings import deciding
+    from wan_trt_core.gates import gate_backends, judge
     from wan_trt_core.records import CaseRecord
 
     stored = session.stored(case, suite)
     origin = {"backend": case.backend, "weights": measurement.weights, "profile": case.profile}
-    mismatch = other_origin(case.id, suite, stored.entry, origin, session.command) if stored.entry else None
+    mismatch = None
+    if stored.entry:
+        settings = deciding(session.settings.flat(), gate_backends(case, suite), case.own_settings)
+        mismatch = other_origin(case.id, suite, stored.entry, origin, session.command) or other_settings(
+            case.id, suite, stored.entry, settings, session.command
+        )
     checks = judge(
         case,
         suite,

@@ -11,7 +11,7 @@ from typing import Literal
 from wan_trt_core.gates.formatting import GIB, KIB, MIB
 from wan_trt_core.gates.perf import SPEEDUP
 from wan_trt_core.measure.memory_events import MemoryRecord
-from wan_trt_core.records import CaseRecord, Metric
+from wan_trt_core.records import OF_REFERENCE, CaseRecord, Metric
 from wan_trt_core.report.summary import ARMS, together
 
 QUALITY = ("psnr_db", "ssim", "lpips")
@@ -164,10 +164,10 @@ def _memory(case: CaseRecord) -> Iterator[Chart]:
         for name, metric in sizes.items()
         if metric.value is not None and math.isfinite(metric.value) and not metric.samples
     }
-    if owners := tuple(name for name in held if not name.startswith("reference_")):
+    if owners := tuple(name for name in held if not name.startswith(OF_REFERENCE)):
         scale, unit = _bytes(held.values())
         arms = {
-            "reference": [held.get(f"reference_{name}", math.nan) / scale for name in owners],
+            "reference": [held.get(f"{OF_REFERENCE}{name}", math.nan) / scale for name in owners],
             "candidate": [held[name] / scale for name in owners],
         }
         if all(map(math.isnan, arms["reference"])):

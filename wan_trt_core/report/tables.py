@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.records import CaseRecord, RunRecord
+from wan_trt_core.records import OF_REFERENCE, CaseRecord, RunRecord
 from wan_trt_core.report.summary import ARMS, check_headline, perf_rows, together
 
 TOP_KERNELS = 10
@@ -134,7 +134,7 @@ def _beside_stock(case: CaseRecord) -> Table:
     both = [
         (name, metrics[stock].value, metric.value)
         for name, metric in metrics.items()
-        if (stock := f"reference_{name}") in metrics
+        if (stock := f"{OF_REFERENCE}{name}") in metrics
     ]
     rows = [
         _compared(name, stock, own, "B") for name, stock, own in both if stock is not None and own is not None

@@ -28,6 +28,7 @@ from wan_trt_core.backends.tensorrt.verification import (
     layers_of,
     unfused_attentions,
     unplanned_precisions,
+    untold_products,
 )
 from wan_trt_core.export.module_names import module_of
 
@@ -85,6 +86,8 @@ def build_plan(
     write_description(description, folder)
     for problem in description.problems:
         _log.warning("%s", problem)
+    for note in description.notes:
+        _log.info("%s", note)
     return {
         "build_seconds": seconds,
         "build_phases": phases.seconds,
@@ -94,7 +97,9 @@ def build_plan(
         "attentions": description.attentions,
         "unfused": list(description.unfused),
         "unfusable": list(description.unfusable),
+        "products": description.products,
         "unplanned": list(description.unplanned),
+        "untold_products": list(description.untold),
         "precisions": dict(description.precisions or {}),
     }
 
@@ -293,4 +298,6 @@ def _describe(
         unfusable=graph.unfusable,
         unplanned=unplanned_precisions(layers, graph.products),
         precisions=computed_in(layers),
+        products=len(graph.products),
+        untold=untold_products(layers, graph.products),
     )

@@ -146,8 +146,13 @@ def on_callers_gpu() -> AbstractContextManager[Any]:
 
 
 def free_memory(device: torch.device | None = None) -> str:
-    """What is free on a GPU, the current one unless named, for an error message."""
-    free, total = torch.cuda.mem_get_info(device)
+    """What is free on a GPU, the current one unless named, for an error message: which it takes nothing from where the
+    GPU does not answer any more."""
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError as error:
+        why, *_ = str(error).split("\n")
+        return f"what is free is not known: {why}"
     return f"{free / GIB:.2f} of {total / GIB:.2f} GiB are free on {torch.cuda.get_device_name(device)}"
 
 

@@ -41,6 +41,8 @@ class Description:
         unplanned: products computed in another dtype than the graph's; empty in a good engine.
         precisions: layers by the dtype that they compute in.
         unfusable: the graph's other attentions, each with why it has no fused kernel; no problem, but not a fused one.
+        products: of the graph, whose precision is checked.
+        untold: those of them that no layer of the inspector's report tells of, so that nothing is known of theirs.
     """
 
     component: str
@@ -54,6 +56,8 @@ class Description:
     unplanned: tuple[str, ...] = ()
     precisions: Mapping[str, int] | None = None
     unfusable: tuple[str, ...] = ()
+    products: int = 0
+    untold: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -68,6 +72,21 @@ class Description:
             f"{len(self.unplanned)} products are not computed in the graph's precision": self.unplanned,
         }
         return tuple(f"engine {self.name}: {what}: {_few(layers)}" for what, layers in told.items() if layers)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to know of the engine and is no problem, a sentence each.
+
+        Products that no layer tells of are none yet: whether the reports of real engines tell of every one (a constant
+        one, for example, may be folded away) has to be seen on a GPU before a case can be invalid for it.
+        """
+        told = f"{self.products - len(self.untold)} of {self.products}"
+        missing = f", not of {_few(self.untold)}" if self.untold else ""
+        said = {
+            f"no fused kernel takes {len(self.unfusable)} attentions: {_few(self.unfusable)}": self.unfusable,
+            f"the inspector tells the precision of {told} products{missing}": self.products,
+        }
+        return tuple(f"engine {self.name}: {note}" for note, applies in said.items() if applies)
 
 
 def _few(items: tuple[str, ...]) -> str:
@@ -105,7 +124,7 @@ def _description(data: dict[str, Any]) -> Description:
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(data.get(name, ())) for name in ("unfused", "unfusable", "unplanned")}
+    return {name: tuple(data.get(name, ())) for name in ("unfused", "unfusable", "unplanned", "untold")}
 
 
 def _triple(shapes: list[list[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from wan_trt_core.backends.base import EngineError, Progress
 from wan_trt_core.backends.tensorrt.api import tensorrt
-from wan_trt_core.backends.tensorrt.cuda import on_callers_gpu
+from wan_trt_core.backends.tensorrt.cuda import free_memory, on_callers_gpu
 
 _POLL_SECONDS = 0.1
 
@@ -100,7 +100,7 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
 
     Raises:
         KeyboardInterrupt, SystemExit: of a signal, after the builder has stopped.
-        EngineError: when ``call`` raises, from its error.
+        EngineError: when ``call`` raises, from its error; with what is free on the GPU.
     """
     outcome: list[Any] = []
     failure: list[BaseException] = []
@@ -129,5 +129,5 @@ def interruptible(call: Callable[[], Any], phases: Phases) -> Any:
             done.wait()
         raise
     if failure:
-        raise EngineError(f"TensorRT's builder failed: {failure[0]}") from failure[0]
+        raise EngineError(f"TensorRT's builder failed: {failure[0]}; {free_memory()}") from failure[0]
     return outcome[0]

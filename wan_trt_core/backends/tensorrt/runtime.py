@@ -287,7 +287,9 @@ class TensorRtEngine(Engine):
                 graph.launch()
                 return
         if not context.enqueue(self._stream.handle):
-            raise EngineError(f"{self.name}: TensorRT refused to run: {context.reasons()}")
+            raise EngineError(
+                f"{self.name}: TensorRT refused to run: {context.reasons()}; {free_memory(self.device)}"
+            )
 
     def _context(self, inputs: Mapping[str, Tensor], sizes: Mapping[str, int]) -> _Context:
         shapes = tuple((name, tuple(inputs[name].shape)) for name in self.inputs)
@@ -337,7 +339,9 @@ class _Context:
         strategy = tensorrt().ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = engine.create_execution_context(strategy)
         if self._context is None:
-            raise EngineError(f"{owner.name}: TensorRT made no execution context: {self.reasons()}")
+            raise EngineError(
+                f"{owner.name}: TensorRT made no execution context: {self.reasons()}; {free_memory(owner.device)}"
+            )
         if layer_clock is not None:
             self._context.profiler = layer_clock
         if not self._context.set_optimization_profile_async(profile, stream.handle):

@@ -73,12 +73,7 @@ def unplanned_precisions(layers: Iterable[Layer], planned: Mapping[str, str]) ->
     Args:
         planned: dtype of each matrix product and convolution, by the name of its node.
     """
-    known = [
-        (node, layer)
-        for layer in layers
-        for node in layer.sources
-        if node in planned and (layer.dtype or layer.taken)
-    ]
+    known = _told_of(layers, planned)
     if planned and not known:
         return ("no layer of the inspector's report tells of any product",)
     return tuple(
@@ -89,9 +84,30 @@ def unplanned_precisions(layers: Iterable[Layer], planned: Mapping[str, str]) ->
     )
 
 
+def untold_products(layers: Iterable[Layer], planned: Mapping[str, str]) -> tuple[str, ...]:
+    """The graph's products of which no layer tells the dtype: :func:`unplanned_precisions` has not seen them.
+
+    Args:
+        planned: as there.
+    """
+    told = {node for node, _ in _told_of(layers, planned)}
+    return tuple(node for node in planned if node not in told)
+
+
 def computed_in(layers: Iterable[Layer]) -> dict[str, int]:
     """How many layers compute in each dtype."""
     return dict(Counter(layer.dtype for layer in layers if layer.dtype))
+
+
+def _told_of(layers: Iterable[Layer], planned: Mapping[str, str]) -> list[tuple[str, Layer]]:
+    """The planned products of which a layer tells the dtype, each with every layer that does."""
+    return [
+        (node, layer)
+        for layer in layers
+        if layer.dtype or layer.taken
+        for node in layer.sources
+        if node in planned
+    ]
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:

@@ -181,6 +181,10 @@ class Dit(Component):
         _, rope = prepare.sources(call["hidden_states"].device)
         return lambda: rope.compute(frames, height // 2, width // 2)
 
+    def of_another_step(self, call: Tensors) -> Tensors:
+        """With a timestep that is a tensor of its own: the modulation is made anew, as diffusers' call makes it."""
+        return {**call, "timestep": call["timestep"].view_as(call["timestep"])}
+
     def blocks(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         layers = self._config(checkpoint)["num_layers"]
         return (

@@ -46,6 +46,8 @@ from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.graphs import copying
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diffusers import WanTransformer3DModel
 
     from wan_trt_core.models.checkpoint import Checkpoint
@@ -205,6 +207,41 @@ class TextRows:
         return known[1]
 
 
+class StepModulation:
+    """The modulation of the last call's timestep: with guidance the next call of the step takes the very tensor.
+
+    It is computed again for another tensor and after a change in place, as :class:`TextRows` says; in each call for a
+    tensor of ``torch.inference_mode``, and while a CUDA graph is captured, which would have it fixed in it. It is
+    given back with the timestep.
+    """
+
+    def __init__(self) -> None:
+        self._kept = WeakIdKeyDictionary()  # by timestep, at most one: for what, and the modulation
+
+    def __call__(
+        self,
+        timestep: Tensor,
+        frames: int,
+        device: torch.device,
+        compute: Callable[[], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """That of a timestep for so many latent frames, on a device."""
+        if timestep.is_inference() or capturing(device):
+            return compute()
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        made_for = (timestep._version, frames, device, stream)
+        known: tuple[tuple[Any, ...], tuple[Tensor, Tensor]] | None = self._kept.get(timestep)
+        if known is None or known[0] != made_for:
+            self._kept.clear()  # before the next is made: that of a long video takes 70 MB
+            known = self._kept[timestep] = (made_for, compute())
+        return known[1]
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is asked of a device now becomes part of a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def tokens_of(states: Tensor) -> int:
     """Rows of a prompt's states (1, text_length, text_dim) before the zeros that pad them. Waits for the device."""
     filled = states[0].any(dim=-1).nonzero()
@@ -215,8 +252,8 @@ class DitInputs:
     """What runs before the DiT engine in each call: from the tensors of diffusers' call to the graph's.
 
     Works on the device of the tensors it is given. The RoPE tables depend on the video's size alone and are
-    computed once for each; the modulation is computed in every call. Of a prompt's states as many rows are given on as
-    :class:`TextRows` says.
+    computed once for each; the modulation once a step, as :class:`StepModulation` says. Of a prompt's states as many
+    rows are given on as :class:`TextRows` says.
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: str, part: str = "transformer") -> None:
@@ -225,6 +262,7 @@ class DitInputs:
         self._dtype = torch_dtype(precision)
         self._by_frame = checkpoint.timestep_by_frame
         self._sources: dict[torch.device, tuple[Modulation, RopeTables]] = {}
+        self._step = StepModulation()
         self._text_rows = TextRows()
         self._scores: dict[tuple[int, int, torch.device], Tensor] = {}
 
@@ -238,10 +276,13 @@ class DitInputs:
     def __call__(self, call: Tensors) -> Tensors:
         hidden_states = call["hidden_states"].to(self._dtype)
         modulation, rope = self.sources(hidden_states.device)
-        timestep = call["timestep"]
-        if self._by_frame:
-            timestep = frame_timesteps(timestep, hidden_states.shape[2])
-        per_block, output = modulation(timestep, self._dtype, by_frame=self._by_frame)
+        timestep, frames = call["timestep"], hidden_states.shape[2]
+
+        def compute() -> tuple[Tensor, Tensor]:
+            rows = frame_timesteps(timestep, frames) if self._by_frame else timestep
+            return modulation(rows, self._dtype, by_frame=self._by_frame)
+
+        per_block, output = self._step(timestep, frames, hidden_states.device, compute)
         cos, sin = rope(hidden_states)
         states = call["encoder_hidden_states"]
         image = call.get("encoder_hidden_states_image")

@@ -2,12 +2,15 @@
 
     python benchmarks/memory_events.py
     python benchmarks/memory_events.py --model wan2.1-t2v-1.3b --profile 480p-17f --precision fp16 --steps 10
+    python benchmarks/memory_events.py --backend tensorrt --model wan2.1-t2v-1.3b --profile 480p-17f \
+        --precision dit=fp16,vae=fp32 --steps 10
 
-Each time is that of all denoising steps of stock diffusers, with guidance, but the first and the last: on a GPU by the
-clock on the wall, on a CPU the processor time of all threads, which does not mind who else uses the machine. The run
-without is also timed against itself, which shows what the method finds where there is nothing. Beside the ratios stands
-what one look at the books costs by itself, one a step. Weights are random where no checkpoint is given. The table goes
-to the terminal as Markdown; ``docs/memory.md`` holds it.
+Each time is that of all denoising steps of stock diffusers, or with ``--backend`` of engines, all of a pipeline's,
+which are asked at every step what they hold; with guidance, but the first and the last: on a GPU by the clock on the
+wall, on a CPU the processor time of all threads, which does not mind who else uses the machine. The run without is also
+timed against itself, which shows what the method finds where there is nothing. Beside the ratios stands what one look
+at the books costs by itself, one a step. Weights are random where no checkpoint is given. The table goes to the
+terminal as Markdown; ``docs/memory.md`` holds it.
 """
 
 from __future__ import annotations
@@ -16,22 +19,28 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from typer import BadParameter
 
-from wan_trt_core.backends.registry import device_of
+from wan_trt_core.backends.base import BackendUnavailable, EngineBackend
+from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.cli.videos import parse_precision
 from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.gates.statistics import ratio_interval
 from wan_trt_core.measure.memory_events import FILE_NAME
 from wan_trt_core.models.catalogue import ResolvedModel, resolve
-from wan_trt_core.models.profiles import Sizes
+from wan_trt_core.models.profiles import ShapeProfile
 from wan_trt_core.models.prompts import random_states
-from wan_trt_core.pipeline.engines import EngineStore
+from wan_trt_core.pipeline.assembly import on_engines
+from wan_trt_core.pipeline.engines import EngineStore, precision_of
 from wan_trt_core.pipeline.recording import RunRecording, recorded_run
 
 TAIL = 0.025
@@ -44,19 +53,38 @@ class Denoising:
     """Denoising at the size that a profile is tuned for, up to the latents.
 
     Args:
+        profile: whose opt size the video has.
+        precision: of a composite by component, as cases have it.
+        backend: that runs the engines, or ``torch``.
+        store: loads the engines; its owner closes it.
         path: of the recorder's file.
     """
 
     def __init__(
-        self, model: ResolvedModel, sizes: Sizes, precision: str, steps: int, settings: Settings, path: Path
+        self,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str | dict[str, str],
+        backend: str,
+        steps: int,
+        settings: Settings,
+        store: EngineStore,
+        path: Path,
     ) -> None:
-        self._device, self._path, self._steps = device_of(settings), path, steps
-        self._checkpoint, self._store = model.checkpoint, EngineStore(settings)
-        self._loaded = "transformer", precision, self._device
-        self._pipe = model.checkpoint.pipeline({"transformer": precision}, self._device)
+        self._device, self._path, self._steps = device_of(settings, backend), path, steps
+        self._checkpoint, self._store = model.checkpoint, store
+        sizes, dtype = profile.opt, precision_of(precision, "dit")
+        if backend == "torch":
+            self._load: Callable[[], object] = partial(
+                model.checkpoint.load, "transformer", dtype, self._device
+            )
+            self._pipe = model.checkpoint.pipeline({"transformer": dtype}, self._device)
+        else:
+            self._load = partial(store.pipeline, model, profile, precision, backend)
+            self._pipe = on_engines(model, profile, precision, backend, store, settings, self._device)
         self._pipe.set_progress_bar_config(disable=True)
         self._clock = time.perf_counter if self._device == "cuda" else time.process_time
-        width = self._pipe.transformer.config.text_dim
+        width = model.checkpoint.config("transformer")["text_dim"]
         self._call: dict[str, Any] = {
             **{
                 name: random_states(prompt, sizes.text_length, width).to(self._pipe.device)
@@ -97,7 +125,7 @@ class Denoising:
 
     def _know_owner(self, recording: RunRecording) -> None:
         with recording.loads(self._checkpoint, self._store):
-            self._checkpoint.load(*self._loaded)
+            self._load()
 
     def _run(self, recording: RunRecording) -> tuple[float, torch.Tensor]:
         """Seconds of every step but the first and the last; a step ends with what the recorder does at its end, which
@@ -160,7 +188,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="tiny-wan")
     parser.add_argument("--profile")
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", default="fp32", help="as of wan-trt run")
+    parser.add_argument("--backend", default="torch", help="torch for stock diffusers, else of the engines")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path)
@@ -169,13 +198,23 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--steps: the first and the last are not timed, so there must be three")
     if given.rounds < 3:
         parser.error("--rounds: an interval needs three")
-    settings = load_settings(overrides={"backend": "torch"}).settings
-    model = resolve(given.model, settings.checkpoint)
-    sizes = model.profile(given.profile).opt
-    with tempfile.TemporaryDirectory(prefix="wan-trt-") as folder, equal_conditions(settings):
+    try:
+        settings = load_settings(overrides={"backend": given.backend}).settings
+        model, precision = resolve(given.model, settings.checkpoint), parse_precision(given.precision)
+        profile, backend = model.profile(given.profile), get_backend(given.backend)
+        backend.require(settings)
+    except (ValueError, BadParameter, BackendUnavailable) as error:
+        parser.error(str(error))
+    if given.backend != "torch" and not isinstance(backend, EngineBackend):
+        parser.error(f"--backend: {given.backend} has no engines that could be asked")
+    with (
+        tempfile.TemporaryDirectory(prefix="wan-trt-") as folder,
+        equal_conditions(settings),
+        EngineStore(settings) as store,
+    ):
         path = Path(folder) / FILE_NAME
-        denoising = Denoising(model, sizes, given.precision, given.steps, settings, path)
-        found = measure(denoising, given.rounds)
+        made = model, profile, precision, given.backend
+        found = measure(Denoising(*made, given.steps, settings, store, path), given.rounds)
     recorded, again = (
         f"{centre:+.2%} ({low:+.2%} to {high:+.2%})"
         for low, centre, high in (found["added"][name] for name in ("recorded", "again"))

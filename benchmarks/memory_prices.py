@@ -4,14 +4,17 @@
 
 Nothing is measured here: the numbers are those of the stored baselines (``wan-trt baselines regenerate`` makes them),
 of the cases of ``suites/cases.yaml`` that have settings of their own or a text encoder in eight bits, and of the case
-that has all the same without these. Where there is none the case's own reference stands in for it, stock diffusers. The
-table goes to the terminal as Markdown; ``docs/memory.md`` holds it.
+that has all the same without these. Where there is none the case's own reference stands in for it, stock diffusers.
+Beside the numbers stands the commit that they were measured at; where the two are of two, both, that without the option
+first: whatever else changed between them is in the difference too. The table goes to the terminal as Markdown;
+``docs/memory.md`` holds it.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from wan_trt_core.baselines import read_baselines
@@ -22,15 +25,24 @@ from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.records import OF_REFERENCE
 from wan_trt_core.report.markdown import markdown_table
 
-HEADER = ("option", "case", "memory without", "with", "time without", "with")
+HEADER = ("option", "case", "memory without", "with", "commits", "time without", "with", "commits")
 METRICS: dict[Suite, tuple[tuple[str, ...], str]] = {
     "memory": (("device_used", "resident_set_peak"), "B"),
     "perf": (("candidate_time",), "s"),
 }
 """What a suite says of the candidate, the first that is stored, and its unit."""
 
-Stored = Callable[[Case, Suite, str], float | None]
-"""A metric of a case as its baseline has it."""
+
+@dataclass(frozen=True)
+class Stored:
+    """A metric as a baseline has it, and the commit that it was measured at."""
+
+    value: float
+    commit: str
+
+
+Baselines = Callable[[Case, Suite, str], Stored | None]
+"""A metric of a case in a suite."""
 
 
 def option(case: Case) -> str:
@@ -41,7 +53,7 @@ def option(case: Case) -> str:
     return ", ".join(words)
 
 
-def prices(cases: Sequence[Case], stored: Stored) -> Iterator[tuple[str, ...]]:
+def prices(cases: Sequence[Case], stored: Baselines) -> Iterator[tuple[str, ...]]:
     """A row for each case with an option: what the case without it has, and what it has itself."""
     for case in cases:
         if not option(case) or not set(METRICS) & set(case.suites):
@@ -52,9 +64,12 @@ def prices(cases: Sequence[Case], stored: Stored) -> Iterator[tuple[str, ...]]:
             without = _first(plain, suite, metrics, stored) if plain else None
             if plain is None:
                 without = _first(case, suite, [_of_reference(metric) for metric in metrics], stored)
-            for value in (without, _first(case, suite, metrics, stored)):
-                known = "no baseline" if suite in case.suites else ""
-                cells.append(known if value is None or not known else quantity(value, unit))
+            both = (without, _first(case, suite, metrics, stored)) if suite in case.suites else None
+            for found in both or ():
+                cells.append("no baseline" if found is None else quantity(found.value, unit))
+            cells += ["", ""] if both is None else []
+            commits = dict.fromkeys(found.commit[:7] for found in both or () if found)
+            cells.append(", ".join(f"`{commit}`" for commit in commits))
         yield option(case), case.id, *cells
 
 
@@ -76,21 +91,22 @@ def _of_reference(metric: str) -> str:
     return "reference_time" if metric == "candidate_time" else f"{OF_REFERENCE}{metric}"
 
 
-def _first(case: Case, suite: Suite, metrics: Sequence[str], stored: Stored) -> float | None:
-    return next((value for name in metrics if (value := stored(case, suite, name)) is not None), None)
+def _first(case: Case, suite: Suite, metrics: Sequence[str], stored: Baselines) -> Stored | None:
+    return next((found for name in metrics if (found := stored(case, suite, name)) is not None), None)
 
 
 def table(baselines: Path, case_file: Path) -> str:
     """The table of one hardware's baselines, as Markdown."""
 
-    def stored(case: Case, suite: Suite, metric: str) -> float | None:
+    def stored(case: Case, suite: Suite, metric: str) -> Stored | None:
         file = read_baselines(baselines.parent, baselines.name, case.model, suite)
         entry = file.cases.get(case.id) if file else None
         if entry is None:
             return None
-        observed = entry.observed.metrics if entry.observed else {}
-        found = entry.metrics.get(metric) or observed.get(metric)
-        return found.value if found else None
+        if judged := entry.metrics.get(metric):
+            return Stored(judged.value, str(entry.provenance["commit"]))
+        told = entry.observed and entry.observed.metrics.get(metric)
+        return Stored(told.value, entry.observed.commit) if entry.observed and told else None
 
     return markdown_table(
         HEADER, list(prices(load_cases(case_file, allowed_names(), "--cases").cases, stored))

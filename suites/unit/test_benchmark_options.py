@@ -35,6 +35,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("accelerated", "--precision dit=fp16", "precision names dit, but not"),
         ("accelerated", "--height 65", "height must be a positive multiple of 16"),
         ("memory_events", "--rounds 1", "--rounds: an interval needs three"),
+        ("memory_events", "--backend banana", "no backend 'banana'"),
+        ("memory_events", "--backend torch-compile", "--backend: torch-compile has no engines"),
         (
             "kernel_limits",
             "folder --cases none.yaml",
@@ -53,7 +55,7 @@ def test_wrong_options_are_wrong_usage(
     assert not answer.out
 
 
-@pytest.mark.parametrize("script", ["kernel_limits", "memory_prices"])
+@pytest.mark.parametrize("script", ["kernel_limits", "memory_predictions", "memory_prices"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_folder_without_baselines_has_no_table(
     script: str, exists: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

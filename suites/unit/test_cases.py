@@ -123,6 +123,31 @@ def test_a_default_can_be_left_out(load: Load) -> None:
         load(head + DIT + "    memory: {bands: {c: null}}\n")
 
 
+def test_what_int8_does_to_a_video_is_held_on_every_machine() -> None:
+    """Of trained weights and with all else in float32, where a floor says something."""
+    file = load_cases(Path(__file__).parents[1] / "cases.yaml", allowed_names()).for_backend(None)
+    (case,) = (case for case in file.cases if "text_encoder=int8" in case.precision_label)
+    assert (case.model, case.component, case.stock_precision) == ("tiny-wan", "pipeline", "fp32")
+    assert case.precision == {"dit": "fp32", "vae": "fp32", "text_encoder": "int8"}
+    assert case.parity is not None
+    floors = {name: limit.min for name, limit in case.parity.limits.items()}
+    assert floors["video.psnr_db"] >= 60 and floors["latents.psnr_db"] >= 66  # type: ignore[operator]
+
+
+def test_a_band_of_memory_may_be_another_for_a_backend(load: Load) -> None:
+    band = "bands: {a: {rel: 0.01, reason: r, by_backend: {%s: {rel: 0.2, abs: 3, reason: other}}}}"
+    file = load(HEAD + DIT + MEMORY % (band % "tensorrt"))
+    widths = [
+        (case.memory_bands["a"].rel, case.memory_bands["a"].abs, case.memory_bands["a"].reason)
+        for case in (*file.cases, *file.overridden(backend="tensorrt").cases)
+    ]
+    assert widths == [(0.01, 0, "r"), (0.2, 3, "other")]
+    with pytest.raises(CaseFileError, match=r"cases.yaml:6: .*no backend 'tensort'; did you mean 'tensorrt'"):
+        load(HEAD + DIT + MEMORY % (band % "tensort"))
+    with pytest.raises(CaseFileError, match=r"by_backend\.tensorrt\.reason' is missing"):
+        load(HEAD + DIT + MEMORY % (band % "tensorrt").replace(", reason: other", ""))
+
+
 def test_memory_beside_the_reference(load: Load) -> None:
     limits = "reference: true, limits: {peak_over_reference: {max: 1.0, reason: r}}"
     (case,) = load(HEAD + DIT + MEMORY % limits).cases

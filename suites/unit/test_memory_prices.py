@@ -42,25 +42,40 @@ def test_every_option_has_a_case(
     assert any(option in script.option(case) and suite in case.suites for case in cases)
 
 
+@pytest.mark.parametrize("option", ["pipeline.vae_tile", "pipeline.attention_slicing"])
+def test_what_pytorch_does_by_itself_has_cases_of_its_own(
+    option: str, cases: tuple[Case, ...], script: ModuleType
+) -> None:
+    (case,) = (case for case in cases if case.backend == "torch" and option in script.option(case))
+    assert {"memory", "perf"} <= {*case.suites}
+
+
 def test_a_case_stands_beside_the_one_without_its_option(cases: tuple[Case, ...], script: ModuleType) -> None:
     known = {
-        ("wan-1.3b-pipeline-17f-offload", "candidate_time"): 10.5,
-        ("wan-1.3b-pipeline-17f", "candidate_time"): 6.2,
-        ("wan-1.3b-pipeline-17f-offload-memory", "device_used"): 17.0 * 2**30,
-        ("wan-1.3b-pipeline-17f-memory", "device_used"): 19.5 * 2**30,
-        ("wan-1.3b-pipeline-17f-encoder", "candidate_time"): 1.6,
-        ("wan-1.3b-pipeline-17f-encoder-int8", "candidate_time"): 1.7,
-        ("wan-1.3b-pipeline-17f-encoder-memory", "device_used"): 30.0 * 2**30,
-        ("tiny-wan-pipeline-sliced", "reference_time"): 0.2,
-        ("tiny-wan-pipeline-sliced", "candidate_time"): 0.25,
+        ("wan-1.3b-pipeline-17f-offload", "candidate_time"): (10.5, "b" * 40),
+        ("wan-1.3b-pipeline-17f", "candidate_time"): (6.2, "a" * 40),
+        ("wan-1.3b-pipeline-17f-offload-memory", "device_used"): (17.0 * 2**30, "b" * 40),
+        ("wan-1.3b-pipeline-17f-memory", "device_used"): (19.5 * 2**30, "b" * 40),
+        ("wan-1.3b-pipeline-17f-encoder", "candidate_time"): (1.6, "a" * 40),
+        ("wan-1.3b-pipeline-17f-encoder-int8", "candidate_time"): (1.7, "a" * 40),
+        ("wan-1.3b-pipeline-17f-encoder-memory", "device_used"): (30.0 * 2**30, "a" * 40),
+        ("tiny-wan-pipeline-sliced", "reference_time"): (0.2, "a" * 40),
+        ("tiny-wan-pipeline-sliced", "candidate_time"): (0.25, "a" * 40),
     }
-    rows = {row[1]: row[2:] for row in script.prices(cases, lambda case, _, name: known.get((case.id, name)))}
-    assert rows["wan-1.3b-pipeline-17f-offload"] == ("", "", "6200 ms", "10.5 s")
-    assert rows["wan-1.3b-pipeline-17f-offload-memory"] == ("19.5 GiB", "17 GiB", "", "")
-    assert rows["wan-1.3b-pipeline-17f-encoder-int8"] == ("", "", "1600 ms", "1700 ms")
-    assert rows["wan-1.3b-pipeline-17f-encoder-cpu-memory"] == ("30 GiB", "no baseline", "", "")
-    assert rows["tiny-wan-pipeline-sliced"] == ("no baseline", "no baseline", "200 ms", "250 ms")
-    assert rows["wan-1.3b-vae-decoder-81f-one-graph"] == ("no baseline",) * 4
+
+    def stored(case: Case, _: str, name: str) -> object:
+        return script.Stored(*known[case.id, name]) if (case.id, name) in known else None
+
+    rows = {row[1]: row[2:] for row in script.prices(cases, stored)}
+    none = ("no baseline", "no baseline", "")
+    assert rows["wan-1.3b-pipeline-17f-offload"] == ("", "", "", "6200 ms", "10.5 s", "`aaaaaaa`, `bbbbbbb`")
+    assert rows["wan-1.3b-pipeline-17f-offload-memory"] == ("19.5 GiB", "17 GiB", "`bbbbbbb`", "", "", "")
+    assert rows["wan-1.3b-pipeline-17f-encoder-int8"] == ("", "", "", "1600 ms", "1700 ms", "`aaaaaaa`")
+    assert rows["wan-1.3b-pipeline-17f-encoder-cpu-memory"] == (
+        "30 GiB", "no baseline", "`aaaaaaa`", "", "", "",
+    )  # fmt: skip
+    assert rows["tiny-wan-pipeline-sliced"] == (*none, "200 ms", "250 ms", "`aaaaaaa`")
+    assert rows["wan-1.3b-vae-decoder-81f-one-graph"] == (*none, *none)
 
 
 def test_the_table_of_the_docs_is_what_the_script_says(script: ModuleType) -> None:

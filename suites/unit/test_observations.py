@@ -9,7 +9,7 @@ import pytest
 from fabricated import case_record, entry, make_case, paired_times, perf_measurement
 
 from wan_trt_core.baselines import new_entry
-from wan_trt_core.cases import Band, Case, Limit, MemoryGate
+from wan_trt_core.cases import Band, Case, Limit, MemoryBand, MemoryGate
 from wan_trt_core.gates.bands import Observed, ObservedMetric
 from wan_trt_core.gates.perf import beside_interval
 from wan_trt_core.observations import beside, commit_of, extent, observed, seen
@@ -81,7 +81,7 @@ def test_of_parity_what_has_a_limit_and_no_band_at_every_point_of_the_profile() 
 
 def test_of_memory_the_caches_what_is_nobodys_and_stock_diffusers() -> None:
     gate = MemoryGate(
-        growth=Limit(max=1, reason="r"), bands={"device_unattributed": Band(rel=0.1, reason="r")}
+        growth=Limit(max=1, reason="r"), bands={"device_unattributed": MemoryBand(rel=0.1, reason="r")}
     )
     run = measured(
         engine_caches=size(7e9),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,14 @@ from torch import Tensor
 
 from wan_trt_core.backends.base import BackendUnavailable, Engine, EngineError
 from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
-from wan_trt_core.config import PipelineSettings, Settings
+from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline.assembly import on_engines, placed
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.offload import OffloadedEngine, Turns, offload
+from wan_trt_core.pipeline.swap import REPLACED
 
 SMALL = GenerationDefaults(32, 32, 5, num_inference_steps=1, guidance_scale=1, max_sequence_length=16, fps=8)
 PARTS = ("text_encoder", "transformer", "vae")
@@ -120,6 +123,47 @@ def test_engines_take_turns(model: ResolvedModel, loaded: list[ModuleEngine]) ->
     assert all(engine.closed for engine in loaded)
     with pytest.raises(EngineError, match="closed"):
         made.dit.run({})
+
+
+def test_the_video_of_real_engines_is_the_same_to_the_bit(
+    small_checkpoint: Path, engine_cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's, and the text encoder in PyTorch: all that takes turns on a GPU takes turns here."""
+    model, loads = resolve(str(small_checkpoint)), list[str]()
+    load = engines_module.load_engine
+
+    def counted(component: str, *given: Any, **named: Any) -> Engine:
+        loads.append(component)
+        return load(component, *given, **named)
+
+    monkeypatch.setattr(engines_module, "load_engine", counted)
+
+    def videos(offloaded: bool) -> Iterator[np.ndarray[Any, Any]]:
+        changed = {
+            "cache": str(engine_cache_folder),
+            "export.check": False,
+            "device": "cpu",
+            "pipeline.offload": offloaded,
+        }
+        settings = load_settings(overrides=changed, environ={}).settings
+        own = replace(model, checkpoint=model.checkpoint.apart())
+        loads.clear()
+        with EngineStore(settings) as store:
+            pipe = on_engines(own, model.profile(), "fp32", "onnxruntime", store, settings, "cpu")
+            if offloaded:  # which settings alone do on a GPU only
+                offload(pipe, store.turns, "cpu", leave=REPLACED)
+            for _ in range(2):
+                with torch.inference_mode():
+                    yield generate(pipe, "red", model.generation).frames
+
+    plain = [*videos(False)]
+    once = Counter(loads)
+    offloaded = [*videos(True)]
+    assert once == {"dit": 1, "vae_decoder_first": 1, "vae_decoder_next": 1}
+    assert loads.count("dit") == 3 and loads.count("vae_decoder_next") >= 3  # to know it, and for each video
+    assert float(plain[0].std()) > 0
+    for found in offloaded:
+        assert np.array_equal(found, plain[0]) and np.array_equal(found, plain[1])
 
 
 def test_an_engine_that_waits_is_loaded_by_whatever_asks_for_it(

@@ -310,29 +310,42 @@ def test_the_frames_of_a_compiled_decoder_are_told_apart(
     assert labels(MemoryRecord.read(path)) == stages
 
 
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
 def test_the_benchmark_times_both_arms(
+    backend: str,
     small_checkpoint: Path,
+    engine_cache_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Of stock diffusers, and with engines, which say at every step what they hold."""
     benchmark = load_script("benchmarks/memory_events.py")
     monkeypatch.setattr(benchmark, "LOOKS", 5)
     monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
-    devices = []
+    monkeypatch.setenv("WAN_TRT_CACHE", str(engine_cache_folder))
+    monkeypatch.setenv("WAN_TRT_EXPORT__CHECK", "false")
+    devices, asked = [], set[str]()
 
     def told(path: Path, device: Any, run: Any) -> Any:
         devices.append(device)
         return recorded_run(path, device, run)
 
+    def held(owners: Any) -> Any:
+        asked.update(owners._engines)
+        return known(owners)
+
+    known = recording_module._Owners.held
+    monkeypatch.setattr(recording_module._Owners, "held", held)
     monkeypatch.setattr(benchmark, "recorded_run", told)
     written = tmp_path / "found.json"
-    benchmark.main(
-        ["--model", str(small_checkpoint), "--steps", "3", "--rounds", "3", "--json", str(written)]
-    )
+    given = ["--model", str(small_checkpoint), "--steps", "3", "--rounds", "3", "--json", str(written)]
+    benchmark.main([*given, "--backend", backend])
     found = json.loads(written.read_text())
     assert 0 < found["look_s"] < found["step_s"]["recorded"]
     low, centre, high = found["added"]["recorded"]
     assert low <= centre <= high and found["rounds"] == 3
     assert "| a step | recording adds" in capsys.readouterr().out
     assert {*devices} == {"cpu"}, "on a GPU its memory would not be recorded"
+    engines = {f"{name} engine" for name in ("dit", "vae_decoder_first", "vae_decoder_next")}
+    assert asked == (engines if backend == "onnxruntime" else set())

@@ -93,6 +93,17 @@ class Band(_Model):
     reason: str = Field(min_length=1)
 
 
+class MemoryBand(Band):
+    """A band of memory, and others for backends that it does not fit.
+
+    Attributes:
+        by_backend: instead of this one, by the backend of the run: what one library repeats to the byte another chooses
+            anew with every engine that it builds.
+    """
+
+    by_backend: dict[str, Band] = Field(default_factory=dict)
+
+
 class ParityGate(_Model):
     """By metric, floors against the reference (``limits``) and bands around the baseline (``bands``)."""
 
@@ -168,7 +179,7 @@ class MemoryGate(_Model):
     """
 
     limits: dict[str, Limit] = Field(default_factory=dict)
-    bands: dict[str, Band] = Field(default_factory=dict)
+    bands: dict[str, MemoryBand] = Field(default_factory=dict)
     growth: Limit
     device_growth: Limit = Limit(
         max=DEVICE_GROWTH_LIMIT,
@@ -292,6 +303,12 @@ class Case(_Model):
     def stock_precision(self) -> str | dict[str, str]:
         """That of the reference's modules: the candidate's unless ``reference_precision`` is given."""
         return self.reference_precision or self.precision
+
+    @property
+    def memory_bands(self) -> Mapping[str, Band]:
+        """By metric, those of the case's backend."""
+        bands = self.memory.bands if self.memory else {}
+        return {metric: band.by_backend.get(self.backend, band) for metric, band in bands.items()}
 
     @property
     def precision_label(self) -> str:

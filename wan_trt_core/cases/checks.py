@@ -142,7 +142,7 @@ def gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[Probl
                         (suite, name, metric), metric, entry, metrics, name != "bands"
                     )
         if suite == "memory":
-            yield from _memory_problems(gate, values.get("component"))
+            yield from _memory_problems(gate, values.get("component"), allowed.backends)
         if suite == "parity":
             yield from _stock_problems(gate, values)
         if suite == "perf":
@@ -150,11 +150,18 @@ def gate_problems(values: Mapping[str, Any], allowed: Allowed) -> Iterator[Probl
             yield from _beside_problems(gate)
 
 
-def _memory_problems(gate: Mapping[str, Any], component: Any) -> Iterator[Problem]:
+def _memory_problems(gate: Mapping[str, Any], component: Any, backends: Collection[str]) -> Iterator[Problem]:
     growth = ("growth", "device_growth", "step_growth", "device_step_growth")
     for name in (*growth, "release", "device_release", "release_tensors", "unattributed"):
         if isinstance(gate.get(name), dict) and "max" not in gate[name]:
             yield Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes)")
+    bands = gate.get("bands")
+    for metric, band in bands.items() if isinstance(bands, dict) else ():
+        others = band.get("by_backend") if isinstance(band, dict) else None
+        for backend in others if isinstance(others, dict) else ():
+            if backend not in backends:
+                keys = ("memory", "bands", metric, "by_backend", backend)
+                yield Problem(keys, unknown("backend", backend, sorted(backends)))
     limits = gate.get("limits")
     if component != "pipeline" and isinstance(limits, dict) and PEAK_OVER_PLAN in limits:
         message = f"key 'memory.limits.{PEAK_OVER_PLAN}' is measured of pipeline, not of components"

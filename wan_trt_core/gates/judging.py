@@ -88,10 +88,13 @@ def gate_bands(case: Case, suite: Suite) -> Mapping[str, Band]:
     Raises:
         ValueError: when the case is not in that suite.
     """
-    gate = {"parity": case.parity, "perf": case.perf, "memory": case.memory}[suite]
-    if gate is None:
-        raise ValueError(f"case {case.id} has no {suite} gate")
-    return case.parity_bands if suite == "parity" else gate.bands
+    if suite == "parity" and case.parity:
+        return case.parity_bands
+    if suite == "perf" and case.perf:
+        return case.perf.bands
+    if suite == "memory" and case.memory:
+        return case.memory_bands
+    raise ValueError(f"case {case.id} has no {suite} gate")
 
 
 def gate_backends(case: Case, suite: Suite) -> tuple[str, ...]:
@@ -112,11 +115,11 @@ def _own_gates(
     case: Case, suite: Suite, measurement: Measurement
 ) -> tuple[tuple[Check, ...], Mapping[str, Band]]:
     if suite == "parity" and case.parity:
-        return judge_parity(case.parity, measurement), case.parity_bands
+        return judge_parity(case.parity, measurement), gate_bands(case, suite)
     if suite == "perf" and case.perf:
-        return judge_perf(case.perf, measurement), case.perf.bands
+        return judge_perf(case.perf, measurement), gate_bands(case, suite)
     if suite == "memory" and case.memory:
-        return judge_memory(case.memory, measurement), case.memory.bands
+        return judge_memory(case.memory, measurement), gate_bands(case, suite)
     raise ValueError(f"case {case.id} has no {suite} gate")
 
 

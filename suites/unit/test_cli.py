@@ -30,7 +30,7 @@ from wan_trt_core.cli import run as run_command
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.cli.videos import profile_for
 from wan_trt_core.comparison.targets import Asked
-from wan_trt_core.config import Loaded, Settings, load_settings
+from wan_trt_core.config import MOST_THREADS, Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.measure.memory_events import MemoryRecord
@@ -81,6 +81,9 @@ def wan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
         return code or 0, out, err
 
     return run
+
+
+CACHE_REFUSED = "--cache: /proc/x: cannot be written to: No such file or directory; name another folder"
 
 
 def last_events() -> Path:
@@ -155,6 +158,27 @@ class TestWrongInput:
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", __file__), 3, "begins with no image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", "no.png"), 2, "--image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "6"), 3, "frames must be 4k+1"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--seed", 2**64),
+                3,
+                f"seed must be from 0 to {2**64 - 1}",
+            ),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--seed", -1), 3, "the seed must be from 0 to"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--guidance", "inf"),
+                3,
+                "guidance_scale must be finite",
+            ),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--threads", MOST_THREADS + 1),
+                3,
+                f"--threads: threads: {MOST_THREADS + 1} is not allowed: at most {MOST_THREADS}, which is 8 for each",
+            ),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--cache", "/proc/x"), 3, CACHE_REFUSED),
+            (("export", "dit", "--cache", "/proc/x"), 3, CACHE_REFUSED),
+            (("build", "dit", "--cache", "/proc/x"), 3, CACHE_REFUSED),
+            (("benchmark", "--compare", "onnxruntime", "--cache", "/proc/x"), 3, CACHE_REFUSED),
+            (("benchmark", "--compare", "onnxruntime", "--seed", 2**64), 3, "the seed must be from 0 to"),
             (
                 ("run", "--prompt", "x", "--out", "v.mp4", "--guidance-2", "3"),
                 3,

@@ -19,6 +19,7 @@ from wan_trt_core.cli.options import (
     ModelOption,
     ProfileOption,
     ThreadsOption,
+    make_cache,
     make_folder,
     model_of,
     settings_of,
@@ -140,6 +141,7 @@ def benchmark(
         )
         for case in cases:
             _check(case, resolved, asked, settings)
+        make_cache(loaded, *(case.backend for case in cases))
         tell_what_is_cut(resolved.checkpoint, generation.max_sequence_length, prompt, negative_prompt)
         if report:
             make_folder(report, "--report")

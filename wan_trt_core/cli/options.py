@@ -154,6 +154,29 @@ def make_folder(folder: Path, option: str, remedy: str = "name another folder") 
         raise UnwritableFolder(f"{option}: {folder}: cannot be written to: {why}; {remedy}") from error
 
 
+def make_cache(loaded: Loaded, *backends: str) -> None:
+    """Make the folder of the engine cache, before any work is spent on what it shall hold.
+
+    Args:
+        backends: where there are any, only if one of these has engines.
+
+    Raises:
+        UnwritableFolder: when it cannot be written to, naming what it comes from.
+        UnknownBackend: for a name that there is none of.
+    """
+    from wan_trt_core.backends.base import EngineBackend
+    from wan_trt_core.backends.registry import get_backend
+    from wan_trt_core.config import DEFAULT
+
+    if not backends or any(isinstance(get_backend(name), EngineBackend) for name in backends):
+        source = loaded.sources["cache"]
+        make_folder(
+            loaded.settings.cache,
+            "cache" if source == DEFAULT else source,
+            "name another folder with --cache or WAN_TRT_CACHE",
+        )
+
+
 def model_of(settings: Settings, *, download: bool = True) -> ResolvedModel:
     """The model that a command is for.
 

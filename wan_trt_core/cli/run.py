@@ -27,6 +27,7 @@ from wan_trt_core.cli.options import (
     VaeLeanOption,
     VaeTileOption,
     WeightStreamingOption,
+    make_cache,
     make_folder,
     model_of,
     settings_of,
@@ -154,6 +155,7 @@ def run(
         length, by_part = generation.max_sequence_length, parse_precision(precision)
         tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
         _check(settings, resolved, generation, by_part, text_encoder_engine=text_encoder_engine)
+        make_cache(loaded, settings.backend)
         if memory_snapshot:
             _check_snapshot(profile_memory, device_of(settings))
         events = snapshot = None

@@ -843,10 +843,6 @@ class Int8(torch.nn.Parameter):
     pass
 
 
-class FSDPModule:
-    pass
-
-
 def quantised(pipe: Any) -> None:
     layer = pipe.transformer.blocks[0].ffn.net[2]
     layer.weight = Int8(layer.weight.to(torch.int8), requires_grad=False)
@@ -866,11 +862,6 @@ def cast_by_layer(pipe: Any) -> None:
 
 def watched(pipe: Any) -> None:
     pipe.transformer.blocks[1].register_forward_hook(print)
-
-
-def sharded(pipe: Any) -> None:
-    block = pipe.transformer.blocks[0]
-    block.__class__ = type("FSDPWanTransformerBlock", (FSDPModule, type(block)), {})
 
 
 def compiled(pipe: Any) -> None:
@@ -921,7 +912,6 @@ def of_two_frames(pipe: Any) -> None:
         (on_meta, r"vae: .* is not in memory"),
         (cast_by_layer, r"transformer: .*diffusers' hook layerwise_casting of "),
         (watched, r"transformer: a forward hook of blocks\.1 would not run"),
-        (sharded, r"transformer: sharded by FSDP"),
         (compiled, r"transformer: a OptimizedModule in the place of diffusers' WanTransformer3DModel"),
         (with_processor, r"transformer: blocks\.2\.attn2\.processor is a FlashAttnProcessor"),
         (with_adapter, r"transformer: adapters are attached \(style\); pipe\.fuse_lora\(\)"),
@@ -941,6 +931,45 @@ def test_what_is_not_compatible_is_told_by_name(
     with pytest.raises(IncompatiblePipeline, match=message):
         wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     assert not loads.asked
+
+
+SHARDED = """
+import sys, torch
+from diffusers import WanPipeline
+from torch.distributed import HashStore, init_device_mesh, init_process_group
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+import wan_trt_core
+from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
+
+init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+
+def wrap(pipe):
+    pipe.transformer = FullyShardedDataParallel(pipe.transformer, device_id=torch.device("cpu"))
+
+for shard in (
+    lambda pipe: fully_shard(pipe.transformer, mesh=mesh),
+    lambda pipe: fully_shard(pipe.transformer.blocks[1], mesh=mesh),
+    wrap,
+):
+    pipe = WanPipeline.from_pretrained(sys.argv[1])
+    shard(pipe)
+    try:
+        wan_trt_core.accelerate(pipe)
+    except IncompatiblePipeline as error:
+        print(error)
+"""
+
+
+def test_a_sharded_module_is_told(small_checkpoint: Path) -> None:
+    """By both kinds of PyTorch's FSDP, in a process of its own, which is all of the process group."""
+    command = [sys.executable, "-c", SHARDED, small_checkpoint]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "WAN_TRT_CONFIG": ""}
+    )
+    assert done.stdout.count("transformer: sharded by FSDP; engines are built from a whole module") == 3, (
+        done.stderr
+    )
 
 
 def test_everything_that_is_in_the_way_is_told_at_once(pipe: Any, settings: Settings) -> None:

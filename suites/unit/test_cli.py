@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import typer
 from fabricated import HARDWARE, STAGES, case_record, entry, make_case, perf_measurement, run_record
+from PIL import Image
 
 from wan_trt_core import __version__, cli
 from wan_trt_core.backends.base import EngineError
@@ -832,6 +833,34 @@ class TestEveryVerb:
         (case,) = RunRecord.read(Path("report/results.json")).cases
         assert case.verdict.value == "pass" and case.model == "tiny-wan"
         assert "Time by stage" in Path("report/report.html").read_text()
+
+    def test_a_video_begins_with_the_image(
+        self,
+        wan: Wan,
+        small_image_checkpoint: Path,
+        engine_cache_folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """With real engines, those of the test of the example. The weights are random: what the image has to do with
+        the video is told by another image's, which is another one."""
+        monkeypatch.setenv("WAN_TRT_CACHE", str(engine_cache_folder))
+        monkeypatch.setenv("WAN_TRT_EXPORT__CHECK", "false")
+        made = []
+        for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+            write_image(Path(f"{name}.png"), np.full((40, 50, 3), color, np.uint8))
+            given = ("--model", small_image_checkpoint, "--image", f"{name}.png", "--frames-dir", name)
+            code, out, err = wan(
+                "run", "--prompt", "a boat", "--out", f"{name}.mp4", *given, "--steps", 2, "--json"
+            )
+            assert code == 0, err
+            found = probe(Path(f"{name}.mp4"))
+            assert (found.codec, found.width, found.height, found.frames) == ("h264", 96, 64, 9)
+            assert json.loads(out)["backend"] == "onnxruntime"
+            made.append(
+                np.stack([np.asarray(Image.open(path), float) for path in sorted(Path(name).iterdir())])
+            )
+        assert "build" not in err, "the engines of the first are the second's"
+        assert np.abs(made[0] - made[1]).mean() > 1
 
 
 class TestMemoryPlan:

@@ -821,7 +821,7 @@ class TestEveryVerb:
         )  # fmt: skip
         # four pairs prove even a hundredth under the noise of the tests beside this one
         compared = ("benchmark", "--compare", "torch", "onnxruntime", "--speedup", 0.01, "--runs", 4)
-        given = ("--warmup", 0, "--prompt", "red", *size, "--report", "report")
+        given = ("--warmup", 0, "--prompt", "red", *size[:-1], 3, "--report", "report", "--profile-memory")
         code, out, err = wan(*compared, *given, "--json")
         assert code == 0, err
         (result,) = json.loads(out)
@@ -832,6 +832,11 @@ class TestEveryVerb:
         assert result["metrics"]["video.cvvdp_jod"] > 9.9
         (case,) = RunRecord.read(Path("report/results.json")).cases
         assert case.verdict.value == "pass" and case.model == "tiny-wan"
+        stages = ["text encode", "denoise 1", "denoise 2", "decode", "postprocess"]
+        for held in result["stage_memory"].values():
+            assert [name for name, _ in held] == stages and all(bytes > 2**20 for _, bytes in held)
+        (note,) = case.measurement.notes
+        assert note.startswith("the memory is that of a video of 2 denoising steps")
         assert "Time by stage" in Path("report/report.html").read_text()
 
     def test_a_video_begins_with_the_image(

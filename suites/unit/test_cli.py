@@ -979,15 +979,33 @@ class TestBenchmark:
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
 
+    def test_what_saves_memory_is_the_candidates(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same options as those of ``run``, which are its settings too."""
+        seen: list[Settings] = []
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *given: seen.append(given[-1]))
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", lambda *_: measured(2.0))
+        given = ("--offload", "--vae-tile", 64, "--vae-lean", "--max-graphs", 2)
+        streaming = ("--weight-streaming-budget-gib", 0.5, "--no-share-scratch")
+        code, _, err = wan("benchmark", "--compare", "onnxruntime", *given, *streaming)
+        assert code == 0, err
+        (settings,) = seen
+        pipeline = settings.pipeline
+        assert (pipeline.offload, pipeline.vae_tile, pipeline.vae_lean) == (True, 64, True)
+        engines = settings.tensorrt
+        assert (engines.max_graphs, engines.share_scratch) == (2, False)
+        assert (engines.weight_streaming, engines.weight_streaming_budget_gib) == (True, 0.5)
+
     @pytest.mark.parametrize("small", ["torch", "onnxruntime"])
     def test_a_gpu_with_too_little_memory_for_an_arm_is_told_before_any_work(
         self, wan: Wan, monkeypatch: pytest.MonkeyPatch, small: str
     ) -> None:
-        """Stock diffusers and the engines alike."""
-        asked: list[tuple[str, str, int]] = []
+        """Stock diffusers and the engines alike; what saves memory saves the engines' alone."""
+        asked: list[tuple[str, str, int, bool]] = []
 
         def predicted(work: Workload, choice: Choice) -> Any:
-            asked.append((work.backend, choice.dit, work.video.frames))
+            asked.append((work.backend, choice.dit, work.video.frames, choice.offload))
             return SimpleNamespace(peak=2**31 if work.backend == small else 2**29, peak_stage="decode")
 
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**30, 2**40))
@@ -995,11 +1013,11 @@ class TestBenchmark:
         monkeypatch.setattr("wan_trt_core.memory.prediction.predict", predicted)
         monkeypatch.setattr("wan_trt_core.memory.plan.plan", lambda *_: SimpleNamespace(fitting=()))
         monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
-        given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32")
+        given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32", "--offload")
         code, out, err = wan("benchmark", "--compare", "onnxruntime", *given)
         assert (code, out) == (3, ""), err
         assert "such a video needs 2 GiB of the GPU at its most (decode), and 1 GiB are free." in err
-        assert asked[-1] == (small, "fp32" if small == "torch" else "fp16", 9)
+        assert asked[-1] == (("torch", "fp32", 9, False) if small == "torch" else (small, "fp16", 9, True))
 
     def test_of_an_image_to_video_model_the_image_may_be_given(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch

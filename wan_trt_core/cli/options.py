@@ -111,6 +111,18 @@ MaxGraphsOption = Annotated[
     int | None,
     typer.Option("--max-graphs", help="CUDA graphs that an engine keeps at most.", rich_help_panel=_MEMORY),
 ]
+_SAVINGS = {
+    "text_encoder_device": "pipeline.text_encoder_device",
+    "offload": "pipeline.offload",
+    "vae_tile": "pipeline.vae_tile",
+    "vae_frames_per_step": "pipeline.vae_frames_per_step",
+    "vae_lean": "pipeline.vae_lean",
+    "attention_slicing": "pipeline.attention_slicing",
+    "weight_streaming_budget_gib": "tensorrt.weight_streaming_budget_gib",
+    "share_scratch": "tensorrt.share_scratch",
+    "max_graphs": "tensorrt.max_graphs",
+}
+"""The setting of each of these parameters of a command."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -137,6 +149,13 @@ def settings_of(context: typer.Context, **options: Any) -> Iterator[Loaded]:
     loaded = load_settings(given.config, overrides)
     with logging_to(loaded.settings.log):
         yield loaded
+
+
+def savings_of(context: typer.Context) -> dict[str, Any]:
+    """The settings that the options for less memory give, of a command that has them."""
+    given = {key: context.params[name] for name, key in _SAVINGS.items()}
+    streamed = context.params["weight_streaming_budget_gib"] is not None
+    return {**given, "tensorrt.weight_streaming": True if streamed else None}
 
 
 def make_folder(folder: Path, option: str, remedy: str = "name another folder") -> None:

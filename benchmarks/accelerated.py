@@ -1,6 +1,6 @@
 """How much faster is a pipeline after ``wan_trt_core.accelerate``? Whole generations in pairs, and where the time goes.
 
-    python benchmarks/accelerated.py --threads 2
+    python benchmarks/accelerated.py --threads 2 --at-least 2.0
     WAN_TRT_PERF__ALLOW_TF32=true python benchmarks/accelerated.py --model wan2.1-t2v-1.3b --profile 480p-81f \\
         --backend tensorrt --precision dit=fp16,vae=fp32 --steps 4 --full-steps 50
 
@@ -8,8 +8,8 @@ Stock diffusers and the accelerated pipeline generate the same video from the sa
 with the same threads. Both arms are the pipeline's own call, prompt to frames. The shares of its stages are measured
 in pairs of generations of their own, which are not in the ratio. Where a generation of all its steps takes minutes,
 pairs of a few steps tell the ratio of every stage, and ``--full-steps`` times one whole generation of each arm besides.
-Where diffusers' own modules run in the accelerated arm its times are worth nothing: none is printed, and the exit code
-is 1.
+With ``--at-least`` the exit code is 1 unless the ratio's interval is proven to lie above. Where diffusers' own modules
+run in the accelerated arm its times are worth nothing: none is printed, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -269,6 +269,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--full-steps", type=int, help="of one more generation of each arm, whose stages are timed"
     )
+    parser.add_argument(
+        "--at-least", type=float, help="exit code 1 unless the ratio's whole interval is this much"
+    )
     parser.add_argument("--json", type=Path)
     sizes = {"height": "height", "width": "width", "frames": "num_frames", "steps": "num_inference_steps"}
     for option in sizes:
@@ -294,11 +297,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     counts = {"warm_up": given["warm_up"], "full_steps": given["full_steps"]}
     try:
-        measure(settings, precision, generation, given["pairs"], given["staged"], **counts, report=report)
+        found = measure(
+            settings, precision, generation, given["pairs"], given["staged"], **counts, report=report
+        )
     except GenerationError as error:
         parser.error(str(error))
     except FellBack as error:
         parser.exit(1, f"invalid: {error}\n")
+    if (least := given["at_least"]) is not None and found["low"] < least:
+        parser.exit(1, f"failed: {found['low']:.2f}x is proven, and {least:.2f}x is asked for\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ of what engines replace. One process before them, which is not counted, builds w
 once, and compiles every import: an installer leaves Python's bytecode behind, but a machine that keeps none would
 compile PyTorch and diffusers anew in each start. Loading a script's modules is the user's own ``from_pretrained`` and
 has nothing to do with engines; random weights, which are drawn and not read, say nothing about it. So the sum is told
-with it and without. Where diffusers' own modules run in the place of an engine no time is told, and the exit code is 1.
+with it and without. With ``--from-folder FOLDER`` the model's weights, random ones too, are first saved there, unless
+they are, and every start reads them as a script does. Where diffusers' own modules run in the place of an engine no
+time is told, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -97,13 +99,42 @@ class Spent:
             yield
 
 
-def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent, by: str = ACCELERATE) -> None:
+def save(settings: Settings, folder: Path, *, text_encoder: bool = False) -> None:
+    """Make the folder, with the whole pipeline of the model in float32; nothing is left of one that is not whole.
+
+    Args:
+        text_encoder: of random weights that of the published size, 23 GB; it has one layer otherwise.
+    """
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from wan_trt_core.models.catalogue import resolve
+    from wan_trt_core.models.checkpoint import EMBEDDED, Checkpoint
+
+    pipe = resolve(settings.model, text_encoder=text_encoder).checkpoint.pipeline()
+    if pipe.text_encoder is None:
+        tokenizer, dim = Checkpoint.open(EMBEDDED).tokenizer(), pipe.transformer.config.text_dim
+        config = UMT5Config(vocab_size=len(tokenizer), d_model=dim, d_ff=dim, num_layers=1, num_heads=1)
+        pipe.register_modules(tokenizer=tokenizer, text_encoder=UMT5EncoderModel(config))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        pipe.save_pretrained(Path(unfinished) / "model")
+        os.replace(Path(unfinished) / "model", folder)
+
+
+def start_up(
+    settings: Settings,
+    precision: str | dict[str, str],
+    spent: Spent,
+    by: str = ACCELERATE,
+    folder: Path | None = None,
+) -> None:
     """One start, in this process, when PyTorch and diffusers are imported.
 
     Args:
         precision: of the modules and the engines.
         spent: notes where the time goes.
         by: one of :data:`WAYS`.
+        folder: from where the pipeline is read, as by a user's script; else it is that of the settings' checkpoint.
 
     Raises:
         FellBack: when a module of diffusers ran.
@@ -152,7 +183,10 @@ def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent, 
             store = opened.enter_context(EngineStore(settings))
             pipe = on_engines(model, profile, precision, backend.name, store, settings, device)
         else:
-            pipe = model.checkpoint.pipeline(replaced_precisions(precision))
+            dtypes = replaced_precisions(precision)
+            before = spent.on(MODULES)
+            pipe = model.checkpoint.pipeline(dtypes) if folder is None else _read(folder, dtypes)
+            spent.on(before)
             wan_trt_core.accelerate(pipe, profile, precision=precision, settings=settings)
             for name, module in originals(pipe).items():
                 module.register_forward_pre_hook(_refuse(name))
@@ -161,6 +195,16 @@ def start_up(settings: Settings, precision: str | dict[str, str], spent: Spent, 
                 generate(pipe, PROMPT, asked, on_step=stop)
         except FirstStep:
             spent.on(STEP)
+
+
+def _read(folder: Path, precisions: Mapping[str, str]) -> Any:
+    """A pipeline as a user reads it."""
+    from diffusers import DiffusionPipeline
+
+    from wan_trt_core.models.checkpoint import torch_dtype
+
+    dtypes = {part: torch_dtype(precision) for part, precision in precisions.items()}
+    return DiffusionPipeline.from_pretrained(folder, dtype={"default": torch_dtype("fp32"), **dtypes})
 
 
 def _refuse(name: str) -> Callable[..., None]:
@@ -204,15 +248,31 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{option}")
     parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32")
     parser.add_argument("--by", choices=WAYS, default=ACCELERATE, help="what puts the engines in")
+    parser.add_argument("--from-folder", type=Path, help="read the weights from here; saved first if missing")
+    parser.add_argument(
+        "--text-encoder", action="store_true", help="of random weights, save one of the published size"
+    )
     parser.add_argument("--runs", type=int, default=3, help="starts that count")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--since", type=float, help=argparse.SUPPRESS)  # when this process was started
     given = parser.parse_args(arguments)
     if given.runs < 1:
         parser.error(f"--runs is {given.runs}, at least 1 is needed")
+    if given.from_folder and given.checkpoint:
+        parser.error("--from-folder is the checkpoint: name one of both")
+    if given.text_encoder and not given.from_folder:
+        parser.error("--text-encoder goes with --from-folder")
     if given.since is not None:
         _start(given)
         return
+    if given.from_folder and not given.from_folder.exists():
+        from wan_trt_core.config import load_settings
+
+        save(
+            load_settings(overrides={"model": given.model}).settings,
+            given.from_folder,
+            text_encoder=given.text_encoder,
+        )
     with tempfile.TemporaryDirectory() as bytecode:
         in_new_process(arguments, bytecode)
         runs = [in_new_process(arguments, bytecode) for _ in range(given.runs)]
@@ -230,12 +290,13 @@ def _start(given: argparse.Namespace) -> None:
     from wan_trt_core.config import load_settings
 
     named = {name: getattr(given, name) for name in ("model", "checkpoint", "backend", "profile")}
+    named["checkpoint"] = given.from_folder or given.checkpoint
     settings = load_settings(overrides={**named, "on_missing_shape": "torch"}).settings
     precision: Any = given.precision
     if "=" in precision:  # read here: the command line's own reading imports what a user's script does not
         precision = dict(part.split("=") for part in precision.split(","))
     try:
-        start_up(settings, precision, spent, given.by)
+        start_up(settings, precision, spent, given.by, given.from_folder)
     except FellBack as error:
         raise SystemExit(f"invalid: {error}") from error  # exit code 1
     print(json.dumps(spent.seconds))

@@ -34,6 +34,10 @@ CASE_FIELDS = ("model", "backend", "profile")
 
 DEFAULT = "default"
 
+THREADS_PER_CORE = 8
+MOST_THREADS = THREADS_PER_CORE * (os.cpu_count() or 1)
+"""Far more than are of use. Some hundred times as many bring a machine to a stop, and are not ended by a signal."""
+
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^\s@]+))?", re.ASCII)
 """A model of the Hugging Face hub: ``owner/name``, or ``owner/name@revision`` (branch, tag or commit)."""
 
@@ -44,6 +48,13 @@ class ConfigError(ValueError):
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+def _threads(number: int | None) -> int | None:
+    """The number of threads, if it is none that the machine cannot bear."""
+    if number is not None and number > MOST_THREADS:
+        raise ValueError(f"at most {MOST_THREADS}, which is {THREADS_PER_CORE} for each core of this machine")
+    return number
 
 
 class ExportSettings(_Model):
@@ -173,6 +184,11 @@ class TensorRtSettings(_Model):
     cuda_graphs: bool = Field(default=True, description="replay each shape's work as a CUDA graph")
     max_graphs: int = Field(default=8, ge=1, description="CUDA graphs that an engine keeps at most")
 
+    @field_validator("builder_threads")
+    @classmethod
+    def _few_enough(cls, threads: int | None) -> int | None:
+        return _threads(threads)
+
     @field_validator("profiles")
     @classmethod
     def _each_once(cls, profiles: tuple[str, ...]) -> tuple[str, ...]:
@@ -292,7 +308,9 @@ class Settings(_Model):
         description="where both arms run; auto is where the backend runs",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of both arms alike; by default one a physical core"
+        default=None,
+        ge=1,
+        description="CPU threads of both arms alike; by default one a physical core, 8 a core at most",
     )
     cache: Path = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("wan-trt", appauthor=False)),
@@ -319,6 +337,11 @@ class Settings(_Model):
     perf: PerfSettings = Field(default_factory=PerfSettings)
     memory: MemorySettings = Field(default_factory=MemorySettings)
     log: LogSettings = Field(default_factory=LogSettings)
+
+    @field_validator("threads")
+    @classmethod
+    def _few_enough(cls, threads: int | None) -> int | None:
+        return _threads(threads)
 
     def flat(self) -> dict[str, Any]:
         """Every setting by dotted key, in JSON's types."""

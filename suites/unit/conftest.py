@@ -83,6 +83,20 @@ def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_image_checkpoint(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of image to video: the catalogue's tiny transformer and image encoder, the VAE of the small checkpoint."""
+    from wan_trt_core.models.catalogue import resolve
+    from wan_trt_core.models.checkpoint import Checkpoint
+
+    pipe, stored = resolve("tiny-wan2.1-i2v").checkpoint.pipeline(), Checkpoint.open(small_checkpoint)
+    parts = {name: stored.load(name) for name in ("text_encoder", "vae")}
+    pipe.register_modules(**parts, tokenizer=stored.tokenizer())
+    folder = tmp_path_factory.mktemp("small-image") / "checkpoint"
+    pipe.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Any:
     """As :func:`on_modules`; what is loaded is noted (:class:`module_engine.Loads`)."""

@@ -65,6 +65,28 @@ def test_both_arms_and_their_stages_are_timed(
     assert "one generation of 2 steps: stock " in out
 
 
+@pytest.mark.parametrize(("low", "code"), [(2.0, 0), (1.99, 1)])
+def test_a_ratio_that_is_asked_for_decides_the_exit_code(
+    benchmark_file: ModuleType,
+    low: float,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the interval's lower end: a median above says less."""
+    monkeypatch.setenv("WAN_TRT_CONFIG", "")
+    found = {"low": low, "speedup": 2.5, "high": 3.0}
+    monkeypatch.setattr(benchmark_file, "measure", lambda *_, **__: found)
+    benchmark_file.main([])
+    if not code:
+        benchmark_file.main(["--at-least", "2.0"])
+        return
+    with pytest.raises(SystemExit) as ended:
+        benchmark_file.main(["--at-least", "2.0"])
+    assert ended.value.code == code
+    assert "failed: 1.99x is proven, and 2.00x is asked for" in capsys.readouterr().err
+
+
 def test_pairs_of_stages_take_turns_and_give_ratios(
     benchmark_file: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

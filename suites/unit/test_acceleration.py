@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import wan22
+from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import DDIMScheduler, WanPipeline, WanVideoToVideoPipeline
 from diffusers.hooks import apply_layerwise_casting
@@ -85,6 +87,24 @@ def video(pipe: Any, **changes: Any) -> np.ndarray[Any, Any]:
 
 def close(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], tolerance: float = 1e-4) -> bool:
     return found.shape == expected.shape and float(np.abs(found - expected).max()) < tolerance
+
+
+def offloaded_by_leaves(pipe: Any) -> None:
+    """What ``enable_sequential_cpu_offload`` does. Itself it names a CPU cpu:0, where accelerate's hooks fail for stock
+    diffusers too."""
+    pipe.remove_all_hooks()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, torch.device("cpu"), offload_buffers=bool(part._parameters))
+
+
+OFFLOADS: dict[str, Callable[[Any], None]] = {
+    "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+    "sequential": offloaded_by_leaves,
+    "blocks": lambda pipe: pipe.enable_group_offload(torch.device("cpu"), num_blocks_per_group=1),
+    "leaves": lambda pipe: pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level"),
+}
+"""The ways of diffusers, on a device that every machine has."""
 
 
 # the two lines
@@ -218,14 +238,57 @@ def test_all_but_the_two_modules_stays(pipe: Any, settings: Settings, loads: Loa
     assert pipe.components == before and dict(pipe.config) == config
 
 
-def test_what_stays_can_be_offloaded_afterwards(pipe: Any, settings: Settings, loads: Loads) -> None:
-    stock = video(pipe)
-    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
-    for part in (pipe.text_encoder, pipe.transformer, pipe.vae):
-        add_hook_to_module(part, AlignDevicesHook(execution_device="cpu", offload=part is pipe.text_encoder))
-    assert close(video(pipe), stock)
+@pytest.mark.parametrize(("text_encoder", "experts"), [(False, 2), (True, 1)])
+@pytest.mark.parametrize("way", OFFLOADS)
+def test_what_stays_can_be_offloaded_afterwards(
+    way: str, text_encoder: bool, experts: int, pipe: Any, settings: Settings, loads: Loads
+) -> None:
+    if experts == 2:
+        pipe.register_modules(transformer_2=deepcopy(pipe.transformer))
+        pipe.register_to_config(boundary_ratio=0.95)
+    stock, components = video(pipe), dict(pipe.components)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings, text_encoder=text_encoder)
+    OFFLOADS[way](pipe)
+    with never_run(originals(pipe)):
+        for _ in range(2):  # model offload puts its hooks on anew after each video
+            assert close(video(pipe), stock)
+            if way == "model":  # diffusers itself cannot move the weights of the others
+                pipe.to("cpu")
+    assert experts == 1 or pipe.transformer_2.acceleration.part("transformer_2", SMALL)._engine.runs
     wan_trt_core.restore(pipe)
-    assert not hasattr(pipe.transformer, "_hf_hook") and hasattr(pipe.text_encoder, "_hf_hook")
+    assert pipe.components == components
+    if way != "model":  # which goes on of itself, as the test below shows
+        OFFLOADS[way](pipe)
+    assert close(video(pipe), stock)
+
+
+def test_model_offload_is_put_on_as_its_refusal_says(pipe: Any, settings: Settings, loads: Loads) -> None:
+    def one_after_the_other() -> list[Any]:
+        """Each module with the one that it sends to the host when it begins."""
+        parts = [pipe.text_encoder, pipe.transformer, pipe.vae]
+        before = [part._hf_hook.prev_module_hook for part in parts]
+        return [(part, hook and hook.model) for part, hook in zip(parts, before, strict=True)]
+
+    stock = video(pipe)
+    for _ in range(2):
+        pipe.enable_model_cpu_offload(device="cpu")
+        chain = one_after_the_other()
+        for _ in range(2):  # also of one that is accelerated, which is restored first
+            with pytest.raises(
+                IncompatiblePipeline, match=r"transformer: accelerate's CpuOffload .*pipe\.remove_all_hooks"
+            ):
+                wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+            assert one_after_the_other() == chain
+            pipe.remove_all_hooks()
+            wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+            pipe.enable_model_cpu_offload(device="cpu")
+            parts = pipe.text_encoder, pipe.transformer, pipe.vae
+            assert one_after_the_other() == list(zip(parts, (None, *parts), strict=False))
+            assert close(video(pipe), stock)
+        wan_trt_core.restore(pipe)
+        assert one_after_the_other() == chain, "what comes back is offloaded as it was"
+        assert close(video(pipe), stock)
+        pipe.remove_all_hooks()
 
 
 def test_what_an_engine_has_not_says_what_to_do(pipe: Any, settings: Settings, loads: Loads) -> None:
@@ -780,10 +843,6 @@ class Int8(torch.nn.Parameter):
     pass
 
 
-class FSDPModule:
-    pass
-
-
 def quantised(pipe: Any) -> None:
     layer = pipe.transformer.blocks[0].ffn.net[2]
     layer.weight = Int8(layer.weight.to(torch.int8), requires_grad=False)
@@ -803,11 +862,6 @@ def cast_by_layer(pipe: Any) -> None:
 
 def watched(pipe: Any) -> None:
     pipe.transformer.blocks[1].register_forward_hook(print)
-
-
-def sharded(pipe: Any) -> None:
-    block = pipe.transformer.blocks[0]
-    block.__class__ = type("FSDPWanTransformerBlock", (FSDPModule, type(block)), {})
 
 
 def compiled(pipe: Any) -> None:
@@ -858,7 +912,6 @@ def of_two_frames(pipe: Any) -> None:
         (on_meta, r"vae: .* is not in memory"),
         (cast_by_layer, r"transformer: .*diffusers' hook layerwise_casting of "),
         (watched, r"transformer: a forward hook of blocks\.1 would not run"),
-        (sharded, r"transformer: sharded by FSDP"),
         (compiled, r"transformer: a OptimizedModule in the place of diffusers' WanTransformer3DModel"),
         (with_processor, r"transformer: blocks\.2\.attn2\.processor is a FlashAttnProcessor"),
         (with_adapter, r"transformer: adapters are attached \(style\); pipe\.fuse_lora\(\)"),
@@ -878,6 +931,45 @@ def test_what_is_not_compatible_is_told_by_name(
     with pytest.raises(IncompatiblePipeline, match=message):
         wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     assert not loads.asked
+
+
+SHARDED = """
+import sys, torch
+from diffusers import WanPipeline
+from torch.distributed import HashStore, init_device_mesh, init_process_group
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+import wan_trt_core
+from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
+
+init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+
+def wrap(pipe):
+    pipe.transformer = FullyShardedDataParallel(pipe.transformer, device_id=torch.device("cpu"))
+
+for shard in (
+    lambda pipe: fully_shard(pipe.transformer, mesh=mesh),
+    lambda pipe: fully_shard(pipe.transformer.blocks[1], mesh=mesh),
+    wrap,
+):
+    pipe = WanPipeline.from_pretrained(sys.argv[1])
+    shard(pipe)
+    try:
+        wan_trt_core.accelerate(pipe)
+    except IncompatiblePipeline as error:
+        print(error)
+"""
+
+
+def test_a_sharded_module_is_told(small_checkpoint: Path) -> None:
+    """By both kinds of PyTorch's FSDP, in a process of its own, which is all of the process group."""
+    command = [sys.executable, "-c", SHARDED, small_checkpoint]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "WAN_TRT_CONFIG": ""}
+    )
+    assert done.stdout.count("transformer: sharded by FSDP; engines are built from a whole module") == 3, (
+        done.stderr
+    )
 
 
 def test_everything_that_is_in_the_way_is_told_at_once(pipe: Any, settings: Settings) -> None:

@@ -29,6 +29,7 @@ from fabricated import (
     provenance,
     run_record,
 )
+from PIL import Image
 
 from wan_trt_core import __version__, cli
 from wan_trt_core.backends.base import EngineError
@@ -39,7 +40,7 @@ from wan_trt_core.cli import run as run_command
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.cli.videos import profile_for
 from wan_trt_core.comparison.targets import Asked
-from wan_trt_core.config import Loaded, Settings, load_settings
+from wan_trt_core.config import MOST_THREADS, Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.gates.bands import Observed, ObservedMetric
@@ -91,6 +92,9 @@ def wan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
         return code or 0, out, err
 
     return run
+
+
+CACHE_REFUSED = "--cache: /proc/x: cannot be written to: No such file or directory; name another folder"
 
 
 def last_events() -> Path:
@@ -165,6 +169,27 @@ class TestWrongInput:
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", __file__), 3, "begins with no image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--image", "no.png"), 2, "--image"),
             (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "6"), 3, "frames must be 4k+1"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--seed", 2**64),
+                3,
+                f"seed must be from 0 to {2**64 - 1}",
+            ),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--seed", -1), 3, "the seed must be from 0 to"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--guidance", "inf"),
+                3,
+                "guidance_scale must be finite",
+            ),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--threads", MOST_THREADS + 1),
+                3,
+                f"--threads: threads: {MOST_THREADS + 1} is not allowed: at most {MOST_THREADS}, which is 8 for each",
+            ),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--cache", "/proc/x"), 3, CACHE_REFUSED),
+            (("export", "dit", "--cache", "/proc/x"), 3, CACHE_REFUSED),
+            (("build", "dit", "--cache", "/proc/x"), 3, CACHE_REFUSED),
+            (("benchmark", "--compare", "onnxruntime", "--cache", "/proc/x"), 3, CACHE_REFUSED),
+            (("benchmark", "--compare", "onnxruntime", "--seed", 2**64), 3, "the seed must be from 0 to"),
             (
                 ("run", "--prompt", "x", "--out", "v.mp4", "--guidance-2", "3"),
                 3,
@@ -831,7 +856,7 @@ class TestEveryVerb:
         )  # fmt: skip
         # four pairs prove even a hundredth under the noise of the tests beside this one
         compared = ("benchmark", "--compare", "torch", "onnxruntime", "--speedup", 0.01, "--runs", 4)
-        given = ("--warmup", 0, "--prompt", "red", *size, "--report", "report")
+        given = ("--warmup", 0, "--prompt", "red", *size[:-1], 3, "--report", "report", "--profile-memory")
         code, out, err = wan(*compared, *given, "--json")
         assert code == 0, err
         (result,) = json.loads(out)
@@ -842,7 +867,40 @@ class TestEveryVerb:
         assert result["metrics"]["video.cvvdp_jod"] > 9.9
         (case,) = RunRecord.read(Path("report/results.json")).cases
         assert case.verdict.value == "pass" and case.model == "tiny-wan"
+        stages = ["text encode", "denoise 1", "denoise 2", "decode", "postprocess"]
+        for held in result["stage_memory"].values():
+            assert [name for name, _ in held] == stages and all(bytes > 2**20 for _, bytes in held)
+        (note,) = case.measurement.notes
+        assert note.startswith("the memory is that of a video of 2 denoising steps")
         assert "Time by stage" in Path("report/report.html").read_text()
+
+    def test_a_video_begins_with_the_image(
+        self,
+        wan: Wan,
+        small_image_checkpoint: Path,
+        engine_cache_folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """With real engines, those of the test of the example. The weights are random: what the image has to do with
+        the video is told by another image's, which is another one."""
+        monkeypatch.setenv("WAN_TRT_CACHE", str(engine_cache_folder))
+        monkeypatch.setenv("WAN_TRT_EXPORT__CHECK", "false")
+        made = []
+        for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+            write_image(Path(f"{name}.png"), np.full((40, 50, 3), color, np.uint8))
+            given = ("--model", small_image_checkpoint, "--image", f"{name}.png", "--frames-dir", name)
+            code, out, err = wan(
+                "run", "--prompt", "a boat", "--out", f"{name}.mp4", *given, "--steps", 2, "--json"
+            )
+            assert code == 0, err
+            found = probe(Path(f"{name}.mp4"))
+            assert (found.codec, found.width, found.height, found.frames) == ("h264", 96, 64, 9)
+            assert json.loads(out)["backend"] == "onnxruntime"
+            made.append(
+                np.stack([np.asarray(Image.open(path), float) for path in sorted(Path(name).iterdir())])
+            )
+        assert "build" not in err, "the engines of the first are the second's"
+        assert np.abs(made[0] - made[1]).mean() > 1
 
 
 class TestMemoryPlan:
@@ -956,15 +1014,33 @@ class TestBenchmark:
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
 
+    def test_what_saves_memory_is_the_candidates(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same options as those of ``run``, which are its settings too."""
+        seen: list[Settings] = []
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *given: seen.append(given[-1]))
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", lambda *_: measured(2.0))
+        given = ("--offload", "--vae-tile", 64, "--vae-lean", "--max-graphs", 2)
+        streaming = ("--weight-streaming-budget-gib", 0.5, "--no-share-scratch")
+        code, _, err = wan("benchmark", "--compare", "onnxruntime", *given, *streaming)
+        assert code == 0, err
+        (settings,) = seen
+        pipeline = settings.pipeline
+        assert (pipeline.offload, pipeline.vae_tile, pipeline.vae_lean) == (True, 64, True)
+        engines = settings.tensorrt
+        assert (engines.max_graphs, engines.share_scratch) == (2, False)
+        assert (engines.weight_streaming, engines.weight_streaming_budget_gib) == (True, 0.5)
+
     @pytest.mark.parametrize("small", ["torch", "onnxruntime"])
     def test_a_gpu_with_too_little_memory_for_an_arm_is_told_before_any_work(
         self, wan: Wan, monkeypatch: pytest.MonkeyPatch, small: str
     ) -> None:
-        """Stock diffusers and the engines alike."""
-        asked: list[tuple[str, str, int]] = []
+        """Stock diffusers and the engines alike; what saves memory saves the engines' alone."""
+        asked: list[tuple[str, str, int, bool]] = []
 
         def predicted(work: Workload, choice: Choice) -> Any:
-            asked.append((work.backend, choice.dit, work.video.frames))
+            asked.append((work.backend, choice.dit, work.video.frames, choice.offload))
             return SimpleNamespace(peak=2**31 if work.backend == small else 2**29, peak_stage="decode")
 
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**30, 2**40))
@@ -972,11 +1048,11 @@ class TestBenchmark:
         monkeypatch.setattr("wan_trt_core.memory.prediction.predict", predicted)
         monkeypatch.setattr("wan_trt_core.memory.plan.plan", lambda *_: SimpleNamespace(fitting=()))
         monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
-        given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32")
+        given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32", "--offload")
         code, out, err = wan("benchmark", "--compare", "onnxruntime", *given)
         assert (code, out) == (3, ""), err
         assert "such a video needs 2 GiB of the GPU at its most (decode), and 1 GiB are free." in err
-        assert asked[-1] == (small, "fp32" if small == "torch" else "fp16", 9)
+        assert asked[-1] == (("torch", "fp32", 9, False) if small == "torch" else (small, "fp16", 9, True))
 
     def test_of_an_image_to_video_model_the_image_may_be_given(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch

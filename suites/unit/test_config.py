@@ -135,6 +135,11 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("yaml", "parts"),
         [
+            (
+                "threads: 10000\n",
+                ("config.yaml:1: threads: 10000 is not allowed: at most", "of this machine"),
+            ),
+            ("tensorrt:\n  builder_threads: 10000\n", ("tensorrt.builder_threads: 10000 is not allowed",)),
             ("threads: 0\n", ("config.yaml:1: threads: 0 is not allowed", "greater than or equal to 1")),
             ("perf:\n  confidence: 1.5\n", ("config.yaml:2: perf.confidence", "less than 1")),
             ("perf:\n  time_budget: .nan\n", ("config.yaml:2: perf.time_budget", "finite")),

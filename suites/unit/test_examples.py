@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from wan_trt_core.models.catalogue import resolve
-from wan_trt_core.models.checkpoint import Checkpoint
+from wan_trt_core.engine_cache import EngineCache
+from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER
 from wan_trt_core.pipeline.generate import GenerationError
 from wan_trt_core.pipeline.video import probe
 
@@ -60,22 +60,22 @@ def test_text_to_video(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (video.codec, video.width, video.height, video.frames) == ("h264", 128, 128, 17)
 
 
-@pytest.mark.usefixtures("on_modules")
 def test_image_to_video(
-    run: Run, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, small_image_checkpoint: Path, engine_cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a small model with random weights, which is not worth an engine of its own."""
+    """With the engines of the test of ``wan-trt run --image``."""
     Image.new("RGB", (50, 40), "green").save("green.png")
     arguments = ("image_to_video.py", "green.png", "a boat", "out.mp4")
     with pytest.raises(GenerationError, match="text to video: the video begins with no image"):
         run(*arguments)
-    pipe, stored = resolve("tiny-wan2.1-i2v").checkpoint.pipeline(), Checkpoint.open(small_checkpoint)
-    pipe.register_modules(text_encoder=stored.load("text_encoder"), tokenizer=stored.tokenizer())
-    pipe.save_pretrained("model")
-    monkeypatch.setenv("WAN_TRT_MODEL", str(tmp_path / "model"))
+    monkeypatch.setenv("WAN_TRT_MODEL", str(small_image_checkpoint))
+    monkeypatch.setenv("WAN_TRT_CACHE", str(engine_cache_folder))
+    monkeypatch.setenv("WAN_TRT_EXPORT__CHECK", "false")  # the suites compare what such engines compute
     assert "out.mp4: VideoInfo" in run(*arguments)
     video = probe(Path("out.mp4"))
     assert (video.codec, video.width, video.height, video.frames) == ("h264", 96, 64, 9)
+    made = {entry.identity["component"] for entry in EngineCache(engine_cache_folder).list()}
+    assert made >= {"dit", *VAE_ENCODER, *VAE_DECODER}
 
 
 def test_a_long_video_in_constant_memory(run: Run) -> None:

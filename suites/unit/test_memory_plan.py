@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineBackend
 from wan_trt_core.backends.registry import backend_names, get_backend, runs_on
+from wan_trt_core.cli.videos import check_memory
 from wan_trt_core.comparison.memory import beside_plan
 from wan_trt_core.config import Settings
 from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
@@ -532,6 +533,17 @@ def test_an_image_with_a_timestep_a_token_is_refused_by_name() -> None:
     checkpoint: Any = SimpleNamespace(begins_with_image=True, timestep_by_frame=True)
     assert unplanned(checkpoint) == "an image to begin with and a timestep a token"
     assert not any(unplanned(model_of(name).checkpoint) for name in VARIANTS)
+
+
+def test_where_nothing_is_predicted_the_log_says_that_nothing_is_checked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checkpoint: Any = SimpleNamespace(begins_with_image=True, timestep_by_frame=True)
+    nothing: Any = None
+    model: Any = SimpleNamespace(checkpoint=checkpoint)
+    check_memory(nothing, model, nothing, nothing, "fp16", "tensorrt")
+    (line,) = caplog.messages
+    assert line.endswith("the prediction does not know an image to begin with and a timestep a token")
 
 
 def test_every_option_saves_somewhere() -> None:

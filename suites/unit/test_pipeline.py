@@ -272,7 +272,10 @@ def test_a_prompt_that_is_too_long_is_told(model: ResolvedModel, caplog: pytest.
         (PROMPT, {"num_inference_steps": 0}, 0, "num_inference_steps must be positive"),
         (PROMPT, {"max_sequence_length": 0}, 0, "text_length must be positive"),
         (PROMPT, {"guidance_scale_2": 3.0}, 0, r"guidance_scale_2 \(3\) is that of a second expert"),
-        (PROMPT, {}, -1, "the seed must not be negative"),
+        (PROMPT, {}, -1, "the seed must be from 0 to"),
+        (PROMPT, {}, 2**64, "the seed must be from 0 to"),
+        (PROMPT, {"guidance_scale": float("inf")}, 0, "guidance_scale must be finite, not inf"),
+        (PROMPT, {"guidance_scale_2": float("nan")}, 0, "guidance_scale_2 "),
     ],
 )
 def test_what_cannot_be_generated_is_told_before_any_work(

@@ -66,6 +66,58 @@ def test_every_moment_is_charged_once(
     assert spent.seconds["hash of the engines"] == spent.seconds["engines loaded"] == 3
 
 
+@pytest.mark.parametrize("by", ["accelerate", "run"])
+def test_weights_that_are_saved_first_are_read_as_a_script_reads_them(
+    script: ModuleType, by: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a random model, which are drawn otherwise; only the script's own start is an engine's here."""
+    read: list[Any] = []
+    own = script._read
+    monkeypatch.setattr(script, "_read", lambda *given: read.append(given) or own(*given))
+    folder = tmp_path / "new" / "model"
+    script.save(settings, folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"], "nothing unfinished is left"
+    spent = script.Spent(time.time())
+    stored = settings.model_copy(update={"checkpoint": folder})
+    script.start_up(stored, "fp32", spent, by, folder)
+    dtypes = {"transformer": "fp32", "transformer_2": "fp32", "vae": "fp32"}
+    assert read == ([(folder, dtypes)] if by == "accelerate" else [])
+    assert spent.seconds[script.MODULES] > 0 and spent.seconds[script.STEP] > 0
+
+
+def test_random_weights_are_saved_with_a_small_text_encoder(script: ModuleType, tmp_path: Path) -> None:
+    script.save(Settings(model="tiny-wan2.1-i2v"), tmp_path / "model")
+    saved = Checkpoint.open(tmp_path / "model")
+    assert saved.config("text_encoder")["num_layers"] == 1
+    assert saved.config("text_encoder")["d_model"] == saved.config("transformer")["text_dim"]
+
+
+def test_a_folder_is_made_once_and_is_the_checkpoint(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Any] = []
+
+    def save(settings: Settings, folder: Path, *, text_encoder: bool) -> None:
+        made.append((settings.model, text_encoder))
+        folder.mkdir()
+
+    monkeypatch.setenv("WAN_TRT_CONFIG", "")
+    monkeypatch.setattr(script, "save", save)
+    monkeypatch.setattr(script, "in_new_process", lambda *_: dict.fromkeys(script.STAGES, 1.0))
+    asked = ["--model", "wan2.1-t2v-1.3b", "--from-folder", str(tmp_path / "model"), "--text-encoder"]
+    for _ in range(2):
+        script.main(asked)
+    assert made == [("wan2.1-t2v-1.3b", True)]
+    seen: list[Any] = []
+    monkeypatch.setattr(script, "start_up", lambda *given: seen.append((given[0].checkpoint, given[-1])))
+    script.main([*asked, "--since", "0"])
+    assert seen == [(tmp_path / "model", tmp_path / "model")]
+    for wrong in ([*asked, "--checkpoint", "x"], ["--text-encoder"]):
+        with pytest.raises(SystemExit):
+            script.main(wrong)
+    assert "name one of both" in capsys.readouterr().err
+
+
 def test_a_fallback_is_told(script: ModuleType, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wan_trt_core.pipeline.acceleration.covers", lambda *_: False)
     with pytest.raises(script.FellBack, match="own transformer ran"):
@@ -108,7 +160,7 @@ def test_starts_are_processes_of_their_own(
 def test_a_start_prints_its_seconds_unless_it_fell_back(
     script: ModuleType, fell_back: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def start(settings: Settings, precision: Any, spent: Any, by: str) -> None:
+    def start(settings: Settings, precision: Any, spent: Any, by: str, _: Any) -> None:
         assert by == "run"
         assert (settings.profile, settings.on_missing_shape) == ("128p-17f", "torch")
         assert precision == {"dit": "fp16", "vae": "fp32"}

@@ -216,6 +216,10 @@ MEAN = "mean."
 """Begins the name of a metric's mean over the prompts of a case; the metric's own name is that of the worst."""
 
 
+MAX_SEED = 2**64 - 1
+"""The largest that PyTorch's generators take."""
+
+
 class Prompt(_Model):
     """One of the videos that a pipeline's parity is judged by, a row of a file of prompts.
 
@@ -227,7 +231,7 @@ class Prompt(_Model):
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     prompt: str = Field(min_length=1)
     negative_prompt: str = ""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
 class Case(_Model):

@@ -13,14 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wan_trt_core.cli.options import (
+    AttentionSlicingOption,
     CacheOption,
     CheckpointOption,
     JsonOption,
+    MaxGraphsOption,
     ModelOption,
+    OffloadOption,
     ProfileOption,
+    ShareScratchOption,
+    TextEncoderDeviceOption,
     ThreadsOption,
+    VaeFramesOption,
+    VaeLeanOption,
+    VaeTileOption,
+    WeightStreamingOption,
+    make_cache,
     make_folder,
     model_of,
+    savings_of,
     settings_of,
 )
 from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
@@ -98,14 +109,24 @@ def benchmark(
     profile: ProfileOption = None,
     cache: CacheOption = None,
     threads: ThreadsOption = None,
+    text_encoder_device: TextEncoderDeviceOption = None,
+    offload: OffloadOption = None,
+    vae_tile: VaeTileOption = None,
+    vae_frames_per_step: VaeFramesOption = None,
+    vae_lean: VaeLeanOption = None,
+    attention_slicing: AttentionSlicingOption = None,
+    weight_streaming_budget_gib: WeightStreamingOption = None,
+    share_scratch: ShareScratchOption = None,
+    max_graphs: MaxGraphsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate the same video with stock diffusers and with other backends: time by stage, ratio, and quality.
 
-    Exit code 1 unless every candidate proves the ratio and makes the same video.
+    Exit code 1 unless every candidate proves the ratio and makes the same video. The options for less memory are the
+    candidates', but for --vae-tile: tiles change the video, so stock diffusers decodes in the same.
     """
     options = {"model": model, "checkpoint": checkpoint, "profile": profile, "perf.warmup": warmup}
-    with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+    with settings_of(context, **options, **savings_of(context), cache=cache, threads=threads) as loaded:
         from wan_trt_core.cases import Prompt
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
@@ -140,6 +161,7 @@ def benchmark(
         )
         for case in cases:
             _check(case, resolved, asked, settings)
+        make_cache(loaded, *(case.backend for case in cases))
         tell_what_is_cut(resolved.checkpoint, generation.max_sequence_length, prompt, negative_prompt)
         if report:
             make_folder(report, "--report")
@@ -174,6 +196,7 @@ def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -
     from wan_trt_core.backends.base import EngineBackend
     from wan_trt_core.backends.registry import device_of, get_backend
     from wan_trt_core.cases import COMPOSITES
+    from wan_trt_core.config import PipelineSettings
     from wan_trt_core.models.checkpoint import torch_dtype
     from wan_trt_core.pipeline.engines import check_engines, precision_of
 
@@ -185,8 +208,13 @@ def _check(case: Case, model: ResolvedModel, asked: Asked, settings: Settings) -
         check_engines(backend, model, case.precision, settings)
         check_size(shapes, asked.generation)
     if device_of(settings, case.backend) == "cuda":  # each arm by itself: both together need more
-        for runs, precision in ((REFERENCE, case.stock_precision), (case.backend, case.precision)):
-            check_memory(settings, model, shapes, asked.generation, precision, runs)
+        tiles = PipelineSettings(vae_tile=settings.pipeline.vae_tile)  # the reference's own, see there
+        stock = settings.model_copy(update={"pipeline": tiles})
+        for own, runs, precision in (
+            (stock, REFERENCE, case.stock_precision),
+            (settings, case.backend, case.precision),
+        ):
+            check_memory(own, model, shapes, asked.generation, precision, runs)
 
 
 def _run(

@@ -19,6 +19,7 @@ from wan_trt_core.cli.options import (
     ModelOption,
     ProfileOption,
     ThreadsOption,
+    make_cache,
     make_folder,
     model_of,
     settings_of,
@@ -75,6 +76,7 @@ def export(
         from wan_trt_core.pipeline.engines import exported_model
 
         settings = loaded.settings
+        make_cache(loaded)
         if out:
             make_folder(out, "--out")
 
@@ -108,6 +110,7 @@ def build(
         from wan_trt_core.pipeline.engines import load_engine
 
         settings = loaded.settings
+        make_cache(loaded)
 
         def build_one(
             name: str, resolved: ResolvedModel, shapes: ShapeProfile, own: str, report: Report

@@ -111,6 +111,18 @@ MaxGraphsOption = Annotated[
     int | None,
     typer.Option("--max-graphs", help="CUDA graphs that an engine keeps at most.", rich_help_panel=_MEMORY),
 ]
+_SAVINGS = {
+    "text_encoder_device": "pipeline.text_encoder_device",
+    "offload": "pipeline.offload",
+    "vae_tile": "pipeline.vae_tile",
+    "vae_frames_per_step": "pipeline.vae_frames_per_step",
+    "vae_lean": "pipeline.vae_lean",
+    "attention_slicing": "pipeline.attention_slicing",
+    "weight_streaming_budget_gib": "tensorrt.weight_streaming_budget_gib",
+    "share_scratch": "tensorrt.share_scratch",
+    "max_graphs": "tensorrt.max_graphs",
+}
+"""The setting of each of these parameters of a command."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -146,6 +158,13 @@ def as_run(cases: Path | None, baselines: Path | None) -> list[str]:
     return [word for option, path in named.items() if path is not None for word in (option, str(path))]
 
 
+def savings_of(context: typer.Context) -> dict[str, Any]:
+    """The settings that the options for less memory give, of a command that has them."""
+    given = {key: context.params[name] for name, key in _SAVINGS.items()}
+    streamed = context.params["weight_streaming_budget_gib"] is not None
+    return {**given, "tensorrt.weight_streaming": True if streamed else None}
+
+
 def make_folder(folder: Path, option: str, remedy: str = "name another folder") -> None:
     """Make the folder that a command writes into, before any work is spent on what it shall hold.
 
@@ -159,6 +178,29 @@ def make_folder(folder: Path, option: str, remedy: str = "name another folder") 
     except OSError as error:
         why = error.strerror or str(error)
         raise UnwritableFolder(f"{option}: {folder}: cannot be written to: {why}; {remedy}") from error
+
+
+def make_cache(loaded: Loaded, *backends: str) -> None:
+    """Make the folder of the engine cache, before any work is spent on what it shall hold.
+
+    Args:
+        backends: where there are any, only if one of these has engines.
+
+    Raises:
+        UnwritableFolder: when it cannot be written to, naming what it comes from.
+        UnknownBackend: for a name that there is none of.
+    """
+    from wan_trt_core.backends.base import EngineBackend
+    from wan_trt_core.backends.registry import get_backend
+    from wan_trt_core.config import DEFAULT
+
+    if not backends or any(isinstance(get_backend(name), EngineBackend) for name in backends):
+        source = loaded.sources["cache"]
+        make_folder(
+            loaded.settings.cache,
+            "cache" if source == DEFAULT else source,
+            "name another folder with --cache or WAN_TRT_CACHE",
+        )
 
 
 def model_of(settings: Settings, *, download: bool = True) -> ResolvedModel:

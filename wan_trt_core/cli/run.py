@@ -27,8 +27,10 @@ from wan_trt_core.cli.options import (
     VaeLeanOption,
     VaeTileOption,
     WeightStreamingOption,
+    make_cache,
     make_folder,
     model_of,
+    savings_of,
     settings_of,
 )
 from wan_trt_core.cli.output import print_json, print_line
@@ -117,19 +119,7 @@ def run(
 ) -> None:
     """Generate a video from a prompt; exports and builds first what is not in the cache yet."""
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
-    savings = {
-        "pipeline.text_encoder_device": text_encoder_device,
-        "pipeline.offload": offload,
-        "pipeline.vae_tile": vae_tile,
-        "pipeline.vae_frames_per_step": vae_frames_per_step,
-        "pipeline.vae_lean": vae_lean,
-        "pipeline.attention_slicing": attention_slicing,
-        "tensorrt.weight_streaming": None if weight_streaming_budget_gib is None else True,
-        "tensorrt.weight_streaming_budget_gib": weight_streaming_budget_gib,
-        "tensorrt.share_scratch": share_scratch,
-        "tensorrt.max_graphs": max_graphs,
-    }
-    with settings_of(context, **options, **savings, cache=cache, threads=threads) as loaded:
+    with settings_of(context, **options, **savings_of(context), cache=cache, threads=threads) as loaded:
         from wan_trt_core.backends.registry import device_of
         from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME, run_folder
@@ -154,6 +144,7 @@ def run(
         length, by_part = generation.max_sequence_length, parse_precision(precision)
         tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
         _check(settings, resolved, generation, by_part, text_encoder_engine=text_encoder_engine)
+        make_cache(loaded, settings.backend)
         if memory_snapshot:
             _check_snapshot(profile_memory, device_of(settings))
         events = snapshot = None

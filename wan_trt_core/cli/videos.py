@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,8 @@ PartsPrecisionOption = Annotated[
     str,
     typer.Option("--precision", help=f"One of {', '.join(DTYPES)}, or by component: dit=fp16,vae=fp32."),
 ]
+
+logger = logging.getLogger(__name__)
 
 PREDICTED_WITHIN = 1.1
 """What a prediction of memory may be over the truth: no video is refused that would fit."""
@@ -118,7 +121,10 @@ def check_memory(
     from wan_trt_core.pipeline.engines import precision_of
     from wan_trt_core.pipeline.generate import GenerationError
 
-    if unplanned(model.checkpoint):
+    if unknown := unplanned(model.checkpoint):
+        logger.warning(
+            "whether the GPU has room for this video is not checked: the prediction does not know %s", unknown
+        )
         return
     free, _ = torch.cuda.mem_get_info()
     asked = generation.height, generation.width, generation.num_frames, generation.max_sequence_length

@@ -169,7 +169,14 @@ def with_memory(
         why = f"the memory of each stage was not measured: {type(error).__name__}: {error}"
         return measurement.model_copy(update={"notes": (*measurement.notes, why)})
     progress(job, 1.0)
-    return measurement.model_copy(update={"facts": measurement.facts | {"stage_memory": held}})
+    notes = measurement.notes
+    if steps < asked.generation.num_inference_steps:
+        notes = (
+            *notes,
+            f"the memory is that of a video of {steps} denoising steps: each step holds what the others do",
+        )
+    facts = measurement.facts | {"stage_memory": held}
+    return measurement.model_copy(update={"facts": facts, "notes": notes})
 
 
 def memory_here(

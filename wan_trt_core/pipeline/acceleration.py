@@ -160,17 +160,21 @@ def accelerate(
 
 def restore(pipe: WanPipeline) -> WanPipeline:
     """Put diffusers' own modules back where they were, and its video processor; release the engines. Does nothing where
-    there are none.
+    there are none. After ``pipe.enable_model_cpu_offload()`` diffusers' modules are offloaded too.
 
     Returns:
         ``pipe`` itself.
     """
+    accelerated = False
     for name in ENGINES_OF:
         if isinstance(part := getattr(pipe, name, None), _Accelerated):
             setattr(pipe, name, part.acceleration.stock[name])
             part.acceleration.close()
+            accelerated = True
     if isinstance(processor := getattr(pipe, "video_processor", None), StagedVideoProcessor):
         pipe.video_processor = processor.own
+    if accelerated:
+        pipe.maybe_free_model_hooks()  # which puts them on what is there now, where there are any
     return pipe
 
 

@@ -101,8 +101,8 @@ def _hook(module: nn.Module) -> str | None:
         if hasattr(part, "_hf_hook"):
             return (
                 f"accelerate's {type(part._hf_hook).__name__}{where} (CPU offload or a device map) would move"
-                " weights that engines do not have; pipe.remove_all_hooks() first, and offload what stays in PyTorch"
-                " afterwards"
+                " weights that engines do not have; pipe.remove_all_hooks() first, and pipe.enable_model_cpu_offload()"
+                " afterwards for what stays in PyTorch"
             )
         hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", None)
         if hooks:

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from wan_trt_core.cases import MAX_SEED
 from wan_trt_core.models.profiles import SPATIAL, Sizes
 from wan_trt_core.models.prompts import random_states
 from wan_trt_core.models.random_weights import RandomCheckpoint
@@ -132,8 +134,11 @@ def check_request(
             f"guidance_scale_2 ({generation.guidance_scale_2:g}) is that of a second expert, as Wan 2.2 A14B has, and"
             " this model has one transformer: leave it out"
         )
-    if seed < 0:
-        raise GenerationError(f"the seed must not be negative, not {seed}")
+    for name in ("guidance_scale", "guidance_scale_2"):
+        if not isfinite(scale := getattr(generation, name) or 0.0):
+            raise GenerationError(f"{name} must be finite, not {scale}")
+    if not 0 <= seed <= MAX_SEED:
+        raise GenerationError(f"the seed must be from 0 to {MAX_SEED}, not {seed}")
     try:
         size = generation.height, generation.width, generation.num_frames
         Sizes(*size, generation.max_sequence_length, spatial)

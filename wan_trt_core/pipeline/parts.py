@@ -28,10 +28,14 @@ class UnsupportedCall(ValueError):
 
 
 class Part(nn.Module):
-    """A module without parameters that tells the pipeline where and in which dtype it works."""
+    """A module without weights that tells the pipeline where and in which dtype it works.
+
+    Its one parameter is empty: the hooks of diffusers' offload look for the first one's device, and move it.
+    """
 
     def __init__(self, config: Any, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
+        self.empty = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
         self.config = config
         self._dtype = dtype
         self._device = device

@@ -318,9 +318,8 @@ def plan_bands(
             if name in banded and (selected is None or name in selected):
                 told = "; ".join(filter(None, (entry.provenance["accepted_regression"], reason)))
                 provenance = {**entry.provenance, "accepted_regression": told or None}
-                entries[name] = replace(
-                    entry, metrics=_rebanded(banded[name], suite, entry), provenance=provenance
-                )
+                made = banded[name].model_copy(update={"backend": entry.provenance["backend"]})
+                entries[name] = replace(entry, metrics=_rebanded(made, suite, entry), provenance=provenance)
         new = BaselineFile(hardware_key, before.model, suite, entries)
         plans.append(_plan(new, before, _known(cases, suite), complete=False, measured=False))
     return tuple(plans)
@@ -375,11 +374,11 @@ def plan_update(
             data = _provenance(provenance, records[0], runs[0][case], {**origin, "settings": settings})
             entries[case] = new_entry(
                 case,
-                gate_bands(banded[case], suite),
+                gate_bands(ran, suite),
                 [run[case].measurement for run in runs],
                 data,
                 observed(
-                    banded[case],
+                    ran,
                     suite,
                     [run[case] for run in runs],
                     provenance.commit,
@@ -630,7 +629,7 @@ def _with_bands_of(
     """A stored entry as it would be with the same values; a metric that is new has none yet."""
     origin: dict[str, Any] = {"backend": case.backend, "profile": case.profile}
     if settings is not None:
-        origin["settings"] = deciding(settings, gate_backends(case, suite), case.own_settings)
+        origin["settings"] = deciding(settings, case.component, gate_backends(case, suite), case.own_settings)
     return replace(stored, metrics=_rebanded(case, suite, stored), provenance={**stored.provenance, **origin})
 
 
@@ -768,7 +767,9 @@ def _origin(case: str, found: Sequence[CaseRecord]) -> dict[str, str]:
 
 def _settings(case: Case, backends: Collection[str], records: Sequence[RunRecord]) -> dict[str, Any]:
     """What all records say of the settings that decide a case's numbers on these backends."""
-    first, *others = (deciding(record.settings, backends, case.own_settings) for record in records)
+    first, *others = (
+        deciding(record.settings, case.component, backends, case.own_settings) for record in records
+    )
     for other in others:
         if changed := differing(first, other):
             raise Refused(f"case {case.id}: the records differ in {changed_in_words(changed)}")

@@ -288,17 +288,25 @@ def other_origin(
 
 
 def other_settings(
-    case: str, suite: str, stored: BaselineEntry, run: Mapping[str, Any], command: Sequence[str] = ()
+    case: str,
+    suite: str,
+    stored: BaselineEntry,
+    run: Mapping[str, Any],
+    own: Mapping[str, Any],
+    command: Sequence[str] = (),
 ) -> str | None:
     """Why an entry says nothing about a run of its backend, weights and profile: other settings made it, of those that
     decide what is measured. ``None`` if none did, or the entry does not say.
 
     Args:
         run: the run's :func:`~wan_trt_core.deciding_settings.deciding`.
+        own: what the case sets for itself, which that leaves out; the baseline's run may have been given it otherwise.
         command: its command line, whose case file and folder the message names too.
     """
     made = stored.provenance.get("settings")
-    changed = differing(made, run) if made is not None else {}
+    changed = (
+        differing(made, {**{key: own[key] for key in own if key in made}, **run}) if made is not None else {}
+    )
     if not changed:
         return None
     made_with, runs_with = (in_words({key: pair[at] for key, pair in changed.items()}) for at in (0, 1))

@@ -50,6 +50,16 @@ DECIDING: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 """By key: the backends whose numbers it decides, all where none is named, and what it changes of them."""
 
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "pipeline.text_encoder_device": ("pipeline",),
+    "pipeline.offload": ("pipeline",),
+    "pipeline.vae_tile": ("pipeline", "vae"),
+    "pipeline.vae_frames_per_step": ("pipeline", "vae"),
+    "pipeline.vae_lean": ("pipeline", "vae"),
+    "pipeline.attention_slicing": ("pipeline", "dit"),
+}
+"""Of those that do nothing to some components, by key: how the names of the others begin."""
+
 NOT_DECIDING: Mapping[str, str] = {
     "model": "a baseline is of a model",
     "checkpoint": "the provenance says whether the weights are trained; which file has them is no speed",
@@ -91,12 +101,13 @@ DEFAULTS: Mapping[str, Any] = {key: value for key, value in Settings().flat().it
 
 
 def deciding(
-    settings: Mapping[str, Any], backends: Collection[str], own: Collection[str] = ()
+    settings: Mapping[str, Any], component: str, backends: Collection[str], own: Collection[str] = ()
 ) -> dict[str, Any]:
     """Of a run's settings those that decide its numbers and are not the defaults; none for what a record lacks.
 
     Args:
         settings: by dotted key, as :meth:`~wan_trt_core.config.Settings.flat` and a run's record have them.
+        component: of the case.
         backends: whose numbers are asked about.
         own: the keys that the case sets for itself.
     """
@@ -106,6 +117,7 @@ def deciding(
         if key in settings
         and key not in own
         and settings[key] != DEFAULTS[key]
+        and component.startswith(PARTS.get(key, ("",)))
         and (not of or not set(of).isdisjoint(backends))
     }
 

@@ -144,7 +144,7 @@ def test_baselines_of_other_settings_judge_nothing() -> None:
             "made with tensorrt.self_attention=centred, this run with tensorrt.self_attention=auto;",
         ),
     ):
-        why = other_settings("dit-fp32", "perf", under(stored), run, RUN)
+        why = other_settings("dit-fp32", "perf", under(stored), run, {}, RUN)
         made = "wan-trt baselines regenerate --suite perf --case dit-fp32 --cases mine.yaml --baselines"
         assert why is not None and told in why
         assert f"{made} OTHER, then --wan-baselines OTHER" in why
@@ -152,9 +152,12 @@ def test_baselines_of_other_settings_judge_nothing() -> None:
 
 
 def test_baselines_of_the_same_or_unknown_settings_judge() -> None:
-    assert other_settings("dit-fp32", "perf", under(CENTRED), CENTRED) is None
-    assert other_settings("dit-fp32", "perf", under({}), {}) is None
-    assert other_settings("dit-fp32", "perf", entry(), CENTRED) is None
+    assert other_settings("dit-fp32", "perf", under(CENTRED), CENTRED, {}) is None
+    assert other_settings("dit-fp32", "perf", under({}), {}, {}) is None
+    assert other_settings("dit-fp32", "perf", entry(), CENTRED, {}) is None
+    # what a run was given and the case has by now
+    assert other_settings("dit-fp32", "perf", under(CENTRED), {}, CENTRED) is None
+    assert other_settings("dit-fp32", "perf", under(CENTRED), {}, {"tensorrt.self_attention": "plain"})
 
 
 def test_missing_file_is_none(tmp_path: Path) -> None:

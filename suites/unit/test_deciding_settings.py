@@ -13,6 +13,7 @@ from wan_trt_core.config import KEYS, Settings, load_settings, with_values
 from wan_trt_core.deciding_settings import (
     DECIDING,
     NOT_DECIDING,
+    PARTS,
     changed_in_words,
     deciding,
     differing,
@@ -42,7 +43,7 @@ def test_the_backends_that_are_named_are_there_and_each_is_named() -> None:
 
 @pytest.mark.parametrize("backend", backend_names())
 def test_the_defaults_are_nothing_to_tell(backend: str) -> None:
-    assert deciding(Settings().flat(), [backend]) == {}
+    assert deciding(Settings().flat(), "pipeline", [backend]) == {}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,25 @@ def test_the_defaults_are_nothing_to_tell(backend: str) -> None:
     ],
 )
 def test_what_a_backend_takes_is_told(backend: str, variables: dict[str, str], told: dict[str, Any]) -> None:
-    assert deciding(flat(**variables), [backend]) == told
+    assert deciding(flat(**variables), "pipeline", [backend]) == told
+
+
+@pytest.mark.parametrize(
+    ("component", "told"),
+    [
+        ("dit", {"pipeline.attention_slicing"}),
+        ("vae_decoder", {"pipeline.vae_tile"}),
+        ("text_encoder", set()),
+        ("pipeline", {"pipeline.attention_slicing", "pipeline.vae_tile", "pipeline.offload"}),
+    ],
+)
+def test_what_does_nothing_to_a_component_is_not_told(component: str, told: set[str]) -> None:
+    given = flat(PIPELINE__OFFLOAD="true", PIPELINE__VAE_TILE="256", PIPELINE__ATTENTION_SLICING="64")
+    assert set(deciding(given, component, ["tensorrt"])) == told
+
+
+def test_parts_are_of_settings_that_decide() -> None:
+    assert set(PARTS) == {key for key in DECIDING if key.startswith("pipeline.")}
 
 
 def test_how_it_is_measured_decides_nothing() -> None:
@@ -80,18 +99,18 @@ def test_how_it_is_measured_decides_nothing() -> None:
         TENSORRT__BUILDER_THREADS="4",
         LOG__LEVEL="debug",
     )
-    assert deciding(settings, ["tensorrt"]) == {}
+    assert deciding(settings, "pipeline", ["tensorrt"]) == {}
 
 
 def test_what_the_case_sets_for_itself_is_the_case() -> None:
     case = make_case().model_copy(update={"settings": {"pipeline.vae_tile": 256}, "tf32": True})
     assert case.own_settings == {"pipeline.vae_tile": 256, "perf.allow_tf32": True}
     settings = flat(PERF__ALLOW_TF32="true", PIPELINE__VAE_TILE="64", PIPELINE__OFFLOAD="true")
-    assert deciding(settings, ["tensorrt"], case.own_settings) == {"pipeline.offload": True}
+    assert deciding(settings, "pipeline", ["tensorrt"], case.own_settings) == {"pipeline.offload": True}
 
 
 def test_a_record_of_before_a_setting_says_nothing_of_it() -> None:
-    assert deciding({"threads": None, "tensorrt.gone": 3}, ["tensorrt"]) == {}
+    assert deciding({"threads": None, "tensorrt.gone": 3}, "pipeline", ["tensorrt"]) == {}
 
 
 def test_torch_compile_counts_where_a_band_is_on_it() -> None:
@@ -117,7 +136,7 @@ def test_what_one_does_not_name_is_at_its_default() -> None:
 
 def test_a_value_that_reads_otherwise_is_the_same() -> None:
     given = with_values(Settings(), {"tensorrt.workspace_gib": 4}).flat()
-    assert differing(deciding(given, ["tensorrt"]), {"tensorrt.workspace_gib": 4}) == {}
+    assert differing(deciding(given, "dit", ["tensorrt"]), {"tensorrt.workspace_gib": 4}) == {}
 
 
 def test_words() -> None:

@@ -733,6 +733,33 @@ def costs_of_dit(
     return {**points, **costs(0.99 * points["min"].tflop)}
 
 
+class _Deciding(nn.Module):
+    """Traced with a value that is not known before; nothing can be counted of it."""
+
+    def forward(self, *given: torch.Tensor) -> torch.Tensor:
+        return given[0] * given[1].sum().item()
+
+
+def test_what_cannot_be_counted_is_compared_at_the_smallest_point(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = Dit(), checkpoint, _Deciding(), LARGE, "fp16"
+    assert [place.name for place in affordable_places(*asked, 1.0)] == ["min"]
+    assert "at min of large alone: what a call takes cannot be counted: DataDependent" in caplog.text
+    assert [place.name for place in affordable_places(*asked, None)] == ["min", "opt", "max"]
+
+
+def test_attention_of_pytorch_counts_with_its_scores() -> None:
+    class Attention(nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows)
+
+    rows = {"x": (1, 2, 500, 16)}
+    cost = call_cost(Attention(), (TensorSpec("x", (1, 2, "rows", 16)),), rows, "fp32")
+    assert cost.tflop == 2 * 2 * 2 * 500 * 500 * 16 / 1e12
+    assert cost.memory >= 2 * 4 * 2 * 500 * 500
+
+
 def test_what_a_call_takes_is_counted() -> None:
     layer = nn.Linear(64, 32, bias=False)
     spec, rows = TensorSpec("x", ("rows", 64)), {"x": (10, 64)}

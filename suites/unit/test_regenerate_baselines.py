@@ -37,6 +37,7 @@ from wan_trt_core.cases import Band, Case, MemoryGate
 from wan_trt_core.cli import regenerate
 from wan_trt_core.cli.app import app
 from wan_trt_core.config import Settings, with_values
+from wan_trt_core.gates.bands import Tolerance
 from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import SourceState
@@ -715,6 +716,27 @@ class TestReference:
             BaselineError, match=r"observed\.metrics\.reference_device_used\.value is -1\.0, not a number"
         ):
             read_baselines(tmp_path, HARDWARE, "tiny-wan", "memory")
+
+
+def test_bands_are_those_of_the_backend_that_ran(tmp_path: Path) -> None:
+    """Not of the case file's, where the run named another: measured, and when bands alone are made anew."""
+    stock = TestReference()
+    band = {"rel": 0.01, "reason": "r", "by_backend": {"tensorrt": {"rel": 0.2, "reason": "anew each time"}}}
+    gate = MemoryGate.model_validate({"growth": {"max": 1024, "reason": "r"}, "bands": {"device_used": band}})
+    case = stock.case().model_copy(update={"memory": gate})
+    run = stock.measured(device_used=2e9)
+    on_tensorrt = tuple(each.model_copy(update={"backend": "tensorrt"}) for each in run.cases)
+    run = run.model_copy(update={"cases": on_tensorrt})
+    assert case.backend != "tensorrt"
+    (found,) = update.plan_update(tmp_path, "memory", [case], [run], PROVENANCE)
+    update.apply(tmp_path, [found])
+
+    def tolerance(plan: update.Plan) -> Tolerance:
+        return plan.after.cases["dit-fp32"].metrics["device_used"].tolerance
+
+    assert tolerance(found) == Tolerance(0.2, 0.0, "anew each time")
+    (again,) = update.plan_bands(tmp_path, HARDWARE, "memory", [case], None)
+    assert tolerance(again) == tolerance(found) and not again.touched
 
 
 class TestBandsOnly:

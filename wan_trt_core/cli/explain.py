@@ -222,10 +222,11 @@ def _stored(case: CaseRecord, path: Path, root: Path) -> BaselineEntry:
     where = (root, record.hardware_key, case.model, "perf")
     stored = read_baselines(*where, run)
     entry = stored.cases.get(case.case) if stored else None
-    settings = deciding(record.settings, (case.backend,), case.measurement.facts.get("settings", ()))
+    own = case.measurement.facts.get("settings", {})
+    settings = deciding(record.settings, case.component, (case.backend,), own)
     if entry is not None and (
         other := other_origin(case.case, "perf", entry, case.origin, run)
-        or other_settings(case.case, "perf", entry, settings, run)
+        or other_settings(case.case, "perf", entry, settings, own, run)
     ):
         raise BaselineError(other)
     if entry is None or entry.kernels is None:

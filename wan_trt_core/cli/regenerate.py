@@ -160,8 +160,10 @@ def _checked(plans: Sequence[update.Plan], console: Console) -> int:
 
 
 def _cases(options: argparse.Namespace) -> tuple[Case, ...]:
-    file = load_cases(options.cases, allowed_names(), "--cases")
-    return file.overridden(**update.overrides(vars(options))).cases
+    allowed = allowed_names()
+    file = load_cases(options.cases, allowed, "--cases").overridden(**update.overrides(vars(options)))
+    file.require_names(allowed, "the options")
+    return file.cases
 
 
 def _backend(options: argparse.Namespace, cases: Sequence[Case]) -> str | None:

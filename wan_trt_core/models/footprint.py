@@ -194,14 +194,17 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def live_bytes(call: Callable[[], object], module: nn.Module, *, layouts: bool = False) -> tuple[int, int]:
+def live_bytes(
+    call: Callable[[], object], module: nn.Module, *, layouts: bool = False, fused: bool = True
+) -> tuple[int, int]:
     """The most bytes that are alive during a call, without the module's own, and those of its results.
 
     Args:
         layouts: as :func:`stock_footprint`.
+        fused: PyTorch's attention writes no scores.
     """
     live = _Live(module, layouts)
-    with torch.no_grad(), _FusedAttention(), live:
+    with torch.no_grad(), _FusedAttention() if fused else _WrittenAttention(), live:
         results = call()
     return live.peak, sum(leaf.nbytes for leaf in tree_leaves(results) if isinstance(leaf, Tensor))
 
@@ -215,8 +218,17 @@ class _FusedAttention(TorchFunctionMode):
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-        query, value = named["query"], named["value"]
+        return self.attended(named["query"], named["key"], named["value"])
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+class _WrittenAttention(_FusedAttention):
+    """As ONNX Runtime does it on a CPU: in two products, the scores between them."""
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.softmax(query @ key.transpose(-2, -1), dim=-1) @ value
 
 
 class _Live(TorchDispatchMode):

@@ -110,8 +110,9 @@ def accelerate(
 
     Args:
         pipe: a ``WanPipeline`` or ``WanImageToVideoPipeline``, with one transformer or two. One that is accelerated
-            already is restored first. Diffusers' modules go to host memory, what stays in PyTorch (the encoders of
-            prompts and images) to the backend's device.
+            already is restored first, also where this then raises: after ``enable_model_cpu_offload()`` remove the
+            hooks before. Diffusers' modules go to host memory, what stays in PyTorch (the encoders of prompts and
+            images) to the backend's device.
         profile: a shape profile, or the name of one of the model's, or :data:`JIT`. By default that of the settings,
             else of the catalogue's model whose size the transformer has that which serves the model's own video size;
             for a transformer of another size as :data:`JIT`.

@@ -67,9 +67,10 @@ def judge_case(
     origin = {"backend": case.backend, "weights": measurement.weights, "profile": case.profile}
     mismatch = None
     if stored.entry:
-        settings = deciding(session.settings.flat(), gate_backends(case, suite), case.own_settings)
+        own = case.own_settings
+        settings = deciding(session.settings.flat(), case.component, gate_backends(case, suite), own)
         mismatch = other_origin(case.id, suite, stored.entry, origin, session.command) or other_settings(
-            case.id, suite, stored.entry, settings, session.command
+            case.id, suite, stored.entry, settings, own, session.command
         )
     checks = judge(
         case,

@@ -827,7 +827,9 @@ def test_a_large_model_is_compared_at_a_size_unlike_that_it_was_traced_with(
     assert all(sizes[axis] != traced[axis] for axis in traced)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name == "dit" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_every_component_is_compared_at_the_smaller_size(
     name: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -417,12 +417,9 @@ def _guided_specs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
 
 
 def _guided_calls(graph: Any, calls: Tensors) -> Tensors:
-    states, scores = calls["encoder_hidden_states"], calls["text_scores"]
-    both = {
-        "encoder_hidden_states": torch.stack((states, -states), 1),
-        "text_scores": scores.expand(2, 1, 1, -1),
-    }
-    return {**calls, **{name: value.contiguous() for name, value in both.items()}}
+    states = [call["encoder_hidden_states"] for call in _prompts(calls, 2)]
+    scores = calls["text_scores"].expand(2, 1, 1, -1).contiguous()
+    return {**calls, "encoder_hidden_states": torch.stack(states, 1), "text_scores": scores}
 
 
 # ---- the VAE decoder: channels last, as the convolutions' kernels want them -------------------------------
@@ -501,10 +498,7 @@ def _half_convolutions(graph: nn.Module) -> nn.Module:
             weight, bias = self.weight.half(), self.bias.half()
             return functional.conv3d(joined, weight, bias, padding=self.padding).to(frames.dtype)
 
-    for part in graph.modules():
-        if isinstance(part, CausalConv):
-            part.__class__ = HalfConv
-    return graph
+    return _convolutions_as(graph, HalfConv)
 
 
 def _stacked_frames(graph: nn.Module) -> nn.Module:
@@ -520,9 +514,13 @@ def _stacked_frames(graph: nn.Module) -> nn.Module:
             images = functional.conv2d(images, weight, self.bias, padding=self.padding[1:])
             return images.unsqueeze(0).transpose(1, 2)
 
+    return _convolutions_as(graph, StackedConv)
+
+
+def _convolutions_as(graph: nn.Module, kind: type) -> nn.Module:
     for part in graph.modules():
         if isinstance(part, CausalConv):
-            part.__class__ = StackedConv
+            part.__class__ = kind
     return graph
 
 

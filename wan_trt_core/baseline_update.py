@@ -60,7 +60,7 @@ from wan_trt_core.gates.judging import gate_backends, gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.measure.differences import kernel_difference
-from wan_trt_core.observations import beside, extent, observed
+from wan_trt_core.observations import beside, extent, observed, origin_of
 from wan_trt_core.report.changes import MetricChange, baseline_changes, worst_first
 from wan_trt_core.report.markdown import changes_markdown
 
@@ -454,8 +454,7 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
         settings = "".join(f"\n- `{case}`: {what}" for case, what in told_settings(plan).items())
         profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
         beside_it = "".join(
-            f"\n- `{case}`: observed at {entry.observed.commit[:7]}{_under(entry.observed)}, judged by nothing: "
-            f"{_listed(entry.observed)}"
+            f"\n- `{case}`: {origin_of(entry.observed)}, judged by nothing: {_listed(entry.observed)}"
             for case, entry in plan.after.cases.items()
             if case in plan.touched and entry.observed
         )
@@ -742,11 +741,6 @@ def _listed(observed: Observed) -> str:
         for name, metric in observed.metrics.items()
     )
     return ", ".join(f"{name} {value}{f' ({more})' if more else ''}" for name, value, more in told)
-
-
-def _under(observed: Observed) -> str:
-    """The settings of what was observed, after where it was."""
-    return f" with {told}" if (told := in_words(observed.settings or {})) else ""
 
 
 def _explained(entry: BaselineEntry, rows: Sequence[Row], kept: str | None) -> BaselineEntry:

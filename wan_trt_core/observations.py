@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from wan_trt_core.deciding_settings import in_words
 from wan_trt_core.gates.bands import BaselineEntry, Observed, ObservedMetric
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.memory import UNATTRIBUTED
@@ -86,6 +87,12 @@ def extent(metric: ObservedMetric) -> str:
     return (
         f"{quantity(metric.low, metric.unit)} to {quantity(metric.high, metric.unit)}, {metric.pairs} pairs"
     )
+
+
+def origin_of(observed: Observed) -> str:
+    """Where it was observed and with which settings, for people: ``observed at 86e5753 with threads=2``."""
+    told = in_words(observed.settings or {})
+    return f"observed at {observed.commit[:7]}{f' with {told}' if told else ''}"
 
 
 def commit_of(entry: BaselineEntry) -> str:

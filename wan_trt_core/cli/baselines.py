@@ -15,7 +15,6 @@ from wan_trt_core.cli.output import FAILED, print_error, print_json, print_line,
 if TYPE_CHECKING:
     from wan_trt_core.baselines import BaselineFile
     from wan_trt_core.config import Settings
-    from wan_trt_core.gates.bands import Observed
 
 commands = typer.Typer()
 stored_baselines = typer.Typer(
@@ -148,7 +147,7 @@ def _print_baselines(stored: BaselineFile) -> None:
     from wan_trt_core.deciding_settings import in_words
     from wan_trt_core.gates.bands import band_limits
     from wan_trt_core.gates.formatting import quantity
-    from wan_trt_core.observations import extent
+    from wan_trt_core.observations import extent, origin_of
 
     rows = [
         (
@@ -168,7 +167,7 @@ def _print_baselines(stored: BaselineFile) -> None:
             case,
             name,
             quantity(metric.value, metric.unit),
-            "; ".join(filter(None, (_observed_at(entry.observed), extent(metric)))),
+            "; ".join(filter(None, (origin_of(entry.observed), extent(metric)))),
             "",
             entry.observed.date[:10],
         )
@@ -182,10 +181,3 @@ def _print_baselines(stored: BaselineFile) -> None:
     for case, entry in stored.cases.items():
         if told := in_words(entry.provenance.get("settings") or {}):
             print_line(f"{case}: measured with {told}")
-
-
-def _observed_at(observed: Observed) -> str:
-    from wan_trt_core.deciding_settings import in_words
-
-    told = in_words(observed.settings or {})
-    return f"observed at {observed.commit[:7]}{f' with {told}' if told else ''}"

@@ -52,7 +52,7 @@ def judge(
     Raises:
         ValueError: when the case is not in that suite.
     """
-    checks, bands = _own_gates(case, suite, measurement)
+    checks, bands = _own_checks(case, suite, measurement), gate_bands(case, suite)
     # as baseline_update.case_records has it
     acceptable = not measurement.problems and all(
         check.verdict is Verdict.PASS for check in checks if not check.advisory
@@ -111,15 +111,13 @@ def gate_backends(case: Case, suite: Suite) -> tuple[str, ...]:
     return case.backend, *beside
 
 
-def _own_gates(
-    case: Case, suite: Suite, measurement: Measurement
-) -> tuple[tuple[Check, ...], Mapping[str, Band]]:
+def _own_checks(case: Case, suite: Suite, measurement: Measurement) -> tuple[Check, ...]:
     if suite == "parity" and case.parity:
-        return judge_parity(case.parity, measurement), gate_bands(case, suite)
+        return judge_parity(case.parity, measurement)
     if suite == "perf" and case.perf:
-        return judge_perf(case.perf, measurement), gate_bands(case, suite)
+        return judge_perf(case.perf, measurement)
     if suite == "memory" and case.memory:
-        return judge_memory(case.memory, measurement), gate_bands(case, suite)
+        return judge_memory(case.memory, measurement)
     raise ValueError(f"case {case.id} has no {suite} gate")
 
 

@@ -36,6 +36,7 @@ from wan_trt_core.models.components import ComponentError
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline import acceleration
+from wan_trt_core.pipeline import offload as offload_module
 from wan_trt_core.pipeline.acceleration import AcceleratedTransformer, AcceleratedVAE, originals
 from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
 from wan_trt_core.pipeline.engines import load_engine
@@ -1055,6 +1056,26 @@ def test_components_take_turns_in_an_accelerated_pipeline(
     wan_trt_core.restore(pipe)
     assert not hasattr(encoder, "_hf_hook") and all(engine.closed for engine in loads.engines)
     assert close(video(pipe), expected)
+
+
+def test_the_engines_of_the_size_that_is_asked_for_come_early(
+    pipe: Any, loads: Loads, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.offloading", lambda *_: True)
+    monkeypatch.setattr(offload_module, "fits_beside", lambda stages: (len(stages) - 1) * (True,))
+    changes = {"pipeline": PipelineSettings(offload=True), "on_missing_shape": "build"}
+    wan_trt_core.accelerate(pipe, PROFILE, settings=settings.model_copy(update=changes))
+    hook = pipe.text_encoder._hf_hook
+    (first,) = hook.followers
+    for size, same in (({}, True), (LARGER, False), ({}, True)):
+        video(pipe, **size)
+        (transformer,) = hook.followers
+        assert (transformer is first) is same
+        assert len(transformer.followers) == 2 and all(
+            each.memory()["weights"] for each in transformer.followers
+        )
+    wan_trt_core.restore(pipe)
+    assert all(engine.closed for engine in loads.engines)
 
 
 def test_what_runs_in_pytorch_takes_turns_too(

@@ -25,7 +25,7 @@ from wan_trt_core.models.components import get_component
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
-from wan_trt_core.pipeline.assembly import TEXT_ENCODER, check_text_encoder, offloading, staying
+from wan_trt_core.pipeline.assembly import TEXT_ENCODER, check_text_encoder, in_order, offloading, staying
 from wan_trt_core.pipeline.compatibility import require_compatible
 from wan_trt_core.pipeline.engines import (
     NOTES,
@@ -37,7 +37,7 @@ from wan_trt_core.pipeline.engines import (
     check_tiles,
     precision_of,
 )
-from wan_trt_core.pipeline.offload import offload, take_off
+from wan_trt_core.pipeline.offload import offload, overlap, take_off
 from wan_trt_core.pipeline.parts import (
     EngineTextEncoder,
     EngineTransformer,
@@ -246,6 +246,7 @@ class Acceleration:
         }
         self._served: dict[str, list[tuple[ShapeProfile, EnginePart]]] = {name: [] for name in self.stock}
         self._choices: dict[tuple[str, Sizes], EnginePart | str] = {}
+        self._serving: dict[str, EnginePart | str] = {}
         self._encoders: dict[ShapeProfile, StreamingEncoder | str] = {}
         self._told: set[tuple[str, str]] = set()
 
@@ -275,6 +276,7 @@ class Acceleration:
             dtype = torch_dtype(self._precision[name])
             setattr(self._pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
         self._pipe.video_processor = staged(self._pipe.video_processor)
+        self._serve({name: served[0][1] for name, served in self._served.items() if served})
 
     def close(self) -> None:
         """Release the engines, and move every module back to where it was. May be called again."""
@@ -319,14 +321,13 @@ class Acceleration:
         Raises:
             UnsupportedCall: when none does and PyTorch has to; the message says why.
         """
-        if (name, video) not in self._choices:
-            self._choices[name, video] = self._choose(name, video)
-            if name in TRANSFORMERS:  # a build of minutes is not for the middle or the end of a video
-                for other in self.stock.keys() - {TEXT_ENCODER}:
-                    size = replace(video, text_length=NO_TEXT) if other == "vae" else video
-                    if (other, size) not in self._choices:
-                        self._choices[other, size] = self._choose(other, size)
-        choice = self._choices[name, video]
+        choice = self._chosen(name, video)
+        found = {name: choice}
+        if name in TRANSFORMERS:  # a build of minutes is not for the middle or the end of a video
+            for other in self.stock.keys() - {TEXT_ENCODER, name}:
+                size = replace(video, text_length=NO_TEXT) if other == "vae" else video
+                found[other] = self._chosen(other, size)
+        self._serve(found)
         if isinstance(choice, str):
             raise UnsupportedCall(choice)
         return choice
@@ -347,6 +348,17 @@ class Acceleration:
     def begin(self) -> None:
         """A new video: what was told of the last one is told again."""
         self._told.clear()
+
+    def _chosen(self, name: str, video: Sizes) -> EnginePart | str:
+        if (name, video) not in self._choices:
+            self._choices[name, video] = self._choose(name, video)
+        return self._choices[name, video]
+
+    def _serve(self, parts: Mapping[str, EnginePart | str]) -> None:
+        """Know which parts serve the video of now: where they are offloaded, their engines come one during another."""
+        if offloading(self._settings, self.device) and not parts.items() <= self._serving.items():
+            self._serving.update(parts)
+            overlap(*(self._serving.get(name, part) for name, part in in_order(self._pipe).items()))
 
     def _to_host(self, name: str) -> None:
         self.stock[name].to("cpu")

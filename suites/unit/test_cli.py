@@ -1045,7 +1045,7 @@ class TestBenchmark:
 
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**30, 2**40))
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-        monkeypatch.setattr("wan_trt_core.memory.prediction.predict", predicted)
+        monkeypatch.setattr("wan_trt_core.memory.room.predict", predicted)
         monkeypatch.setattr("wan_trt_core.memory.room.plan", lambda *_: SimpleNamespace(fitting=()))
         monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
         given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32", "--offload")

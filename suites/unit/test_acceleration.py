@@ -27,6 +27,7 @@ from module_engine import Loads, ModuleEngine
 
 import wan_trt_core
 from wan_trt_core.backends.base import EngineBackend, EngineError
+from wan_trt_core.backends.registry import tell_idle_gpu
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models import loaded as loaded_module
@@ -1044,6 +1045,28 @@ def test_an_engine_that_is_not_as_planned_is_told(
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     assert "the transformer's engine is not as planned: attention is not fused" in caplog.text
     assert caplog.text.count("the vae's engine is not as planned") == 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "told"), [(True, "auto", True), (True, "cpu", False), (False, "auto", False)]
+)
+def test_a_gpu_that_would_do_nothing_is_told(
+    gpu: bool,
+    device: str,
+    told: bool,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The default backend is the one that runs everywhere."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    tell_idle_gpu(settings.model_copy(update={"device": device}), "onnxruntime")
+    assert (
+        "onnxruntime runs on the CPU, and there is a GPU: name the backend tensorrt" in caplog.text
+    ) is told
+    caplog.clear()
+    tell_idle_gpu(settings, "tensorrt")
+    assert not caplog.text
 
 
 def test_originals_are_those_of_an_accelerated_pipeline(pipe: Any) -> None:

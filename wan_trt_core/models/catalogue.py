@@ -73,6 +73,10 @@ class ResolvedModel:
         """A second transformer takes over at the boundary (Wan 2.2 A14B)."""
         return "transformer_2" in self.checkpoint.parts
 
+    def making(self, *, from_image: bool) -> ResolvedModel:
+        """See :meth:`~wan_trt_core.models.checkpoint.Checkpoint.making`."""
+        return replace(self, checkpoint=self.checkpoint.making(from_image=from_image))
+
     def profile(self, name: str | None = None) -> ShapeProfile:
         """The profile of that name; the model's first without a name.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError
-from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.backends.registry import device_of, get_backend, tell_idle_gpu
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import located, torch_dtype
@@ -140,6 +140,7 @@ def accelerate(
     if not isinstance(runs, EngineBackend):
         raise EngineError(f"the backend {backend} runs PyTorch modules and has no engines to accelerate with")
     runs.require(settings)
+    tell_idle_gpu(settings, backend)
     device = located(device_of(settings, backend))
     if pipe.device.type != "cpu" and located(pipe.device) != device:
         raise EngineError(

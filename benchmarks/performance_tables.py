@@ -55,6 +55,11 @@ KERNELS = ("products", "attention", "convolutions", "pointwise", "copies", "othe
 """Groups of kernels, see :mod:`wan_trt_core.measure.kernels`."""
 
 
+LAYERS = ("case", "layers", "time", "of all layers", "runs", "commit")
+COSTLIEST = 8
+"""Layers of a case that are listed."""
+
+
 def verdicts(stored: Stored) -> Iterator[tuple[str, ...]]:
     """How fast: a row for each perf case; the PSNR is that of the timed outputs, from the timed reference's."""
     for case, entry in stored:
@@ -118,8 +123,22 @@ def kernels(stored: Stored) -> Iterator[tuple[str, ...]]:
                 f"{stock:,.1f} → {engine:,.1f}" if max(stock, engine) >= 0.05 else ""
                 for stock, engine in pairs
             ),
-            str(entry.provenance["commit"])[:7],
+            _commit(entry),
         )
+
+
+def layers(stored: Stored) -> Iterator[tuple[str, ...]]:
+    """Which layers of an engine cost most, by the PyTorch module that they came from: some rows for each component,
+    without options, of a published model. TensorRT's own profiler waits between layers, so their sum is more than the
+    kernels'."""
+    for case, entry in stored:
+        found: Sequence[tuple[str, float, int]] = (entry.kernels or {}).get("layers", ())
+        if not found or case.component == "pipeline" or case.settings or case.model.startswith("tiny-"):
+            continue
+        whole = sum(ms for _, ms, _ in found)
+        for name, ms, runs in sorted(found, key=lambda layer: -layer[1])[:COSTLIEST]:
+            told = name.removeprefix("layer ")
+            yield case.id, told, f"{ms:,.2f} ms", f"{ms / whole:.1%}", str(runs), _commit(entry)
 
 
 def tables(baselines: Path, case_file: Path) -> dict[str, str]:
@@ -135,6 +154,7 @@ def tables(baselines: Path, case_file: Path) -> dict[str, str]:
         "Kernels, ms, stock diffusers → TensorRT": markdown_table(
             ("case", *KERNELS, "all", "commit"), list(kernels(perf))
         ),
+        "Costliest layers of the engines": markdown_table(LAYERS, list(layers(perf))),
     }
 
 
@@ -146,6 +166,11 @@ def _stored(baselines: Path, cases: Sequence[Case], suite: Suite) -> Stored:
         if entry is not None and entry.provenance["backend"] == BACKEND:
             found.append((case, entry))
     return found
+
+
+def _commit(entry: BaselineEntry) -> str:
+    """Of the run that the kernels are of."""
+    return str(entry.provenance["commit"])[:7]
 
 
 def _plain(metric: ObservedMetric | None) -> str:

@@ -27,6 +27,7 @@ from module_engine import Loads, ModuleEngine
 
 import wan_trt_core
 from wan_trt_core.backends.base import EngineBackend, EngineError
+from wan_trt_core.backends.registry import tell_idle_gpu
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models import loaded as loaded_module
@@ -36,6 +37,7 @@ from wan_trt_core.models.components import ComponentError
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline import acceleration
+from wan_trt_core.pipeline import offload as offload_module
 from wan_trt_core.pipeline.acceleration import AcceleratedTransformer, AcceleratedVAE, originals
 from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
 from wan_trt_core.pipeline.engines import load_engine
@@ -367,6 +369,14 @@ def test_on_a_gpu_diffusers_modules_make_room_for_the_engines(
     monkeypatch.setattr(acceleration, "device_of", lambda *_: "cuda")
     monkeypatch.setattr(acceleration, "located", lambda device: gpu if "cuda" in str(device) else device)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    free = [10**6]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: 2 * free)
+    told = r"such a video needs \d.* of the GPU at its most \(\w+\), and 977 KiB are free\. .*wan-trt memory plan"
+    with pytest.raises(EngineError, match=told):
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    assert loads.engines == [] and pipe.transformer is modules["transformer"]
+    moved.clear()
+    free[0] = 10**11
 
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     assert pipe.device == pipe._execution_device == gpu
@@ -401,6 +411,7 @@ def test_a_later_engine_is_made_on_the_gpu_of_the_first(
         monkeypatch.setattr(module, "to", lambda *_, module=module: module)
     monkeypatch.setattr(acceleration, "device_of", lambda *_: "cuda")
     monkeypatch.setattr(acceleration, "located", lambda device: current[-1] if device == "cuda" else device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**11, 10**11))
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
 
@@ -1036,6 +1047,28 @@ def test_an_engine_that_is_not_as_planned_is_told(
     assert caplog.text.count("the vae's engine is not as planned") == 2
 
 
+@pytest.mark.parametrize(
+    ("gpu", "device", "told"), [(True, "auto", True), (True, "cpu", False), (False, "auto", False)]
+)
+def test_a_gpu_that_would_do_nothing_is_told(
+    gpu: bool,
+    device: str,
+    told: bool,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The default backend is the one that runs everywhere."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    tell_idle_gpu(settings.model_copy(update={"device": device}), "onnxruntime")
+    assert (
+        "onnxruntime runs on the CPU, and there is a GPU: name the backend tensorrt" in caplog.text
+    ) is told
+    caplog.clear()
+    tell_idle_gpu(settings, "tensorrt")
+    assert not caplog.text
+
+
 def test_originals_are_those_of_an_accelerated_pipeline(pipe: Any) -> None:
     with pytest.raises(ValueError, match="not accelerated"):
         originals(pipe)
@@ -1055,6 +1088,26 @@ def test_components_take_turns_in_an_accelerated_pipeline(
     wan_trt_core.restore(pipe)
     assert not hasattr(encoder, "_hf_hook") and all(engine.closed for engine in loads.engines)
     assert close(video(pipe), expected)
+
+
+def test_the_engines_of_the_size_that_is_asked_for_come_early(
+    pipe: Any, loads: Loads, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.offloading", lambda *_: True)
+    monkeypatch.setattr(offload_module, "fits_beside", lambda stages: (len(stages) - 1) * (True,))
+    changes = {"pipeline": PipelineSettings(offload=True), "on_missing_shape": "build"}
+    wan_trt_core.accelerate(pipe, PROFILE, settings=settings.model_copy(update=changes))
+    hook = pipe.text_encoder._hf_hook
+    (first,) = hook.followers
+    for size, same in (({}, True), (LARGER, False), ({}, True)):
+        video(pipe, **size)
+        (transformer,) = hook.followers
+        assert (transformer is first) is same
+        assert len(transformer.followers) == 2 and all(
+            each.memory()["weights"] for each in transformer.followers
+        )
+    wan_trt_core.restore(pipe)
+    assert all(engine.closed for engine in loads.engines)
 
 
 def test_what_runs_in_pytorch_takes_turns_too(

@@ -28,8 +28,8 @@ def test_the_catalogue() -> None:
     )  # fmt: skip
 
 
-def test_models_of_one_width_are_told_apart_by_their_channels() -> None:
-    for name in ("wan2.1-t2v-14b", "wan2.1-i2v-14b", "wan2.2-ti2v-5b", "tiny-wan"):
+def test_models_of_one_width_are_told_apart_by_their_channels_and_experts() -> None:
+    for name in ("wan2.1-t2v-14b", "wan2.1-i2v-14b", "wan2.2-t2v-a14b", "wan2.2-ti2v-5b", "tiny-wan"):
         assert catalogue._entry_of(resolve(name).checkpoint) is catalogue._ENTRIES[name]
     assert resolve("wan2.2-ti2v-5b").profile().opt.latent_width == 80
 

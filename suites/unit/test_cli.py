@@ -39,7 +39,8 @@ from wan_trt_core.cli import making
 from wan_trt_core.cli import run as run_command
 from wan_trt_core.cli.output import OUT
 from wan_trt_core.cli.videos import profile_for
-from wan_trt_core.comparison.targets import Asked
+from wan_trt_core.comparison.context import Context
+from wan_trt_core.comparison.targets import Asked, PipelineTarget
 from wan_trt_core.config import MOST_THREADS, Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
@@ -701,7 +702,7 @@ class TestRun:
         planned: list[Any] = []
         nothing = SimpleNamespace(fitting=())
         monkeypatch.setattr(
-            "wan_trt_core.memory.plan.plan", lambda *asked: (planned.append(asked[1]), nothing)[1]
+            "wan_trt_core.memory.room.plan", lambda *asked: (planned.append(asked[1]), nothing)[1]
         )
         on_engines = ("--backend", "onnxruntime", "--precision", "fp16", "--text-encoder-engine")
         code, _, err = wan(*given, *on_engines)
@@ -1045,8 +1046,8 @@ class TestBenchmark:
 
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**30, 2**40))
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-        monkeypatch.setattr("wan_trt_core.memory.prediction.predict", predicted)
-        monkeypatch.setattr("wan_trt_core.memory.plan.plan", lambda *_: SimpleNamespace(fitting=()))
+        monkeypatch.setattr("wan_trt_core.memory.room.predict", predicted)
+        monkeypatch.setattr("wan_trt_core.memory.room.plan", lambda *_: SimpleNamespace(fitting=()))
         monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
         given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32", "--offload")
         code, out, err = wan("benchmark", "--compare", "onnxruntime", *given)
@@ -1054,19 +1055,22 @@ class TestBenchmark:
         assert "such a video needs 2 GiB of the GPU at its most (decode), and 1 GiB are free." in err
         assert asked[-1] == (("torch", "fp32", 9, False) if small == "torch" else (small, "fp16", 9, True))
 
+    @pytest.mark.parametrize("model", ["tiny-wan2.1-i2v", "tiny-wan2.2-ti2v-5b"])
     def test_of_an_image_to_video_model_the_image_may_be_given(
-        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+        self, model: str, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Without one it is of random colours, as in the suites."""
+        """Without one it is of random colours, as in the suites, where the model needs one."""
         asked = []
 
-        def measure(case: Case, context: object, report: object, video: Asked, runs: int) -> Measurement:
+        def measure(case: Case, context: Context, report: object, video: Asked, runs: int) -> Measurement:
             asked.append(video)
+            expected = video.image is not None or model == "tiny-wan2.1-i2v"
+            assert PipelineTarget(case, context, video).model.checkpoint.begins_with_image is expected
             return measured(2.0)
 
         monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", measure)
         write_image(Path("red.png"), np.full((32, 48, 3), (255, 0, 0), np.uint8))
-        compared = ("benchmark", "--compare", "onnxruntime", "--model", "tiny-wan2.1-i2v")
+        compared = ("benchmark", "--compare", "onnxruntime", "--model", model)
         for given in ((), ("--image", "red.png")):
             code, _, err = wan(*compared, *given)
             assert code == 0, err

@@ -346,6 +346,20 @@ class TestCommands:
         code, out, _ = wan("explain", "perf", a, "--json")
         assert json.loads(out)[0]["total"] == {"name": "all kernels", "before": 54.0, "after": 55.0}
 
+    def test_layers_of_the_candidate_alone(self, wan: Wan, tmp_path: Path) -> None:
+        """Stock diffusers has none that they could be compared with."""
+        layers = [["layer copies float32", 1.5, 9], ["layer attention float16 blocks.*.attn1", 4.5, 30]]
+        of_one = with_kernels({**FUSED, "reference": FUSED, "layers": layers})
+        path = record(tmp_path / "a.json", "perf", of_one)
+        code, out, _ = wan("explain", "perf", path)
+        assert code == 0 and "layers of the candidate" in out
+        rows = [line.split() for line in out.splitlines() if "float" in line]
+        assert [row[-2] for row in rows] == ["30", "9"] and "75.0%" in rows[0]
+        code, out, _ = wan("explain", "perf", path, "--json")
+        assert json.loads(out)[0]["candidate_layers"] == layers
+        code, out, _ = wan("explain", "perf", path, path)
+        assert "layers of the candidate" not in out
+
     def test_perf_of_a_call_that_waits(self, wan: Wan, tmp_path: Path) -> None:
         before, after = (
             with_kernels({**FUSED, "reference": FUSED}),

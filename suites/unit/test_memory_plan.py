@@ -70,6 +70,9 @@ def model_of(name: str = "tiny-wan") -> ResolvedModel:
     return resolve(name)
 
 
+PREDICTION = "wan_trt_core.memory.prediction"
+
+
 def tiny(backend: str = "tensorrt", device: str = "cuda", **more: Any) -> Workload:
     model = model_of()
     return Workload(model.checkpoint, model.profile().opt, backend, device, **more)
@@ -432,7 +435,11 @@ def test_a_tiled_decode_leaves_no_room_for_copies_of_its_frames() -> None:
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "torch"])
-def test_a_stage_holds_what_it_needs_and_with_offload_nothing_else(backend: str) -> None:
+def test_a_stage_holds_what_it_needs_and_with_offload_nothing_else(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PREDICTION + ".fits_beside", lambda stages: (len(stages) - 1) * (False,))
+
     def held(choice: Choice) -> dict[str, set[str]]:
         stages = predict(tiny(backend), choice).stages
         return {
@@ -450,6 +457,29 @@ def test_a_stage_holds_what_it_needs_and_with_offload_nothing_else(backend: str)
     assert (apart["text_encode"], apart["denoise"], apart["decode"]) == ({"text"}, denoise, decode)
     assert len(apart["load"]) == 1
     assert "text" not in held(Choice(text_encoder_device="cpu"))["text_encode"]
+
+
+def test_with_offload_engines_come_early_where_that_makes_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the text encoder works on the CPU the device has room for the DiT, and beside the DiT for the decoder where
+    that needs more at work; the peak is what it is without."""
+    choice = Choice(offload=True, text_encoder_device="cpu")
+
+    def owners(work: Workload, stage: Any) -> set[str]:
+        terms = predict(work, choice).stages[stage]
+        return {term.owner.split()[0] for term in terms if term.owner.endswith("engine weights")}
+
+    decoder = {"vae_decoder_first", "vae_decoder_next"}
+    large = replace(tiny(), video=Sizes(512, 512, 17, 16))
+    assert (owners(large, "text_encode"), owners(large, "denoise"), owners(large, "decode")) == (
+        {"dit"}, {"dit", *decoder}, decoder
+    )  # fmt: skip
+    peak = predict(large, choice).peak
+    with monkeypatch.context() as alone:
+        alone.setattr(PREDICTION + ".fits_beside", lambda stages: (len(stages) - 1) * (False,))
+        assert owners(large, "text_encode") == set() and owners(large, "denoise") == {"dit"}
+        assert predict(large, choice).peak == peak
+    modules = replace(large, backend="torch")
+    assert not any("transformer" in term.owner for term in predict(modules, choice).stages["text_encode"])
 
 
 def test_the_text_encoder_on_an_engine_is_in_the_plan() -> None:

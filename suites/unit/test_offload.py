@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event, current_thread
+from time import sleep
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import WanImageToVideoPipeline
 from module_engine import ModuleEngine, component_engine
 from torch import Tensor
 
@@ -21,10 +24,11 @@ from wan_trt_core.backends.torch_compile import BACKEND as TORCH_COMPILE
 from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.pipeline import engines as engines_module
-from wan_trt_core.pipeline.assembly import on_engines, placed
+from wan_trt_core.pipeline import offload as offload_module
+from wan_trt_core.pipeline.assembly import in_order, on_engines, placed
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
-from wan_trt_core.pipeline.offload import OffloadedEngine, Turns, offload
+from wan_trt_core.pipeline.offload import Needs, OffloadedEngine, Turns, fits_beside, offload, overlap
 from wan_trt_core.pipeline.swap import REPLACED
 
 SMALL = GenerationDefaults(32, 32, 5, num_inference_steps=1, guidance_scale=1, max_sequence_length=16, fps=8)
@@ -192,6 +196,10 @@ class GraphEngine(Engine):
         self.noted.append(self.replays)
         return {}
 
+    @property
+    def runs(self) -> int:
+        return len(self.noted)
+
     @contextmanager
     def without_graphs(self) -> Iterator[None]:
         self.replays = False
@@ -253,6 +261,170 @@ def test_an_engine_comes_back_to_the_gpu_that_it_was_on(monkeypatch: pytest.Monk
     current[0] = 0
     engine.run({})
     assert seen == [1, 1]
+
+
+# ---- the next stage's engines come while the one before is at work ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stages", "fits"),
+    [
+        ([], ()),
+        ([Needs(5)], ()),
+        ([Needs(5), Needs(3, 2)], (False,)),  # 8, where neither needs more than 5
+        ([Needs(2), Needs(3, 2)], (True,)),  # 5, as the second needs at work anyway
+        ([Needs(2), Needs(3, 1)], (False,)),
+        ([Needs(11), Needs(3, 1), Needs(1, 9)], (False, True)),
+        ([Needs(0), Needs(3, 1), Needs(2)], (True, False)),  # what works elsewhere leaves room for the next
+    ],
+)
+def test_what_comes_early_makes_no_peak(stages: list[Needs], fits: tuple[bool, ...]) -> None:
+    assert fits_beside(stages) == fits
+
+
+class KnownEngine(GraphEngine):
+    """Of a known size, loaded by a known thread."""
+
+    def __init__(self, weights: int, working: int = 0) -> None:
+        super().__init__([])
+        self.weights, self.needed, self.by, self.closed = weights, working, current_thread().name, False
+
+    @property
+    def working(self) -> int:
+        return self.needed
+
+    def memory(self) -> dict[str, int]:
+        return {"weights": self.weights}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Loaded:
+    """Engines of a stage: ``load`` of an :class:`OffloadedEngine`, which may wait, or fail once."""
+
+    def __init__(self, turns: Turns, stage: str, weights: int, working: int = 0) -> None:
+        self.found: list[KnownEngine] = []
+        self.may, self.fails = Event(), False
+        self.may.set()
+        self._of = weights, working
+        self.engine = OffloadedEngine(self.load, turns, stage)
+        self.engines = (self.engine,)
+
+    def load(self) -> Engine:
+        assert self.may.wait(10)
+        if self.fails:
+            self.fails = False
+            raise EngineError("no room")
+        self.found.append(KnownEngine(*self._of))
+        return self.found[-1]
+
+    def loaded_by(self) -> list[str]:
+        return [engine.by.partition("_")[0] for engine in self.found]
+
+
+@pytest.fixture
+def pair() -> tuple[Loaded, Loaded]:
+    """A transformer of 3 bytes, and a decoder of 1 that needs 9 at work, each of which was loaded once."""
+    turns = Turns()
+    found = Loaded(turns, "transformer", 3), Loaded(turns, "vae", 1, 9)
+    overlap(None, *found)
+    return found
+
+
+def test_an_engine_comes_while_the_one_before_is_at_work(pair: tuple[Loaded, Loaded]) -> None:
+    dit, vae = pair
+    vae.may.clear()
+    for _ in range(3):  # denoising steps
+        dit.engine.run({})
+    assert vae.engine.memory() == {"weights": 0} and not dit.found[-1].closed
+    vae.may.set()
+    vae.engine.run({})
+    assert vae.loaded_by() == ["MainThread", "onload"] and dit.found[-1].closed
+    assert [engine.runs for engine in (dit.found[-1], vae.found[-1])] == [3, 1]
+    dit.engine.run({})
+    assert dit.loaded_by() == 3 * ["MainThread"], "a video's first stage follows nothing"
+    wait_for(lambda: len(vae.found) == 3)
+    assert vae.engine.memory() == {"weights": 1}, "what it holds is told while it waits"
+    for each in pair:
+        each.engine.close()
+    assert all(engine.closed for each in pair for engine in each.found)
+
+
+def test_nothing_comes_early_where_both_would_need_more(pair: tuple[Loaded, Loaded]) -> None:
+    dit, vae = pair
+    wide = Loaded(Turns(), "vae", 1)
+    overlap(dit, wide)
+    dit.engine.run({})
+    assert dit.engine.followers == () and len(wide.found) == 1 and len(vae.found) == 1
+
+
+def test_what_could_not_come_early_is_loaded_in_its_turn(
+    pair: tuple[Loaded, Loaded], caplog: pytest.LogCaptureFixture
+) -> None:
+    dit, vae = pair
+    vae.fails = True
+    dit.engine.run({})
+    vae.engine.run({})
+    assert vae.loaded_by() == 2 * ["MainThread"] and vae.found[-1].runs == 1
+    assert "could not be loaded ahead and is loaded now: no room" in caplog.text
+    vae.fails = True
+    dit.engine.run({})
+    wait_for(lambda: not vae.fails)
+    vae.engine.close()  # without a word of what is not needed any more
+
+
+def test_what_came_early_for_nothing_goes(pair: tuple[Loaded, Loaded]) -> None:
+    """The video was interrupted, and the next one begins."""
+    dit, vae = pair
+    dit.engine.run({})
+    dit.engine._turns.take("text_encoder")
+    assert vae.loaded_by() == ["MainThread", "onload"] and all(engine.closed for engine in vae.found)
+    assert vae.engine.memory() == {"weights": 0}
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if done():
+            return
+        sleep(0.01)
+    pytest.fail("it did not come")
+
+
+def test_the_engines_of_a_video_come_early(
+    model: ResolvedModel, loaded: list[ModuleEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transformer's while the text encoder is at work, wherever that is; the decoder's while the transformer is."""
+    expected = video(model.checkpoint.pipeline())
+    monkeypatch.setattr(offload_module, "fits_beside", lambda stages: (len(stages) - 1) * (True,))
+    settings = Settings(device="cpu", pipeline=PipelineSettings(offload=True, text_encoder_device="cpu"))
+    by: dict[str, set[str]] = {}
+    load = engines_module.load_engine
+
+    def noted(component: str, *given: Any, **named: Any) -> Engine:
+        by.setdefault(component, set()).add(current_thread().name.partition("_")[0])
+        return load(component, *given, **named)
+
+    monkeypatch.setattr(engines_module, "load_engine", noted)
+    with EngineStore(settings) as store:
+        own = replace(model, checkpoint=model.checkpoint.apart())
+        pipe = on_engines(own, model.profile(), "fp32", "torch", store, settings, "cpu")
+        offload(pipe, store.turns, "cpu", stay=("text_encoder",), leave=REPLACED)
+        overlap(*in_order(pipe).values())
+        by.clear()
+        for _ in range(2):
+            assert np.abs(video(pipe) - expected).max() < 1e-3
+        assert by == {key: {"onload"} for key in ("dit", "vae_decoder_first", "vae_decoder_next")}
+        assert sum(not engine.closed for engine in loaded) == 2
+    assert all(engine.closed for engine in loaded)
+
+
+def test_an_image_is_encoded_before_the_denoising(model: ResolvedModel) -> None:
+    """So nothing comes while its prompt is encoded: it would be sent away again."""
+    pipe = model.checkpoint.pipeline()
+    assert [*in_order(pipe)] == ["text_encoder", "transformer", "vae"]
+    parts = {**pipe.components, "image_encoder": None, "image_processor": None}
+    assert [*in_order(WanImageToVideoPipeline(**parts))] == ["transformer", "vae"]
 
 
 def test_weights_that_do_not_all_fit_are_given_back(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline, WanPipeline
 from module_engine import Loads, component_engine
 from PIL import Image
 from torch import Tensor
@@ -64,11 +64,8 @@ def checkpoint_of(model: str) -> Checkpoint:
 
 
 def pipeline_of(model: str) -> Any:
-    if (
-        model == "5b of images"
-    ):  # the same model: the first latent frame is the image's, with the timestep zero
-        components = pipeline_of("tiny-wan2.2-ti2v-5b").components
-        return WanImageToVideoPipeline(**components, expand_timesteps=True)
+    if model == "5b of images":  # the first latent frame is the image's, with the timestep zero
+        return resolve("tiny-wan2.2-ti2v-5b").making(from_image=True).checkpoint.pipeline()
     return checkpoint_of(model).pipeline()
 
 
@@ -135,6 +132,18 @@ def test_an_accelerated_variant_makes_the_same_video(
     assert {name: engine.runs for name, engine in zip(names, loads.engines, strict=True)} == runs
     wan_trt_core.restore(pipe)
     assert pipe.components == modules and all(engine.closed for engine in loads.engines)
+
+
+def test_one_model_alone_makes_videos_of_both_kinds() -> None:
+    both = resolve("tiny-wan2.2-ti2v-5b")
+    for from_image, kind in ((True, WanImageToVideoPipeline), (False, WanPipeline)):
+        made = both.making(from_image=from_image).checkpoint
+        assert made.begins_with_image is from_image and type(made.pipeline()) is kind
+    assert not both.checkpoint.begins_with_image, "the model itself is as it was"
+    for name in ("tiny-wan", "tiny-wan2.1-i2v", "tiny-wan2.2-t2v-a14b"):
+        own = resolve(name)
+        for from_image in (True, False):
+            assert own.making(from_image=from_image).checkpoint is own.checkpoint
 
 
 @pytest.mark.parametrize("model", ["tiny-wan2.1-i2v", "tiny-wan2.2-t2v-a14b"])

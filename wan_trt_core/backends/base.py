@@ -119,6 +119,11 @@ class Engine(ABC):
         """Bytes it is known to hold, by owner (``weights``, ``workspace`` …), as far as the backend tells."""
 
     @property
+    def working(self) -> int:
+        """Bytes that it will hold at work beside its weights, where the backend tells before it runs."""
+        return 0
+
+    @property
     def graphs(self) -> int:
         """CUDA graphs held now. What they hold of the GPU no library tells."""
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from wan_trt_core.config import Settings
 
 Device = Literal["cpu", "cuda"]
+
+logger = logging.getLogger(__name__)
 
 _NOT_BACKENDS = frozenset({"base", "registry"})
 
@@ -76,6 +79,19 @@ def device_of(settings: Settings, backend: str | None = None) -> Device:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def tell_idle_gpu(settings: Settings, backend: str) -> None:
+    """One line of the log where a backend of the CPU alone is to make videos and there is a GPU, unless the settings
+    name the device: such a backend is the default, and a published model would take hours."""
+    import torch
+
+    if settings.device == "auto" and runs_on(backend) == "cpu" and torch.cuda.is_available():
+        logger.warning(
+            "%s runs on the CPU, and there is a GPU: name the backend tensorrt (WAN_TRT_BACKEND) to use it, or set"
+            " device to cpu",
+            backend,
+        )
 
 
 def of_one_device(settings: Settings, backends: Iterable[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +106,9 @@ def explain_perf(
         difference = kernel_difference(old, new)
         now = second.measurement.metrics.get(CANDIDATE)
         call = slower_call(difference.total, time.value if time else None, now.value if now else None)
-        told.append({"case": name, "summary": difference.describe(), "call": call, **asdict(difference)})
+        candidate = {} if after or baseline else {"candidate_layers": new.get("layers", ())}
+        summary = {"case": name, "summary": difference.describe(), "call": call}
+        told.append({**summary, **asdict(difference), **candidate})
         if as_json:
             continue
         if call:
@@ -119,6 +121,8 @@ def explain_perf(
         for what, changes in (("kernels by name", difference.kernels), ("layers", difference.layers)):
             if changes:
                 _print_changes(what, most_changed(changes, TOP), lambda ms: f"{ms:.3f} ms")
+        if after is None and not baseline:
+            _print_layers(new.get("layers", ()))
     if as_json:
         print_json(told)
 
@@ -145,6 +149,18 @@ def explain_memory(
                 _print_changes("peak by stage", difference.stages, lambda size: quantity(size, "B"))
     if as_json:
         print_json(told)
+
+
+def _print_layers(layers: Sequence[tuple[str, float, int]]) -> None:
+    """A TensorRT engine's own, by what they do and the module they came from: stock diffusers has none to compare."""
+    if not layers:
+        return
+    total = sum(ms for _, ms, _ in layers)
+    rows = [
+        (name.removeprefix("layer "), f"{ms:.3f} ms", f"{ms / total:.1%}", str(runs))
+        for name, ms, runs in sorted(layers, key=lambda layer: -layer[1])[:TOP]
+    ]
+    print_table("", ("layers of the candidate", "time", "of all layers", "runs"), rows)
 
 
 def _print_changes(what: str, changes: Iterable[Change], text: Callable[[float], str]) -> None:

@@ -135,7 +135,7 @@ def run(
         check_target(out)
         if frames_dir:
             check_frames_target(frames_dir)
-        resolved = model_of(settings)
+        resolved = model_of(settings).making(from_image=image is not None)
         check_weights(resolved)
         check_image(image is not None, begins_with_image=resolved.checkpoint.begins_with_image)
         begins_with = None if image is None else open_image(image)
@@ -216,7 +216,7 @@ def _check(
             GenerationError, typer.BadParameter: naming what is wrong.
     """
     from wan_trt_core.backends.base import EngineBackend
-    from wan_trt_core.backends.registry import device_of, get_backend
+    from wan_trt_core.backends.registry import device_of, get_backend, tell_idle_gpu
     from wan_trt_core.models.checkpoint import torch_dtype
     from wan_trt_core.pipeline.engines import check_engines, components_run, precision_of
 
@@ -231,6 +231,7 @@ def _check(
         shapes = model.profile(settings.profile)
         for name in components_run("pipeline", model.checkpoint):
             torch_dtype(precision_of(precision, name))
+    tell_idle_gpu(settings, settings.backend)
     if device_of(settings) == "cuda":
         check_memory(
             settings,

@@ -43,9 +43,6 @@ PartsPrecisionOption = Annotated[
 
 logger = logging.getLogger(__name__)
 
-PREDICTED_WITHIN = 1.1
-"""What a prediction of memory may be over the truth: no video is refused that would fit."""
-
 
 def with_options(
     generation: GenerationDefaults,
@@ -113,9 +110,8 @@ def check_memory(
     """
     import torch
 
-    from wan_trt_core.gates.formatting import quantity
-    from wan_trt_core.memory.plan import plan
-    from wan_trt_core.memory.prediction import choice_of, predict, unplanned, workload
+    from wan_trt_core.memory.prediction import choice_of, unplanned, workload
+    from wan_trt_core.memory.room import lacking
     from wan_trt_core.models.profiles import Sizes
     from wan_trt_core.pipeline.assembly import TEXT_ENCODER
     from wan_trt_core.pipeline.engines import precision_of
@@ -129,21 +125,12 @@ def check_memory(
     free, _ = torch.cuda.mem_get_info()
     asked = generation.height, generation.width, generation.num_frames, generation.max_sequence_length
     work = replace(workload(model, shapes, backend, "cuda", settings), video=Sizes(*asked, model.spatial))
-    choice, budget = choice_of(settings, precision), round(free * PREDICTED_WITHIN)
+    choice = choice_of(settings, precision)
     if text_encoder_engine:
         own = precision_of(precision, TEXT_ENCODER)
         choice = replace(choice, text_encoder=own, text_encoder_engine=True)
-    needed = predict(work, choice)
-    if needed.peak <= budget:
-        return
-    found = plan(work, choice, budget)
-    fits = " or ".join(setting.name for setting in found.fitting[:3])
-    raise GenerationError(
-        f"such a video needs {quantity(needed.peak, 'B', 3)} of the GPU at its most ({needed.peak_stage}), and"
-        f" {quantity(free, 'B', 3)} are free. "
-        + (f"What fits: {fits}" if fits else "No settings fit: make a smaller video, or take a larger GPU")
-        + " (wan-trt memory plan)"
-    )
+    if told := lacking(work, choice, free):
+        raise GenerationError(told)
 
 
 def open_image(path: Path) -> Image:

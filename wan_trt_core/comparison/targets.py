@@ -583,6 +583,8 @@ class PipelineTarget(Target):
         self, case: Case, context: Context, asked: Asked | None = None, on_step: OnStep | None = None
     ) -> None:
         super().__init__(case, context)
+        if asked is not None and asked.image is not None:
+            self.model = self.model.making(from_image=True)
         self.fps = float(self.model.generation.fps)
         if self.model.checkpoint.begins_with_image:
             self._built += VAE_ENCODER  # loaded when the image comes: a build is no part of that

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,7 @@ from wan_trt_core.models.footprint import (
 from wan_trt_core.models.profiles import SPATIAL, tiles_of
 from wan_trt_core.models.random_weights import UMT5_XXL
 from wan_trt_core.models.vae_caches import CacheSpec, decoder_caches, encoder_caches
+from wan_trt_core.pipeline.offload import Needs, fits_beside
 from wan_trt_core.pipeline.tiling import TiledDecoder
 
 if TYPE_CHECKING:
@@ -203,6 +205,7 @@ def predict(work: Workload, choice: Choice) -> Prediction:
     if work.device == "cpu":
         own = Term("Python, PyTorch and what else is imported", work.process, "measured")
     held = list(weight_terms(work, choice))
+    coming = _coming(work, choice, held) if offloads else {}
     stages: dict[Stage, tuple[Term, ...]] = {}
     for stage in STAGES:
         if stage == "image_encode" and not work.from_image:
@@ -212,10 +215,37 @@ def predict(work: Workload, choice: Choice) -> Prediction:
         elif stage == "load":
             loaded = sorted((term for _, term in held), key=lambda term: term.size)[-1:]
         else:
-            turns = [[term for part, term in held if part == turn] for turn in _TURNS[stage]]
+            turns = [_of(turn, held) + coming.get((stage, turn), []) for turn in _TURNS[stage]]
             loaded = max(turns, key=lambda terms: sum(term.size for term in terms))
         stages[stage] = (own, *loaded, *_working(work, choice, stage))
     return Prediction(stages)
+
+
+def _coming(
+    work: Workload, choice: Choice, held: Sequence[tuple[str, Term]]
+) -> dict[tuple[Stage, str], list[Term]]:
+    """The engines that are loaded while the part before theirs is at work, by stage and part, as
+    :func:`~wan_trt_core.pipeline.offload.overlap` lets them."""
+    if not work.engines:
+        return {}
+    stage_of: dict[str, Stage] = {}
+    if work.text_encoder and not work.from_image:
+        stage_of["text_encoder"] = "text_encode"
+    stage_of |= {**{get_component(name).part: "denoise" for name in work.dits}, "vae": "decode"}
+    scratch = {get_component(name).part: _scratch(work, choice, name, work.video)[0] for name in work.dits}
+    scratch["vae"] = _scratch(work, choice, VAE_NEXT, _seen(work, choice))[0]
+    fits = fits_beside(
+        [Needs(sum(term.size for term in _of(part, held)), scratch.get(part, 0)) for part in stage_of]
+    )
+    return {
+        (stage_of[now], now): _of(following, held)
+        for (now, following), room in zip(pairwise(stage_of), fits, strict=True)
+        if room
+    }
+
+
+def _of(part: str, held: Sequence[tuple[str, Term]]) -> list[Term]:
+    return [term for owner, term in held if owner == part]
 
 
 def weight_terms(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:

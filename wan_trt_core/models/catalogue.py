@@ -73,6 +73,10 @@ class ResolvedModel:
         """A second transformer takes over at the boundary (Wan 2.2 A14B)."""
         return "transformer_2" in self.checkpoint.parts
 
+    def making(self, *, from_image: bool) -> ResolvedModel:
+        """See :meth:`~wan_trt_core.models.checkpoint.Checkpoint.making`."""
+        return replace(self, checkpoint=self.checkpoint.making(from_image=from_image))
+
     def profile(self, name: str | None = None) -> ShapeProfile:
         """The profile of that name; the model's first without a name.
 
@@ -112,9 +116,15 @@ class _Entry:
         of_random = self.configs or {"transformer": Checkpoint(EMBEDDED).config("transformer")}
         return _size(of_random["transformer"])
 
+    @property
+    def experts(self) -> bool:
+        """Whether there are two transformers."""
+        return "transformer_2" in (self.configs or ())
+
 
 def _size(transformer: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Layers, width and channels in of a transformer: a model of the catalogue is known again by them."""
+    """Layers, width and channels in of a transformer: a model of the catalogue is known again by them, and by whether
+    there are two."""
     dim = transformer["num_attention_heads"] * transformer.get("attention_head_dim", HEAD_DIM)
     return transformer["num_layers"], dim, transformer.get("in_channels", 16)
 
@@ -283,7 +293,7 @@ def _require_family(model: str, entry: _Entry, checkpoint: Checkpoint) -> None:
         f"{channels} channels into {'two transformers' if two else 'one transformer'}"
         for channels, two in (
             (_size(checkpoint.config("transformer"))[2], "transformer_2" in checkpoint.parts),
-            (entry.size[2], "transformer_2" in (entry.configs or ())),
+            (entry.size[2], entry.experts),
         )
     )
     if found != wanted:
@@ -332,9 +342,9 @@ def _resolved(name: str, checkpoint: Checkpoint, entry: _Entry) -> ResolvedModel
 
 
 def _entry_of(checkpoint: Checkpoint) -> _Entry | None:
-    """The entry whose transformer has the size of this checkpoint's."""
-    size = _size(checkpoint.config("transformer"))
-    return next((entry for entry in _ENTRIES.values() if entry.size == size), None)
+    """The entry whose transformer, or two of them, has the size of this checkpoint's."""
+    kind = _size(checkpoint.config("transformer")), "transformer_2" in checkpoint.parts
+    return next((entry for entry in _ENTRIES.values() if (entry.size, entry.experts) == kind), None)
 
 
 def _entry_like(checkpoint: Checkpoint) -> _Entry:

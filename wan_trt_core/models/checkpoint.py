@@ -138,6 +138,8 @@ class Checkpoint:
     classes: ClassVar[Mapping[str, str]] = PARTS
     parts: tuple[str, ...] = tuple(part for part in PARTS if part not in OPTIONAL)
     random: ClassVar[bool] = False
+    _from_image: bool | None = None
+    """What :meth:`making` was asked for; otherwise its folder says it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -204,7 +206,18 @@ class Checkpoint:
     @property
     def begins_with_image(self) -> bool:
         """Its pipeline makes a video from an image."""
-        return self.pipeline_config().get("_class_name") == IMAGE_TO_VIDEO
+        if self._from_image is not None:
+            return self._from_image
+        return bool(self.pipeline_config().get("_class_name") == IMAGE_TO_VIDEO)
+
+    def making(self, *, from_image: bool) -> Self:
+        """The same checkpoint as a pipeline for videos that begin with an image, or for those from text alone. TI2V-5B
+        makes both with the same parts; every other is as it is."""
+        if not self.timestep_by_frame:
+            return self
+        twin = copy.copy(self)
+        twin._from_image = from_image
+        return twin
 
     def generation(self) -> dict[str, Any]:
         """``generation.json``: the settings the checkpoint was made for. Empty where there is none."""
@@ -429,9 +442,10 @@ class Checkpoint:
         if "image_encoder" in self.parts:
             modules["image_processor"] = self.image_processor()
         given = {name: config[name] for name in ("boundary_ratio", "expand_timesteps") if name in config}
-        pipeline: WanPipeline = getattr(diffusers, config["_class_name"])(
-            scheduler=self.scheduler(), **modules, **given
-        )
+        name = config["_class_name"]
+        if self._from_image is not None:
+            name = IMAGE_TO_VIDEO if self._from_image else TEXT_TO_VIDEO
+        pipeline: WanPipeline = getattr(diffusers, name)(scheduler=self.scheduler(), **modules, **given)
         return pipeline
 
     def inspect(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine, EngineBackend, EngineError
-from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.backends.registry import device_of, get_backend, tell_idle_gpu
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import located, torch_dtype
@@ -25,7 +25,7 @@ from wan_trt_core.models.components import get_component
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
-from wan_trt_core.pipeline.assembly import TEXT_ENCODER, check_text_encoder, offloading, staying
+from wan_trt_core.pipeline.assembly import TEXT_ENCODER, check_text_encoder, in_order, offloading, staying
 from wan_trt_core.pipeline.compatibility import require_compatible
 from wan_trt_core.pipeline.engines import (
     NOTES,
@@ -37,7 +37,7 @@ from wan_trt_core.pipeline.engines import (
     check_tiles,
     precision_of,
 )
-from wan_trt_core.pipeline.offload import offload, take_off
+from wan_trt_core.pipeline.offload import give_back_cached, offload, overlap, take_off
 from wan_trt_core.pipeline.parts import (
     EngineTextEncoder,
     EngineTransformer,
@@ -128,7 +128,8 @@ def accelerate(
     Raises:
         IncompatiblePipeline: before any work, naming each module that engines cannot replace and why.
         ConfigError, CatalogueError, ComponentError, UnknownBackend, BackendUnavailable, EngineError: before any work,
-            for settings, a profile, a precision or a backend that there is not, or that cannot serve here.
+            for settings, a profile, a precision or a backend that there is not, or that cannot serve here; for a GPU
+            with clearly less free memory than a video of the profile is predicted to need, with the settings that fit.
         ExportError, EngineError, CacheError: from an export or build; the pipeline is then as it was.
     """
     restore(pipe)
@@ -139,6 +140,7 @@ def accelerate(
     if not isinstance(runs, EngineBackend):
         raise EngineError(f"the backend {backend} runs PyTorch modules and has no engines to accelerate with")
     runs.require(settings)
+    tell_idle_gpu(settings, backend)
     device = located(device_of(settings, backend))
     if pipe.device.type != "cpu" and located(pipe.device) != device:
         raise EngineError(
@@ -153,6 +155,7 @@ def accelerate(
         profile = _profile(profile or settings.profile, acceleration.model)
     with acceleration.undone_on_error():
         if profile is not None:
+            acceleration.require_room(profile)
             for part in acceleration.stock:
                 acceleration.load(part, profile)
         acceleration.put_in()
@@ -246,6 +249,7 @@ class Acceleration:
         }
         self._served: dict[str, list[tuple[ShapeProfile, EnginePart]]] = {name: [] for name in self.stock}
         self._choices: dict[tuple[str, Sizes], EnginePart | str] = {}
+        self._serving: dict[str, EnginePart | str] = {}
         self._encoders: dict[ShapeProfile, StreamingEncoder | str] = {}
         self._told: set[tuple[str, str]] = set()
 
@@ -259,6 +263,40 @@ class Acceleration:
         except BaseException:
             self.close()
             raise
+
+    def require_room(self, profile: ShapeProfile) -> None:
+        """Raise where the GPU has clearly less room than a video of the profile is predicted to need.
+
+        Raises:
+            EngineError: with what is needed, and the settings that fit.
+        """
+        if self.device.type != "cuda":
+            return
+        from wan_trt_core.memory.prediction import choice_of, unplanned, workload
+        from wan_trt_core.memory.room import lacking
+
+        if unplanned(self.model.checkpoint):
+            return
+        encoder = self._pipe.text_encoder
+        work = workload(
+            self.model, profile, self._backend, "cuda", self._settings, text_encoder=encoder is not None
+        )
+        precision = {"dit": self._precision["transformer"], "vae": self._precision["vae"]}
+        if TEXT_ENCODER in self.stock:
+            precision[TEXT_ENCODER] = self._precision[TEXT_ENCODER]
+        elif encoder is not None:  # a quantised one has weights of a byte
+            size = min(tensor.element_size() for tensor in (*encoder.parameters(), *encoder.buffers()))
+            precision[TEXT_ENCODER] = {1: "int8", 2: "bf16"}.get(size, "fp32")
+        choice = replace(choice_of(self._settings, precision), text_encoder_engine=TEXT_ENCODER in self.stock)
+        give_back_cached()
+        here = sum(
+            tensor.nbytes
+            for module, _ in self._homes.values()
+            for tensor in module.parameters()
+            if tensor.device == self.device
+        )
+        if told := lacking(work, choice, torch.cuda.mem_get_info(self.device)[0] + here):
+            raise EngineError(told)
 
     def put_in(self) -> None:
         """Replace the pipeline's modules, and move what stays in PyTorch to where the settings want it."""
@@ -275,6 +313,7 @@ class Acceleration:
             dtype = torch_dtype(self._precision[name])
             setattr(self._pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
         self._pipe.video_processor = staged(self._pipe.video_processor)
+        self._serve({name: served[0][1] for name, served in self._served.items() if served})
 
     def close(self) -> None:
         """Release the engines, and move every module back to where it was. May be called again."""
@@ -319,14 +358,13 @@ class Acceleration:
         Raises:
             UnsupportedCall: when none does and PyTorch has to; the message says why.
         """
-        if (name, video) not in self._choices:
-            self._choices[name, video] = self._choose(name, video)
-            if name in TRANSFORMERS:  # a build of minutes is not for the middle or the end of a video
-                for other in self.stock.keys() - {TEXT_ENCODER}:
-                    size = replace(video, text_length=NO_TEXT) if other == "vae" else video
-                    if (other, size) not in self._choices:
-                        self._choices[other, size] = self._choose(other, size)
-        choice = self._choices[name, video]
+        choice = self._chosen(name, video)
+        found = {name: choice}
+        if name in TRANSFORMERS:  # a build of minutes is not for the middle or the end of a video
+            for other in self.stock.keys() - {TEXT_ENCODER, name}:
+                size = replace(video, text_length=NO_TEXT) if other == "vae" else video
+                found[other] = self._chosen(other, size)
+        self._serve(found)
         if isinstance(choice, str):
             raise UnsupportedCall(choice)
         return choice
@@ -347,6 +385,17 @@ class Acceleration:
     def begin(self) -> None:
         """A new video: what was told of the last one is told again."""
         self._told.clear()
+
+    def _chosen(self, name: str, video: Sizes) -> EnginePart | str:
+        if (name, video) not in self._choices:
+            self._choices[name, video] = self._choose(name, video)
+        return self._choices[name, video]
+
+    def _serve(self, parts: Mapping[str, EnginePart | str]) -> None:
+        """Know which parts serve the video of now: where they are offloaded, their engines come one during another."""
+        if offloading(self._settings, self.device) and not parts.items() <= self._serving.items():
+            self._serving.update(parts)
+            overlap(*(self._serving.get(name, part) for name, part in in_order(self._pipe).items()))
 
     def _to_host(self, name: str) -> None:
         self.stock[name].to("cpu")

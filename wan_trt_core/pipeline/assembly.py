@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from wan_trt_core.backends.base import EngineError
 from wan_trt_core.pipeline.engines import VAE_DECODER, EngineStore, Precision, precision_of
-from wan_trt_core.pipeline.offload import Turns, offload
+from wan_trt_core.pipeline.offload import Turns, offload, overlap
 from wan_trt_core.pipeline.slicing import with_sliced_attention
 from wan_trt_core.pipeline.swap import REPLACED, replaceable, swap, with_parts
 from wan_trt_core.pipeline.tiling import tiled
@@ -52,7 +52,11 @@ def on_engines(
     dtypes = {**(dtypes or {}), TEXT_ENCODER: own}
     replaced = (*REPLACED, TEXT_ENCODER) if text_encoder else REPLACED
     stock = placed(model.checkpoint, dtypes, device, settings, store.turns, replaced=replaced)
-    return swap(stock, store.pipeline(model, profile, precision, backend, text_encoder=text_encoder), device)
+    made = store.pipeline(model, profile, precision, backend, text_encoder=text_encoder)
+    pipe = swap(stock, made, device)
+    if offloading(settings, device):
+        overlap(*in_order(pipe).values())
+    return pipe
 
 
 def on_modules(
@@ -118,6 +122,15 @@ def placed(
     if offloads:
         offload(pipe, turns or Turns(), device, stay=stay, leave=replaced)
     return pipe
+
+
+def in_order(pipe: WanPipeline) -> dict[str, Any]:
+    """The parts of a pipeline that work one after the other with nothing between them, by name: an image is encoded
+    between the prompt and the first denoising step."""
+    from diffusers import WanPipeline
+
+    first = {TEXT_ENCODER: pipe.text_encoder} if isinstance(pipe, WanPipeline) else {}
+    return {**first, **replaceable(pipe)}
 
 
 def in_tiles(pipe: WanPipeline, settings: Settings) -> WanPipeline:

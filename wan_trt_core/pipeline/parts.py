@@ -41,6 +41,11 @@ class Part(nn.Module):
         self._device = device
 
     @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Those that do its work whenever it works."""
+        return ()
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype to which the pipeline casts what it hands over."""
         return self._dtype
@@ -66,6 +71,11 @@ class _EnginePart(Part):
         super().__init__(config, dtype, device)
         self._engine = engine
         self._prepare = prepare
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The one."""
+        return (self._engine,)
 
 
 class EngineTransformer(_EnginePart):
@@ -154,6 +164,11 @@ class EngineVAE(Part):
         super().__init__(config, dtype, device)
         self._decoder, self._encoder = decoder, encoder
         self._prepare = prepare
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Those that decode."""
+        return self._decoder.engines
 
     @property
     def decoder(self) -> StreamingDecoder | TiledDecoder:

@@ -82,7 +82,7 @@ def build_plan(
     name = f"{model.component}_{model.precision}.trt"
     (folder / name).write_bytes(plan)
     layers, scratch = _inspect(trt, log, plan, folder, profiles[0])
-    description = _describe(model, name, graph, profiles, layers)
+    description = _describe(model, name, graph, profiles, layers, scratch)
     write_description(description, folder)
     for problem in description.problems:
         _log.warning("%s", problem)
@@ -282,7 +282,12 @@ def _scratch(trt: Any, engine: Any, profile: Shapes) -> int | None:
 
 
 def _describe(
-    model: OnnxModel, plan: str, graph: _Graph, profiles: tuple[Shapes, ...], layers: tuple[Layer, ...]
+    model: OnnxModel,
+    plan: str,
+    graph: _Graph,
+    profiles: tuple[Shapes, ...],
+    layers: tuple[Layer, ...],
+    scratch: int | None,
 ) -> Description:
     inputs: Mapping[str, TensorInfo] = {name: graph.inputs[name] for name in model.inputs}
     outputs = {name: graph.outputs[name] for name in (*model.outputs, *model.block_outputs)}
@@ -300,4 +305,5 @@ def _describe(
         precisions=computed_in(layers),
         products=len(graph.products),
         untold=untold_products(layers, graph.products),
+        scratch=scratch or 0,
     )

@@ -43,6 +43,7 @@ class Description:
         unfusable: the graph's other attentions, each with why it has no fused kernel; no problem, but not a fused one.
         products: of the graph, whose precision is checked.
         untold: those of them that no layer of the inspector's report tells of, so that nothing is known of theirs.
+        scratch: bytes of scratch memory at the shapes that the first profile is tuned for; 0 where TensorRT told none.
     """
 
     component: str
@@ -58,6 +59,7 @@ class Description:
     unfusable: tuple[str, ...] = ()
     products: int = 0
     untold: tuple[str, ...] = ()
+    scratch: int = 0
 
     @property
     def name(self) -> str:

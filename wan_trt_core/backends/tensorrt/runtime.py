@@ -243,6 +243,11 @@ class TensorRtEngine(Engine):
         return {"weights": self._weights, scratch: self._scratch_asked, "buffers": buffers}
 
     @property
+    def working(self) -> int:
+        """Scratch memory at the shapes that it was tuned for."""
+        return self.description.scratch
+
+    @property
     def graphs(self) -> int:
         """CUDA graphs held now."""
         return len(self._graphs)

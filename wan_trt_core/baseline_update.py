@@ -1,8 +1,9 @@
 """Making baselines: what is measured, what is refused, and what is written.
 ``wan-trt baselines regenerate``.
 
-Baselines change only here. The run that sets one must have been made by one process alone, on this hardware,
-not slowed down, from a known commit without changes, and must pass every gate but the bands. A stored value
+Baselines change only here. The run that sets one must have been made by one process alone, not slowed down, from a
+known commit without changes; what it measured is stored under its own hardware. A case must pass every gate but the
+bands: one that does not is refused and its entry stays as it is, which keeps no other case back. A stored value
 changes only when a metric leaves its band: within it nothing is written, so that noise does not creep into
 the baselines. What would let pass that failed before needs a reason, which is stored with the entry; so does an
 entry that would go because no case asks for it, as it may belong to another case file.
@@ -21,7 +22,6 @@ comes beside what stays, with the commit of its own run: where there is none yet
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -58,7 +58,7 @@ from wan_trt_core.gates.bands import Observed
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.judging import gate_backends, gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
-from wan_trt_core.gates.verdict import Verdict
+from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.measure.differences import kernel_difference
 from wan_trt_core.observations import beside, extent, observed, origin_of
 from wan_trt_core.report.changes import MetricChange, baseline_changes, worst_first
@@ -74,6 +74,9 @@ _XDIST = re.compile(
     r"(?:^|\s)(?:-n[\s=]*(?!0(?:\s|$))\w+|--numprocesses[\s=]+(?!0(?:\s|$))|--dist[\s=]+(?!no(?:\s|$))|--tx\b)"
 )
 """Options of pytest-xdist that start workers; ``-n0`` and ``--dist no`` do not."""
+
+_MEASURED = (0, 1)
+"""Exit codes of pytest (``pytest.ExitCode``) after all cases: each was measured, or some test failed."""
 
 
 class Refused(RuntimeError):
@@ -104,6 +107,7 @@ class Plan:
         observed: the touched cases of which only what nothing judges is new.
         settings: what touched cases were measured with, for people, where it is not the defaults, by case.
         other_settings: how the settings of touched cases differ from those of the numbers that go, for people, by case.
+        refused: why a case is no baseline, by case; its entry stays as it is.
     """
 
     hardware_key: str
@@ -118,6 +122,7 @@ class Plan:
     observed: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
     other_settings: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def loosened(self) -> tuple[Row, ...]:
@@ -146,13 +151,13 @@ def refuse_xdist(environ: Mapping[str, str]) -> None:
 
 
 def usable_commit(
-    source: SourceState, baselines: str, commit: str | None = None, tree_state: str | None = None
+    source: SourceState, written: Collection[str], commit: str | None = None, tree_state: str | None = None
 ) -> str:
-    """The commit that a baseline may name: known, and without changes outside the baselines folder.
+    """The commit that a baseline may name: known, and without changes but those of the tool itself.
 
     Args:
         source: what git, or the record, says of the sources.
-        baselines: the baselines folder as git names it, relative to the repository.
+        written: files and folders that the tool writes, as git names them, relative to the repository.
         commit: given by hand, for machines without git.
         tree_state: ``clean`` or ``dirty``, given with it.
 
@@ -168,9 +173,8 @@ def usable_commit(
         source = replace(source, commit=commit, dirty=tree_state != "clean")
     elif commit is not None and not source.commit.startswith(commit):
         raise Refused(f"--commit {commit} was given, but git says {source.commit}")
-    folder = baselines.rstrip("/") + "/"
-    changed = [path for path in source.changed if not path.startswith(folder)]
-    if changed or (source.dirty and not source.changed):
+    if (source := source.without(written)).dirty:
+        changed = source.changed
         names = f": {', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}" if changed else ""
         raise Refused(
             f"the tree is dirty{names}; commit first (and have git ignore what runs write), so that the baseline"
@@ -181,14 +185,14 @@ def usable_commit(
 
 
 def check_record(record: RunRecord, hardware_key: str) -> None:
-    """Refuse a run that no baseline may come from.
+    """Refuse a run that no baseline of this hardware may come from.
 
     Raises:
-        Refused: when it ran on other hardware, or the machine was slowed down meanwhile.
+        Refused: when it ran on other hardware, the machine was slowed down meanwhile, or there were other workers.
     """
     if record.hardware_key != hardware_key:
         raise Refused(
-            f"the record comes from {record.hardware_key}, this machine is {hardware_key}; run the tool there"
+            f"the record comes from {record.hardware_key}, not from {hardware_key}; give those of one hardware"
         )
     if slowed := record.environment.get("throttled"):
         raise Refused(f"the machine was slowed down while it measured ({slowed}); run again when it is not")
@@ -196,25 +200,25 @@ def check_record(record: RunRecord, hardware_key: str) -> None:
         raise Refused(f"the record was made beside other workers ({command}); measure without xdist")
 
 
-def case_records(record: RunRecord, suite: str, selected: Collection[str]) -> dict[str, CaseRecord]:
-    """The selected cases of one suite in a record, each fit to be a baseline.
+def fit_record(record: RunRecord, suite: str, case: str) -> CaseRecord:
+    """One case of one suite in a record, fit to be a baseline.
 
     Raises:
-        Refused: when a selected case is absent, its measurement is void, or a gate other than the bands did
-            not pass.
+        Refused: when it is absent, its measurement is void, or a gate other than the bands did not pass.
     """
-    found = {case.case: case for case in record.cases if case.suite == suite and case.case in selected}
-    if absent := sorted(set(selected) - set(found)):
-        raise Refused(f"the run did not measure {', '.join(absent)} in suite {suite}; see its output above")
-    for case in found.values():
-        for reason, why in case.measurement.problems.items():
-            raise Refused(f"case {case.case}: its measurement is void ({reason.value}): {why}")
-        for check in case.checks:
-            if check.gate != "band" and not check.advisory and check.verdict is not Verdict.PASS:
-                raise Refused(
-                    f"case {case.case}: it does not pass its own gates, so it cannot be a baseline: "
-                    f"{check.message}"
-                )
+    found = _measured(record, suite, case)
+    if found is None:
+        raise Refused(f"case {case}: the run did not measure it in suite {suite}; see its output above")
+    for reason, why in found.measurement.problems.items():
+        raise Refused(f"case {case}: its measurement is void ({reason.value}): {why}")
+    for check in found.checks:
+        if check.gate != "band" and not check.advisory and check.verdict is not Verdict.PASS:
+            told = (
+                "it could not be measured"
+                if check.reason is Reason.NOT_MEASURED
+                else "it does not pass its own gates, so it cannot be a baseline"
+            )
+            raise Refused(f"case {case}: {told}: {check.message}")
     return found
 
 
@@ -280,6 +284,8 @@ def foresee(
         }
         new = BaselineFile(hardware_key, model, suite, entries)
         plans.append(_plan(new, before, _known(cases, suite), complete=selected is None, command=command))
+    if refused := [why for plan in plans for why in plan.refused.values()]:
+        raise Refused("; ".join(refused))
     return tuple(plans)
 
 
@@ -336,7 +342,8 @@ def plan_update(
     observe: bool = False,
     command: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
-    """What the records would change, one plan a model.
+    """What the records would change, one plan a model. A case that is unfit in one of them, see :func:`fit_record`, or
+    of which baselines of another origin are stored is refused; the others are planned without it.
 
     Args:
         root: the baselines folder.
@@ -352,42 +359,25 @@ def plan_update(
             :func:`~wan_trt_core.gates.bands.regenerate_command`.
 
     Raises:
-        Refused: when a run is unfit, see :func:`case_records`, or baselines of another origin are stored.
-        BaselineError: when the stored file is invalid, or a measured value cannot be one.
+        Refused: when there is nothing to store.
+        BaselineError: when the stored file is invalid.
     """
     banded = _banded(cases, suite)
     wanted = _wanted(banded, suite, selected, {case.backend for record in records for case in record.cases})
-    runs = [case_records(record, suite, wanted) for record in records]
     by_model: dict[str, list[str]] = {}
     for case in sorted(wanted):
-        by_model.setdefault(runs[0][case].model, []).append(case)
+        measured = _measured(records[0], suite, case)
+        by_model.setdefault(measured.model if measured else banded[case].model, []).append(case)
     hardware_key = records[0].hardware_key
     known = _known(cases, suite)
     plans = []
     for model, ids in sorted(by_model.items()):
-        entries = {}
+        entries, refused = {}, {}
         for case in ids:
-            origin = _origin(case, [run[case] for run in runs])
-            ran = banded[case].model_copy(update={"backend": origin["backend"]})
-            settings = _settings(ran, gate_backends(ran, suite), records)
-            beside_it = ran.beside if suite == "perf" else ()
-            data = _provenance(provenance, records[0], runs[0][case], {**origin, "settings": settings})
-            entries[case] = new_entry(
-                case,
-                gate_bands(ran, suite),
-                [run[case].measurement for run in runs],
-                data,
-                observed(
-                    ran,
-                    suite,
-                    [run[case] for run in runs],
-                    provenance.commit,
-                    min(record.started for record in records),
-                    _settings(ran, (ran.backend, *beside_it), records),
-                ),
-            )
-            for run in runs:
-                _require_resolved(run[case], entries[case])
+            try:
+                entries[case] = _entry(banded[case], suite, records, provenance)
+            except (Refused, BaselineError) as error:
+                refused[case] = str(error)
         before = read_baselines(root, hardware_key, model, suite, command)
         plans.append(
             _plan(
@@ -397,6 +387,7 @@ def plan_update(
                 complete=selected is None,
                 command=command,
                 observe=observe,
+                refused=refused,
             )
         )
     return tuple(plans)
@@ -451,6 +442,7 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
             f"{'dropped' if case in plan.dropped else 'kept'}"
             for case in plan.orphans
         )
+        refused = "".join(f"\n- {why}" for why in plan.refused.values())
         settings = "".join(f"\n- `{case}`: {what}" for case, what in told_settings(plan).items())
         profiles = "".join(f"\n- `{case}`: kernel profile: {what}" for case, what in plan.kernels.items())
         beside_it = "".join(
@@ -465,6 +457,7 @@ def plan_markdown(plans: Sequence[Plan]) -> str:
             profiles.strip(),
             beside_it.strip(),
             f"Orphans:\n{orphans}" if orphans else "",
+            f"Refused, what is stored of them stays as it is:\n{refused}" if refused else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -494,22 +487,24 @@ def measurement_command(
     command = [sys.executable, "-m", "pytest", "-m", suite, str(folder), "-p", "no:xdist", "--wan-no-gate"]
     command += [f"--wan-report={report}"]
     command += [f"--wan-{name}={value}" for name, value in sorted(options.items())]
-    return command + (["-k", " or ".join(sorted(cases))] if cases else [])
+    # with the brackets that an item's name has around the id, as pytest would take a part of one for it
+    return command + (["-k", " or ".join(f"[{case}]" for case in sorted(cases))] if cases else [])
 
 
 def measure(command: Sequence[str], report: Path) -> RunRecord:
     """Run the measurement and read its record.
 
     Raises:
-        Refused: when pytest did not end well, or left no record.
+        Refused: when pytest did not end well, or left no record. That a case could not be measured the record says.
         RecordError: when the record is not one of this version.
     """
     from wan_trt_core.records import RunRecord
 
+    results = report / "results.json"
     result = subprocess.run(list(command), check=False)
-    if result.returncode:
+    if result.returncode not in _MEASURED or not results.is_file():
         raise Refused(f"the measurement ended with code {result.returncode}: {shlex.join(command)}")
-    return RunRecord.read(report / "results.json")
+    return RunRecord.read(results)
 
 
 def measure_runs(
@@ -561,10 +556,7 @@ def records_kept(folder: Path, suite: str) -> Iterator[list[RunRecord]]:
 
 
 def keep_records(records: Sequence[RunRecord], folder: Path, suite: str) -> str:
-    """Write the records to a new folder in ``folder``; returns what to say of it.
-
-    Only once all is measured: a file that git does not ignore would make the tree of the next run dirty.
-    """
+    """Write the records to a new folder in ``folder``; returns what to say of it."""
     new = folder / f"{suite}-{now().replace(':', '')}"  # no colons: artifacts of GitHub Actions may have none
     paths = [new / f"{run}.json" for run in range(1, len(records) + 1)]
     for record, path in zip(records, paths, strict=True):
@@ -575,17 +567,6 @@ def keep_records(records: Sequence[RunRecord], folder: Path, suite: str) -> str:
 def now() -> str:
     """The present time, UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def folder_in_repository(folder: Path) -> str:
-    """``folder`` as git names it: relative to the repository's root; as given where there is no git."""
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True
-        )
-        return Path(os.path.relpath(folder.resolve(), result.stdout.strip())).as_posix()
-    except (OSError, subprocess.SubprocessError):
-        return folder.as_posix()
 
 
 def _hardware(backend: str | None) -> str:
@@ -650,12 +631,15 @@ def _plan(
     command: Sequence[str] = (),
     measured: bool = True,
     observe: bool = False,
+    refused: Mapping[str, str] | None = None,
 ) -> Plan:
     """What the new entries would do to those before; where nothing was ``measured`` these go on being explained.
 
     Args:
         observe: as for :func:`plan_update`.
+        refused: cases that have no new entry, and why; those join them whose stored entry is of another origin.
     """
+    refused = dict(refused or {})
     stored = dict(before.cases) if before else {}
     rows: list[Row] = []
     touched: set[str] = set()
@@ -667,7 +651,8 @@ def _plan(
     for case, entry in new.cases.items():
         old = stored.get(case)
         if old and (other := other_origin(case, new.suite, old, entry.provenance, command)):
-            raise Refused(other)
+            refused[case] = other
+            continue
         found = compare_entries(case, old, entry)
         rows += found
         profile = old.kernels if old else None
@@ -705,7 +690,43 @@ def _plan(
         frozenset(seen),
         settings,
         resettled,
+        dict(sorted(refused.items())),
     )
+
+
+def _measured(record: RunRecord, suite: str, case: str) -> CaseRecord | None:
+    return next((found for found in record.cases if (found.suite, found.case) == (suite, case)), None)
+
+
+def _entry(case: Case, suite: Suite, records: Sequence[RunRecord], provenance: Provenance) -> BaselineEntry:
+    """What the records come to for one case.
+
+    Raises:
+        Refused: when it is unfit in one of them, or they are of different origins or settings.
+        BaselineError: when a measured value cannot be stored.
+    """
+    runs = [fit_record(record, suite, case.id) for record in records]
+    origin = _origin(case.id, runs)
+    ran = case.model_copy(update={"backend": origin["backend"]})
+    settings = _settings(ran, gate_backends(ran, suite), records)
+    beside_it = ran.beside if suite == "perf" else ()
+    entry = new_entry(
+        case.id,
+        gate_bands(ran, suite),
+        [run.measurement for run in runs],
+        _provenance(provenance, records[0], runs[0], {**origin, "settings": settings}),
+        observed(
+            ran,
+            suite,
+            runs,
+            provenance.commit,
+            min(record.started for record in records),
+            _settings(ran, (ran.backend, *beside_it), records),
+        ),
+    )
+    for run in runs:
+        _require_resolved(run, entry)
+    return entry
 
 
 def _require_resolved(run: CaseRecord, entry: BaselineEntry) -> None:
@@ -796,9 +817,8 @@ __all__ = [
     "Provenance",
     "Refused",
     "apply",
-    "case_records",
     "check_record",
-    "folder_in_repository",
+    "fit_record",
     "foresee",
     "keep_records",
     "measure",

@@ -34,6 +34,9 @@ CASE_FIELDS = ("model", "backend", "profile")
 
 DEFAULT = "default"
 
+OUTPUTS = Path("outputs")
+"""Folder of what commands and suites write unless they are told another."""
+
 THREADS_PER_CORE = 8
 MOST_THREADS = THREADS_PER_CORE * (os.cpu_count() or 1)
 """Far more than are of use. Some hundred times as many bring a machine to a stop, and are not ended by a signal."""
@@ -317,7 +320,7 @@ class Settings(_Model):
         description="folder of the ONNX files and engines; by default in the user's cache folder",
     )
     baselines: Path = Field(default=Path("baselines"), description="folder of the stored baselines")
-    report: Path = Field(default=Path("outputs/report"), description="folder of results.json and the reports")
+    report: Path = Field(default=OUTPUTS / "report", description="folder of results.json and the reports")
     strict_improvements: bool = Field(
         default=False, description="fail what is better than its baseline too, until it has a new one"
     )

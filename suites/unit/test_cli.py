@@ -30,6 +30,7 @@ from fabricated import (
     run_record,
 )
 from PIL import Image
+from repositories import committed
 
 from wan_trt_core import __version__, cli
 from wan_trt_core.backends.base import EngineError
@@ -1014,6 +1015,25 @@ class TestBenchmark:
         assert rows["PSNR, worst frame"] == ["70 dB"] * 2
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
+
+    def test_the_record_of_a_clean_tree_says_so(
+        self,
+        wan: Wan,
+        measured: Callable[[float], Measurement],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Though the results are written after each candidate."""
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", lambda *_: measured(2.0))
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        monkeypatch.setattr("wan_trt_core.report.writing.write_report", lambda *_: None)
+        monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
+        (tmp_path / "prompts.txt").touch()
+        committed(tmp_path)
+        code, _, err = wan("benchmark", "--compare", "onnxruntime", "onnxruntime-cuda", "--report", "reports")
+        assert code == 0, err
+        source = RunRecord.read(tmp_path / "reports" / "results.json").environment["source"]
+        assert (source["dirty"], source["changed"]) == (False, [])
 
     def test_what_saves_memory_is_the_candidates(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import typer
+from repositories import committed
 
 from wan_trt_core import baseline_update
 from wan_trt_core.backends.tensorrt import api, backend
 from wan_trt_core.backends.torch import TorchBackend
 from wan_trt_core.cli import baselines
-from wan_trt_core.config import Settings
+from wan_trt_core.config import OUTPUTS, Settings
 from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import (
     cpu_count,
@@ -27,6 +28,7 @@ from wan_trt_core.measure.environment import (
     free_memory_bytes,
     hardware_key,
     hardware_key_of,
+    measured_source,
     memory_bytes,
     package_versions,
     slug,
@@ -171,13 +173,8 @@ def test_cpu_key_and_versions_do_not_import_torch() -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    def git(*arguments: str) -> None:
-        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
-
-    git("init")
     (tmp_path / "a.txt").write_text("a")
-    git("add", "a.txt")
-    git("-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-m", "one")
+    committed(tmp_path)
     return tmp_path
 
 
@@ -196,6 +193,27 @@ def test_renamed_file_counts_with_both_names(repository: Path) -> None:
     assert source_state(repository).changed == ("a.txt", "b.txt")
 
 
+def test_what_runs_write_is_no_change_of_what_they_measure(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = repository / "wan"
+    for name in ("outputs/report/parity/results.json", "out/perf/results.json", "cases.yaml", "outputs.py"):
+        machine(inside, **{name: ""})
+    assert Settings().report.is_relative_to(OUTPUTS)
+    monkeypatch.chdir(inside)
+    mine = ("wan/cases.yaml", "wan/outputs.py")
+    assert measured_source(Path("out/perf")).changed == mine
+    for report in (None, Path("elsewhere"), Path(), Path(".."), repository.parent):
+        # a folder that the sources are in too is not left out
+        assert measured_source(report).changed == ("wan/cases.yaml", "wan/out/perf/results.json", mine[1])
+    for name in ("cases.yaml", "outputs.py"):
+        (inside / name).unlink()
+    source = measured_source(inside / "out")
+    assert (source.dirty, source.changed) == (False, ())
+    monkeypatch.chdir(repository.parent)
+    assert measured_source(Path("out")).dirty is None, "no git there, nor a state"
+
+
 def test_without_git_the_commit_is_unknown(tmp_path: Path) -> None:
     state = source_state(tmp_path)
     assert (state.commit, state.dirty) == (None, None)
@@ -211,6 +229,20 @@ def test_throttling_is_a_counter_that_rose() -> None:
     before = {"cpu0 thermal throttling": 5, "cgroup quota throttling": 2}
     assert throttled(before, before) == ""
     assert throttled(before, {**before, "cpu0 thermal throttling": 6}) == "cpu0 thermal throttling"
+
+
+def test_a_quota_is_no_slowdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds all the time, builds included; it is counted for who reads a record."""
+    monkeypatch.setattr(environment, "_ROOT", tmp_path)
+    heat = "sys__devices__system__cpu__cpu0__thermal_throttle__core_throttle_count"
+    quota = "sys__fs__cgroup__cpu.stat"
+    machine(tmp_path, **{heat: "5\n", quota: "nr_periods 90\nnr_throttled 2\n"})
+    before = throttle_counters()
+    assert before == {"cpu0 thermal throttling": 5, "cgroup quota throttling": 2}
+    machine(tmp_path, **{quota: "nr_periods 99\nnr_throttled 7\n"})
+    assert throttled(before, throttle_counters()) == ""
+    machine(tmp_path, **{heat: "6\n"})
+    assert throttled(before, throttle_counters()) == "cpu0 thermal throttling"
 
 
 class FakeNvml:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from plugin_support import Project, project
 
+from wan_trt_core.baseline_update import measurement_command
+
 __all__ = ["project"]
 
 MODES = pytest.mark.parametrize("arguments", [(), ("-n1",)], ids=["plain", "xdist"])
@@ -122,3 +124,11 @@ def test_collect_only_measures_nothing(project: Project) -> None:
     result.stdout.fnmatch_lines(["*test_memory?good-one?", "*test_parity?good-one?", "*test_perf?good-one?"])
     assert result.ret == 0
     assert not (project.path / "outputs").exists()
+
+
+def test_baselines_are_measured_of_the_cases_that_are_named_and_of_no_neighbour(project: Project) -> None:
+    ids = ("1.3b-17f", "1.3b-17f-offload", "low-1.3b-17f", "1.3b-17fx", "1x3b-17f")
+    project.cases(*ids)
+    asked = measurement_command("parity", project.path, suites=project.path, cases=ids[:2], options={})
+    assert project.run("-m", "parity", *asked[asked.index("-k") :]).ret == pytest.ExitCode.OK
+    assert set(project.verdicts()) == {("parity", "1.3b-17f"), ("parity", "1.3b-17f-offload")}

@@ -27,6 +27,7 @@ from fabricated import (
     perf_measurement,
     run_record,
 )
+from repositories import committed
 from rich.console import Console
 from scripts import load_script
 from typer.testing import CliRunner
@@ -38,10 +39,10 @@ from wan_trt_core.cli import regenerate
 from wan_trt_core.cli.app import app
 from wan_trt_core.config import Settings, with_values
 from wan_trt_core.gates.bands import Tolerance
-from wan_trt_core.gates.verdict import Reason
+from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import SourceState
-from wan_trt_core.records import Measurement, Metric, RunRecord
+from wan_trt_core.records import CheckRecord, Measurement, Metric, RunRecord
 from wan_trt_core.report.terminal import changes_table
 
 PROVENANCE = update.Provenance("abc", "2026-01-01T00:00:00Z", ("tool",))
@@ -71,6 +72,13 @@ def record(
 def plan(root: Path, *records: RunRecord, cases: tuple[Case, ...] = CASES, **options: Any) -> update.Plan:
     (found,) = update.plan_update(root, "perf", cases, records, PROVENANCE, **options)
     return found
+
+
+def refusals(root: Path, *records: RunRecord, **options: Any) -> str:
+    """Why the cases are refused, all of which change nothing."""
+    found = plan(root, *records, **options)
+    assert not found.touched & set(found.refused)
+    return "\n".join(found.refused.values())
 
 
 def stored(root: Path) -> Path:
@@ -257,50 +265,86 @@ class TestPlan:
             plan(tmp_path, record(), cases=(CASES[2],))
 
     def test_case_that_was_not_measured_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(update.Refused, match="did not measure vae-fp32"):
-            plan(tmp_path, record(cases=CASES[:1]))
+        found = plan(tmp_path, record(cases=CASES[:1]))
+        why = "case vae-fp32: the run did not measure it in suite perf; see its output above"
+        assert (found.touched, found.refused) == ({"dit-fp32"}, {"vae-fp32": why})
 
     def test_cases_of_other_backends_only_are_not_waited_for(self, tmp_path: Path) -> None:
         gpu = CASES[1].model_copy(update={"only_backends": ("tensorrt",)})
         assert plan(tmp_path, record(cases=CASES[:1]), cases=(CASES[0], gpu)).touched == {"dit-fp32"}
-        with pytest.raises(update.Refused, match="did not measure vae-fp32"):
-            plan(tmp_path, record(cases=CASES[:1]), cases=(CASES[0], gpu), selected=["vae-fp32"])
+        assert "vae-fp32: the run did not measure it" in refusals(
+            tmp_path, record(cases=CASES[:1]), cases=(CASES[0], gpu), selected=["vae-fp32"]
+        )
         on_gpu = tuple(case.model_copy(update={"backend": "tensorrt"}) for case in (CASES[0], gpu))
         assert plan(tmp_path, record(cases=on_gpu), cases=on_gpu).touched == {"dit-fp32", "vae-fp32"}
-        with pytest.raises(update.Refused, match="did not measure vae-fp32"):
-            plan(tmp_path, record(cases=on_gpu[:1]), cases=on_gpu)
+        assert "vae-fp32: the run did not measure it" in refusals(
+            tmp_path, record(cases=on_gpu[:1]), cases=on_gpu
+        )
 
     def test_another_backend_writes_over_nothing(self, tmp_path: Path) -> None:
         before = stored(tmp_path).read_bytes()
         other = tuple(case.model_copy(update={"backend": "tensorrt"}) for case in CASES)
-        with pytest.raises(
-            update.Refused, match=r"the backend 'onnxruntime', this run with 'tensorrt'.*--baselines"
-        ):
-            plan(tmp_path, record(cases=other), cases=other)
-        with pytest.raises(update.Refused, match=r"differ in backend \(onnxruntime, tensorrt\)"):
-            plan(tmp_path / "new", record(), record(cases=other))
+        told = refusals(tmp_path, record(cases=other), cases=other)
+        assert re.search(r"the backend 'onnxruntime', this run with 'tensorrt'.*--baselines", told)
+        told = refusals(tmp_path / "new", record(), record(cases=other))
+        assert "differ in backend (onnxruntime, tensorrt)" in told
         assert baseline_path(tmp_path, HARDWARE, "tiny-wan", "perf").read_bytes() == before
 
     def test_other_weights_write_over_nothing(self, tmp_path: Path) -> None:
         before = stored(tmp_path).read_bytes()
         untrained = record(random_weights="seeded random")
-        with pytest.raises(update.Refused, match=r"the weights 'checkpoint', this run with 'seeded random'"):
-            plan(tmp_path, untrained)
-        with pytest.raises(update.Refused, match=r"differ in weights \(checkpoint, seeded random\)"):
-            plan(tmp_path / "new", record(), untrained)
+        assert "the weights 'checkpoint', this run with 'seeded random'" in refusals(tmp_path, untrained)
+        told = refusals(tmp_path / "new", record(), untrained)
+        assert "differ in weights (checkpoint, seeded random)" in told
         assert baseline_path(tmp_path, HARDWARE, "tiny-wan", "perf").read_bytes() == before
         new = plan(tmp_path / "new", untrained).after.cases["dit-fp32"]
         assert new.provenance["weights"] == "seeded random"
 
     def test_void_measurement_is_refused(self, tmp_path: Path) -> None:
         void = perf_measurement(problems={Reason.FALLBACK_TO_PYTORCH: "it ran in PyTorch"})
-        with pytest.raises(update.Refused, match="it ran in PyTorch"):
-            plan(tmp_path, run_record(case_record(CASES[0], void)), selected=["dit-fp32"])
+        made = run_record(case_record(CASES[0], void))
+        assert "it ran in PyTorch" in refusals(tmp_path, made, selected=["dit-fp32"])
 
     @pytest.mark.parametrize("measured", [perf_measurement(1.2), perf_measurement(psnr_db=10.0)])
     def test_case_that_fails_its_own_gates_is_refused(self, measured: Any, tmp_path: Path) -> None:
-        with pytest.raises(update.Refused, match="does not pass its own gates"):
-            plan(tmp_path, run_record(case_record(CASES[0], measured)), selected=["dit-fp32"])
+        made = run_record(case_record(CASES[0], measured))
+        assert "does not pass its own gates" in refusals(tmp_path, made, selected=["dit-fp32"])
+
+    def test_refused_cases_keep_no_other_back_and_stay_as_they_are(self, tmp_path: Path) -> None:
+        cases = (*CASES[:2], make_case("fast"), make_case("void"), make_case("odd"), make_case("broken"))
+        update.apply(tmp_path, [plan(tmp_path, record(cases=cases), cases=cases)])
+        path = baseline_path(tmp_path, HARDWARE, "tiny-wan", "perf")
+        before = json.loads(path.read_text())["cases"]
+        good = perf_measurement(1.67, reference=0.05)
+        crashed = CheckRecord(
+            gate="validity", metric="", verdict=Verdict.INVALID, reason=Reason.NOT_MEASURED, message="no room"
+        )
+        no_time = {**good.metrics, "candidate_time": Metric(value=0.0, unit="s", better="lower")}
+        measured = {
+            "dit-fp32": good,
+            "vae-fp32": perf_measurement(1.2),
+            "void": perf_measurement(problems={Reason.FALLBACK_TO_PYTORCH: "it ran in PyTorch"}),
+            "odd": perf_measurement(metrics=no_time),
+        }
+        found_cases = [case_record(case, measured[case.id]) for case in cases if case.id in measured]
+        broken = case_record(cases[-1], good).model_copy(update={"checks": (crashed,)})
+        made = run_record(*found_cases, broken)
+        found = plan(tmp_path, made, cases=cases)
+        assert found.touched == {"dit-fp32"}
+        whys = ("not be measured: no room", "did not measure", "candidate_time", "own gates", "in PyTorch")
+        assert list(found.refused) == ["broken", "fast", "odd", "vae-fp32", "void"]
+        assert all(why in told for why, told in zip(whys, found.refused.values(), strict=True))
+        shown = update.plan_markdown([found])
+        assert all(f"- {told}\n" in shown for told in found.refused.values())
+        update.apply(tmp_path, [found])
+        after = json.loads(path.read_text())["cases"]
+        assert after.pop("dit-fp32") != before.pop("dit-fp32")
+        assert after == before
+
+    def test_a_case_is_refused_for_any_of_its_runs(self, tmp_path: Path) -> None:
+        slow = run_record(*map(case_record, CASES[:2], (perf_measurement(), perf_measurement(1.2))))
+        found = plan(tmp_path, record(), slow)
+        assert (found.touched, set(found.refused)) == ({"dit-fp32"}, {"vae-fp32"})
 
     def test_speedup_that_is_not_known_to_its_band_is_refused(self, tmp_path: Path) -> None:
         # one pair in three at 4x, as on a machine that others use: the threshold is decided, the value is not known
@@ -318,8 +362,8 @@ class TestPlan:
         wide = make_case("dit-fp32", bands={"speedup": Band(rel=0.9, reason="anything goes")})
         made = record(cases=(case,))
         assert plan(tmp_path, made, cases=(case,)).touched == {"dit-fp32"}
-        with pytest.raises(update.Refused, match=r"case dit-fp32: .* known to .*x only, .*quieter machine"):
-            plan(tmp_path, made, run_record(case_record(case, noisy)), cases=(case,))
+        told = refusals(tmp_path, made, run_record(case_record(case, noisy)), cases=(case,))
+        assert re.search(r"case dit-fp32: .* known to .*x only, .*quieter machine", told)
         assert plan(tmp_path, run_record(case_record(wide, noisy)), cases=(wide,)).touched == {"dit-fp32"}
 
     @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
@@ -327,8 +371,7 @@ class TestPlan:
         good = perf_measurement()
         metrics = {**good.metrics, "candidate_time": Metric(value=value, unit="s", better="lower")}
         bad = run_record(case_record(CASES[0], perf_measurement(metrics=metrics)))
-        with pytest.raises(BaselineError, match="candidate_time"):
-            plan(tmp_path, bad, selected=["dit-fp32"])
+        assert "candidate_time" in refusals(tmp_path, bad, selected=["dit-fp32"])
 
 
 class TestForesight:
@@ -632,9 +675,9 @@ class TestSettings:
         assert seen is not None and seen.settings == {}
 
     def test_runs_of_different_settings_are_no_baseline(self, tmp_path: Path) -> None:
-        differ = r"case dit-fp32: the records differ in tensorrt.self_attention: auto → centred"
-        with pytest.raises(update.Refused, match=differ):
-            self.plan(tmp_path, self.run(), self.run(CENTRED))
+        found = self.plan(tmp_path, self.run(), self.run(CENTRED))
+        differ = "case dit-fp32: the records differ in tensorrt.self_attention: auto → centred"
+        assert found.refused["dit-fp32"] == differ
 
     def test_it_is_a_drift(self, tmp_path: Path) -> None:
         self.stored(tmp_path)
@@ -835,7 +878,7 @@ class TestRefusals:
 
     def test_other_hardware(self) -> None:
         update.check_record(record(), HARDWARE)
-        with pytest.raises(update.Refused, match=f"comes from {HARDWARE}, this machine is cuda-x"):
+        with pytest.raises(update.Refused, match=f"comes from {HARDWARE}, not from cuda-x"):
             update.check_record(record(), "cuda-x")
 
     def test_throttled(self) -> None:
@@ -843,43 +886,46 @@ class TestRefusals:
             update.check_record(record(throttled="GPU hardware slowdown"), HARDWARE)
 
     def test_dirty_tree(self) -> None:
-        assert update.usable_commit(CLEAN, "baselines") == "abcdef"
+        assert update.usable_commit(CLEAN, ("baselines",)) == "abcdef"
         dirty = SourceState("abcdef", True, ("wan_trt_core/config.py",))
         with pytest.raises(update.Refused, match=r"wan_trt_core/config\.py"):
-            update.usable_commit(dirty, "baselines")
+            update.usable_commit(dirty, ("baselines",))
         with pytest.raises(update.Refused, match="dirty"):
-            update.usable_commit(SourceState("abcdef", True), "baselines")
+            update.usable_commit(SourceState("abcdef", True), ("baselines",))
 
     def test_only_the_baselines_may_be_dirty(self) -> None:
-        own = SourceState("abcdef", True, ("baselines/cpu/tiny-wan/perf.json",))
-        assert update.usable_commit(own, "baselines") == "abcdef"
-        other = SourceState("abcdef", True, ("baselines_old/perf.json",))
-        with pytest.raises(update.Refused, match="baselines_old"):
-            update.usable_commit(other, "baselines")
+        written = ("baselines", "outputs", "review/change.md")
+        own = SourceState(
+            "abcdef", True, ("baselines/cpu/tiny-wan/perf.json", "outputs/a", "review/change.md")
+        )
+        assert update.usable_commit(own, written) == "abcdef"
+        for path in ("baselines_old/perf.json", "review/change.md.py", "review/a.py"):
+            with pytest.raises(update.Refused, match=rf"dirty: {path};"):
+                update.usable_commit(SourceState("abcdef", True, (*own.changed, path)), written)
 
     def test_without_git_commit_and_state_are_given(self) -> None:
         unknown = SourceState(None, None)
         for given in ({}, {"commit": "abc"}, {"tree_state": "clean"}):
             with pytest.raises(update.Refused, match="--commit SHA --tree-state"):
-                update.usable_commit(unknown, "baselines", **given)
-        assert update.usable_commit(unknown, "baselines", "abc", "clean") == "abc"
+                update.usable_commit(unknown, ("baselines",), **given)
+        assert update.usable_commit(unknown, ("baselines",), "abc", "clean") == "abc"
         with pytest.raises(update.Refused, match="dirty"):
-            update.usable_commit(unknown, "baselines", "abc", "dirty")
+            update.usable_commit(unknown, ("baselines",), "abc", "dirty")
 
     def test_git_without_a_commit_is_not_called_no_git(self) -> None:
         with pytest.raises(update.Refused, match="there is no git here; say what was measured"):
-            update.usable_commit(SourceState(None, None), "baselines")
+            update.usable_commit(SourceState(None, None), ("baselines",))
         new = SourceState(None, True)
         with pytest.raises(
             update.Refused, match="git has no commit here yet; commit, or say what was measured"
         ):
-            update.usable_commit(new, "baselines")
-        assert update.usable_commit(new, "baselines", "abc", "clean") == "abc"
+            update.usable_commit(new, ("baselines",))
+        assert update.usable_commit(new, ("baselines",), "abc", "clean") == "abc"
 
     def test_given_commit_must_be_that_of_git(self) -> None:
-        assert update.usable_commit(CLEAN, "baselines", "abc", "clean") == "abcdef"
+        assert update.usable_commit(CLEAN, ("baselines",), "abc", "clean") == "abcdef"
         with pytest.raises(update.Refused, match="git says abcdef"):
-            update.usable_commit(CLEAN, "baselines", "123", "clean")
+            update.usable_commit(CLEAN, ("baselines",), "123", "clean")
 
 
 class TestMeasuring:
@@ -889,7 +935,7 @@ class TestMeasuring:
         )
         assert command[:3] == [sys.executable, "-m", "pytest"]
         assert {"--wan-no-gate", "no:xdist", f"--wan-report={tmp_path}", "--wan-cases=c.yaml"} <= set(command)
-        assert command[-2:] == ["-k", "a or b"]
+        assert command[-2:] == ["-k", "[a] or [b]"]
 
     def test_only_the_suite_itself_is_collected(self, tmp_path: Path) -> None:
         (tmp_path / "perf").mkdir()
@@ -901,6 +947,13 @@ class TestMeasuring:
     def test_run_that_breaks_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(update.Refused, match="code 5"):
             update.measure([sys.executable, "-c", "raise SystemExit(5)"], tmp_path)
+
+    def test_run_in_which_a_case_could_not_be_measured_leaves_its_record(self, tmp_path: Path) -> None:
+        failed = [sys.executable, "-c", "raise SystemExit(1)"]
+        with pytest.raises(update.Refused, match="code 1"):
+            update.measure(failed, tmp_path)
+        record().write(tmp_path / "results.json")
+        assert update.measure(failed, tmp_path) == record()
 
     def test_run_leaves_a_record(self, tmp_path: Path) -> None:
         record().write(tmp_path / "made.json")
@@ -1087,6 +1140,72 @@ class TestTool:
         assert run("--check") == 0
         assert run("--check", made=record(reference=0.05, cases=CASES[:1])) == 1
 
+    def test_check_of_one_case_beside_those_of_another_case_file(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stored(tmp_path / "baselines")
+        before = record(cases=CASES[:1])
+        assert run("--check", "--case", "dit-fp32", made=before) == 0
+        assert "is kept" in capsys.readouterr().out
+        assert run("--check", made=before) == 1, "all cases of this file, of which vae-fp32 is none"
+        assert "would change: vae-fp32" in capsys.readouterr().out
+
+    def test_one_refused_case_keeps_no_other_back(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        second = CASE_FILE.partition("  - id: ")[2].replace("dit-fp32", "vae-fp32")
+        (tmp_path / "cases.yaml").write_text(f"{CASE_FILE}  - id: {second}")
+        made = run_record(*map(case_record, CASES[:2], (perf_measurement(), perf_measurement(1.2))))
+        why = "refused: case vae-fp32: it does not pass its own gates, so it cannot be a baseline:"
+        for mode in ("--check", "--dry-run"):
+            assert run(mode, made=made) == 1
+            assert why in squeezed(capsys)
+            assert not (tmp_path / "baselines").exists()
+        assert run(made=made) == 1
+        assert why in squeezed(capsys)
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        assert set(json.loads(path.read_text())["cases"]) == {"dit-fp32"}
+        assert run(made=made) == 1
+        told = squeezed(capsys)
+        assert why in told and "every metric is within its band" not in told
+        assert run("--check", made=made) == 1
+        told = squeezed(capsys)
+        assert why in told and "the baselines hold" not in told
+
+    @pytest.mark.parametrize("hardware", ["", "cuda-nvidia-h200-132sm-139gib"])
+    def test_the_hardware_is_that_of_the_record(
+        self,
+        hardware: str,
+        run: Run,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Of a machine with a GPU, on one without."""
+
+        def no_gpu() -> object:
+            raise RuntimeError("no CUDA device is visible to PyTorch")
+
+        monkeypatch.setattr(environment, "_cuda_properties", no_gpu)
+        gpu = "cuda-nvidia-h200-132sm-139gib"
+        assert run(made=record(cases=CASES[:1], hardware_key=gpu), hardware=hardware) == 0
+        assert baseline_path(tmp_path / "baselines", gpu, "tiny-wan", "perf").is_file()
+        record(cases=CASES[:1]).write(tmp_path / "cpu.json")
+        both = ("--from-record", "cpu.json", "results.json")
+        assert run(*both, made=record(cases=CASES[:1], hardware_key=gpu), hardware=hardware) == 1
+        assert "not from" in capsys.readouterr().out
+
+    def test_bands_of_another_machine_are_asked_for_by_its_hardware(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def no_gpu(_: str | None) -> str:
+            raise update.Refused("no CUDA device is visible to PyTorch")
+
+        monkeypatch.setattr(update, "this_hardware", no_gpu)
+        assert run("--bands-only", hardware="") == 1
+        told = squeezed(capsys)
+        assert told.endswith("no CUDA device is visible to PyTorch; of another machine: --hardware KEY")
+
     def test_check_of_a_damaged_file(
         self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -1181,8 +1300,8 @@ class TestTool:
             cases=CASES[:1], source={"commit": "abc", "dirty": True, "changed": ["x.py"], "given": False}
         )
         assert run(made=dirty) == 1
-        assert run(made=record(cases=CASES[:1], throttled="cgroup quota throttling")) == 1
-        assert run(hardware="") == 1
+        assert run(made=record(cases=CASES[:1], throttled="GPU hardware slowdown")) == 1
+        assert run(hardware="cuda-x") == 1
         assert (
             run(
                 made=record(
@@ -1210,12 +1329,31 @@ class TestTool:
 
             monkeypatch.setattr(update, "measure", measured)
             monkeypatch.setattr(update, "this_hardware", lambda _: HARDWARE)
-            monkeypatch.setattr(tool, "hardware_key", lambda _: HARDWARE)
-            given = ["--suite", "perf", "--cases", f"{case}.yaml", "--commit", "abc", "--tree-state", "clean"]
+            given = ["--suite", "perf", "--cases", f"{case}.yaml"]
+            if not (tmp_path / ".git").exists():
+                given += ["--commit", "abc", "--tree-state", "clean"]
             code: int = tool.main([*given, *options])
             return code, len(commands)
 
         return call
+
+    def test_records_differ_not_by_what_the_tool_writes(self, run: Run, tmp_path: Path) -> None:
+        def changed(*names: str) -> RunRecord:
+            source = {"commit": "abc", "dirty": bool(names), "changed": list(names), "given": False}
+            return record(cases=CASES[:1], source=source)
+
+        changed("outputs/report/perf/results.json", "review/change.md").write(tmp_path / "first.json")
+        both = ("--from-record", "first.json", "results.json", "--diff", "review/change.md")
+        assert run(*both, made=changed()) == 0
+        assert run(*both, made=changed("a.py")) == 1
+
+    def test_what_the_tool_writes_makes_no_tree_dirty(self, measure: Measure, tmp_path: Path) -> None:
+        (tmp_path / "dit-fp32.yaml").write_text(CASE_FILE)
+        committed(tmp_path)
+        for options in ([], ["--dry-run"], ["--diff", "review/change.md", "--dry-run"]):
+            assert measure(*options) == (0, 1)
+            assert measure(*options) == (0, 1)
+        assert measure() == (1, 0), "what another --diff names may be anything"
 
     def test_looser_case_file_is_refused_before_it_is_measured(
         self, measure: Measure, capsys: pytest.CaptureFixture[str]

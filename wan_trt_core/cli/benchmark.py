@@ -227,12 +227,17 @@ def _run(
     """Measure one candidate after the other. The results are written after each, the reports at the end."""
     from wan_trt_core.backends.registry import device_of
     from wan_trt_core.comparison.context import Context
-    from wan_trt_core.measure.environment import environment_record, hardware_key, throttle_counters
+    from wan_trt_core.measure.environment import (
+        environment_record,
+        hardware_key,
+        measured_source,
+        throttle_counters,
+    )
     from wan_trt_core.records import RunRecord
     from wan_trt_core.report.writing import RESULTS, write_report
 
     device = max(device_of(settings, case.backend) for case in cases)  # the GPU where any runs on one
-    before = throttle_counters()
+    before, source = throttle_counters(), measured_source(report)
     run = RunRecord(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=(Path(sys.argv[0]).name, *sys.argv[1:]),
@@ -244,7 +249,7 @@ def _run(
     with progress() as told, closing(Context(settings, report)) as shared:
         for case in cases:
             records = (*run.cases, measured(case, shared, told))
-            environment = environment_record(device, throttle_before=before)
+            environment = environment_record(device, source=source, throttle_before=before)
             run = run.model_copy(update={"environment": environment, "cases": records})
             if report:
                 run.write(report / RESULTS)

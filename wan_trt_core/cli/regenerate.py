@@ -9,8 +9,8 @@ the same.
     wan-trt baselines regenerate --suite perf --bands-only       # measure nothing: a band of the case file changed
     wan-trt baselines regenerate --suite perf --accept-regression "reference needs float32 now"
 
-Exit codes: 0 done (or nothing to do), 1 refused, or with --check a baseline would change, 2 wrong usage,
-130 interrupted, 143 ended by SIGTERM.
+Exit codes: 0 done (or nothing to do), 1 refused (of several cases perhaps some; the others are stored), or with --check
+a baseline would change, 2 wrong usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from wan_trt_core import baseline_update as update
 from wan_trt_core.backends.registry import of_one_device
 from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
 from wan_trt_core.cli.options import as_run
-from wan_trt_core.config import ConfigError, load_settings
-from wan_trt_core.measure.environment import SourceState, hardware_key, source_state
+from wan_trt_core.config import OUTPUTS, ConfigError, load_settings
+from wan_trt_core.measure.environment import SourceState, names_in_repository, source_state
 from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.records import RecordError, RunRecord, write_text
 from wan_trt_core.report.terminal import changes_table
@@ -71,13 +71,12 @@ def _regenerate(options: argparse.Namespace, console: Console, arguments: Sequen
     options.baselines = options.baselines or load_settings().settings.baselines
     cases = _cases(options)
     if options.bands_only:
-        hardware = options.hardware or update.this_hardware(_backend(options, cases))
-        where = options.baselines, hardware, options.suite, cases, options.accept_regression
+        where = options.baselines, _hardware(options, cases), options.suite, cases, options.accept_regression
         return _planned(
             options, console, update.plan_bands(*where, selected=options.case, command=options.named)
         )
     commit = None if options.from_record else _commit(source_state(Path.cwd()), options)
-    folder = options.diff.parent / "records"
+    folder = _kept(options)
     with update.records_kept(folder, options.suite) as measured:
         records = _records(options, cases, measured)
         code = _judged(options, console, arguments, cases, records, commit)
@@ -95,9 +94,8 @@ def _judged(
     commit: str | None,
 ) -> int:
     for record in records:
-        key = options.hardware or hardware_key("cuda" if record.hardware_key.startswith("cuda-") else "cpu")
-        update.check_record(record, key)
-    commit = commit or _commit(_recorded_source(records), options)
+        update.check_record(record, options.hardware or records[0].hardware_key)
+    commit = commit or _commit(_recorded_source(records, _written(options)), options)
     provenance = update.Provenance(
         commit,
         update.now(),
@@ -136,24 +134,29 @@ def _planned(options: argparse.Namespace, console: Console, plans: Sequence[upda
             console.print(text, style="yellow", markup=False)
     write_text(options.diff, update.plan_markdown(plans))
     console.print(f"for review: {options.diff}")
+    refused = [why for plan in plans for why in plan.refused.values()]
+    for why in refused:
+        console.print(f"refused: {why}", style="bold red", soft_wrap=True, markup=False)
     if options.check:
         return _checked(plans, console)
     update.require_reason(plans, options.accept_regression)
     if options.dry_run:
         console.print("dry run: no baseline was written")
-        return 0
+        return 1 if refused else 0
     for path in update.apply(options.baselines, plans):
         console.print(f"wrote {path}")
-    if not any(plan.touched for plan in plans):
+    if not refused and not any(plan.touched for plan in plans):
         console.print("every metric is within its band: nothing to write")
-    return 0
+    return 1 if refused else 0
 
 
 def _checked(plans: Sequence[update.Plan], console: Console) -> int:
     # what nothing judges can be no drift
-    changed = sorted({case for plan in plans for case in (plan.touched - plan.observed) | {*plan.orphans}})
+    changed = sorted({case for plan in plans for case in plan.touched - plan.observed})
     if changed:
         console.print(f"baselines would change: {', '.join(changed)}", style="bold red")
+        return 1
+    if any(plan.refused for plan in plans):
         return 1
     console.print("the baselines hold")
     return 0
@@ -201,10 +204,9 @@ def _records(
 def _refuse_foreseen(options: argparse.Namespace, cases: Sequence[Case]) -> None:
     """Ask for a reason before measuring where the case file alone calls for one; a check changes nothing."""
     backend = update.overrides(vars(options))["backend"]
-    hardware = options.hardware or update.this_hardware(_backend(options, cases))
     plans = update.foresee(
         options.baselines,
-        hardware,
+        _hardware(options, cases),
         options.suite,
         cases,
         backend=backend,
@@ -216,15 +218,39 @@ def _refuse_foreseen(options: argparse.Namespace, cases: Sequence[Case]) -> None
         update.require_reason(plans, options.accept_regression)
 
 
+def _hardware(options: argparse.Namespace, cases: Sequence[Case]) -> str:
+    """What is given, else this machine's."""
+    if options.hardware:
+        return str(options.hardware)
+    try:
+        return update.this_hardware(_backend(options, cases))
+    except update.Refused as error:
+        if options.bands_only:
+            raise update.Refused(f"{error}; of another machine: --hardware KEY") from error
+        raise
+
+
+def _kept(options: argparse.Namespace) -> Path:
+    """Folder of the records that are not stored."""
+    return Path(options.diff.parent, "records")
+
+
+def _written(options: argparse.Namespace) -> tuple[str, ...]:
+    """What the tool writes, as git names it."""
+    report = load_settings().settings.report
+    return names_in_repository(options.baselines, OUTPUTS, report, options.diff, _kept(options))
+
+
 def _commit(source: SourceState, options: argparse.Namespace) -> str:
-    folder = update.folder_in_repository(options.baselines)
-    return update.usable_commit(source, folder, options.commit, options.tree_state)
+    return update.usable_commit(source, _written(options), options.commit, options.tree_state)
 
 
-def _recorded_source(records: Sequence[RunRecord]) -> SourceState:
+def _recorded_source(records: Sequence[RunRecord], written: Sequence[str]) -> SourceState:
     """What the records say of the sources, if they agree."""
     found = {
-        SourceState(source.get("commit"), source.get("dirty"), tuple(source.get("changed", ())))
+        SourceState(source.get("commit"), source.get("dirty"), tuple(source.get("changed", ()))).without(
+            written
+        )
         for source in (record.environment.get("source", {}) for record in records)
     }
     if len(found) != 1:
@@ -264,12 +290,16 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="of cases within their bands replace nothing but what nothing judges: speed-ups, stock diffusers' memory",
     )
-    add("--hardware", metavar="KEY", help="records or baselines of this hardware, not of this machine")
+    add(
+        "--hardware",
+        metavar="KEY",
+        help="baselines of this hardware, instead of the record's or this machine's",
+    )
     add("--accept-regression", metavar="REASON", help="why something may be worse, looser or dropped")
     add(
         "--diff",
         type=Path,
-        default=Path("outputs/baselines.md"),
+        default=OUTPUTS / "baselines.md",
         metavar="FILE",
         help="the table as Markdown, for who reviews the change",
     )

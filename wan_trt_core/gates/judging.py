@@ -53,7 +53,7 @@ def judge(
         ValueError: when the case is not in that suite.
     """
     checks, bands = _own_checks(case, suite, measurement), gate_bands(case, suite)
-    # as baseline_update.case_records has it
+    # as baseline_update.fit_record has it
     acceptable = not measurement.problems and all(
         check.verdict is Verdict.PASS for check in checks if not check.advisory
     )

@@ -16,6 +16,7 @@ from wan_trt_core.measure.environment import (
     Device,
     clock_reasons,
     nvml_device,
+    slows_down,
     throttle_counters,
 )
 
@@ -24,8 +25,6 @@ INTERVAL = 0.2
 
 THREAD = "wan-trt clocks"
 """Name of the thread that samples."""
-
-_CPU_THERMAL = "thermal throttling"
 
 
 def allocator_retries() -> int:
@@ -132,12 +131,9 @@ class ClockWatch:
         return self._device == "cuda" and all(sample.reasons is None for sample in self._samples)
 
     def slowdown(self) -> str:
-        """What slowed down the device that was timed, for people; empty where nothing did.
-
-        A cgroup's quota is no slowdown: where it is set it holds all the time, and the noise floor judges it.
-        """
+        """What slowed down the device that was timed, for people; empty where nothing did."""
         if self._device == "cpu":
-            return ", ".join(name for name in sorted(self._risen) if name.endswith(_CPU_THERMAL))
+            return ", ".join(filter(slows_down, sorted(self._risen)))
         found = [
             f"{reason} in {count} of {len(self._samples)} samples"
             for reason, count in self._reasons().items()

@@ -9,9 +9,9 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +43,7 @@ PACKAGES = (
 
 _GIB = 2**30
 _ROOT = Path("/")
+_CPU_THERMAL = "thermal throttling"
 _NVML_SLOWDOWNS = {
     "nvmlClocksThrottleReasonSwThermalSlowdown": "software thermal slowdown",
     "nvmlClocksThrottleReasonHwSlowdown": "hardware slowdown",
@@ -79,6 +80,19 @@ class SourceState:
     dirty: bool | None
     changed: tuple[str, ...] = ()
     given: bool = False
+
+    def without(self, written: Collection[str]) -> SourceState:
+        """The same but for what the tool itself wrote, which is nothing that was measured.
+
+        Args:
+            written: files and folders, see :func:`names_in_repository`.
+        """
+        changed = tuple(
+            path
+            for path in self.changed
+            if not any(path == name or path.startswith(f"{name}/") for name in written)
+        )
+        return replace(self, changed=changed, dirty=bool(changed) if self.changed else self.dirty)
 
 
 def hardware_key(device: Device = "cpu", *, root: Path = _ROOT) -> str:
@@ -175,7 +189,8 @@ def environment_record(
 
     Args:
         device: where both arms ran.
-        source: the state of the sources; read from git in the working folder unless given.
+        source: the state of the sources, asked before the run writes; read from git in the working folder unless
+            given.
         throttle_before: what :func:`throttle_counters` said before the measurements; ``throttled`` then says
             what happened since.
     """
@@ -225,14 +240,41 @@ def source_state(folder: Path) -> SourceState:
     return SourceState(commit.strip(), bool(changed), changed)
 
 
+def names_in_repository(*paths: Path) -> tuple[str, ...]:
+    """The paths as git names them, relative to the repository around the working folder; without git, to that folder.
+
+    One that the working folder lies in is left out: it holds the sources too.
+    """
+    here = Path.cwd()
+    top = (_git(here, "rev-parse", "--show-toplevel") or str(here)).strip()
+    found = [path.expanduser().resolve() for path in paths]
+    return tuple(
+        Path(os.path.relpath(path, top)).as_posix()
+        for path in found
+        if not here.resolve().is_relative_to(path)
+    )
+
+
+def measured_source(report: Path | None) -> SourceState:
+    """:func:`source_state` of the working folder, without the reports of this run and of others before it.
+
+    Args:
+        report: folder that this run writes to besides :data:`~wan_trt_core.config.OUTPUTS`.
+    """
+    from wan_trt_core.config import OUTPUTS
+
+    return source_state(Path.cwd()).without(names_in_repository(OUTPUTS, *([report] if report else [])))
+
+
 def throttle_counters() -> dict[str, int]:
-    """Counters that rise when the machine is slowed down, by name; read it before and after measuring."""
+    """Counters that rise when the machine is slowed down or held to its quota, by name; read it before and after
+    measuring."""
     counters: dict[str, int] = {}
     for path in sorted(
         (_ROOT / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
     ):
         if (text := _read(path).strip()).isdigit():
-            counters[f"{path.parent.parent.name} thermal throttling"] = int(text)
+            counters[f"{path.parent.parent.name} {_CPU_THERMAL}"] = int(text)
     for line in _read(_ROOT / "sys/fs/cgroup/cpu.stat").splitlines():
         name, _, value = line.partition(" ")
         if name == "nr_throttled" and value.isdigit():
@@ -242,12 +284,24 @@ def throttle_counters() -> dict[str, int]:
     return counters
 
 
+def slows_down(name: str) -> bool:
+    """Whether a counter of :func:`throttle_counters` that rose is of a machine that was slowed down.
+
+    A cgroup's quota is no slowdown: where it is set it holds all the time, and the noise floor judges it.
+    """
+    return name.startswith("GPU ") or name.endswith(_CPU_THERMAL)
+
+
 def throttled(before: Mapping[str, int], after: Mapping[str, int]) -> str:
     """What slowed the machine down between two readings of :func:`throttle_counters`; empty if nothing did.
 
     A GPU's reasons are states and not counters, so one that holds at either end counts.
     """
-    found = [name for name, value in after.items() if name.startswith("GPU ") or value > before.get(name, 0)]
+    found = [
+        name
+        for name, value in after.items()
+        if slows_down(name) and (name.startswith("GPU ") or value > before.get(name, 0))
+    ]
     found += [name for name in before if name.startswith("GPU ") and name not in after]
     return ", ".join(sorted(found))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from wan_trt_core.pytest_plugin.options import MARKERS
 from wan_trt_core.report.writing import PAGE, REPORT, RESULTS, write_report
 
 if TYPE_CHECKING:
+    from wan_trt_core.measure.environment import SourceState
     from wan_trt_core.pytest_plugin.session import WanSession
     from wan_trt_core.records import CaseRecord, RunRecord
 
@@ -123,7 +125,9 @@ class Collector:
 
         session = self.session
         environment = environment_record(
-            device_of(session.settings, session.backend), throttle_before=session.throttle_before
+            device_of(session.settings, session.backend),
+            source=self._source,
+            throttle_before=session.throttle_before,
         )
         order = {case.id: index for index, case in enumerate(session.case_file.cases)}
         suites = tuple(MARKERS)
@@ -144,6 +148,13 @@ class Collector:
             settings=session.settings.flat(),
             cases=tuple(records),
         )
+
+    @cached_property
+    def _source(self) -> SourceState:
+        """Asked once, for the first record: before anything is written, and before a measurement of hours."""
+        from wan_trt_core.measure.environment import measured_source
+
+        return measured_source(self.session.settings.report)
 
     @staticmethod
     def _table(run: RunRecord, terminalreporter: pytest.TerminalReporter) -> str:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.swap import swap
-from wan_trt_core.pipeline.video import check_target, probe
+from wan_trt_core.pipeline.video import check_target, write_long_video
 
 PROMPT = "a small red square moves left"
 MIB = 2**20
@@ -37,20 +36,15 @@ def to_and_fro(clip: Tensor, latent_frames: int) -> Tensor:
     return torch.cat([there] * (latent_frames // there.shape[2] + 1), dim=2)[:, :, :latent_frames]
 
 
-def write(path: Path, steps: Iterator[Tensor], size: tuple[int, int], fps: int) -> None:
-    """Encode what the decoder yields, (1, 3, 1 or 4, height, width) in [-1, 1], step by step."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps))
-        (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
-        written = 0
-        for step in steps:
-            pixels = ((step[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            for image in pixels.permute(1, 2, 3, 0).cpu().numpy():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image.copy(), format="rgb24")))
-            written += pixels.shape[1]
-            if written % 100 == 1:
-                print(f"{written:5d} frames, {resident_set() / MIB:.0f} MiB", flush=True)
-        container.mux(stream.encode())
+def pixels(steps: Iterator[Tensor]) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """What the decoder yields, (1, 3, 1 or 4, height, width) in [-1, 1], as frames (1 or 4, height, width, 3)."""
+    made = 0
+    for step in steps:
+        frames = ((step[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        yield frames.permute(1, 2, 3, 0).cpu().numpy().copy()
+        made += frames.shape[1]
+        if made % 100 == 1:
+            print(f"{made:5d} frames, {resident_set() / MIB:.0f} MiB", flush=True)
 
 
 def main(out: Path, frames: int) -> None:
@@ -74,8 +68,8 @@ def main(out: Path, frames: int) -> None:
         )
         latents = to_and_fro(clip * std + mean, (frames - 1) // 4 + 1)
         decoder = store.vae_decoder(model, profile, "fp32", settings.backend)
-        write(out, decoder.decode_steps(latents), (video.height, video.width), video.fps)
-    print(f"{out}: {probe(out)}")
+        made = write_long_video(out, pixels(decoder.decode_steps(latents)), video.fps)
+    print(f"{out}: {made}")
 
 
 if __name__ == "__main__":

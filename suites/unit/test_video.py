@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpy as np
 import pytest
 
 from wan_trt_core.pipeline import video
-from wan_trt_core.pipeline.video import VideoError, VideoInfo, check_target, probe, write_video
+from wan_trt_core.pipeline.video import (
+    VideoError,
+    VideoInfo,
+    check_target,
+    probe,
+    write_long_video,
+    write_video,
+)
 
 
 def clip(frames: int = 9, height: int = 32, width: int = 48) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -49,6 +57,28 @@ def test_it_plays_everywhere_and_starts_at_once(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
     assert path.stat().st_mode & 0o044
+
+
+def test_frames_that_come_some_at_a_time_are_the_same_file(tmp_path: Path) -> None:
+    whole, steps = tmp_path / "whole.mp4", tmp_path / "steps.mp4"
+    write_video(whole, clip(), 8)
+    assert write_long_video(steps, (clip()[first : first + 4] for first in (0, 4, 8)), 8) == probe(whole)
+    assert steps.read_bytes() == whole.read_bytes()
+
+
+def test_a_long_video_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    def steps(then: Any) -> Iterator[Any]:
+        yield clip(4)
+        if isinstance(then, BaseException):
+            raise then
+        yield then
+
+    for then, error in ((KeyboardInterrupt(), KeyboardInterrupt), (clip(4, 16), VideoError)):
+        with pytest.raises(error):
+            write_long_video(tmp_path / "clip.mp4", steps(then), 8)
+        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(VideoError, match="no frame"):
+        write_long_video(tmp_path / "clip.mp4", (), 8)
 
 
 def test_uint8_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -84,18 +84,25 @@ def write_video(path: Path, frames: np.ndarray[Any, np.dtype[Any]], fps: float) 
         VideoError: for frames of another shape or type, odd sizes, values that are not finite, a rate that is
             not positive, a path that cannot be written, or a file that does not hold what went in.
     """
-    pixels = _pixels(path, frames)
-    if pixels.shape[1] % 2 or pixels.shape[2] % 2:
-        raise VideoError(
-            f"{path}: {pixels.shape[2]}x{pixels.shape[1]} pixels; H.264 (yuv420p) needs even width and height"
-        )
+    return write_long_video(path, (frames,), fps)
+
+
+def write_long_video(path: Path, steps: Iterable[np.ndarray[Any, np.dtype[Any]]], fps: float) -> VideoInfo:
+    """As :func:`write_video`, of frames that come some at a time, and are never held together.
+
+    Args:
+        steps: each some of the frames, all of one size.
+
+    Raises:
+        VideoError: as :func:`write_video`, and where a step is of another size. An error of making a step leaves no
+            file either.
+    """
     if not fps > 0:
         raise VideoError(f"{path}: fps must be positive, not {fps}")
     check_target(path)
     with _temporary(path) as partial:
-        _encode(partial, pixels, Fraction(fps).limit_denominator(1001))
+        expected = _encode(path, partial, steps, Fraction(fps).limit_denominator(1001))
         info = probe(partial)
-        expected = (pixels.shape[2], pixels.shape[1], pixels.shape[0])
         if (info.width, info.height, info.frames) != expected:
             raise VideoError(f"{path}: holds {info}, expected width, height, frames {expected}")
         os.replace(partial, path)
@@ -212,15 +219,36 @@ def _temporary(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _encode(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], rate: Fraction) -> None:
+def _encode(
+    path: Path, partial: Path, steps: Iterable[np.ndarray[Any, np.dtype[Any]]], rate: Fraction
+) -> tuple[int, int, int]:
+    """Write ``partial``, which is to become ``path``; returns width, height and number of the frames."""
     import av
 
+    stream: Any = None
+    height = width = count = 0
     try:
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream: Any = container.add_stream(CODEC, rate=rate, options={"crf": QUALITY})
-            stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
-            for image in pixels:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            for frames in steps:
+                pixels = _pixels(path, frames)
+                if stream is None:
+                    _, height, width, _ = pixels.shape
+                    if height % 2 or width % 2:
+                        raise VideoError(
+                            f"{path}: {width}x{height} pixels; H.264 (yuv420p) needs even width and height"
+                        )
+                    stream = container.add_stream(CODEC, rate=rate, options={"crf": QUALITY})
+                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                if pixels.shape[1:3] != (height, width):
+                    raise VideoError(
+                        f"{path}: frames of {pixels.shape[2]}x{pixels.shape[1]} pixels behind {width}x{height}"
+                    )
+                for image in pixels:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+                count += len(pixels)
+            if stream is None:
+                raise VideoError(f"{path}: there is no frame to write")
             container.mux(stream.encode())
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be written: {error}") from error
+    return width, height, count

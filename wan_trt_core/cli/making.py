@@ -143,7 +143,7 @@ def _made(components: list[str] | None, precision: str, settings: Settings, make
         raise typer.BadParameter(
             f"{precision} names no component of {resolved.name}; it has {there}", param_hint="--precision"
         )
-    shapes = resolved.profile(settings.profile)
+    shapes = resolved.own_profile(settings.profile)
     rows = []
     for name, own in precisions.items():
         started = time.perf_counter()

@@ -616,8 +616,7 @@ def _profile(name: str | None, model: ResolvedModel) -> ShapeProfile | None:
     """
     if name == JIT or not (name or model.profiles):
         return None
-    own = None if name else model.profile_serving(model.generation)
-    return own or model.profile(name)
+    return model.own_profile(name)
 
 
 def _precisions(

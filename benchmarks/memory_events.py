@@ -31,7 +31,7 @@ from typer import BadParameter
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineBackend
 from wan_trt_core.backends.registry import device_of, get_backend
-from wan_trt_core.cli.videos import parse_precision
+from wan_trt_core.cli.videos import precision_for
 from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.gates.statistics import ratio_interval
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="tiny-wan")
     parser.add_argument("--profile")
-    parser.add_argument("--precision", default="fp32", help="as of wan-trt run")
+    parser.add_argument("--precision", help="as of wan-trt run")
     parser.add_argument("--backend", default="torch", help="torch for stock diffusers, else of the engines")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=30)
@@ -200,7 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--rounds: an interval needs three")
     try:
         settings = load_settings(overrides={"backend": given.backend}).settings
-        model, precision = resolve(given.model, settings.checkpoint), parse_precision(given.precision)
+        model = resolve(given.model, settings.checkpoint)
+        precision = precision_for(given.precision, device_of(settings))
         profile, backend = model.profile(given.profile), get_backend(given.backend)
         backend.require(settings)
     except (ValueError, BadParameter, BackendUnavailable) as error:

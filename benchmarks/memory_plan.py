@@ -20,7 +20,7 @@ from typer import BadParameter
 from wan_trt_core.backends.base import BackendUnavailable
 from wan_trt_core.backends.registry import device_of, get_backend
 from wan_trt_core.cases import Case, Prompt
-from wan_trt_core.cli.videos import parse_precision, sized
+from wan_trt_core.cli.videos import precision_for, sized
 from wan_trt_core.comparison.benchmark import MEMORY_STEPS, case_of, memory_here
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import ArmName, in_fresh_process
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model")
     parser.add_argument("--checkpoint")
     parser.add_argument("--profile")
-    parser.add_argument("--precision", default="fp32", help="as of wan-trt run")
+    parser.add_argument("--precision", help="as of wan-trt run")
     parser.add_argument("--backend", nargs="+", default=["onnxruntime", "torch"])
     parser.add_argument(
         "--size", action="append", help="height x width x frames; by default the profile's own"
@@ -105,17 +105,18 @@ def main(arguments: list[str] | None = None) -> None:
     options = {"model": given.model, "checkpoint": given.checkpoint}
     try:
         settings = load_settings(overrides=options).settings
-        precision = parse_precision(given.precision)
         shapes = resolve(settings.model, settings.checkpoint).profile(given.profile)
         sizes = [sized(shapes.opt, text) for text in given.size] if given.size else [None]
+        precisions = {}
         for backend in given.backend:
+            precisions[backend] = precision_for(given.precision, device_of(settings, backend))
             get_backend(backend).require(settings)
     except (ValueError, BadParameter, BackendUnavailable) as error:
         parser.error(str(error))
     rows = []
     for backend in given.backend:
         settings = load_settings(overrides={**options, "backend": backend}).settings
-        rows += [row(settings, given.profile, backend, precision, size) for size in sizes]
+        rows += [row(settings, given.profile, backend, precisions[backend], size) for size in sizes]
     print(markdown_table(HEADER, rows))
 
 

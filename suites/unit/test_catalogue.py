@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,11 @@ def test_a_checkpoint_without_generation_settings_gets_wan_s_own(
     copy = Path(shutil.copytree(small_checkpoint, tmp_path / "mine"))
     (copy / "generation.json").unlink()
     assert resolve(str(copy)).generation == GenerationDefaults()
+
+
+def test_the_profile_is_that_of_the_models_own_video() -> None:
+    large = resolve("wan2.1-t2v-1.3b")
+    assert (large.profile().name, large.own_profile().name) == ("480p-17f", "480p-81f")
+    assert large.own_profile("480p-17f").name == "480p-17f"
+    short = replace(large, profiles={"480p-17f": large.profile("480p-17f")})
+    assert short.own_profile().name == "480p-17f", "the first where none serves it"

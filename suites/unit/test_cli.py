@@ -34,8 +34,9 @@ from repositories import committed
 
 from wan_trt_core import __version__, cli
 from wan_trt_core.backends.base import EngineError
+from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.baselines import BaselineFile, write_baselines
-from wan_trt_core.cases import Case
+from wan_trt_core.cases import Case, precision_word
 from wan_trt_core.cli import making
 from wan_trt_core.cli import run as run_command
 from wan_trt_core.cli.output import OUT
@@ -47,12 +48,14 @@ from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.gates.bands import Observed, ObservedMetric
 from wan_trt_core.measure.memory_events import Failure, MemoryRecord
+from wan_trt_core.memory import plan, prediction
 from wan_trt_core.memory.prediction import Choice, Workload
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.models.components import component_names, get_component
 from wan_trt_core.pipeline import engines
-from wan_trt_core.pipeline.engines import load_engine
+from wan_trt_core.pipeline.engines import load_engine, precision_of
+from wan_trt_core.pipeline.precisions import usual_precision
 from wan_trt_core.pipeline.video import probe, write_image, write_video
 from wan_trt_core.progress import progress
 from wan_trt_core.records import Measurement, Metric, RunRecord
@@ -96,6 +99,20 @@ def wan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
     return run
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that backends find and that has room; nothing runs on it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**40, 2**40))
+    for backend in ("tensorrt", "torch-compile"):
+        monkeypatch.setattr(type(get_backend(backend)), "require", lambda *_: None)
+    monkeypatch.setattr("wan_trt_core.measure.environment.hardware_key", lambda device: HARDWARE)
+    monkeypatch.setattr("wan_trt_core.measure.environment.environment_record", lambda *_, **__: {})
+
+
+USUAL = "dit=fp16,vae=fp32,text_encoder=bf16"
+"""On a GPU."""
+
 CACHE_REFUSED = "--cache: /proc/x: cannot be written to: No such file or directory; name another folder"
 
 
@@ -131,6 +148,14 @@ class TestHelp:
         _, out, _ = wan(*command.split(), "--help")
         assert f"One of {', '.join(DTYPES)}, " in " ".join(out.replace("│", " ").split())
         assert {"fp32", "fp16", "bf16"} <= there_are == {*DTYPES}
+
+    @pytest.mark.parametrize("command", ["export", "build", "run", "benchmark", "memory plan"])
+    def test_the_precision_by_default_is_told(self, wan: Wan, command: str) -> None:
+        engines_alone = command in ("export", "build")
+        usual = usual_precision("cuda", text_encoder_engine=engines_alone)
+        told = precision_word(usual).replace(",", ", ")
+        _, out, _ = wan(*command.split(), "--help")
+        assert f"By default fp32 on a CPU, and on a GPU {told}." in " ".join(out.replace("│", " ").split())
 
     def test_every_exit_code_is_documented(self, wan: Wan) -> None:
         """Those that the tests here expect, the same in the help, the landing page and the package's docstring."""
@@ -710,6 +735,53 @@ class TestRun:
         assert code == 3 and "No settings fit" in err, err
         assert (planned[0].text_encoder_engine, planned[0].text_encoder) == (True, "fp16")
 
+    @pytest.mark.parametrize(
+        ("options", "precision"),
+        [
+            (("--backend", "tensorrt"), USUAL),
+            (("--backend", "torch"), USUAL),
+            (("--backend", "tensorrt", "--text-encoder-engine"), "dit=fp16,vae=fp32,text_encoder=fp32"),
+            (("--backend", "tensorrt", "--text-encoder-device", "cpu"), USUAL),
+            (("--backend", "tensorrt", "--precision", "fp32"), "fp32"),
+            (("--backend", "tensorrt", "--precision", "dit=bf16,vae=fp32"), "dit=bf16,vae=fp32"),
+            (("--backend", "onnxruntime"), "fp32"),
+            (("--backend", "onnxruntime", "--text-encoder-engine"), "fp32"),
+        ],
+    )
+    def test_the_precision_is_that_of_where_it_runs(
+        self,
+        wan: Wan,
+        on_a_gpu: None,
+        monkeypatch: pytest.MonkeyPatch,
+        options: tuple[str, ...],
+        precision: str,
+    ) -> None:
+        """A machine that has a GPU; what the run would be made of is what it says."""
+        planned: list[Choice] = []
+        made: list[Any] = []
+        choose = prediction.choice_of
+        monkeypatch.setattr(
+            prediction, "choice_of", lambda *given: (planned.append(choose(*given)), planned[-1])[1]
+        )
+
+        def generate(settings: Settings, model: Any, generation: Any, asked: Any, *_: Any, **__: Any) -> Any:
+            size = {"frames": 17, "width": 128, "height": 128, "codec": "h264", "seconds": 1.0}
+            made.append(asked)
+            return {"backend": settings.backend, "precision": asked, **size}
+
+        monkeypatch.setattr(run_command, "_generate", generate)
+        code, out, err = wan("run", "--prompt", "red", "--out", "v.mp4", *options)
+        assert code == 0, err
+        assert out == (
+            f"v.mp4: 17 frames of 128x128, h264, generated in 1.0 s by {options[1]} in {precision}\n"
+        )
+        (asked,) = made
+        assert precision_word(asked) == precision
+        assert len(planned) == (options[1] != "onnxruntime"), "of a CPU's memory no run is refused"
+        for choice in planned:
+            encoder = asked.get("text_encoder", "fp32") if isinstance(asked, dict) else "fp32"
+            assert (choice.dit, choice.text_encoder) == (precision_of(asked, "dit"), encoder)
+
     def test_the_profile_is_one_that_serves_the_video(self) -> None:
         model = resolve("wan2.1-t2v-1.3b")
         assert profile_for(model, None, model.generation).name == "480p-81f"
@@ -809,6 +881,46 @@ class TestRun:
         asked.clear()
         assert wan(verb, "text_encoder", "dit", "--precision", "dit=fp16,text_encoder=fp32")[0] == 0
         assert asked == {"text_encoder": "fp32", "dit": "fp16"}
+        on_cpu = {name: "fp32" for name in component_names() if name != "dit_2"}
+        for backend, expected in (("onnxruntime", on_cpu), ("tensorrt", on_cpu | {"dit": "fp16"})):
+            asked.clear()
+            code, out, err = wan(verb, "--backend", backend, "--json")
+            assert (code, asked) == (0, expected), err
+            assert {row["component"]: row["precision"] for row in json.loads(out)} == expected
+            asked.clear()
+            assert wan(verb, "vae_decoder_next", "dit", "text_encoder", "--backend", backend)[0] == 0
+            assert asked == {name: expected[name] for name in ("vae_decoder_next", "dit", "text_encoder")}
+
+    def test_run_loads_what_build_builds(
+        self, wan: Wan, on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By name, profile, precision and backend, which with the settings are all that tells engines apart."""
+        asked: list[tuple[str, ...]] = []
+
+        def load(name: str, model: Any, shapes: Any, precision: str, backend: str, *_: Any, **__: Any) -> Any:
+            asked.append((name, shapes.name, precision, backend))
+            return SimpleNamespace(memory=dict, close=lambda: None)
+
+        def enough(*_: Any, **__: Any) -> None:
+            raise EngineError("enough")
+
+        monkeypatch.setattr(engines, "load_engine", load)
+        monkeypatch.setattr("wan_trt_core.pipeline.assembly.placed", lambda *_, **__: None)
+        monkeypatch.setattr("wan_trt_core.pipeline.assembly.swap", enough)
+        monkeypatch.setenv("WAN_TRT_BACKEND", "tensorrt")
+        assert wan("build")[0] == 0
+        built = asked.copy()
+        for options in ((), ("--text-encoder-engine",)):
+            asked.clear()
+            _, _, err = wan("run", "--prompt", "red", "--out", "v.mp4", *options)
+            assert "enough" in err and len(asked) == 3 + len(options) and {*asked} < {*built}
+        asked.clear()
+        large = ("--model", "wan2.1-t2v-1.3b")  # whose own video its second profile serves
+        assert (
+            wan("build", "dit", *large)[0] == 0
+            and wan("build", "dit", *large, "--profile", "480p-17f")[0] == 0
+        )
+        assert [shapes for _, shapes, _, _ in asked] == ["480p-81f", "480p-17f"]
 
     @pytest.mark.slow
     def test_export_build_and_run_on_engines(self, wan: Wan, small_checkpoint: Path, tmp_path: Path) -> None:
@@ -934,10 +1046,53 @@ class TestMemoryPlan:
             ("onnxruntime-cuda", "onnxruntime-cuda"),
         ):
             code, out, _ = wan("memory", "plan", "--gpu", "24GB", *(("--backend", asked) if asked else ()))
-            assert (code, out.splitlines()[0].endswith(f", on {backend}")) == (0, True)
+            assert (code, out.splitlines()[0].endswith(f", on {backend} in {USUAL}")) == (0, True)
         monkeypatch.setenv("WAN_TRT_BACKEND", "onnxruntime")
         code, _, err = wan("memory", "plan", "--gpu", "24GB")
         assert (code, "the backend onnxruntime runs on the CPU" in err) == (2, True)
+
+    @pytest.mark.parametrize(
+        ("options", "precision"),
+        [
+            (("--backend", "tensorrt"), USUAL),  # wherever it is asked
+            (("--gpu", "24GB"), USUAL),
+            (("--backend", "torch", "--gpu", "24GB"), USUAL),
+            (("--backend", "torch"), "fp32"),
+            ((), "fp32"),
+            (("--gpu", "24GB", "--precision", "dit=fp32,vae=fp32"), "dit=fp32,vae=fp32"),
+        ],
+    )
+    def test_the_precision_is_that_of_where_it_would_run(
+        self, wan: Wan, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], precision: str
+    ) -> None:
+        planned: list[Choice] = []
+        predict = plan.predict
+        monkeypatch.setattr(
+            plan, "predict", lambda work, choice: (planned.append(choice), predict(work, choice))[1]
+        )
+        monkeypatch.setattr(plan, "offered", lambda *_: ())
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.setattr("wan_trt_core.comparison.memory.bare_process", lambda: 10**9)
+        code, out, err = wan("memory", "plan", *options, "--json")
+        assert code == 0, err
+        found = json.loads(out)
+        assert precision_word(found["precision"]) == precision
+        assert ("was never measured on TensorRT" in found["hint"]) == ("dit=fp32" in precision)
+        encoder = "bf16" if precision == USUAL else "fp32"
+        dit = "fp16" if precision == USUAL else "fp32"
+        assert {(choice.dit, choice.vae, choice.text_encoder) for choice in planned} == {
+            (dit, "fp32", encoder)
+        }
+
+    def test_the_table_is_of_what_is_usual_on_a_gpu(self, wan: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[Choice] = []
+        monkeypatch.setattr(
+            "wan_trt_core.cli.memory._sizes", lambda settings, choice, only: (asked.append(choice), "rows")[1]
+        )
+        code, out, _ = wan("memory", "plan", "--table")
+        assert (code, out) == (0, f"rows\n\nIn {USUAL}.\n")
+        assert wan("memory", "plan", "--table", "--precision", "fp16")[1] == "rows\n\nIn fp16.\n"
+        assert asked == [Choice(dit="fp16", text_encoder="bf16"), Choice(dit="fp16", vae="fp16")]
 
     def test_a_gpu_that_is_too_small_is_missed_by_so_much(self, wan: Wan) -> None:
         code, out, _ = wan("memory", "plan", "--backend", "torch", "--gpu", "500MB")
@@ -1034,6 +1189,53 @@ class TestBenchmark:
         assert code == 0, err
         source = RunRecord.read(tmp_path / "reports" / "results.json").environment["source"]
         assert (source["dirty"], source["changed"]) == (False, [])
+
+    @pytest.mark.parametrize(
+        ("options", "expected", "reference"),
+        [
+            ((), USUAL, None),
+            (("--reference-precision", "fp32"), USUAL, "fp32"),
+            (("--precision", "dit=fp16,vae=fp32,text_encoder=int8"), None, None),
+        ],
+    )
+    def test_both_arms_have_the_precision_of_where_they_run(
+        self,
+        wan: Wan,
+        on_a_gpu: None,
+        measured: Callable[[float], Measurement],
+        monkeypatch: pytest.MonkeyPatch,
+        options: tuple[str, ...],
+        expected: str | None,
+        reference: str | None,
+    ) -> None:
+        """Stock diffusers' text encoder too, which in a case file is in float32 unless the reference's is given."""
+        seen: list[Case] = []
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        monkeypatch.setattr(
+            "wan_trt_core.comparison.benchmark.measure",
+            lambda case, *_: (seen.append(case), measured(2.0))[1],
+        )
+        compared = ("benchmark", "--compare", "torch", "tensorrt", "torch-compile", *options)
+        code, out, err = wan(*compared, "--json")
+        assert code == 0, err
+        wanted = expected or options[1]
+        assert [record["precision"] for record in json.loads(out)] == [wanted] * 2
+        assert [precision_word(case.reference_precision or "") for case in seen] == [reference or wanted] * 2
+        assert wan(*compared)[1].splitlines()[0].endswith(f", {wanted}")
+
+    def test_a_candidate_of_the_cpu_is_compared_in_its_own_precision(
+        self,
+        wan: Wan,
+        on_a_gpu: None,
+        measured: Callable[[float], Measurement],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", lambda *_: measured(2.0))
+        code, out, err = wan("benchmark", "--compare", "torch", "onnxruntime", "tensorrt")
+        assert (code, f", onnxruntime in fp32; tensorrt in {USUAL}" in out.splitlines()[0]) == (0, True), err
+        monkeypatch.setenv("WAN_TRT_DEVICE", "cpu")
+        assert wan("benchmark", "--compare", "torch", "onnxruntime")[1].splitlines()[0].endswith(", fp32")
 
     def test_what_saves_memory_is_the_candidates(
         self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch

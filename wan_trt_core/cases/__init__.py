@@ -18,6 +18,7 @@ from wan_trt_core.cases.case import (
     PerfGate,
     Prompt,
     Suite,
+    precision_word,
 )
 from wan_trt_core.cases.case_file import CaseFile, load_cases
 from wan_trt_core.cases.checks import Allowed
@@ -45,4 +46,5 @@ __all__ = [
     "Prompt",
     "Suite",
     "load_cases",
+    "precision_word",
 ]

@@ -316,10 +316,15 @@ class Case(_Model):
 
     @property
     def precision_label(self) -> str:
-        """The precision in one word: ``fp32``, or ``dit=fp16,vae=fp32``."""
-        if isinstance(self.precision, str):
-            return self.precision
-        return ",".join(f"{part}={precision}" for part, precision in self.precision.items())
+        """See :func:`precision_word`."""
+        return precision_word(self.precision)
+
+
+def precision_word(precision: str | Mapping[str, str]) -> str:
+    """A precision in one word, as ``--precision`` takes it: ``fp32``, or ``dit=fp16,vae=fp32``."""
+    if isinstance(precision, str):
+        return precision
+    return ",".join(f"{part}={own}" for part, own in precision.items())
 
 
 GATES: Mapping[str, type[_Model]] = {"parity": ParityGate, "perf": PerfGate, "memory": MemoryGate}

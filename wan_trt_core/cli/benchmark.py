@@ -50,6 +50,7 @@ from wan_trt_core.cli.videos import (
     check_size,
     open_image,
     parse_precision,
+    precision_for,
     with_options,
 )
 from wan_trt_core.models.prompts import PROMPT
@@ -90,7 +91,7 @@ def benchmark(
     height: HeightOption = None,
     width: WidthOption = None,
     frames: FramesOption = None,
-    precision: PartsPrecisionOption = "fp32",
+    precision: PartsPrecisionOption = None,
     reference_precision: Annotated[
         str | None, typer.Option(help="Of stock diffusers, if not the candidates' own.")
     ] = None,
@@ -127,6 +128,7 @@ def benchmark(
     """
     options = {"model": model, "checkpoint": checkpoint, "profile": profile, "perf.warmup": warmup}
     with settings_of(context, **options, **savings_of(context), cache=cache, threads=threads) as loaded:
+        from wan_trt_core.backends.registry import device_of
         from wan_trt_core.cases import Prompt
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
@@ -141,14 +143,13 @@ def benchmark(
         usual = resolved.generation.of_size(shapes.opt)
         generation = with_options(usual, steps, guidance, height, width, frames, guidance_2)
         check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
-        by_part = parse_precision(precision)
         stock = parse_precision(reference_precision, "--reference-precision") if reference_precision else None
         cases = [
             case_of(
                 settings.model,
                 shapes.name,
                 backend,
-                by_part,
+                precision_for(precision, device_of(settings, backend)),
                 reference_precision=stock,
                 steps=generation.num_inference_steps,
                 speedup=speedup,
@@ -274,6 +275,7 @@ def _numbers(record: CaseRecord) -> dict[str, Any]:
     interval: dict[str, Any] = next((c.evidence for c in record.checks if c.metric == "speedup"), {})
     return {
         "backend": record.backend,
+        "precision": record.precision,
         "verdict": record.verdict.value,
         "reason": record.reason.value,
         "message": record.message,

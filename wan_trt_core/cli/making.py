@@ -25,12 +25,13 @@ from wan_trt_core.cli.options import (
     settings_of,
 )
 from wan_trt_core.cli.output import print_rows
-from wan_trt_core.cli.videos import PartsPrecisionOption, parse_precision
+from wan_trt_core.cli.videos import EnginesPrecisionOption, parse_precision
 from wan_trt_core.progress import Report, progress
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
     from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.models.component import Component
     from wan_trt_core.models.profiles import ShapeProfile
 
 commands = typer.Typer()
@@ -39,7 +40,7 @@ ComponentsArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[COMPONENT]...",
-        help="Components; by default all of the model's that --precision gives one to.",
+        help="Components; by default all of the model's, or those that --precision gives one to.",
     ),
 ]
 
@@ -54,7 +55,7 @@ Make = Callable[[str, "ResolvedModel", "ShapeProfile", str, Report], Facts]
 def export(
     context: typer.Context,
     components: ComponentsArgument = None,
-    precision: PartsPrecisionOption = "fp32",
+    precision: EnginesPrecisionOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Also copy the files here, as {component}_{precision}.onnx.", file_okay=False),
@@ -95,7 +96,7 @@ def export(
 def build(
     context: typer.Context,
     components: ComponentsArgument = None,
-    precision: PartsPrecisionOption = "fp32",
+    precision: EnginesPrecisionOption = None,
     model: ModelOption = None,
     checkpoint: CheckpointOption = None,
     backend: BackendOption = None,
@@ -124,26 +125,28 @@ def build(
     print_rows(rows, as_json)
 
 
-def _made(components: list[str] | None, precision: str, settings: Settings, make: Make) -> list[Facts]:
+def _made(components: list[str] | None, precision: str | None, settings: Settings, make: Make) -> list[Facts]:
     """One row a component: its name and precision, what ``make`` says of it, and the seconds that it took."""
+    from wan_trt_core.backends.registry import device_of
     from wan_trt_core.models.components import components_of, get_component, require_precision
-    from wan_trt_core.pipeline.engines import precision_of
+    from wan_trt_core.pipeline.engines import usual_of_engine
 
     resolved = model_of(settings)
     asked = [get_component(name) for name in components or components_of(resolved.checkpoint)]
-    by_part = parse_precision(precision, of=components or ())
-    precisions: dict[str, str] = {}
-    for component in asked:
-        with suppress(ValueError):  # one that a mapping does not name is not made
-            precisions[component.name] = precision_of(by_part, component.name)
+    if precision is None:
+        device = device_of(settings)
+        precisions = {component.name: usual_of_engine(component.name, device) for component in asked}
+    else:
+        precisions = _given(precision, asked, components or [])
     for name, own in precisions.items():  # what is wrong is told before the first export, not after
         require_precision(get_component(name), own)
     if not precisions:
         there = ", ".join(component.name for component in asked)
         raise typer.BadParameter(
-            f"{precision} names no component of {resolved.name}; it has {there}", param_hint="--precision"
+            f"{precision or 'the default'} names no component of {resolved.name}; it has {there}",
+            param_hint="--precision",
         )
-    shapes = resolved.profile(settings.profile)
+    shapes = resolved.own_profile(settings.profile)
     rows = []
     for name, own in precisions.items():
         started = time.perf_counter()
@@ -152,6 +155,18 @@ def _made(components: list[str] | None, precision: str, settings: Settings, make
         seconds = round(time.perf_counter() - started, 3)
         rows.append({"component": name, "precision": own, **facts, "seconds": seconds})
     return rows
+
+
+def _given(precision: str, asked: list[Component], named: list[str]) -> dict[str, str]:
+    """What ``--precision`` gives each of the components that are asked for; those that are named need one."""
+    from wan_trt_core.pipeline.engines import precision_of
+
+    by_part = parse_precision(precision, of=named)
+    found: dict[str, str] = {}
+    for component in asked:
+        with suppress(ValueError):  # one that a mapping does not name is not made
+            found[component.name] = precision_of(by_part, component.name)
+    return found
 
 
 def _copy_files(source: Path, target: Path, name: str) -> Path:

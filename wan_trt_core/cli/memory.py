@@ -19,7 +19,7 @@ from wan_trt_core.cli.options import (
     settings_of,
 )
 from wan_trt_core.cli.output import FAILED, print_json, print_line
-from wan_trt_core.cli.videos import PartsPrecisionOption, parse_precision
+from wan_trt_core.cli.videos import PartsPrecisionOption, precision_for
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -75,15 +75,14 @@ def analyze(
 
 @memory.command(
     "plan",
-    epilog="Example: wan-trt memory plan --model wan2.1-t2v-1.3b --profile 480p-81f --precision dit=fp16,vae=fp32"
-    " --gpu 24GB",
+    epilog="Example: wan-trt memory plan --model wan2.1-t2v-1.3b --profile 480p-81f --gpu 24GB",
 )
 def plan_memory(
     context: typer.Context,
     gpu: Annotated[
         str | None, typer.Option(help="Its memory, as 24GB: cards are named in GiB. By default only predict.")
     ] = None,
-    precision: PartsPrecisionOption = "fp32",
+    precision: PartsPrecisionOption = None,
     table: Annotated[
         bool,
         typer.Option("--table", help="All models of the catalogue, or --model, on GPUs of 8 to 141 GB."),
@@ -118,17 +117,19 @@ def plan_memory(
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache) as loaded:
         from wan_trt_core.backends.registry import device_of, get_backend, runs_on
+        from wan_trt_core.cases import precision_word
         from wan_trt_core.memory.plan import plan
         from wan_trt_core.memory.prediction import choice_of, unplanned, workload
         from wan_trt_core.report.memory_plan_report import plan_json, plan_markdown
 
         settings = loaded.settings
-        choice = choice_of(settings, parse_precision(precision))
         resolved = model_of(settings, download=False)
         if (unknown := unplanned(resolved.checkpoint)) and (model or not table):
             raise typer.BadParameter(f"{resolved.name} has {unknown}, which the prediction does not know yet")
         if table:
-            print_line(_sizes(settings, choice, model))
+            by_part = precision_for(precision, "cuda")
+            print_line(_sizes(settings, choice_of(settings, by_part), model))
+            print_line(f"\nIn {precision_word(by_part)}.")
             return
         shapes = resolved.profile(settings.profile)
         runs = settings.backend
@@ -143,6 +144,8 @@ def plan_memory(
                         param_hint="--gpu",
                     )
                 runs = "tensorrt"
+        by_part = precision_for(precision, device)
+        choice = choice_of(settings, by_part)
         process = 0
         if device == "cpu":
             from wan_trt_core.comparison.memory import bare_process
@@ -151,9 +154,9 @@ def plan_memory(
         found = plan(workload(resolved, shapes, runs, device, settings, process=process), choice, budget)
         measured = _stored(settings, shapes.name, runs)
     if as_json:
-        print_json(plan_json(found, measured))
+        print_json({"precision": by_part, **plan_json(found, measured)})
     else:
-        title = f"Memory of {resolved.name}, {shapes.name}, on {runs}"
+        title = f"Memory of {resolved.name}, {shapes.name}, on {runs} in {precision_word(by_part)}"
         print(plan_markdown(title, found, measured), end="")
     if found.missing:
         raise typer.Exit(FAILED)

@@ -47,7 +47,7 @@ from wan_trt_core.cli.videos import (
     WidthOption,
     check_memory,
     open_image,
-    parse_precision,
+    precision_for,
     profile_for,
     with_options,
 )
@@ -88,7 +88,7 @@ def run(
     height: HeightOption = None,
     width: WidthOption = None,
     frames: FramesOption = None,
-    precision: PartsPrecisionOption = "fp32",
+    precision: PartsPrecisionOption = None,
     model: ModelOption = None,
     checkpoint: CheckpointOption = None,
     backend: BackendOption = None,
@@ -97,7 +97,10 @@ def run(
     threads: ThreadsOption = None,
     text_encoder_engine: Annotated[
         bool,
-        typer.Option("--text-encoder-engine", help="Run the text encoder as an engine too, not in PyTorch."),
+        typer.Option(
+            "--text-encoder-engine",
+            help="Run the text encoder as an engine too, not in PyTorch; in fp32 unless --precision says another.",
+        ),
     ] = False,
     text_encoder_device: TextEncoderDeviceOption = None,
     offload: OffloadOption = None,
@@ -141,12 +144,13 @@ def run(
         begins_with = None if image is None else open_image(image)
         generation = with_options(resolved.generation, steps, guidance, height, width, frames, guidance_2)
         check_request(prompt, generation, seed, resolved.spatial, two_experts=resolved.two_experts)
-        length, by_part = generation.max_sequence_length, parse_precision(precision)
+        length, device = generation.max_sequence_length, device_of(settings)
+        by_part = precision_for(precision, device, text_encoder_engine=text_encoder_engine)
         tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
         _check(settings, resolved, generation, by_part, text_encoder_engine=text_encoder_engine)
         make_cache(loaded, settings.backend)
         if memory_snapshot:
-            _check_snapshot(profile_memory, device_of(settings))
+            _check_snapshot(profile_memory, device)
         events = snapshot = None
         if profile_memory:
             make_folder(
@@ -172,9 +176,12 @@ def run(
     if as_json:
         print_json(result)
         return
+    from wan_trt_core.cases import precision_word
+
     print_line(
         f"{out}: {result['frames']} frames of {result['width']}x{result['height']}, {result['codec']},"
         f" generated in {result['seconds']:.1f} s by {result['backend']}"
+        f" in {precision_word(result['precision'])}"
     )
     if frames_dir:
         print_line(f"{frames_dir}: each of them as PNG")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wan_trt_core.models.checkpoint import DTYPES
+from wan_trt_core.pipeline.precisions import ENGINES_ON_GPU, ON_CPU, ON_GPU, usual_precision
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,9 +37,19 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
 HeightOption = Annotated[int | None, typer.Option("--height", min=16, help="Pixels, a multiple of 16.")]
 WidthOption = Annotated[int | None, typer.Option("--width", min=16, help="Pixels, a multiple of 16.")]
 FramesOption = Annotated[int | None, typer.Option("--frames", min=1, help="Frames, 4k+1.")]
-PartsPrecisionOption = Annotated[
-    str,
-    typer.Option("--precision", help=f"One of {', '.join(DTYPES)}, or by component: dit=fp16,vae=fp32."),
+
+
+def _precision_help(on_gpu: Mapping[str, str]) -> str:
+    usual = ", ".join(map("=".join, on_gpu.items()))
+    return (
+        f"One of {', '.join(DTYPES)}, or by component: dit=fp16,vae=fp32. By default {ON_CPU} on a CPU, and on a GPU"
+        f" {usual}."
+    )
+
+
+PartsPrecisionOption = Annotated[str | None, typer.Option("--precision", help=_precision_help(ON_GPU))]
+EnginesPrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help=_precision_help(ENGINES_ON_GPU))
 ]
 
 logger = logging.getLogger(__name__)
@@ -160,6 +171,19 @@ def sized(video: Sizes, text: str, option: str = "--size") -> Sizes:
         return replace(video, height=height, width=width, frames=frames)
     except ValueError as error:
         raise ValueError(f"{option} is {text}, not HEIGHTxWIDTHxFRAMES of a video: {error}") from error
+
+
+def precision_for(
+    text: str | None, device: str, *, text_encoder_engine: bool = False
+) -> str | dict[str, str]:
+    """What ``--precision`` gives, else what is usual on a device (``cpu`` or ``cuda``).
+
+    Raises:
+        typer.BadParameter: as :func:`parse_precision`.
+    """
+    if text is None:
+        return usual_precision(device, text_encoder_engine=text_encoder_engine)
+    return parse_precision(text)
 
 
 def parse_precision(

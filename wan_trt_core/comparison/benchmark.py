@@ -58,6 +58,7 @@ def case_of(
     """The case of one candidate, as a case file would have it.
 
     Args:
+        reference_precision: of stock diffusers; the candidate's own unless given, the text encoder's too.
         speedup: the ratio to prove over stock diffusers.
     """
     reason = "given on the command line"
@@ -67,7 +68,7 @@ def case_of(
         component="pipeline",
         profile=profile,
         precision=precision,
-        reference_precision=reference_precision,
+        reference_precision=reference_precision or precision,
         backend=backend,
         steps=steps,
         perf=PerfGate(speedup=speedup, reason=reason, parity=dict(OUTPUTS)),

@@ -92,6 +92,14 @@ class ResolvedModel:
             raise CatalogueError(f"{self.name} has no profile {name!r}; there are {there}")
         return self.profiles[name]
 
+    def own_profile(self, name: str | None = None) -> ShapeProfile:
+        """The profile of that name; without a name the first that serves the model's own video, else the first.
+
+        Raises:
+            CatalogueError: when the model has none of that name.
+        """
+        return (None if name else self.profile_serving(self.generation)) or self.profile(name)
+
     def profile_serving(self, video: GenerationDefaults) -> ShapeProfile | None:
         """The first profile whose engines serve a video of this size; None where none does."""
         size = video.height, video.width, video.num_frames

@@ -48,6 +48,7 @@ from wan_trt_core.pipeline.parts import (
     require_batch_1,
     require_supported,
 )
+from wan_trt_core.pipeline.precisions import ENGINES_ON_GPU
 from wan_trt_core.pipeline.stages import TRANSFORMERS
 from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import replaceable
@@ -69,15 +70,10 @@ ENGINES_OF: Mapping[str, tuple[str, ...]] = {
 video begins with an image, the VAE's encoder is one of them too."""
 
 PRECISIONS: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-"""What an engine computes in unless told otherwise: as its module does."""
-
-INSTEAD_OF_BF16: Mapping[str, str] = {"dit": "fp16", "vae": "fp32"}
-"""What it computes in where there are no engines in bfloat16: only the transformer has them, and only TensorRT runs
-them. Half precision has more digits for the transformer; float32 has the range for the VAE and the text encoder."""
-
-INSTEAD_OF_FP16: Mapping[str, str] = {"vae": "fp32"}
-"""What it computes in where the module is in half precision and engines in that would spoil the video: TensorRT sums
-half-precision convolutions in half precision too, which is 49.5 dB from float32 (``docs/performance.md``)."""
+"""What an engine computes in unless told otherwise: as its module does. What the commands build by default
+(:data:`~wan_trt_core.pipeline.precisions.ENGINES_ON_GPU`) takes its place where the module is in bfloat16 and there are
+no such engines (only the transformer has them, and only TensorRT runs them), and where it is a VAE in half precision,
+whose engines in that would spoil the video."""
 
 JIT = "jit"
 """In the place of a profile's name: the first call builds for the sizes that it sees."""
@@ -118,7 +114,7 @@ def accelerate(
             for a transformer of another size as :data:`JIT`.
         backend: one with engines; that of the settings by default.
         precision: one for all, or ``{"dit": "fp16", "vae": "fp32"}``; by default that of the modules, see
-            :data:`PRECISIONS`, :data:`INSTEAD_OF_BF16` and :data:`INSTEAD_OF_FP16`.
+            :data:`PRECISIONS`.
         settings: those of ``config.yaml`` and the environment by default.
         text_encoder: also put one in the place of the text encoder, which stays in PyTorch by default.
 
@@ -665,8 +661,7 @@ def _profile(name: str | None, model: ResolvedModel) -> ShapeProfile | None:
     """
     if name == JIT or not (name or model.profiles):
         return None
-    own = None if name else model.profile_serving(model.generation)
-    return own or model.profile(name)
+    return model.own_profile(name)
 
 
 def _precisions(
@@ -684,14 +679,14 @@ def _precisions(
         if precision is not None:
             chosen[name] = precision_of(precision, components[0])
         else:
-            chosen[name] = PRECISIONS[own]
+            chosen[name], usual = PRECISIONS[own], precision_of(ENGINES_ON_GPU, components[0])
             if chosen[name] not in {*get_component(components[0]).precisions} & {*runs.precisions}:
-                chosen[name] = INSTEAD_OF_BF16["dit" if name in TRANSFORMERS else "vae"]
+                chosen[name] = usual
                 logger.warning(
                     "%s: %s has no engines in %s; they compute in %s", name, runs.name, own, chosen[name]
                 )
-            elif chosen[name] == "fp16" and name in INSTEAD_OF_FP16:
-                chosen[name] = INSTEAD_OF_FP16[name]
+            elif chosen[name] == "fp16" and name == "vae":
+                chosen[name] = usual
                 logger.warning(
                     "%s: its engines compute in %s, for those in %s sum in half precision; name its precision to have"
                     " them",

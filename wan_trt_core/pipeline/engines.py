@@ -36,6 +36,7 @@ from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.profiles import POINTS, SPATIAL, tile_profile
 from wan_trt_core.models.vae_decoder import VaeDecoder
 from wan_trt_core.pipeline.offload import OffloadedEngine, Turns, give_back_cached
+from wan_trt_core.pipeline.precisions import ON_CPU, usual_precision
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 from wan_trt_core.pipeline.tiling import TiledDecoder
 
@@ -250,6 +251,15 @@ def precision_of(precision: Precision, component: str) -> str:
         f"precision names {', '.join(precision) or 'nothing'}, but not {component}"
         + (f" (nor {group})" if group else "")
     )
+
+
+def usual_of_engine(component: str, device: str) -> str:
+    """The precision of a component's engine where nobody gives one, as a pipeline on a device (``cpu`` or ``cuda``)
+    loads it; float32 of a component that no pipeline loads, as another package's."""
+    try:
+        return precision_of(usual_precision(device, text_encoder_engine=True), component)
+    except ValueError:
+        return ON_CPU
 
 
 def check_precision(runs: EngineBackend, component: str, precision: str) -> None:

@@ -221,7 +221,10 @@ def benchmark_title(record: RunRecord) -> str:
                 f"{asked['num_frames']} frames of {asked['width']}x{asked['height']},"
                 f" {asked['num_inference_steps']} steps, guidance {guidance}"
             )
-    return ", ".join(filter(None, (first.model, first.random_weights, video, first.precision)))
+    precision = first.precision
+    if any(case.precision != precision for case in record.cases):  # of backends of a CPU and of a GPU
+        precision = "; ".join(f"{case.backend} in {case.precision}" for case in record.cases)
+    return ", ".join(filter(None, (first.model, first.random_weights, video, precision)))
 
 
 def benchmark_rows(case: CaseRecord) -> dict[str, tuple[str, str]]:

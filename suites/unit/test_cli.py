@@ -50,7 +50,7 @@ from wan_trt_core.gates.bands import Observed, ObservedMetric
 from wan_trt_core.measure.memory_events import Failure, MemoryRecord
 from wan_trt_core.memory import plan, prediction
 from wan_trt_core.memory.prediction import Choice, Workload
-from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.models.catalogue import CatalogueError, resolve
 from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.models.components import component_names, get_component
 from wan_trt_core.pipeline import engines
@@ -1170,6 +1170,27 @@ class TestBenchmark:
         assert rows["PSNR, worst frame"] == ["70 dB"] * 2
         assert rows["verdict"] == ["PASS", "FAIL"]
         assert "1x is asked" in out
+
+    def test_without_a_profile_the_video_is_the_model_s_own(
+        self, wan: Wan, measured: Callable[[float], Measurement], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As ``run`` makes it, and as ``memory plan`` plans it: of 81 frames, though the first profile is of 17."""
+        frames = []
+
+        def measure(case: Case, context: object, report: object, video: Asked, runs: int) -> Measurement:
+            frames.append(video.generation.num_frames)
+            return measured(2.0)
+
+        def plan(work: Workload, choice: Choice, budget: int | None) -> Any:
+            frames.append(work.video.frames)
+            raise CatalogueError("that is all")
+
+        monkeypatch.setattr("wan_trt_core.comparison.benchmark.measure", measure)
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._check", lambda *_: None)
+        monkeypatch.setattr("wan_trt_core.memory.plan.plan", plan)
+        wan("benchmark", "--compare", "onnxruntime", "--model", "wan2.1-t2v-1.3b")
+        wan("memory", "plan", "--model", "wan2.1-t2v-1.3b")
+        assert frames == [81, 81]
 
     def test_the_record_of_a_clean_tree_says_so(
         self,

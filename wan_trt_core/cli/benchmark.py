@@ -136,7 +136,7 @@ def benchmark(
 
         settings = loaded.settings
         resolved = model_of(settings)
-        shapes = resolved.profile(settings.profile)
+        shapes = resolved.own_profile(settings.profile)
         if image is not None:  # without one it is of random colours, where one is needed
             resolved = resolved.making(from_image=True)
             check_image(True, begins_with_image=resolved.checkpoint.begins_with_image)

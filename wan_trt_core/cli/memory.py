@@ -131,7 +131,7 @@ def plan_memory(
             print_line(_sizes(settings, choice_of(settings, by_part), model))
             print_line(f"\nIn {precision_word(by_part)}.")
             return
-        shapes = resolved.profile(settings.profile)
+        shapes = resolved.own_profile(settings.profile)
         runs = settings.backend
         get_backend(runs)
         device = device_of(settings)

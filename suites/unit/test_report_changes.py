@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from typing import Any
 
 import pytest
 from fabricated import TIMES, case_record, entry, make_case, perf_measurement, run_record
+from rich.console import Console
 
 from wan_trt_core.cases import Band
 from wan_trt_core.records import CaseRecord, Measurement, Metric
 from wan_trt_core.report.changes import Comparison, MetricChange, Weight, compare_runs
 from wan_trt_core.report.markdown import comparison_markdown
+from wan_trt_core.report.terminal import changes_table
 
 
 def perf(case: str = "dit-fp32", ratio: float = 1.67, **options: Any) -> CaseRecord:
@@ -122,3 +126,15 @@ def test_markdown_notes_cannot_break_out() -> None:
     case = case_record(make_case(), perf_measurement())
     text = comparison_markdown(run_record(case), run_record(case, hardware_key="<img src=x>"))
     assert "the hardware differs" in text and "<img" not in text
+
+
+def test_a_long_case_takes_no_width_from_what_is_told_of_it() -> None:
+    """In the 80 columns of a CI's log."""
+    size, told = 3.2e10, io.StringIO()
+    row = MetricChange(
+        "wan-1.3b-pipeline-17f-encoder-offload-memory", "memory", "device_used", "B", size, size,
+        "5.0% or 64 MiB", "unchanged", Weight.UNCHANGED,
+    )  # fmt: skip
+    Console(file=told, width=80).print(changes_table([row]))
+    (line,) = (line for line in told.getvalue().splitlines() if "device_used" in line)
+    assert re.search(r" 5\.0% or 64 MiB +unchanged$", line.rstrip())

@@ -126,13 +126,19 @@ def changes_table(changes: Sequence[MetricChange]) -> Table:
     for name in ("case, metric", "old", "new", "change", "allowed", "outcome"):
         number = name in ("old", "new", "change")
         table.add_column(
-            name, justify="right" if number else "left", overflow="fold", no_wrap=number or "metric" in name
+            name,
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number,
+            min_width={"case, metric": 24, "allowed": 9, "outcome": 9}.get(name),
         )
     bad = "bold red"
     styles = {Weight.FAILED: bad, Weight.WORSE: bad, Weight.NOTABLE: "green", Weight.UNCHANGED: "dim"}
     case = ""
     for row in changes:
-        if row.case != case:  # in a line of its own: beside a metric's name it would fold at 80 columns
+        if (
+            row.case != case
+        ):  # in a line of its own, which a long one may fold: its width is not taken from the others
             case = row.case
             table.add_row(case)
         cells = (f"  {row.metric}", *row.values, row.change, row.allowed, row.outcome)

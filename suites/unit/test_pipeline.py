@@ -477,9 +477,7 @@ def test_an_engine_is_known_by_what_built_it_and_not_by_what_runs_it(
     model: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(
-        engines_module.EngineCache, "facts", lambda _, kind, identity: asked.append(identity)
-    )
+    monkeypatch.setattr(engines_module.EngineCache, "facts", lambda _, kind, identity: asked.append(identity))
     runs = get_backend("onnxruntime")
     monkeypatch.setattr(runs, "versions", lambda: {"builder": "1", "runner": "1"})
     monkeypatch.setattr(runs, "built_by", lambda: {"builder": "1"})

@@ -169,3 +169,8 @@ def test_installing(runner: Runner, tmp_path: Path) -> None:
     fake.chmod(0o755)
     code, _, text = runner.step("install", {}, python=str(fake), extras="cpu")
     assert (code, text.split()) == (0, ["-m", "pip", "install", "/the/action[cpu]"])
+    code, _, text = runner.step("install", {}, python=str(fake), extras="cpu", constraints="of these.txt")
+    assert (code, text.splitlines()) == (
+        0,
+        ["-m", "pip", "install", "-c", "of these.txt", "/the/action[cpu]"],
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError, torch_dtype
@@ -248,6 +249,17 @@ def test_half_precision_keeps_the_float32_islands(checkpoint: Checkpoint) -> Non
     assert transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
     encoder: Any = checkpoint.load("text_encoder", "fp16")
     assert encoder.encoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype == torch.float32
+
+
+def test_the_text_encoder_has_the_one_embedding_that_is_stored(folder: Path) -> None:
+    """As Wan's checkpoints have it: under one name, in a configuration that says nothing is tied."""
+    edit(folder / "text_encoder/config.json", lambda config: config.update(tie_word_embeddings=False))
+    path = folder / "text_encoder/model.safetensors"
+    stored = load_file(path)
+    embedding = stored["shared.weight"]
+    save_file({name: stored[name] for name in stored if "embed_tokens" not in name}, path, {"format": "pt"})
+    encoder: Any = Checkpoint.open(folder).load("text_encoder")
+    assert torch.equal(encoder.encoder.embed_tokens.weight, embedding)
 
 
 def test_unknown_parts_and_dtypes_are_named(checkpoint: Checkpoint) -> None:

@@ -6,17 +6,21 @@ import ast
 import os
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 import wan_trt_core
 from wan_trt_core.cases import load_cases
-from wan_trt_core.config import KEYS, SECTIONS
+from wan_trt_core.cli import regenerate
+from wan_trt_core.cli.app import app
+from wan_trt_core.config import HUB_ID, KEYS, SECTIONS
 from wan_trt_core.measure.memory_recorder import SAMPLE_SECONDS
 from wan_trt_core.pytest_plugin.session import allowed_names
 
@@ -166,6 +170,32 @@ def test_make_help_lists_every_target() -> None:
     assert set(re.findall(r"^  make ([a-z-]+) +\w", shown, re.M)) == targets
 
 
+def commands() -> list[str]:
+    """Every ``wan-trt`` command of the pages' consoles and workflows."""
+    blocks = [
+        block.replace("\\\n", " ")
+        for page in PAGES
+        for block in re.findall(r"^```(?:console|shell|yaml)\n(.*?)^```", page.read_text(), re.M | re.S)
+    ]
+    prompted = r"(?:^[$#] |^ +(?:- run: )?|ALONE |do )(wan-trt [^|;>&\n]*)"
+    return [found for block in blocks for found in re.findall(prompted, block, re.M)]
+
+
+def test_every_command_of_the_pages_has_its_options() -> None:
+    """Parsed and not run."""
+    found = commands()
+    assert len(found) > 25
+    for text in found:
+        _, *words = shlex.split(text.replace("$suite", "perf"), comments=True)
+        command: Any = typer.main.get_command(app)
+        while words and words[0] in getattr(command, "commands", ()):
+            command = command.commands[words.pop(0)]
+        assert not hasattr(command, "commands"), text
+        if command.name == "regenerate":
+            regenerate._parser().parse_args(words)
+        command.make_context(command.name, words)
+
+
 def gpu_jobs() -> dict[str, Any]:
     """The job on a GPU of every place that has one."""
     texts = {"gate.yml": (ROOT / ".github" / "workflows" / "gate.yml").read_text()}
@@ -190,6 +220,65 @@ def test_the_jobs_on_a_gpu_have_the_same_time_and_settings() -> None:
         runs = [step["run"] for step in jobs[name]["steps"] if "pytest -m" in step.get("run", "")]
         suites = jobs[name]["env"].get("SUITES", "")
         assert runs and all("--wan-require-bands" in run.replace("$SUITES", suites) for run in runs), name
+
+
+def test_a_pull_request_cancels_no_run_of_another() -> None:
+    """Of a ``concurrency`` group GitHub keeps one run that waits."""
+    for name, job in gpu_jobs().items():
+        group = job["concurrency"]["group"]
+        assert group == "gpu-${{ github.event.pull_request.number || github.run_id }}", name
+
+
+def test_the_jobs_of_the_pages_install_what_is_pinned_into_an_environment_of_their_own(
+    tmp_path: Path,
+) -> None:
+    """The system's pip installs nothing (PEP 668), and checkout empties the work tree."""
+    for name in ("gpu-ci.md", "README.md"):
+        job = gpu_jobs()[name]
+        script = "\n".join(step.get("run", "") for step in job["steps"])
+        assert "@ git+https://" in job["env"]["PACKAGE"], f"{name}: the package is on no index"
+        installs = [line for line in script.splitlines() if "install" in line]
+        assert installs and all('install -c constraints.txt "$PACKAGE"' in line for line in installs), name
+    (action,) = (
+        yaml.safe_load(block)
+        for block in re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+        if "uses: OWNER/" in block
+    )
+    own = next(step for step in action if step.get("uses", "").startswith("OWNER/"))
+    assert set(own["with"]) <= set(yaml.safe_load((ROOT / "action.yml").read_text())["inputs"])
+    assert own["with"]["constraints"] and "python" not in own["with"]
+    (prepare,) = (step["run"] for step in action if "run" in step)
+    fake = tmp_path / "python3"  # `python3 -m venv FOLDER`, without the seconds that pip's installation takes
+    fake.write_text('#!/bin/sh\n[ "$1 $2" = "-m venv" ] && mkdir -p "$3/bin" && touch "$3/bin/python"\n')
+    fake.chmod(0o755)
+    environ = {"RUNNER_TEMP": str(tmp_path / "temp"), "GITHUB_PATH": str(tmp_path / "path")}
+    environ["PATH"] = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", prepare], env={**os.environ, **environ}, check=True)
+    (folder,) = (tmp_path / "path").read_text().split()
+    assert (Path(folder) / "python").exists()
+
+
+def test_the_workflows_hold_by_the_published_schema(tmp_path: Path) -> None:
+    pytest.importorskip("check_jsonschema", reason="it brings the schema; it is in the extra dev")
+    files = [ROOT / ".github" / "workflows" / "gate.yml", tmp_path / "guide.yml"]
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "gpu-ci.md").read_text(), re.M | re.S)
+    files[1].write_text(next(block for block in blocks if block.startswith("name: ")))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    answer = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_what_is_added_to_a_run_for_wan_fits_the_case_file_beside_it(tmp_path: Path) -> None:
+    page = (ROOT / "README.md").read_text()
+    (added,) = re.findall(r"For Wan 2.1 itself add `([^`]+)`", page)
+    given = dict(zip(*[iter(added.split())] * 2, strict=True))
+    fields = {name.removeprefix("--wan-"): value for name, value in given.items()}
+    assert HUB_ID.fullmatch(fields.pop("checkpoint"))
+    (text,) = re.findall(r"^```yaml\n(# cases.yaml\n.*?)^```", page, re.M | re.S)
+    (tmp_path / "cases.yaml").write_text(text)
+    file = load_cases(tmp_path / "cases.yaml", allowed_names()).overridden(**fields)
+    file.require_names(allowed_names(), "the options of README.md")
+    assert {case.backend for case in file.cases} == {"tensorrt"}
 
 
 def test_the_jobs_by_model_leave_no_case_out() -> None:

@@ -7,10 +7,13 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+import wan_trt_core
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER
 from wan_trt_core.pipeline.generate import GenerationError
@@ -76,6 +79,52 @@ def test_image_to_video(
     assert (video.codec, video.width, video.height, video.frames) == ("h264", 96, 64, 9)
     made = {entry.identity["component"] for entry in EngineCache(engine_cache_folder).list()}
     assert made >= {"dit", *VAE_ENCODER, *VAE_DECODER}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("text_to_video.py", "a boat", "out.mp4"), {"transformer"}),
+        (
+            ("image_to_video.py", "green.png", "a boat", "out.mp4"),
+            {"transformer", "image_encoder"},
+        ),
+    ],
+)
+def test_on_a_gpu_each_part_is_loaded_as_it_should_run_there(
+    arguments: tuple[str, ...],
+    parts: set[str],
+    run: Run,
+    small_checkpoint: Path,
+    small_image_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no profile is named: ``accelerate`` takes that which serves the model's own video."""
+    Image.new("RGB", (50, 40), "green").save("green.png")
+    of_image = arguments[0].startswith("image")
+    monkeypatch.setenv("WAN_TRT_MODEL", str(small_image_checkpoint if of_image else small_checkpoint))
+    monkeypatch.setenv("WAN_TRT_BACKEND", "tensorrt")
+
+    def accelerate(pipe: Any, **options: Any) -> None:
+        loaded = {name: part.dtype for name, part in pipe.components.items() if hasattr(part, "dtype")}
+        raise Accelerated(loaded, options)
+
+    monkeypatch.setattr(wan_trt_core, "accelerate", accelerate, raising=False)
+    with pytest.raises(Accelerated) as accelerated:
+        run(*arguments)
+    loaded, options = accelerated.value.args
+    wanted = {
+        "transformer": torch.float16,
+        "text_encoder": torch.bfloat16,
+        "vae": torch.float32,
+        "image_encoder": torch.float32,
+    }
+    assert loaded == {name: wanted[name] for name in {"vae", "text_encoder", *parts}}
+    assert options == {}
+
+
+class Accelerated(Exception):
+    """Enough was seen: the dtypes of the parts, and what else was asked for."""
 
 
 def test_a_long_video_in_constant_memory(run: Run) -> None:

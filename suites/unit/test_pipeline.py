@@ -473,6 +473,21 @@ def test_the_identity_of_an_export_covers_what_it_depends_on(
     assert {"torch", "onnx", "diffusers"} <= set(base["versions"])
 
 
+def test_an_engine_is_known_by_what_built_it_and_not_by_what_runs_it(
+    model: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(engines_module.EngineCache, "facts", lambda _, kind, identity: asked.append(identity))
+    runs = get_backend("onnxruntime")
+    monkeypatch.setattr(runs, "versions", lambda: {"builder": "1", "runner": "1"})
+    monkeypatch.setattr(runs, "built_by", lambda: {"builder": "1"})
+    (tmp_path / "engines" / "one").mkdir(parents=True)
+    engines_module.cached_facts(
+        "text_encoder", model, PROFILE, "fp32", "onnxruntime", Settings(cache=tmp_path)
+    )
+    assert [identity["versions"] for identity in asked] == [{"builder": "1"}]
+
+
 def test_attention_among_many_tokens_is_in_bf16_unless_told_otherwise() -> None:
     wan = resolve("wan2.1-t2v-1.3b")
 

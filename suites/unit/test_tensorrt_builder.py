@@ -543,9 +543,12 @@ def test_versions_are_those_of_installed_packages(monkeypatch: pytest.MonkeyPatc
     """By them `wan-trt engines prune --unused` tells what nothing here will ask for again: no other names."""
     monkeypatch.setattr(backend, "tensorrt", lambda: SimpleNamespace(__version__="10.6.0"))
     installed = {"tensorrt": "10.6.0.post1", "cuda-python": "13.0"}
-    monkeypatch.setattr(backend, "distribution_versions", lambda *names: installed)
+    monkeypatch.setattr(
+        backend, "distribution_versions", lambda *names: {n: installed[n] for n in names if n in installed}
+    )
     assert backend.TensorRtBackend().versions() == installed
-    monkeypatch.setattr(backend, "distribution_versions", lambda *names: {})
+    assert backend.TensorRtBackend().built_by() == {"tensorrt": "10.6.0.post1"}, "cuda-python builds nothing"
+    installed.clear()
     assert backend.TensorRtBackend().versions() == {"tensorrt": "10.6.0"}
 
 

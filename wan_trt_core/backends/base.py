@@ -153,7 +153,7 @@ class Backend(ABC):
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
-        """Versions of what executes the graph: part of an engine's identity and of every record."""
+        """Versions of what executes the graph: part of every record."""
 
 
 class ModuleBackend(Backend):
@@ -172,6 +172,11 @@ class EngineBackend(Backend):
     """
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+
+    def built_by(self) -> dict[str, str]:
+        """Those of :meth:`versions` that decide what is built, all unless a backend says otherwise: part of an engine's
+        identity."""
+        return self.versions()
 
     @abstractmethod
     def options(self, settings: Settings, precision: str) -> dict[str, Any]:

@@ -409,7 +409,7 @@ def _engine_identity(
         "onnx": source,
         "backend": runs.name,
         "options": runs.options(settings, precision),
-        "versions": runs.versions(),
+        "versions": runs.built_by(),
         "device": runs.device(settings),
     }
 

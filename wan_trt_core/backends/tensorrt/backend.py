@@ -39,7 +39,11 @@ class TensorRtBackend(EngineBackend):
 
     def versions(self) -> dict[str, str]:
         """Versions of TensorRT, by its packages for a CUDA too, and of cuda-python."""
-        found = distribution_versions("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "cuda-python")
+        return {**self.built_by(), **distribution_versions("cuda-python")}
+
+    def built_by(self) -> dict[str, str]:
+        """Versions of TensorRT alone: cuda-python only runs what it built."""
+        found = distribution_versions("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
         return {"tensorrt": tensorrt().__version__, **found}
 
     def options(self, settings: Settings, precision: str) -> dict[str, Any]:

@@ -38,9 +38,7 @@ def main(image: Path, prompt: str, out: Path) -> None:
     begin = Image.open(image).convert("RGB").resize((generation["width"], generation["height"]))
     dtype = ON_GPU if device_of(settings) == "cuda" else torch.float32
     pipe = WanImageToVideoPipeline.from_pretrained(model.checkpoint.folder, dtype=dtype)
-    pipe = wan_trt_core.accelerate(
-        pipe
-    )  # for the profile that serves the model's own video; the VAE's encoder too
+    pipe = wan_trt_core.accelerate(pipe)  # for the model's own video; the VAE's encoder too
     fps = generation.pop("fps")
     noise = torch.Generator().manual_seed(0)
     frames = pipe(begin, prompt, generator=noise, **generation).frames[0]

@@ -24,7 +24,7 @@ import wan_trt_core
 from wan_trt_core.backends.registry import device_of
 from wan_trt_core.config import load_settings
 from wan_trt_core.models.catalogue import resolve
-from wan_trt_core.pipeline.video import write_video
+from wan_trt_core.pipeline.video import check_target, write_video
 
 ON_GPU = {"transformer": torch.float16, "transformer_2": torch.float16, "text_encoder": torch.bfloat16}
 """The dtype of each part on a GPU; diffusers loads those that are not named in float32, as the VAE."""
@@ -32,6 +32,7 @@ ON_GPU = {"transformer": torch.float16, "transformer_2": torch.float16, "text_en
 
 def main(prompt: str, out: Path) -> None:
     """Generate one video of the model that the settings name (tiny-wan unless config.yaml says otherwise)."""
+    check_target(out)
     settings = load_settings().settings
     model = resolve(settings.model, settings.checkpoint)
     dtype = ON_GPU if device_of(settings) == "cuda" else torch.float32

@@ -17,7 +17,7 @@ import wan_trt_core
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.pipeline.engines import VAE_DECODER, VAE_ENCODER
 from wan_trt_core.pipeline.generate import GenerationError
-from wan_trt_core.pipeline.video import probe
+from wan_trt_core.pipeline.video import VideoError, probe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -61,6 +61,18 @@ def test_text_to_video(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "out.mp4: VideoInfo" in run("text_to_video.py", "a small red square moves left", "out.mp4")
     video = probe(Path("out.mp4"))
     assert (video.codec, video.width, video.height, video.frames) == ("h264", 128, 128, 17)
+
+
+@pytest.mark.parametrize(
+    ("script", "before", "after"),
+    [("text_to_video", ["red"], []), ("image_to_video", ["no.png", "red"], []), ("long_video", [], ["301"])],
+)
+def test_where_nothing_can_be_written_is_told_before_any_work(
+    run: Run, script: str, before: list[str], after: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAN_TRT_MODEL", "nothing that could be opened")
+    with pytest.raises(VideoError, match=r"/proc/none/x\.mp4: cannot be written"):
+        run(f"{script}.py", *before, "/proc/none/x.mp4", *after)
 
 
 def test_image_to_video(

@@ -37,7 +37,7 @@ from wan_trt_core.pipeline.engines import (
     check_tiles,
     precision_of,
 )
-from wan_trt_core.pipeline.offload import give_back_cached, offload, overlap, take_off
+from wan_trt_core.pipeline.offload import offload, overlap, take_off
 from wan_trt_core.pipeline.parts import (
     EngineTextEncoder,
     EngineTransformer,
@@ -124,8 +124,7 @@ def accelerate(
     Raises:
         IncompatiblePipeline: before any work, naming each module that engines cannot replace and why.
         ConfigError, CatalogueError, ComponentError, UnknownBackend, BackendUnavailable, EngineError: before any work,
-            for settings, a profile, a precision or a backend that there is not, or that cannot serve here; for a GPU
-            with clearly less free memory than a video of the profile is predicted to need, with the settings that fit.
+            for settings, a profile, a precision or a backend that there is not, or that cannot serve here.
         ExportError, EngineError, CacheError: from an export or build; the pipeline is then as it was.
     """
     restore(pipe)
@@ -151,7 +150,6 @@ def accelerate(
         profile = _profile(profile or settings.profile, acceleration.model)
     with acceleration.undone_on_error():
         if profile is not None:
-            acceleration.require_room(profile)
             for part in acceleration.stock:
                 acceleration.load(part, profile)
         acceleration.put_in()
@@ -259,40 +257,6 @@ class Acceleration:
         except BaseException:
             self.close()
             raise
-
-    def require_room(self, profile: ShapeProfile) -> None:
-        """Raise where the GPU has clearly less room than a video of the profile is predicted to need.
-
-        Raises:
-            EngineError: with what is needed, and the settings that fit.
-        """
-        if self.device.type != "cuda":
-            return
-        from wan_trt_core.memory.prediction import choice_of, unplanned, workload
-        from wan_trt_core.memory.room import lacking
-
-        if unplanned(self.model.checkpoint):
-            return
-        encoder = self._pipe.text_encoder
-        work = workload(
-            self.model, profile, self._backend, "cuda", self._settings, text_encoder=encoder is not None
-        )
-        precision = {"dit": self._precision["transformer"], "vae": self._precision["vae"]}
-        if TEXT_ENCODER in self.stock:
-            precision[TEXT_ENCODER] = self._precision[TEXT_ENCODER]
-        elif encoder is not None:  # a quantised one has weights of a byte
-            size = min(tensor.element_size() for tensor in (*encoder.parameters(), *encoder.buffers()))
-            precision[TEXT_ENCODER] = {1: "int8", 2: "bf16"}.get(size, "fp32")
-        choice = replace(choice_of(self._settings, precision), text_encoder_engine=TEXT_ENCODER in self.stock)
-        give_back_cached()
-        here = sum(
-            tensor.nbytes
-            for module, _ in self._homes.values()
-            for tensor in module.parameters()
-            if tensor.device == self.device
-        )
-        if told := lacking(work, choice, torch.cuda.mem_get_info(self.device)[0] + here):
-            raise EngineError(told)
 
     def put_in(self) -> None:
         """Replace the pipeline's modules, and move what stays in PyTorch to where the settings want it."""

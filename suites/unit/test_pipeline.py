@@ -18,16 +18,18 @@ from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
 from diffusers.video_processor import VideoProcessor
 from module_engine import ModuleEngine, component_engine
 
-from wan_trt_core.backends.base import BackendUnavailable, EngineError
+from wan_trt_core.backends.base import BackendUnavailable, EngineBackend, EngineError
 from wan_trt_core.backends.registry import UnknownBackend, get_backend
-from wan_trt_core.config import OnnxRuntimeSettings, Settings, TensorRtSettings
+from wan_trt_core.config import OnnxRuntimeSettings, Settings, TensorRtSettings, with_values
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
-from wan_trt_core.models.components import ComponentError, get_component
+from wan_trt_core.models.components import ComponentError, component_names, get_component
 from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.graphs.dit import Modulation
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline import engines as engines_module
 from wan_trt_core.pipeline.engines import (
+    VAE_DECODER,
+    VAE_ENCODER,
     EngineStore,
     PipelineEngines,
     exported_model,
@@ -390,6 +392,57 @@ def test_what_pytorch_only_keeps_is_given_back_before_an_engine_takes_memory(
         settings.model_copy(update={"onnxruntime": OnnxRuntimeSettings(graph_optimization_level="basic")}),
     )
     assert order == ["given back", "build", "given back", "load"]
+
+
+class Noting(EngineBackend):
+    """Notes for which components it is told to use TF32."""
+
+    name = "noting"
+
+    def __init__(self) -> None:
+        self.tf32: list[bool | None] = []
+
+    def require(self, settings: Settings) -> None: ...
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def device(self, settings: Settings) -> str:
+        return "none"
+
+    def options(self, settings: Settings, precision: str) -> dict[str, Any]:
+        self.tf32.append(settings.perf.allow_tf32)
+        return {"tf32": settings.perf.allow_tf32}
+
+    def build(self, model: Any, folder: Path, settings: Settings, progress: Any = None) -> dict[str, Any]:
+        self.tf32.append(settings.perf.allow_tf32)
+        return {}
+
+    def load(self, folder: Path, settings: Settings) -> Any:
+        self.tf32.append(settings.perf.allow_tf32)
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [(None, {*VAE_DECODER, *VAE_ENCODER}), (True, {*component_names()}), (False, set())],
+)
+def test_tf32_is_where_pytorch_has_it_unless_it_is_given(
+    model: ResolvedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: bool | None,
+    allowed: set[str],
+) -> None:
+    """In convolutions, PyTorch's own default, for whoever builds an engine, loads it or asks what is known of it."""
+    settings = with_values(Settings(cache=tmp_path), {"perf.allow_tf32": given})
+    monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
+    for component in ("dit", "text_encoder", *VAE_DECODER, *VAE_ENCODER):
+        backend = Noting()
+        monkeypatch.setattr(engines_module, "get_backend", lambda name, backend=backend: backend)
+        made = (component, model, PROFILE, "fp32", backend.name, settings)
+        load_engine(*made)
+        assert engines_module.cached_facts(*made) is not None, "it is the engine that was built"
+        assert {*backend.tf32} == {component in allowed}
 
 
 def test_the_store_loads_each_engine_once(

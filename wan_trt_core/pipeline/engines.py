@@ -22,7 +22,7 @@ from wan_trt_core.backends.base import (
 )
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
-from wan_trt_core.config import ConfigError
+from wan_trt_core.config import ConfigError, with_values
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models import installed
 from wan_trt_core.models.component import Component
@@ -318,7 +318,7 @@ def load_engine(
         UnknownBackend, BackendUnavailable: when this backend cannot run here.
         ComponentError, CheckpointError, ExportError, EngineError, CacheError: from the stage that failed.
     """
-    runs = _engine_backend(backend)
+    runs, settings = _engine_backend(backend), of_component(component, settings)
     runs.require(settings)
     folder = built_engine(
         component,
@@ -348,7 +348,7 @@ def built_engine(
     progress: Progress | None = None,
 ) -> Entry:
     """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest."""
-    runs = _engine_backend(backend)
+    runs, settings = _engine_backend(backend), of_component(component, settings)
     check_precision(runs, component, precision)
     asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
@@ -377,7 +377,7 @@ def cached_facts(
 ) -> Mapping[str, Any] | None:
     """What is known of the engine that :func:`load_engine` would load, from its manifest; ``None`` where the cache has
     none, or this backend cannot run here."""
-    runs = get_backend(backend)
+    runs, settings = get_backend(backend), of_component(component, settings)
     if not isinstance(runs, EngineBackend) or not any((settings.cache / "engines").glob("*")):
         return None  # without an engine in the cache the weights need not be hashed
     try:
@@ -402,6 +402,14 @@ def _engine_identity(
         "versions": runs.versions(),
         "device": runs.device(settings),
     }
+
+
+def of_component(component: str, settings: Settings) -> Settings:
+    """The settings by which the engine of a component is built and loaded. Where they do not say, TF32 is as PyTorch
+    has it by default: in convolutions, and not in matrix products."""
+    if settings.perf.allow_tf32 is not None:
+        return settings
+    return with_values(settings, {"perf.allow_tf32": get_component(component).convolutional})
 
 
 def form_of(component: str, profile: ShapeProfile, backend: str, settings: Settings) -> Component:

@@ -227,7 +227,11 @@ class PerfSettings(_Model):
         ge=2,
         description="pairs of the candidate against itself, the noise floor; more while they are cheap",
     )
-    allow_tf32: bool = Field(default=False, description="let both arms use TF32 for float32 products")
+    allow_tf32: bool | None = Field(
+        default=None,
+        description="TF32 for the float32 products of engines and PyTorch; by default as in PyTorch, in convolutions"
+        " (the VAE's) alone, and in the suites nowhere",
+    )
     also_pairs: int = Field(
         default=9, ge=3, description="pairs of what a case times beside its gate (its perf.also)"
     )
@@ -458,6 +462,14 @@ def load_settings(
     settings = _validate(given)
     sources = {key: given[key].source if key in given else DEFAULT for key in KEYS}
     return Loaded(settings, sources, file)
+
+
+def of_suites(settings: Settings) -> Settings:
+    """The settings as the suites have them: without TF32 unless it is given, here or by a case, so that a case which
+    does not ask for it compares float32 with float32."""
+    if settings.perf.allow_tf32 is not None:
+        return settings
+    return with_values(settings, {"perf.allow_tf32": False})
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from wan_trt_core.config import Settings
+from wan_trt_core.config import Settings, of_suites
 
 _ONNX_RUNTIME_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 _ONNX_RUNTIME = ("onnxruntime", *_ONNX_RUNTIME_GPU)
@@ -97,7 +97,10 @@ NOT_DECIDING: Mapping[str, str] = {
 }
 """By key: why a run with another value measures the same."""
 
-DEFAULTS: Mapping[str, Any] = {key: value for key, value in Settings().flat().items() if key in DECIDING}
+DEFAULTS: Mapping[str, Any] = {
+    key: value for key, value in of_suites(Settings()).flat().items() if key in DECIDING
+}
+"""Of the suites, which make the baselines."""
 
 
 def deciding(

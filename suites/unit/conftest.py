@@ -104,6 +104,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     made = Loads()
     monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", made)
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.EngineStore.build", lambda *_, **__: None)
     return made
 
 
@@ -118,3 +119,4 @@ def on_modules(monkeypatch: pytest.MonkeyPatch) -> None:
         return component_engine(component, model.checkpoint, precision, block_outputs=given["block_outputs"])
 
     monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.EngineStore.build", lambda *_, **__: None)

@@ -40,7 +40,7 @@ from wan_trt_core.pipeline import acceleration
 from wan_trt_core.pipeline import offload as offload_module
 from wan_trt_core.pipeline.acceleration import AcceleratedTransformer, AcceleratedVAE, originals
 from wan_trt_core.pipeline.compatibility import IncompatiblePipeline
-from wan_trt_core.pipeline.engines import load_engine
+from wan_trt_core.pipeline.engines import EngineStore, load_engine
 from wan_trt_core.pipeline.parts import UnsupportedCall
 
 PROMPT = "a small red square moves left"
@@ -412,6 +412,43 @@ def test_a_later_engine_is_made_on_the_gpu_of_the_first(
     pipe.vae.acceleration.load("vae", PROFILE)  # as the first video of another size does
     pipe.vae.acceleration._encoder(PROFILE)
     assert set(made_on) == {"cuda:1"} and len(made_on) > 3
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_all_engines_are_built_before_any_is_loaded_and_with_nothing_on_the_gpu(
+    cached: bool, pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text encoder leaves a GPU for a build alone: where all is cached it stays."""
+    done: list[str] = []
+
+    def build(_: EngineStore, component: str, *given: Any, missing: Any = None) -> None:
+        if f"build {component}" in done:
+            return  # before each is loaded the store looks whether all are there
+        if not cached:
+            missing()
+        done.append(f"build {component}")
+
+    def load(component: str, *given: Any, **more: Any) -> Any:
+        done.append(f"load {component}")
+        return loads(component, *given, **more)
+
+    def to(device: Any) -> Any:
+        done.append(f"text encoder to {device}")
+        return pipe.text_encoder
+
+    monkeypatch.setattr(EngineStore, "build", build)
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
+    monkeypatch.setattr(pipe.text_encoder, "to", to)
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.device_of", lambda *_: "cuda")
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.located", lambda *_: torch.device("meta"))
+    wan_trt_core.accelerate(pipe, PROFILE, settings=settings)
+    names = ("dit", "vae_decoder_first", "vae_decoder_next")
+    expected = [
+        *(line for name in names for line in ("text encoder to cpu", f"build {name}")),
+        *(f"load {name}" for name in names),
+        "text encoder to meta",
+    ]
+    assert done == [line for line in expected if not (cached and line.endswith("cpu"))]
 
 
 # profiles and shapes

@@ -9,7 +9,7 @@ from fabricated import make_case
 
 from wan_trt_core.backends.registry import backend_names
 from wan_trt_core.cases import Case
-from wan_trt_core.config import KEYS, Settings, load_settings, with_values
+from wan_trt_core.config import KEYS, Settings, load_settings, of_suites, with_values
 from wan_trt_core.deciding_settings import (
     DECIDING,
     NOT_DECIDING,
@@ -25,9 +25,9 @@ CENTRED = {"tensorrt.self_attention": "centred"}
 
 
 def flat(**variables: str) -> dict[str, Any]:
-    """The settings under these variables of the environment."""
+    """The settings of a suite under these variables of the environment."""
     named = {f"WAN_TRT_{name}": value for name, value in variables.items()}
-    return load_settings(environ={"WAN_TRT_CONFIG": "", **named}).settings.flat()
+    return of_suites(load_settings(environ={"WAN_TRT_CONFIG": "", **named}).settings).flat()
 
 
 def test_every_setting_decides_or_does_not_and_says_why() -> None:
@@ -43,7 +43,17 @@ def test_the_backends_that_are_named_are_there_and_each_is_named() -> None:
 
 @pytest.mark.parametrize("backend", backend_names())
 def test_the_defaults_are_nothing_to_tell(backend: str) -> None:
-    assert deciding(Settings().flat(), "pipeline", [backend]) == {}
+    assert deciding(flat(), "pipeline", [backend]) == {}
+
+
+def test_tf32_is_off_in_the_suites_unless_it_is_given() -> None:
+    """So that a baseline of before means what it meant; elsewhere it is as in PyTorch, and no baseline is of that."""
+    assert Settings().perf.allow_tf32 is None and of_suites(Settings()).perf.allow_tf32 is False
+    for given in ("true", "false"):
+        assert flat(PERF__ALLOW_TF32=given)["perf.allow_tf32"] is (given == "true")
+    assert deciding(flat() | {"perf.allow_tf32": None}, "vae_decoder", ["tensorrt"]) == {
+        "perf.allow_tf32": None
+    }
 
 
 @pytest.mark.parametrize(
@@ -135,7 +145,7 @@ def test_what_one_does_not_name_is_at_its_default() -> None:
 
 
 def test_a_value_that_reads_otherwise_is_the_same() -> None:
-    given = with_values(Settings(), {"tensorrt.workspace_gib": 4}).flat()
+    given = of_suites(with_values(Settings(), {"tensorrt.workspace_gib": 4})).flat()
     assert differing(deciding(given, "dit", ["tensorrt"]), {"tensorrt.workspace_gib": 4}) == {}
 
 

@@ -268,6 +268,21 @@ def test_float32_is_float32_where_operations_are_compared(settings: Settings) ->
         assert snapshot()["matmul_tf32"] and snapshot()["cudnn_tf32"]
 
 
+@pytest.mark.parametrize("given", [None, True, False])
+def test_pytorch_s_switches_stay_as_they_are_unless_tf32_is_given(
+    settings: Settings, given: bool | None
+) -> None:
+    before = snapshot()
+    perf = settings.perf.model_copy(update={"allow_tf32": given})
+    with equal_conditions(settings.model_copy(update={"perf": perf})):
+        found = {name: snapshot()[name] for name in ("matmul_tf32", "cudnn_tf32")}
+    assert found == {name: before[name] if given is None else given for name in found}
+    assert before["cudnn_tf32"] and not before["matmul_tf32"], (
+        "PyTorch's own default, which engines are built by"
+    )
+    assert snapshot() == before
+
+
 def test_the_table_shows_growth() -> None:
     reference = {name: torch.ones(4) for name in ("a", "b", "c")}
     errors = {"a": 1e-6, "b": 2e-6, "c": 1e-3}

@@ -12,7 +12,7 @@ import test_cli
 from fabricated import HARDWARE, case_record, entry, make_case, perf_measurement, provenance, run_record
 
 from wan_trt_core.baselines import BaselineEntry, BaselineFile, write_baselines
-from wan_trt_core.comparison import explain_case
+from wan_trt_core.comparison import explain_case, parity
 from wan_trt_core.gates.bands import BaselineMetric, Tolerance
 from wan_trt_core.measure.differences import (
     Change,
@@ -480,7 +480,9 @@ class TestCommands:
         code, _, err = wan("explain", "memory", a, a)
         assert (code, "do not both have a case with the suite memory" in err) == (3, True)
 
-    def test_parity_of_an_unknown_case(self, wan: Wan, tmp_path: Path) -> None:
+    def test_parity_of_an_unknown_case_and_of_one_without_engines(
+        self, wan: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         cases = tmp_path / "cases.yaml"
         cases.write_text(
             "version: 1\ncases:\n  - {id: one, model: tiny-wan, component: dit, profile: 128p-17f,"
@@ -489,8 +491,15 @@ class TestCommands:
         code, _, err = wan("explain", "parity", "two", "--cases", cases)
         assert code == 2
         assert "there are one" in " ".join(err.replace("│", " ").split())
+        found, explanations_of = [], parity.explanations_of
+        monkeypatch.setattr(
+            parity,
+            "explanations_of",
+            lambda case, context: found.append(context.settings) or explanations_of(case, context),
+        )
         code, out, _ = wan("explain", "parity", "one", "--cases", cases)
         assert (code, out) == (0, "one: torch runs PyTorch's own modules: it has no blocks to compare\n")
+        assert found[0].perf.allow_tf32 is False, "as in the suite that the case failed in"
 
 
 def test_written_records_are_read_back(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ModuleEngine]]:
         return engines[-1]
 
     monkeypatch.setattr(engines_module, "load_engine", load)
+    monkeypatch.setattr(EngineStore, "build", lambda *_, **__: None)
     yield engines
 
 

@@ -18,16 +18,20 @@ from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
 from diffusers.video_processor import VideoProcessor
 from module_engine import ModuleEngine, component_engine
 
-from wan_trt_core.backends.base import BackendUnavailable, EngineError
+from wan_trt_core.backends.base import BackendUnavailable, EngineBackend, EngineError
 from wan_trt_core.backends.registry import UnknownBackend, get_backend
-from wan_trt_core.config import OnnxRuntimeSettings, Settings, TensorRtSettings
+from wan_trt_core.config import OnnxRuntimeSettings, Settings, TensorRtSettings, with_values
+from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
-from wan_trt_core.models.components import ComponentError, get_component
+from wan_trt_core.models.components import ComponentError, component_names, get_component
 from wan_trt_core.models.components.dit import Dit
 from wan_trt_core.models.graphs.dit import Modulation
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.pipeline import engines as engines_module
+from wan_trt_core.pipeline.assembly import on_engines
 from wan_trt_core.pipeline.engines import (
+    VAE_DECODER,
+    VAE_ENCODER,
     EngineStore,
     PipelineEngines,
     exported_model,
@@ -392,6 +396,130 @@ def test_what_pytorch_only_keeps_is_given_back_before_an_engine_takes_memory(
     assert order == ["given back", "build", "given back", "load"]
 
 
+class Noting(EngineBackend):
+    """Notes for which components it is told to use TF32."""
+
+    name = "noting"
+
+    def __init__(self) -> None:
+        self.tf32: list[bool | None] = []
+
+    def require(self, settings: Settings) -> None: ...
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def device(self, settings: Settings) -> str:
+        return "none"
+
+    def options(self, settings: Settings, precision: str) -> dict[str, Any]:
+        self.tf32.append(settings.perf.allow_tf32)
+        return {"tf32": settings.perf.allow_tf32}
+
+    def build(self, model: Any, folder: Path, settings: Settings, progress: Any = None) -> dict[str, Any]:
+        self.tf32.append(settings.perf.allow_tf32)
+        return {}
+
+    def load(self, folder: Path, settings: Settings) -> Any:
+        self.tf32.append(settings.perf.allow_tf32)
+        return SimpleNamespace(close=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [(None, {*VAE_DECODER, *VAE_ENCODER}), (True, {*component_names()}), (False, set())],
+)
+def test_tf32_is_where_pytorch_has_it_unless_it_is_given(
+    model: ResolvedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: bool | None,
+    allowed: set[str],
+) -> None:
+    """In convolutions, PyTorch's own default, for whoever builds an engine, loads it or asks what is known of it."""
+    settings = with_values(Settings(cache=tmp_path), {"perf.allow_tf32": given})
+    monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
+    for component in ("dit", "text_encoder", *VAE_DECODER, *VAE_ENCODER):
+        backend = Noting()
+        monkeypatch.setattr(engines_module, "get_backend", lambda name, backend=backend: backend)
+        made = (component, model, PROFILE, "fp32", backend.name, settings)
+        load_engine(*made)
+        assert engines_module.cached_facts(*made) is not None, "it is the engine that was built"
+        assert {*backend.tf32} == {component in allowed}
+
+
+def test_an_engine_that_was_built_just_now_is_loaded_without_another_look(
+    model: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At gigabytes of hashes. Whoever loads it later looks again."""
+    backend, looks, missing, original = Noting(), list[str](), list[None](), EngineCache.get_or_make
+    monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
+    monkeypatch.setattr(engines_module, "get_backend", lambda _: backend)
+
+    def look(cache: EngineCache, kind: Any, *given: Any) -> Any:
+        looks.append(kind)
+        return original(cache, kind, *given)
+
+    monkeypatch.setattr(EngineCache, "get_or_make", look)
+    made = ("dit", model, PROFILE, "fp32", backend.name)
+    for _ in range(2):
+        with EngineStore(Settings(cache=tmp_path)) as store:
+            for _ in range(2):
+                store.build(*made, missing=lambda: missing.append(None))
+            store.load(*made)
+            store.build(*made)
+            assert len(looks) == 1
+            store.load(*made, block_outputs=True)
+            assert len(looks) == 2
+        looks.clear()
+    assert len(missing) == 1, "told where it is made alone"
+
+
+@pytest.mark.parametrize(
+    ("name", "text_encoder"), [("tiny-wan2.1-i2v", True), ("tiny-wan2.2-t2v-a14b", False)]
+)
+def test_all_engines_are_built_before_anything_is_loaded(
+    name: str, text_encoder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever holds memory of a GPU then, a builder leaves out the kernels that need it, for ever: the engine is
+    cached."""
+    model, done, settings = resolve(name, text_encoder=True), list[tuple[str, str]](), Settings(device="cpu")
+
+    def load(component: str, *given: Any, entry: Any, **_: Any) -> ModuleEngine:
+        assert entry.folder == component
+        done.append(("load", component))
+        return component_engine(component, model.checkpoint)
+
+    def build(component: str, *_: Any, **__: Any) -> Any:
+        done.append(("build", component))
+        return SimpleNamespace(folder=component)
+
+    def fresh(part: str, *given: Any) -> Any:
+        done.append(("load", part))
+        return fresh_module(part, *given)
+
+    fresh_module = model.checkpoint.fresh
+    monkeypatch.setattr(model.checkpoint, "fresh", fresh)
+    monkeypatch.setattr(engines_module, "load_engine", load)
+    monkeypatch.setattr(engines_module, "built_engine", build)
+    with EngineStore(settings) as store:
+        made = (model, model.profile(), "fp32", "torch", store, settings, "cpu")
+        pipe = on_engines(*made, text_encoder=text_encoder)
+        of_image = model.checkpoint.begins_with_image
+        if of_image:
+            pipe.vae.encode(torch.zeros(1, 3, 5, 32, 32))
+    built = [
+        "dit",
+        *(() if of_image else ("dit_2",)),
+        *VAE_DECODER,
+        *(("text_encoder",) if text_encoder else ()),
+    ]
+    built += VAE_ENCODER if of_image else ()
+    assert done[: len(built)] == [("build", name) for name in built]
+    assert {what for what, _ in done[len(built) :]} == {"load"}
+    assert {*built} <= {name for _, name in done[len(built) :]}
+
+
 def test_the_store_loads_each_engine_once(
     model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +530,7 @@ def test_the_store_loads_each_engine_once(
         return component_engine(component, model.checkpoint, args[2])
 
     monkeypatch.setattr(engines_module, "load_engine", fake)
+    monkeypatch.setattr(EngineStore, "build", lambda *_, **__: None)
     with EngineStore(settings) as store:
         whole = store.pipeline(model, PROFILE, {"dit": "fp16", "vae": "fp32"}, "onnxruntime")
         decoder = store.vae_decoder(model, PROFILE, "fp32", "onnxruntime")

@@ -57,6 +57,7 @@ def test_settings_options_reach_the_settings(project: Project) -> None:
     assert {name: settings[name] for name in folders} == {
         name: str(project.path / folder) for name, folder in folders.items()
     }
+    assert settings["perf.allow_tf32"] is False, "in no suite unless it is given, whatever PyTorch's default"
 
 
 def test_header(project: Project) -> None:

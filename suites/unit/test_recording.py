@@ -21,6 +21,7 @@ from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, res
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.profiles import Sizes
 from wan_trt_core.pipeline import recording as recording_module
+from wan_trt_core.pipeline.assembly import on_engines
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.offload import Turns, offload
@@ -72,7 +73,7 @@ def test_engines_in_a_pipeline(
     loads = ("dit engine", "vae_decoder_first engine", "vae_decoder_next engine")
     assert labels(record) == [
         "load text_encoder",
-        *(f"{stage} {name}" for name in loads for stage in ("build", "load")),
+        *(f"{stage} {name}" for stage in ("build", "load") for name in loads),
         *STAGES,
         *(f"unload {name}" for name in loads),
     ]
@@ -136,8 +137,8 @@ def test_engines_that_are_offloaded_come_and_go_in_stages_of_their_own(
     record = MemoryRecord.read(path)
     dit, first, following = (f"{name} engine" for name in ("dit", "vae_decoder_first", "vae_decoder_next"))
     assert labels(record)[1:] == [
-        *(f"build {dit}", f"load {dit}"),
-        *(f"unload {dit}", f"build {first}", f"load {first}", f"build {following}", f"load {following}"),
+        *(f"build {dit}", f"build {first}", f"build {following}"),
+        *(f"load {dit}", f"unload {dit}", f"load {first}", f"load {following}"),
         *("text encode", f"unload {first}", f"unload {following}", f"onload {dit}", "denoise 1", "denoise 2"),
         *(f"unload {dit}", f"onload {first}", "decode 1", f"onload {following}", "decode 2", "decode 3"),
         "postprocess",
@@ -178,6 +179,26 @@ def test_a_checkpoint_that_is_made_apart_meanwhile_is_recorded_and_has_modules_o
     assert labels(MemoryRecord.read(path)) == ["load text_encoder"] * 2, (
         "what is loaded already is no loading"
     )
+
+
+def test_engines_are_built_in_stages_before_anything_is_loaded(
+    model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path
+) -> None:
+    """What a build takes is its own: no other weights are there. One that is loaded alone is built within its loading."""
+    path = tmp_path / FILE_NAME
+    with recorded_run(path, "cpu", {}) as recording, EngineStore(settings) as store:  # noqa: SIM117
+        with recording.loads(model.checkpoint, store):
+            on_engines(model, model.profile(), "fp32", "torch", store, settings, "cpu")
+            store.load("vae_encoder_first", model, model.profile(), "fp32", "torch")
+    record = MemoryRecord.read(path)
+    names = [f"{name} engine" for name in ("dit", "vae_decoder_first", "vae_decoder_next")]
+    alone = "vae_encoder_first engine"
+    assert labels(record)[:9] == [
+        *(f"build {name}" for name in names),
+        *(f"load {name}" for name in ("text_encoder", *names)),
+        *(f"build {alone}", f"load {alone}"),
+    ]
+    assert not any(event.held for event in record.of("build")[:3])
 
 
 def test_an_engine_that_is_loaded_when_it_is_called_for_is_recorded(

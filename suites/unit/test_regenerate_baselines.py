@@ -37,7 +37,7 @@ from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
 from wan_trt_core.cases import Band, Case, MemoryGate
 from wan_trt_core.cli import regenerate
 from wan_trt_core.cli.app import app
-from wan_trt_core.config import Settings, with_values
+from wan_trt_core.config import Settings, of_suites, with_values
 from wan_trt_core.gates.bands import Tolerance
 from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.measure import environment
@@ -551,7 +551,7 @@ class TestSettings:
     @staticmethod
     def run(settings: dict[str, Any] | None = None, **options: Any) -> RunRecord:
         """A run of TensorRT whose record has all settings, these others than the defaults."""
-        given = with_values(Settings(), settings or {}).flat()
+        given = of_suites(with_values(Settings(), settings or {})).flat()
         return record(**{"cases": ON_TENSORRT, **options}).model_copy(update={"settings": given})
 
     def plan(self, root: Path, *runs: RunRecord, **options: Any) -> update.Plan:
@@ -697,7 +697,7 @@ class TestSettings:
     def test_it_is_foreseen(self, tmp_path: Path) -> None:
         self.stored(tmp_path, told=False)
         for settings, refused in (({}, False), ({"perf.warmup": 2}, False), (CENTRED, True)):
-            given = with_values(Settings(), settings).flat()
+            given = of_suites(with_values(Settings(), settings)).flat()
             found = update.foresee(tmp_path, HARDWARE, "perf", ON_TENSORRT, settings=given)
             if refused:
                 with pytest.raises(update.Refused, match="other settings"):

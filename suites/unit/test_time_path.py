@@ -236,6 +236,7 @@ def test_a_pipeline_on_engines_that_are_built_loads_its_encoder_alone(
             component, elsewhere, precision
         ),
     )
+    monkeypatch.setattr("wan_trt_core.pipeline.engines.EngineStore.build", lambda *_, **__: None)
     model, settings = resolve(str(small_checkpoint)), Settings(device="cpu")
     precision = {"dit": "fp16", "vae": "fp32"}
     with EngineStore(settings) as store:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import wan_trt_core
 from wan_trt_core.cases import Case
-from wan_trt_core.comparison import measure_case, targets
+from wan_trt_core.comparison import measure_case
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, Outputs, target_of
 from wan_trt_core.config import ConfigError, Settings
@@ -32,6 +32,7 @@ from wan_trt_core.models.profiles import ShapeProfile, Sizes
 from wan_trt_core.models.prompts import PROMPT, random_states
 from wan_trt_core.models.random_weights import RandomCheckpoint, with_two_experts
 from wan_trt_core.pipeline.acceleration import originals
+from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import GenerationError, generate
 from wan_trt_core.pipeline.parts import EngineTransformer, UnsupportedCall
 from wan_trt_core.pipeline.swap import with_parts
@@ -210,7 +211,7 @@ def test_a_suite_builds_what_encodes_the_image_before_it_measures(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
-    monkeypatch.setattr(targets, "built_engine", lambda name, *_, **__: built.append(name))
+    monkeypatch.setattr(EngineStore, "build", lambda _, name, *__, **___: built.append(name))
     case = Case.model_validate({
         "id": "v", "model": "tiny-wan2.1-i2v", "component": "pipeline", "profile": "64p-9f", "precision": "fp32",
         "backend": "onnxruntime",

@@ -166,7 +166,7 @@ def cuda_options(settings: Settings, stream: CudaStream | None, *, cuda_graph: b
     """What the CUDA provider is told."""
     return {
         **device_options(stream),
-        "use_tf32": str(int(settings.perf.allow_tf32)),
+        "use_tf32": str(int(bool(settings.perf.allow_tf32))),
         "cudnn_conv_algo_search": settings.onnxruntime.cudnn_conv_algo_search.upper(),
         "enable_cuda_graph": str(int(cuda_graph)),
         # By default its arena doubles whenever it grows, and the memory suite would gate that.

@@ -47,8 +47,8 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeGpuEngine):
         if self.description.precision != "fp32" or self._settings.perf.allow_tf32 or not _tf32():
             return ()
         return (
-            f"{self.name}: built with TF32, which perf.allow_tf32 forbids and ONNX Runtime's TensorRT provider cannot"
-            f" switch off; run with {TF32_OVERRIDE}=0",
+            f"{self.name}: built with TF32, which is not allowed here (perf.allow_tf32) and ONNX Runtime's TensorRT"
+            f" provider cannot switch off; run with {TF32_OVERRIDE}=0",
         )
 
     def run_into(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

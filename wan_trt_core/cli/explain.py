@@ -47,9 +47,10 @@ def explain_parity(
     with settings_of(context, checkpoint=checkpoint, cache=cache) as loaded:
         from wan_trt_core.comparison.context import Context
         from wan_trt_core.comparison.parity import explanations_of
+        from wan_trt_core.config import of_suites
 
         chosen = _case(cases, case, backend)
-        session = Context(loaded.settings)
+        session = Context(of_suites(loaded.settings))
         try:
             found = explanations_of(chosen, session.under(chosen))
         finally:

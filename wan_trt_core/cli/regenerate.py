@@ -28,7 +28,7 @@ from wan_trt_core import baseline_update as update
 from wan_trt_core.backends.registry import of_one_device
 from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
 from wan_trt_core.cli.options import as_run
-from wan_trt_core.config import OUTPUTS, ConfigError, load_settings
+from wan_trt_core.config import OUTPUTS, ConfigError, load_settings, of_suites
 from wan_trt_core.measure.environment import SourceState, names_in_repository, source_state
 from wan_trt_core.pytest_plugin.session import allowed_names
 from wan_trt_core.records import RecordError, RunRecord, write_text
@@ -212,7 +212,7 @@ def _refuse_foreseen(options: argparse.Namespace, cases: Sequence[Case]) -> None
         backend=backend,
         selected=options.case,
         command=options.named,
-        settings=load_settings().settings.flat(),
+        settings=of_suites(load_settings().settings).flat(),
     )
     if not options.check:
         update.require_reason(plans, options.accept_regression)

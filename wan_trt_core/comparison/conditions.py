@@ -21,8 +21,10 @@ def equal_conditions(settings: Settings) -> Iterator[None]:
     whether a prompt is still the one that was looked at could then be told only by reading it again, which waits for
     the device.
 
-    TF32 is off unless asked for, for the reference and the candidate alike: a speed-up that comes from a
-    coarser number format in one arm only would be no speed-up.
+    TF32 is the same for the reference and the candidate: a speed-up that comes from a coarser number format in one
+    arm only would be no speed-up. Where nobody says what it is, PyTorch's own switches stay as they are, by default on
+    for convolutions, and engines are built as that default is
+    (:func:`~wan_trt_core.pipeline.engines.of_component`).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
@@ -55,11 +57,13 @@ def snapshot() -> dict[str, Any]:
 
 
 @contextmanager
-def _products(tf32: bool, *, cudnn_benchmark: bool) -> Iterator[None]:
-    """How matrix products and convolutions compute meanwhile."""
+def _products(tf32: bool | None, *, cudnn_benchmark: bool) -> Iterator[None]:
+    """How matrix products and convolutions compute meanwhile; without ``tf32`` as they do."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, cudnn_benchmark
+    if tf32 is not None:
+        matmul.allow_tf32, cudnn.allow_tf32 = tf32, tf32
+    cudnn.benchmark = cudnn_benchmark
     try:
         yield
     finally:

@@ -47,6 +47,7 @@ def measure(case: Case, context: Context) -> Measurement:
         raise ValueError(f"case {case.id} has no parity gate")
     with equal_conditions(context.settings):
         target = target_of(case, context)
+        target.build()
         required = frozenset(case.parity.limits)
         asked = ERROR_OVER_STOCK in {*required, *case.parity.bands}
         stock = stock_of(case, context) if asked else None

@@ -56,6 +56,7 @@ def measure(case: Case, context: Context) -> Measurement:
     settings = context.settings
     with equal_conditions(settings):
         target = target_of(case, context)
+        target.build()
         measurement = time_target(
             target,
             case.perf.speedup,

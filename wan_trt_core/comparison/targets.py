@@ -321,7 +321,8 @@ class Target(ABC):
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
     def build(self, progress: Progress | None = None) -> None:
-        """Export and build the engines that are not in the cache, and load none.
+        """Export and build the engines that are not in the cache, and load none: before either arm takes memory of the
+        device.
 
         Raises:
             BackendUnavailable: when the backend cannot run here; and as ``pipeline.engines.built_engine``.
@@ -329,9 +330,8 @@ class Target(ABC):
         backend, settings = get_backend(self.case.backend), self.context.settings
         backend.require(settings)
         if isinstance(backend, EngineBackend):
-            for name in self._built:
-                made = (name, self.model, self.profile, self.precision(name), backend.name, settings)
-                built_engine(*made, progress=progress)
+            made = (self.model, self.profile, self.case.precision, backend.name)
+            self.context.engines.build_all(self._built, *made, progress=progress)
 
     def engine_bytes(self) -> dict[str, int]:
         """What the engines hold now, by owner (``engine_weights`` …): together and, of several, each by its name

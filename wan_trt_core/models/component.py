@@ -91,6 +91,9 @@ class Component(ABC):
     inside: ClassVar[str]
     """Path of a submodule of the part that runs whenever diffusers' own call does."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    convolutional: ClassVar[bool] = False
+    """Its work is convolutions: of float32 ones PyTorch takes TF32 on a GPU unless told otherwise, of matrix products
+    not, and so do its engines in float32."""
     fp32_islands: ClassVar[tuple[str, ...]] = ()
     """What stays in float32 inside a half-precision graph, for people and reports."""
 

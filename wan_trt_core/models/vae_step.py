@@ -25,6 +25,7 @@ class VaeStep(Component):
     """
 
     part = "vae"
+    convolutional = True
     fp32_islands = ("RMS norms",)
     first: ClassVar[bool]
     latents = 1

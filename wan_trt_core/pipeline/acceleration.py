@@ -150,6 +150,7 @@ def accelerate(
         profile = _profile(profile or settings.profile, acceleration.model)
     with acceleration.undone_on_error():
         if profile is not None:
+            acceleration.build(profile)
             for part in acceleration.stock:
                 acceleration.load(part, profile)
         acceleration.put_in()
@@ -283,6 +284,16 @@ class Acceleration:
             if not hasattr(module, "_hf_hook"):  # one that is offloaded since is moved by its hook
                 module.to(device)
 
+    def build(self, profile: ShapeProfile) -> None:
+        """Export and build all that the cache lacks for a profile, before the first engine is loaded; what stays in
+        PyTorch leaves the device for it until :meth:`put_in`."""
+        made = (self.model, profile)
+        with self._at_work():
+            for name, precision in self._precision.items():
+                encoders = VAE_ENCODER if name == "vae" and self.encodes else ()
+                parts = (*ENGINES_OF[name], *encoders)
+                self._store.build_all(parts, *made, precision, self._backend, missing=self._make_room)
+
     def load(self, name: str, profile: ShapeProfile) -> EnginePart:
         """The part that serves a profile from now on; exports and builds what the cache lacks."""
         made, precision = (self.model, profile), self._precision[name]
@@ -360,15 +371,24 @@ class Acceleration:
     def _to_host(self, name: str) -> None:
         self.stock[name].to("cpu")
 
+    def _make_room(self) -> None:
+        for module, _ in self._homes.values():
+            module.to("cpu")
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Engines are built and loaded in the block, a later one where the first are: each thread has a current GPU of
+        its own."""
+        gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with gpu, torch.no_grad(), progress() as self._report:
+            yield
+
     @contextmanager
     def _making(self, name: str) -> Iterator[list[Engine]]:
         """The engines of a part are made in the block, which notes them in the list: their problems are then told."""
         self.stock[name].to("cpu")  # from where exports read it
-        self._checkpoint.require_unchanged(name)
         engines: list[Engine] = []
-        # a later one is made where the first are: each thread has a current GPU of its own
-        gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with gpu, torch.no_grad(), progress() as self._report:
+        with self._at_work():
             yield engines
         for problem in (problem for engine in engines for problem in engine.problems):
             logger.warning("the %s's engine is not as planned: %s", name, problem)
@@ -388,6 +408,7 @@ class Acceleration:
 
     def _made_encoder(self, profile: ShapeProfile) -> StreamingEncoder | str:
         try:
+            self._checkpoint.require_unchanged("vae")
             with self._making("vae") as engines:
                 made = (self.model, profile, self._precision["vae"], self._backend)
                 encoder = self._store.vae_encoder(*made)
@@ -404,6 +425,7 @@ class Acceleration:
             if covers(name, profile, video):
                 return part
         try:
+            self._checkpoint.require_unchanged(name)
             return self.load(name, self._profile(name, video))
         except UnsupportedCall as why:
             return str(why)

@@ -38,7 +38,8 @@ def on_engines(
     *,
     text_encoder: bool = False,
 ) -> WanPipeline:
-    """A model's pipeline with engines in the place of its transformer and VAE decoder.
+    """A model's pipeline with engines in the place of its transformer and VAE decoder. What the cache lacks of them is
+    built before anything is loaded.
 
     Args:
         dtypes: of the modules, by part, where another arm has them loaded so; the text encoder's comes first from
@@ -50,6 +51,7 @@ def on_engines(
     """
     own = precision_of(precision, TEXT_ENCODER) if text_encoder else text_precision(precision)
     dtypes = {**(dtypes or {}), TEXT_ENCODER: own}
+    store.build_pipeline(model, profile, precision, backend, text_encoder=text_encoder)
     replaced = (*REPLACED, TEXT_ENCODER) if text_encoder else REPLACED
     stock = placed(model.checkpoint, dtypes, device, settings, store.turns, replaced=replaced)
     made = store.pipeline(model, profile, precision, backend, text_encoder=text_encoder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from wan_trt_core.backends.base import (
 )
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
-from wan_trt_core.config import ConfigError
+from wan_trt_core.config import ConfigError, with_values
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models import installed
 from wan_trt_core.models.component import Component
@@ -105,7 +105,8 @@ class PipelineEngines:
 
 
 class EngineStore:
-    """The engines that are loaded, so that one session loads each of them once.
+    """The engines that are loaded, so that one session loads each of them once. All that are asked for together are built
+    before the first is loaded, for a builder leaves out the kernels that it finds no memory for.
 
     Args:
         settings: those of the session; every engine of the store is built and loaded by them.
@@ -119,6 +120,7 @@ class EngineStore:
         self._settings = settings
         self._progress = progress
         self._engines: dict[tuple[Any, ...], Engine] = {}
+        self._built: dict[tuple[Any, ...], Entry] = {}
         self.turns = Turns()
 
     def __enter__(self) -> EngineStore:
@@ -128,6 +130,25 @@ class EngineStore:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+    def build(
+        self,
+        component: str,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: str,
+        backend: str,
+        *,
+        progress: Progress | None = None,
+        missing: Callable[[], object] | None = None,
+    ) -> None:
+        """Export and build the engine of a component unless the cache has it, and load it not yet; see
+        :func:`built_engine`. What is loaded already is left alone."""
+        made = (component, model, profile, precision, backend)
+        key = _key(*made)
+        if key not in self._engines and key not in self._built:
+            told = progress or self._progress
+            self._built[key] = built_engine(*made, self._settings, progress=told, missing=missing)
 
     def load(
         self,
@@ -141,20 +162,22 @@ class EngineStore:
         built: Callable[[], object] | None = None,
     ) -> Engine:
         """The engine of a component; see :func:`load_engine`, which is called the first time only."""
-        key = (component, model.name, model.checkpoint.source, profile, precision, backend, block_outputs)
+        made = (component, model, profile, precision, backend)
+        key = _key(*made, block_outputs=block_outputs)
         if key not in self._engines:
-            load = partial(
-                load_engine,
-                component,
-                model,
-                profile,
-                precision,
-                backend,
-                self._settings,
-                block_outputs=block_outputs,
-                progress=self._progress,
-                built=built,
-            )
+
+            def load() -> Engine:
+                return load_engine(
+                    *made,
+                    self._settings,
+                    block_outputs=block_outputs,
+                    progress=self._progress,
+                    built=built,
+                    entry=self._built.pop(
+                        key, None
+                    ),  # its hashes were checked just now, and are each later time
+                )
+
             offloads = self._settings.pipeline.offload
             self._engines[key] = (
                 OffloadedEngine(load, self.turns, get_component(component).part) if offloads else load()
@@ -166,14 +189,43 @@ class EngineStore:
     ) -> StreamingDecoder | TiledDecoder:
         """The streaming decoder: the engines of the first and of every next latent frame, in tiles where the settings
         say so."""
-        decoder = StreamingDecoder(*self._loaded(VAE_DECODER, model, profile, precision, backend))
+        decoder = StreamingDecoder(*self._loaded(VAE_DECODER, model, profile, precision, backend).values())
         return _in_tiles(decoder, self._settings.pipeline.vae_tile)
 
     def vae_encoder(
         self, model: ResolvedModel, profile: ShapeProfile, precision: Precision, backend: str
     ) -> StreamingEncoder:
         """The streaming encoder: the engines of the first frame and of every next four."""
-        return StreamingEncoder(*self._loaded(VAE_ENCODER, model, profile, precision, backend))
+        return StreamingEncoder(*self._loaded(VAE_ENCODER, model, profile, precision, backend).values())
+
+    def build_all(
+        self,
+        names: Iterable[str],
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: Precision,
+        backend: str,
+        **told: Any,
+    ) -> None:
+        """As :meth:`build`, of several components one after the other."""
+        for name in names:
+            self.build(name, model, profile, precision_of(precision, name), backend, **told)
+
+    def build_pipeline(
+        self,
+        model: ResolvedModel,
+        profile: ShapeProfile,
+        precision: Precision,
+        backend: str,
+        *,
+        text_encoder: bool = False,
+    ) -> None:
+        """Build what :meth:`pipeline` loads, and what encodes the image that a video begins with; before anything else
+        takes memory of the device."""
+        checkpoint = model.checkpoint
+        encoders = VAE_ENCODER if checkpoint.begins_with_image else ()
+        names = (*_of_pipeline(checkpoint, text_encoder=text_encoder), *encoders)
+        self.build_all(names, model, profile, precision, backend)
 
     def pipeline(
         self,
@@ -186,12 +238,9 @@ class EngineStore:
     ) -> PipelineEngines:
         """The engines from prompt to video: DiT (each of two) and VAE decoder, the text encoder if asked for, and the
         VAE's encoder when a pipeline calls it."""
-        names = (
-            *components_run("pipeline", model.checkpoint),
-            *(("text_encoder",) if text_encoder else ()),
-        )
+        names = _of_pipeline(model.checkpoint, text_encoder=text_encoder)
         precisions = {name: precision_of(precision, name) for name in names}
-        loaded = {name: self.load(name, model, profile, precisions[name], backend) for name in names}
+        loaded = self._loaded(names, model, profile, precisions, backend)
         return PipelineEngines(
             checkpoint=model.checkpoint,
             precision=precisions,
@@ -209,6 +258,7 @@ class EngineStore:
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+        self._built.clear()
 
     def _loaded(
         self,
@@ -217,8 +267,22 @@ class EngineStore:
         profile: ShapeProfile,
         precision: Precision,
         backend: str,
-    ) -> Iterator[Engine]:
-        return (self.load(name, model, profile, precision_of(precision, name), backend) for name in names)
+    ) -> dict[str, Engine]:
+        """The engines by component, in the order of the names."""
+        names, made = tuple(names), (model, profile)
+        self.build_all(names, *made, precision, backend)
+        return {name: self.load(name, *made, precision_of(precision, name), backend) for name in names}
+
+
+def _key(
+    component: str, model: ResolvedModel, *made_for: object, block_outputs: bool = False
+) -> tuple[Any, ...]:
+    """By which a store knows an engine."""
+    return (component, model.name, model.checkpoint.source, *made_for, block_outputs)
+
+
+def _of_pipeline(checkpoint: Checkpoint, *, text_encoder: bool) -> tuple[str, ...]:
+    return (*components_run("pipeline", checkpoint), *(("text_encoder",) if text_encoder else ()))
 
 
 def components_run(component: str, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -314,6 +378,7 @@ def load_engine(
     block_outputs: bool = False,
     progress: Progress | None = None,
     built: Callable[[], object] | None = None,
+    entry: Entry | None = None,
 ) -> Engine:
     """Export, build and load the engine of a component; what the cache holds is not made again.
 
@@ -323,14 +388,14 @@ def load_engine(
         block_outputs: with every block's output, to find where one diverges; another engine than without.
         progress: told of the phases of export and build, with the component's name and precision before them.
         built: called when the engine is on disk, before it is loaded.
+        entry: what :func:`built_engine` gave just now, where it was called before.
 
     Raises:
         UnknownBackend, BackendUnavailable: when this backend cannot run here.
         ComponentError, CheckpointError, ExportError, EngineError, CacheError: from the stage that failed.
     """
-    runs = _engine_backend(backend)
-    runs.require(settings)
-    folder = built_engine(
+    runs, settings = _engine_backend(backend), of_component(component, settings)
+    entry = entry or built_engine(
         component,
         model,
         profile,
@@ -339,11 +404,11 @@ def load_engine(
         settings,
         block_outputs=block_outputs,
         progress=progress,
-    ).folder
+    )
     if built is not None:
         built()
     give_back_cached()
-    return runs.load(folder, settings)
+    return runs.load(entry.folder, settings)
 
 
 def built_engine(
@@ -356,9 +421,15 @@ def built_engine(
     *,
     block_outputs: bool = False,
     progress: Progress | None = None,
+    missing: Callable[[], object] | None = None,
 ) -> Entry:
-    """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest."""
-    runs = _engine_backend(backend)
+    """As :func:`load_engine` up to the engine on disk: the cache's entry, with its manifest.
+
+    Args:
+        missing: called where the cache has it not, before it is exported and built.
+    """
+    runs, settings = _engine_backend(backend), of_component(component, settings)
+    runs.require(settings)
     check_precision(runs, component, precision)
     asked, profile = profile, served(component, profile, settings)
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
@@ -367,6 +438,8 @@ def built_engine(
     identity = _engine_identity(runs, source, precision, settings)
 
     def build(folder: Path) -> dict[str, Any]:
+        if missing is not None:
+            missing()
         onnx = exported_model(
             component, model, asked, *made_for, block_outputs=block_outputs, progress=progress
         )
@@ -387,7 +460,7 @@ def cached_facts(
 ) -> Mapping[str, Any] | None:
     """What is known of the engine that :func:`load_engine` would load, from its manifest; ``None`` where the cache has
     none, or this backend cannot run here."""
-    runs = get_backend(backend)
+    runs, settings = get_backend(backend), of_component(component, settings)
     if not isinstance(runs, EngineBackend) or not any((settings.cache / "engines").glob("*")):
         return None  # without an engine in the cache the weights need not be hashed
     try:
@@ -412,6 +485,14 @@ def _engine_identity(
         "versions": runs.built_by(),
         "device": runs.device(settings),
     }
+
+
+def of_component(component: str, settings: Settings) -> Settings:
+    """The settings by which the engine of a component is built and loaded. Where they do not say, TF32 is as PyTorch
+    has it by default: in convolutions, and not in matrix products."""
+    if settings.perf.allow_tf32 is not None:
+        return settings
+    return with_values(settings, {"perf.allow_tf32": get_component(component).convolutional})
 
 
 def form_of(component: str, profile: ShapeProfile, backend: str, settings: Settings) -> Component:

@@ -72,6 +72,7 @@ class RunRecording:
     def __init__(self, recorder: MemoryRecorder | None, device: str = "cpu") -> None:
         self._recorder = recorder
         self._owners = _Owners(device)
+        self._built: set[str] = set()
         self._loading: Callable[[], AbstractContextManager[object]] = nullcontext
         if recorder is not None:
             recorder.own(self._owners.held)
@@ -81,7 +82,7 @@ class RunRecording:
     def loads(self, checkpoint: Checkpoint, store: EngineStore) -> Iterator[None]:
         """Meanwhile, and while :meth:`stages` are recorded, every module that the checkpoint loads, or one made apart
         of it meanwhile, and every engine that the store does is a stage, and an owner from then on. An engine is built
-        in a stage before, which is short where the cache has it. The unloading of these engines is one whenever it
+        in a stage of its own, which is short where the cache has it. The unloading of these engines is one whenever it
         comes, and of one that is offloaded every coming and going."""
         recorder = self._recorder
         if recorder is None:
@@ -92,6 +93,7 @@ class RunRecording:
         def loading() -> Iterator[None]:
             with (
                 through(checkpoint, "fresh", partial(self._load_module, recorder)),
+                through(store, "build", partial(self._build_engine, recorder)),
                 through(store, "load", partial(self._load_engine, recorder)),
             ):
                 yield
@@ -144,6 +146,21 @@ class RunRecording:
             recorder.precise(self._owners.add_module(part, module))
         return module
 
+    def _build_engine(
+        self,
+        recorder: MemoryRecorder,
+        original: Callable[..., None],
+        component: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        name = f"{component} engine"
+        if name in self._built or self._owners.has_engine(name):  # there is nothing to do
+            return original(component, *args, **kwargs)
+        with recorder.interrupting("build", name):
+            original(component, *args, **kwargs)
+        self._built.add(name)
+
     def _load_engine(
         self,
         recorder: MemoryRecorder,
@@ -156,14 +173,15 @@ class RunRecording:
         **kwargs: Any,
     ) -> Engine:
         name, loaded = f"{component} engine", False
+        built = name in self._built
         if self._owners.has_engine(name):  # which the store gives again
             return original(component, model, profile, precision, *args, **kwargs)
 
         def begin_load() -> None:
-            if not loaded:  # of one that is offloaded it is told at every onload too
+            if not loaded and not built:  # of one that is offloaded it is told at every onload too
                 recorder.begin("load", name)
 
-        with recorder.interrupting("build", name):
+        with recorder.interrupting("load" if built else "build", name):
             engine = original(component, model, profile, precision, *args, **kwargs, built=begin_load)
             recorder.precise(self._owners.add_engine(name, engine, precision))
         loaded, offloaded = True, isinstance(engine, OffloadedEngine)

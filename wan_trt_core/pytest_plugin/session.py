@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,13 +91,14 @@ class WanSession:
         Raises:
             ConfigError: when a setting is wrong.
         """
-        from wan_trt_core.config import load_settings
+        from wan_trt_core.config import load_settings, of_suites
         from wan_trt_core.logs import logging_to
 
         file = self.options.get("config")
         overrides = {name: self.options.get(name) for name in options.SETTINGS}
         overrides["memory.budget"] = self.options.get("memory_budget")
         loaded = load_settings(Path(file) if file else None, overrides, option_prefix="--wan-")
+        loaded = replace(loaded, settings=of_suites(loaded.settings))
         if loaded.settings.log.file is not None:  # pytest itself shows what is logged in a test that fails
             self._closing.enter_context(logging_to(loaded.settings.log, terminal=False))
         return loaded

@@ -24,8 +24,9 @@ Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 def tf32(settings: Settings, precision: str) -> bool:
-    """Whether products may use TF32: only float32 ones could, so every half-precision engine is built alike."""
-    return settings.perf.allow_tf32 and precision == "fp32"
+    """Whether products may use TF32: only float32 ones could, so every half-precision engine is built alike. TensorRT
+    has one switch for convolutions and matrix products."""
+    return bool(settings.perf.allow_tf32) and precision == "fp32"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What a baseline keeps of a run although nothing judges it: the numbers that the judged ones are to be seen beside.
 
 For perf the speed-up over each reference and the gain of CUDA graphs, each with its interval; for every suite the
-metrics that a limit of the case file holds without a band; for memory what the caches and stock diffusers took, and
-what is nobody's. A run that is within the bands leaves the judged numbers as they are, so that noise does not creep
-into them; what is observed therefore names its own commit and date.
+metrics that a limit of the case file holds without a band; for memory what the run took of a GPU, what the caches and
+stock diffusers did, and what is nobody's. A run that is within the bands leaves the judged numbers as they are, so that
+noise does not creep into them; what is observed therefore names its own commit and date.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from wan_trt_core.records import CaseRecord, Measurement, Metric
 
 CACHES = "engine_caches"
+OF_DEVICE = ("device_used", "device_peak_allocated")
+"""What a GPU's cases have bands on; a case for every machine has none, and takes of a GPU all the same."""
 
 
 def observed(
@@ -123,7 +125,7 @@ def _names(case: Case, suite: Suite, measurement: Measurement) -> dict[str, None
     if suite == "parity" and case.parity:
         names = [*case.parity.limits]
     elif case.memory:
-        names = [CACHES, UNATTRIBUTED, *case.memory.limits]
+        names = [*OF_DEVICE, CACHES, UNATTRIBUTED, *case.memory.limits]
         names += [
             name
             for name, metric in measurement.metrics.items()

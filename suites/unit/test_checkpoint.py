@@ -270,8 +270,9 @@ def test_unknown_parts_and_dtypes_are_named(checkpoint: Checkpoint) -> None:
             CheckpointError, match=r"no part 'transfomer' with weights; there are transformer, vae,"
         ):
             ask("transfomer")
-    with pytest.raises(CheckpointError, match=r"no dtype 'fp8'.*fp32, fp16, bf16"):
-        checkpoint.load("vae", "fp8")
+    for part, known in (("vae", "fp32, fp16, bf16"), ("text_encoder", "fp32, fp16, bf16, int8")):
+        with pytest.raises(CheckpointError, match=f"no dtype 'fp8'; use one of {known}$"):
+            checkpoint.load(part, "fp8")
     with pytest.raises(CheckpointError, match="no part 'unet'"):
         checkpoint.pipeline({"unet": "fp16"})
     assert torch_dtype("bf16") is torch_dtype("bfloat16") is torch.bfloat16

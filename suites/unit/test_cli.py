@@ -696,6 +696,33 @@ class TestRun:
         )
         assert "WARNING wan_trt_core.pipeline.generate: the prompt has" in Path("logs/run.log").read_text()
 
+    @pytest.mark.parametrize(
+        ("backend", "lost"),
+        [
+            ("torch", "--vae-frames-per-step, --vae-lean, --no-share-scratch, --max-graphs"),
+            ("onnxruntime", "--no-share-scratch, --max-graphs"),
+            ("tensorrt", None),
+        ],
+    )
+    def test_options_that_a_backend_does_not_take_are_told(
+        self,
+        wan: Wan,
+        small_checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        backend: str,
+        lost: str | None,
+    ) -> None:
+        monkeypatch.setattr("wan_trt_core.cli.run._check", lambda *_, **__: None)
+        monkeypatch.setattr("wan_trt_core.cli.run._generate", lambda *_, **__: {})
+        given = ("--vae-lean", "--vae-frames-per-step", 2, "--vae-tile", 64, "--no-share-scratch")
+        named = ("--model", small_checkpoint, "--backend", backend)
+        code, _, err = wan(
+            "run", "--prompt", "x", "--out", "v.mp4", "--json", *named, *given, "--max-graphs", 2
+        )
+        assert code == 0, err
+        told = " ".join(err.split())
+        assert (f"{backend} does nothing with {lost}" in told) if lost else "nothing with" not in told
+
     def test_frames_that_find_no_room_cost_no_video(
         self, wan: Wan, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1275,6 +1302,8 @@ class TestBenchmark:
         engines = settings.tensorrt
         assert (engines.max_graphs, engines.share_scratch) == (2, False)
         assert (engines.weight_streaming, engines.weight_streaming_budget_gib) == (True, 0.5)
+        told = "onnxruntime does nothing with --weight-streaming-budget-gib, --no-share-scratch, --max-graphs"
+        assert told in " ".join(err.split()), err
 
     @pytest.mark.parametrize("small", ["torch", "onnxruntime"])
     def test_a_gpu_with_too_little_memory_for_an_arm_is_told_before_any_work(

@@ -95,6 +95,19 @@ def test_of_memory_the_caches_what_is_nobodys_and_stock_diffusers() -> None:
     assert set(shown(case, "memory", run)) == {"engine_caches", "reference_device_used"}
 
 
+def test_a_case_without_a_band_on_the_device_keeps_what_it_and_stock_diffusers_took_of_it() -> None:
+    took = {"device_used": size(9e8), "device_peak_allocated": size(2e8), "reference_device_used": size(4e9)}
+    bands = {"resident_set_peak": MemoryBand(rel=0.1, reason="r")}
+    gate = MemoryGate(growth=Limit(max=1, reason="r"), reference=True, bands=bands)
+    case, run = CASE.model_copy(update={"memory": gate}), measured(resident_set_peak=size(1e9), **took)
+    assert shown(case, "memory", run) == {
+        name: ObservedMetric(metric.value or 0, "B") for name, metric in took.items()
+    }
+    bands = dict.fromkeys(("device_used", "device_peak_allocated"), bands["resident_set_peak"])
+    banded = case.model_copy(update={"memory": gate.model_copy(update={"bands": bands})})
+    assert set(shown(banded, "memory", run)) == {"reference_device_used"}
+
+
 def test_of_several_runs_each_number_is_that_of_the_median_one() -> None:
     runs = [case_record(CASE, perf_measurement(ratio)) for ratio in (1.9, 1.7, 1.8, 1.75)]
     found = shown(CASE, "perf", *runs)["speedup"]

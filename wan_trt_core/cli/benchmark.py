@@ -33,6 +33,7 @@ from wan_trt_core.cli.options import (
     model_of,
     savings_of,
     settings_of,
+    tell_not_taken,
 )
 from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
 from wan_trt_core.cli.videos import (
@@ -163,6 +164,7 @@ def benchmark(
         )
         for case in cases:
             _check(case, resolved, asked, settings)
+        tell_not_taken(context, settings, *(case.backend for case in cases))
         make_cache(loaded, *(case.backend for case in cases))
         tell_what_is_cut(resolved.checkpoint, generation.max_sequence_length, prompt, negative_prompt)
         if report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from wan_trt_core.config import Loaded, Settings
     from wan_trt_core.models.catalogue import ResolvedModel
 
+logger = logging.getLogger(__name__)
 
 _PANEL = "Settings (defaults: config.yaml, WAN_TRT_*)"
 ModelOption = Annotated[
@@ -163,6 +165,22 @@ def savings_of(context: typer.Context) -> dict[str, Any]:
     given = {key: context.params[name] for name, key in _SAVINGS.items()}
     streamed = context.params["weight_streaming_budget_gib"] is not None
     return {**given, "tensorrt.weight_streaming": True if streamed else None}
+
+
+def tell_not_taken(context: typer.Context, settings: Settings, *backends: str) -> None:
+    """One line of the log for each of these backends that some of the given options for less memory do nothing to."""
+    from wan_trt_core.deciding_settings import DEFAULTS, deciding
+
+    flat = settings.flat()
+    given = {
+        key: f"--{'no-' if context.params[name] is False else ''}{name.replace('_', '-')}"
+        for name, key in _SAVINGS.items()
+        if context.params[name] is not None and flat[key] != DEFAULTS[key]
+    }
+    for backend in backends:
+        taken = deciding(flat, "pipeline", [backend])
+        if lost := [option for key, option in given.items() if key not in taken]:
+            logger.warning("%s does nothing with %s", backend, ", ".join(lost))
 
 
 def make_folder(folder: Path, option: str, remedy: str = "name another folder") -> None:

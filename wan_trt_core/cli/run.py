@@ -32,6 +32,7 @@ from wan_trt_core.cli.options import (
     model_of,
     savings_of,
     settings_of,
+    tell_not_taken,
 )
 from wan_trt_core.cli.output import print_json, print_line
 from wan_trt_core.cli.videos import (
@@ -148,6 +149,7 @@ def run(
         by_part = precision_for(precision, device, text_encoder_engine=text_encoder_engine)
         tell_what_is_cut(resolved.checkpoint, length, prompt, negative_prompt)
         _check(settings, resolved, generation, by_part, text_encoder_engine=text_encoder_engine)
+        tell_not_taken(context, settings, settings.backend)
         make_cache(loaded, settings.backend)
         if memory_snapshot:
             _check_snapshot(profile_memory, device)

@@ -5,6 +5,7 @@ Everything in bytes and seconds. :mod:`wan_trt_core.measure.memory_recorder` mak
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,7 +13,17 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    ValidationError,
+    model_validator,
+    with_config,
+)
+from typing_extensions import TypedDict  # pydantic takes the standard library's from Python 3.12 on
 
 from wan_trt_core.records import RecordError, read_json, write_json
 
@@ -40,9 +51,31 @@ Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 Held = Mapping[Place, Mapping[str, Bytes]]
 """Bytes by place and owner."""
 
+Length = Annotated[int, Field(ge=1, lt=2**16)]
+"""Pixels of a side, or frames: more than a video has, few enough to reckon with."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@with_config(ConfigDict(extra="allow", allow_inf_nan=False))
+class _Run(TypedDict, total=False):
+    """What is read from :attr:`MemoryRecord.run`; whatever else is in it is only shown."""
+
+    model: str
+    backend: str
+    height: Length
+    width: Length
+    num_frames: Length
+    guidance_scale: float | None
+    settings: dict[str, Any]
+    engines: dict[str, Bytes]
+
+
+def _moment(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
 
 
 class Amounts(_Model):
@@ -156,10 +189,10 @@ class MemoryRecord(_Model):
 
     format: Literal["wan-trt memory events"] = FORMAT
     schema_version: Literal[2] = SCHEMA_VERSION
-    started: str
+    started: Annotated[str, AfterValidator(_moment)]
     command: tuple[str, ...]
     hardware_key: str
-    run: dict[str, Any]
+    run: Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler(_Run))]
     methods: dict[str, str]
     precisions: dict[str, str]
     events: tuple[Event, ...]
@@ -196,7 +229,7 @@ class MemoryRecord(_Model):
         if (version := data.get("schema_version")) != SCHEMA_VERSION:
             raise RecordError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
         try:
-            return cls.model_validate(data)
+            return cls.model_validate_json(json.dumps(data), strict=True)  # of JSON: its lists are tuples too
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "events"

@@ -91,8 +91,11 @@ class CheckpointError(ValueError):
     """A folder is no checkpoint that can be used; the message names the file, the cause and what to do."""
 
 
-def torch_dtype(precision: str) -> torch.dtype:
+def torch_dtype(precision: str, part: str = "") -> torch.dtype:
     """PyTorch's dtype for a precision word (``fp32``, ``fp16``, ``bf16``) or for its own name.
+
+    Args:
+        part: that is to have it, for the error.
 
     Raises:
         CheckpointError: for anything else.
@@ -101,7 +104,8 @@ def torch_dtype(precision: str) -> torch.dtype:
 
     name = DTYPES.get(precision, precision)
     if name not in DTYPES.values():
-        raise CheckpointError(f"no dtype {precision!r}; use one of {', '.join(DTYPES)}")
+        known = (*DTYPES, *([INT8] if _in_int8(part, INT8) else ()))
+        raise CheckpointError(f"no dtype {precision!r}; use one of {', '.join(known)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -272,7 +276,7 @@ class Checkpoint:
             CheckpointError: for an unknown part or dtype, or when the weights do not fit the configuration.
         """
         self._require(part)
-        key = (part, dtype if _in_int8(part, dtype) else str(torch_dtype(dtype)), str(located(device)))
+        key = (part, dtype if _in_int8(part, dtype) else str(torch_dtype(dtype, part)), str(located(device)))
         if key not in self._modules:
             self._modules[key] = self.fresh(part, dtype, device)
         return self._modules[key]
@@ -285,7 +289,7 @@ class Checkpoint:
         """
         self._require(part)
         if not _in_int8(part, dtype):
-            return self._load(part, torch_dtype(dtype), device)
+            return self._load(part, torch_dtype(dtype, part), device)
         from wan_trt_core.models.int8 import with_int8_weights
 
         return with_int8_weights(self._load(part, self._stored(part), "cpu")).to(device)

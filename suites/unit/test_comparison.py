@@ -240,6 +240,11 @@ class FakeTarget:
         self.candidate = Arm(lambda _: self._take(candidate_s))
         self.others = {"torch-compile": 1.3, "no-cuda-graphs": 1.1}
         self.left: list[str] = []
+        self.built = False
+
+    def build(self) -> None:
+        assert not self.calls, "no arm takes memory of a GPU that builds"
+        self.built = True
 
     def clock(self) -> float:
         return self.now
@@ -361,13 +366,13 @@ def test_a_case_of_long_calls_may_have_a_larger_budget(
     assert perf_case.perf is not None
     gate = perf_case.perf.model_copy(update={"time_budget": of_case})
     settings = load_settings(overrides={"perf.time_budget": 20.0, "perf.kernels": False}, environ={}).settings
-    given: list[float] = []
-    monkeypatch.setattr(perf, "target_of", lambda *_: FakeTarget(2.0, 1.0))
+    given, target = list[float](), FakeTarget(2.0, 1.0)
+    monkeypatch.setattr(perf, "target_of", lambda *_: target)
     monkeypatch.setattr(
         perf, "time_target", lambda target, gate, perf, *_, **__: given.append(perf.time_budget)
     )
     perf.measure(perf_case.model_copy(update={"perf": gate}), Context(settings))
-    assert given == [expected]
+    assert given == [expected] and target.built
 
 
 def test_the_error_over_that_of_stock_diffusers_in_the_same_precision(
@@ -391,6 +396,7 @@ def test_the_error_over_that_of_stock_diffusers_in_the_same_precision(
             reference=outputs(0.0 if given.reference_precision == "fp32" else 0.1),
             candidate=Arm(lambda offset: outputs(offset).call({})),
             parity_inputs=found.items,
+            build=lambda: None,
             fps=16.0,
             facts=dict,
             problems=dict,

@@ -845,6 +845,45 @@ def test_the_prompt_is_encoded_as_the_pipeline_does_it(checkpoint: Checkpoint) -
     assert encode_prompt(checkpoint, PROMPT, 12).equal(expected)
 
 
+def test_a_prompt_is_encoded_once_and_its_encoder_let_go(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UMT5-XXL takes 23 GB of host memory in float32, and an export needs the room afterwards."""
+    opened, encoders = Checkpoint.open(small_checkpoint), list[weakref.ref[Any]]()
+    fresh = opened.fresh
+
+    def noted(part: str, *given: Any) -> Any:
+        module = fresh(part, *given)
+        encoders.append(weakref.ref(module))
+        return module
+
+    monkeypatch.setattr(opened, "fresh", noted)
+    pipe = opened.pipeline()
+    expected = {
+        length: pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, max_sequence_length=length)[0]
+        for length in (16, 12, 20, 2)
+    }
+    del pipe
+    opened._modules.clear()
+    encoders.clear()
+    states = encode_prompt(opened, PROMPT, 16)
+    (encoder,) = encoders
+    assert encoder() is None and not opened._modules
+    assert states.equal(expected[16])
+    states.zero_()  # the caller's own
+    for length in (16, 12, 20):
+        torch.testing.assert_close(encode_prompt(opened, PROMPT, length), expected[length])
+    assert len(encoders) == 1, "padding is no reason to encode again"
+    torch.testing.assert_close(encode_prompt(opened, PROMPT, 2), expected[2])
+    assert len(encoders) == 2, "a prompt that is cut is another"
+    torch.testing.assert_close(encode_prompt(opened, PROMPT, 20), expected[20])
+    encode_prompt(opened, "a circle", 16)
+    assert len(encoders) == 3
+    kept = opened.load("text_encoder")
+    encode_prompt(opened, "a square", 16)
+    assert len(encoders) == 4 and opened.prompt_encoder() is kept, "one that is there anyway serves"
+
+
 def test_an_unknown_precision_is_named(checkpoint: Checkpoint) -> None:
     with pytest.raises(ComponentError, match="dit has no precision 'int8'; it has fp32, fp16"):
         get_component("dit").graph(checkpoint, "int8")

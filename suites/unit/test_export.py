@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -886,6 +887,41 @@ def test_nothing_is_opened_where_nothing_is_compared(
     monkeypatch.setattr(affordable, "free_memory_bytes", lambda: 0)
     monkeypatch.setattr(checks, "open_session", lambda *_: pytest.fail("opened"))
     assert export_component(Toy(), checkpoint, PROFILE, "fp32", tmp_path, SETTINGS).compared == ()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_prompt_is_encoded_once_and_before_the_memory_is_needed(
+    precision: str,
+    exported: Callable[..., OnnxModel],
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What encodes it is the largest part of Wan 1.3B: it is neither beside a transformer whose range is looked at, nor
+    beside what ONNX Runtime holds."""
+    own, done, made = Checkpoint.open(small_checkpoint), list[str](), exported("dit", precision).path
+    fresh, open_session = own.fresh, checks.open_session
+
+    def noted(part: str, *given: Any) -> Any:
+        done.append(part)
+        return fresh(part, *given)
+
+    def opened(*given: Any) -> Any:
+        done.append("session")
+        return open_session(*given)
+
+    def written(*given: Any) -> None:
+        (path,) = (each for each in given if isinstance(each, Path))
+        for file in made.parent.iterdir():
+            shutil.copy(file, path.parent)
+
+    monkeypatch.setattr(own, "fresh", noted)
+    monkeypatch.setattr(checks, "open_session", opened)
+    monkeypatch.setattr(exporter, "_write_onnx", written)
+    found = export_component("dit", own, PROFILE, precision, tmp_path, SETTINGS)
+    assert found.compared == ("min", "opt", "max")
+    parts = ["text_encoder", "transformer"]
+    assert done == [*(parts if precision == "fp16" else reversed(parts)), "session"]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

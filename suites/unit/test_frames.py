@@ -114,7 +114,7 @@ class TestMeasuring:
         arms = [Arm(lambda _, error=error: outputs(error)) for error in (0.0, 0.1)]  # type: ignore[misc]
         target = SimpleNamespace(
             reference=arms[0], candidate=arms[1], fps=8.0, steps=1, device="cpu", parity_inputs=lambda: [("opt", None)],
-            inputs=lambda *_: None, facts=dict, problems=dict,
+            build=lambda: None, inputs=lambda *_: None, facts=dict, problems=dict,
         )  # fmt: skip
         quick = {"perf.max_pairs": 5, "perf.min_pairs": 5, "perf.min_sample_time": 0, "perf.warmup_time": 0}
         quick["perf.kernels"] = False  # in a process of its own, which knows of no made-up pipeline

@@ -47,8 +47,13 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measurement:
 
     class Videos:
         fps = 16.0
+        built = False
+
+        def build(self) -> None:
+            self.built = True
 
         def parity_inputs(self) -> Iterator[tuple[str, str]]:
+            assert self.built, "before an arm takes memory of a GPU"
             for name in ERRORS:
                 yield name, name
 

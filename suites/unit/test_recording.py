@@ -174,7 +174,7 @@ def test_a_checkpoint_that_is_made_apart_meanwhile_is_recorded_and_has_modules_o
     path = tmp_path / FILE_NAME
     with recorded_run(path, "cpu", {}) as recording, recording.loads(model.checkpoint, store):
         theirs = model.checkpoint.apart().load("text_encoder")
-        assert model.checkpoint.prompt_encoder() is not theirs
+        assert model.checkpoint.load("text_encoder") is not theirs
         assert model.checkpoint.load("text_encoder") is model.checkpoint.prompt_encoder()
     assert labels(MemoryRecord.read(path)) == ["load text_encoder"] * 2, (
         "what is loaded already is no loading"
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_is_made_apart_meanwhile_is_recorded_and_has_modules_o
 def test_engines_are_built_in_stages_before_anything_is_loaded(
     model: ResolvedModel, settings: Settings, on_modules: None, tmp_path: Path
 ) -> None:
-    """What a build takes is its own: no other weights are there. One that is loaded alone is built within its loading."""
+    """What a build takes is its own: no other weights are there. One that is loaded alone is built then."""
     path = tmp_path / FILE_NAME
     with recorded_run(path, "cpu", {}) as recording, EngineStore(settings) as store:  # noqa: SIM117
         with recording.loads(model.checkpoint, store):

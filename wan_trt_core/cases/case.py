@@ -247,8 +247,8 @@ class Case(_Model):
             worst of these videos (and, as ``mean.video.psnr_db``, for their mean), bands for each. One unless given.
         layers: of the transformer of a model with random weights, its first so many; all of them unless given.
         text_encoder: with random weights there is a text encoder as well, of random weights; a checkpoint has its own.
-        tf32: products and convolutions of float32 may use TF32, in both arms, whatever ``perf.allow_tf32`` says. Without
-            it none does unless that setting is given.
+        tf32: products and convolutions of float32 may use TF32, in both arms, whatever ``perf.allow_tf32`` says.
+            Without it none does unless that setting is given.
         settings: of ``config.yaml`` that are others for this case, by dotted key (``pipeline.vae_tile: 256``): of
             :data:`CASE_SETTINGS`.
         only_backends: the backends that the case is for. It then runs only where the run names one of them

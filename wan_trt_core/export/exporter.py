@@ -277,15 +277,17 @@ def _check(
         )
     if not places:
         return ()
+    prepare = component.prepare(checkpoint, precision)
+    with _explained(
+        component, precision, "preparing its inputs"
+    ):  # before: what encodes the prompt goes again
+        tensors = prepare(component.call_tensors(checkpoint, places[0].video))
     with (
         _explained(component, precision, "running the model with ONNX Runtime"),
         _temporary_folder(path.parent) as temporary,
     ):
         runs = checks.without_bf16(path, temporary) if component.has_bf16(precision) else path
         session = checks.open_session(runs, settings.threads)
-    prepare = component.prepare(checkpoint, precision)
-    with _explained(component, precision, "preparing its inputs"):
-        tensors = prepare(component.call_tensors(checkpoint, places[0].video))
     tensors = checks.in_order(what, component.inputs(checkpoint), tensors, precision)
     if precision == "bf16":  # with the same rounded weights
         graph = copy.deepcopy(graph).float()

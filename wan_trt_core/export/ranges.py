@@ -48,12 +48,13 @@ def largest_activations(
             value = float(output.abs().amax())
             largest[name] = max(largest.get(name, 0.0), math.inf if math.isnan(value) else value)
 
+    calls = component.calibration_calls(checkpoint, video)  # before: what encodes the prompt goes again
     module = checkpoint.load(component.part, precision, device)
     run = component.reference(checkpoint, precision)
     with ExitStack() as hooks, torch.no_grad():
         for name, layer in module.named_modules():
             hooks.callback(_watch(layer, name, note).remove)
-        for call in component.calibration_calls(checkpoint, video):
+        for call in calls:
             run({name: value.to(device) for name, value in call.items()})
     return largest
 

@@ -371,8 +371,10 @@ class Checkpoint:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def prompt_encoder(self) -> Any:
-        """The text encoder that encodes the prompts of exports and comparisons, in float32 on the CPU."""
-        return self.load("text_encoder")
+        """The text encoder that encodes the prompts of exports and comparisons, in float32 on the CPU: the one that is
+        loaded so, else another of which nothing is kept."""
+        known = self._modules.get(("text_encoder", str(torch_dtype("fp32")), "cpu"))
+        return known or self.fresh("text_encoder")
 
     def image_processor(self) -> Any:
         """What makes the image encoder's input of an image.

@@ -33,14 +33,26 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, text_length: int) -> Tens
     """``encoder_hidden_states`` (1, text_length, text_dim) float32, as ``WanPipeline`` makes them.
 
     The states of padding are zeros, whatever the encoder gave them. A model with random weights, or without a text
-    encoder, has random ones.
+    encoder, has random ones. A prompt is encoded once: the checkpoint keeps its states, some MB in the place of an
+    encoder of gigabytes, and gives them for another length with more padding or less, which is no more than rounding
+    away from what the encoder would give.
     """
     if checkpoint.random or "text_encoder" not in checkpoint.parts:
         return random_states(prompt, text_length, checkpoint.config("transformer")["text_dim"])
+    from torch.nn import functional
+
+    known: dict[tuple[str, int], tuple[Tensor, int]] = vars(checkpoint).setdefault("_prompts", {})
+    if (prompt, text_length) in known:
+        return known[prompt, text_length][0].clone()
+    for (other, length), (states, count) in known.items():
+        if other == prompt and count < length and count <= text_length:  # so that neither is cut
+            padding = (0, 0, 0, max(0, text_length - length))
+            return functional.pad(states, padding)[:, :text_length].clone()
     tokens = tokenize(checkpoint, prompt, text_length)
-    encoder = checkpoint.prompt_encoder()
-    states: Tensor = encoder(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
-    return states * tokens["attention_mask"][..., None]
+    mask, encoder = tokens["attention_mask"], checkpoint.prompt_encoder()
+    states = encoder(tokens["input_ids"], mask).last_hidden_state * mask[..., None]
+    known[prompt, text_length] = states, int(mask.sum())
+    return states.clone()
 
 
 def random_states(prompt: str, text_length: int, text_dim: int) -> Tensor:

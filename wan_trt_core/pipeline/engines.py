@@ -105,8 +105,8 @@ class PipelineEngines:
 
 
 class EngineStore:
-    """The engines that are loaded, so that one session loads each of them once. All that are asked for together are built
-    before the first is loaded, for a builder leaves out the kernels that it finds no memory for.
+    """The engines that are loaded, so that one session loads each of them once. All that are asked for together are
+    built before the first is loaded, for a builder leaves out the kernels that it finds no memory for.
 
     Args:
         settings: those of the session; every engine of the store is built and loaded by them.
@@ -537,16 +537,17 @@ def exported_model(
     def export(folder: Path) -> dict[str, Any]:
         from wan_trt_core.export.exporter import export_component
 
-        onnx = export_component(
-            part,
-            model.checkpoint,
-            profile,
-            precision,
-            folder,
-            settings,
-            block_outputs=block_outputs,
-            progress=progress,
-        )
+        with model.checkpoint.passing(part.part, "cpu"):  # a builder needs the room, and engines do its work
+            onnx = export_component(
+                part,
+                model.checkpoint,
+                profile,
+                precision,
+                folder,
+                settings,
+                block_outputs=block_outputs,
+                progress=progress,
+            )
         return {"model": {**asdict(onnx), "path": onnx.path.relative_to(folder).as_posix()}}
 
     entry = cache.get_or_make("onnx", identity, export)

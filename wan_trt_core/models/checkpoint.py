@@ -136,6 +136,8 @@ class Checkpoint:
         folder: the folder in diffusers format, absolute.
         parts: those with weights, by the order of :data:`PARTS`.
         random: the weights were never trained, so that outputs say nothing about quality.
+        encoded: states of prompts by text and length, each with the number that is no padding; see
+            :func:`~wan_trt_core.models.prompts.encode_prompt`.
     """
 
     architecture: ClassVar[str] = "wan"
@@ -149,6 +151,7 @@ class Checkpoint:
         self.folder = folder
         self._modules: dict[tuple[str, str, str], nn.Module] = {}
         self._hashes: dict[str, str] = {}
+        self.encoded: dict[tuple[str, int], tuple[Tensor, int]] = {}
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.folder)!r})"

@@ -41,16 +41,16 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, text_length: int) -> Tens
         return random_states(prompt, text_length, checkpoint.config("transformer")["text_dim"])
     from torch.nn import functional
 
-    known: dict[tuple[str, int], tuple[Tensor, int]] = vars(checkpoint).setdefault("_prompts", {})
+    known = checkpoint.encoded
     if (prompt, text_length) in known:
         return known[prompt, text_length][0].clone()
-    for (other, length), (states, count) in known.items():
+    for (other, length), (kept, count) in known.items():
         if other == prompt and count < length and count <= text_length:  # so that neither is cut
             padding = (0, 0, 0, max(0, text_length - length))
-            return functional.pad(states, padding)[:, :text_length].clone()
+            return functional.pad(kept, padding)[:, :text_length].clone()
     tokens = tokenize(checkpoint, prompt, text_length)
     mask, encoder = tokens["attention_mask"], checkpoint.prompt_encoder()
-    states = encoder(tokens["input_ids"], mask).last_hidden_state * mask[..., None]
+    states: Tensor = encoder(tokens["input_ids"], mask).last_hidden_state * mask[..., None]
     known[prompt, text_length] = states, int(mask.sum())
     return states.clone()
 

@@ -290,13 +290,13 @@ def _cache(settings: Settings) -> Finding:
 
 
 def _engines(settings: Settings) -> int:
-    """Bytes in the cache of the engines that a video by the settings' model takes, on a GPU with the transformer in
-    FP16; 0 where there are none or the model is not known."""
+    """Bytes in the cache of the engines that a video by the settings' model takes, in the precisions that they have
+    unless others are given; 0 where there are none or the model is not known."""
     from wan_trt_core.backends.base import EngineBackend
     from wan_trt_core.backends.registry import device_of, get_backend
     from wan_trt_core.models.catalogue import resolve
     from wan_trt_core.models.room import room
-    from wan_trt_core.pipeline.engines import VAE_ENCODER, components_run
+    from wan_trt_core.pipeline.engines import VAE_ENCODER, components_run, usual_of_engine
 
     try:
         checkpoint = resolve(settings.model, settings.checkpoint, download=False).checkpoint
@@ -306,8 +306,8 @@ def _engines(settings: Settings) -> int:
     except ValueError:  # of a model or backend that there is not, which other findings tell
         return 0
     names += VAE_ENCODER if checkpoint.begins_with_image else ()
-    half = ("dit", "dit_2") if device_of(settings) == "cuda" else ()
-    return room(checkpoint, {name: "fp16" if name in half else "fp32" for name in names}).cache
+    device = device_of(settings)
+    return room(checkpoint, {name: usual_of_engine(name, device) for name in names}).cache
 
 
 def _baselines(settings: Settings) -> Finding:

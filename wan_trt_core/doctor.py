@@ -258,8 +258,12 @@ def _lpips() -> Finding:
 _ROOM = 2**30
 """Bytes that should be left for an engine cache, of a model however small."""
 
+_GIB = 2**30
+
 
 def _cache(settings: Settings) -> Finding:
+    from wan_trt_core.engine_cache import EngineCache
+
     folder = settings.cache
     while not folder.exists():
         folder = folder.parent
@@ -269,12 +273,41 @@ def _cache(settings: Settings) -> Finding:
         return Finding(
             "engine cache", "missing", f"{settings.cache} cannot be written", feature, fix, required=True
         )
-    free = shutil.disk_usage(folder).free
-    detail = f"{settings.cache}, {free / 2**30:.1f} GiB free"
-    if free < _ROOM:
-        fix = "free some, or set cache (WAN_TRT_CACHE) to another disk; Wan's 1.3B takes 6 GiB"
+    free, needs = shutil.disk_usage(folder).free, _engines(settings)
+    held = sum(entry.bytes for entry in EngineCache(settings.cache).list())
+    detail = f"{settings.cache}, {free / _GIB:.1f} GiB free"
+    if held:
+        detail += f", {held / _GIB:.1f} GiB in use"
+    if needs:
+        detail += f"; engines of {settings.model} take {needs / _GIB:.1f} GiB for each profile"
+    if free < _ROOM or free + held < needs:
+        fix = (
+            "free some, remove engines that nothing asks for (wan-trt engines prune), or set cache (WAN_TRT_CACHE) to"
+            " another disk"
+        )
         return Finding("engine cache", "missing", detail, feature, fix, required=True)
     return Finding("engine cache", "ok", detail, feature, required=True)
+
+
+def _engines(settings: Settings) -> int:
+    """Bytes in the cache of the engines that a video by the settings' model takes, in the precisions that they have
+    unless others are given; 0 where there are none or the model is not known."""
+    from wan_trt_core.backends.base import EngineBackend
+    from wan_trt_core.backends.registry import device_of, get_backend
+    from wan_trt_core.models.catalogue import resolve
+    from wan_trt_core.models.room import room
+    from wan_trt_core.pipeline.engines import VAE_ENCODER, components_run, usual_of_engine
+
+    try:
+        checkpoint = resolve(settings.model, settings.checkpoint, download=False).checkpoint
+        names = components_run("pipeline", checkpoint)
+        if not isinstance(get_backend(settings.backend), EngineBackend):
+            return 0
+    except ValueError:  # of a model or backend that there is not, which other findings tell
+        return 0
+    names += VAE_ENCODER if checkpoint.begins_with_image else ()
+    device = device_of(settings)
+    return room(checkpoint, {name: usual_of_engine(name, device) for name in names}).cache
 
 
 def _baselines(settings: Settings) -> Finding:

@@ -12,6 +12,12 @@ import pytest
 
 from wan_trt_core import doctor
 from wan_trt_core.config import Loaded, load_settings
+from wan_trt_core.engine_cache import EngineCache
+from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.models.footprint import engine_bytes, stock_bytes
+from wan_trt_core.models.random_weights import RandomCheckpoint
+from wan_trt_core.models.room import room
+from wan_trt_core.pipeline.engines import VAE_DECODER, components_run
 
 
 @pytest.fixture
@@ -163,6 +169,54 @@ class TestWhatIsMissing:
         finding = doctor._cache(loaded.settings)
         assert (finding.status, detail in finding.detail) == (status, True)
         assert status == "ok" or "WAN_TRT_CACHE" in finding.fix
+
+    @pytest.mark.parametrize(
+        ("free", "held", "status"),
+        [(6.1, 0.0, "ok"), (5.9, 0.0, "missing"), (2.0, 6.0, "ok"), (0.9, 6.0, "missing")],
+    )
+    def test_the_engines_of_the_model_need_room_unless_they_are_there(
+        self, free: float, held: float, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """As docs/gpu-ci.md tells of the 1.3B: 6.0 GiB for the transformer in FP16 and the VAE's decoder."""
+        gib, options = 2**30, {"model": "wan2.1-t2v-1.3b", "backend": "tensorrt", "cache": tmp_path}
+        settings = load_settings(None, options, {"WAN_TRT_CONFIG": ""}).settings
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free * gib))
+        monkeypatch.setattr(EngineCache, "list", lambda _: (SimpleNamespace(bytes=held * gib),))
+        finding = doctor._cache(settings)
+        assert finding.status == status
+        assert "engines of wan2.1-t2v-1.3b take 6.0 GiB for each profile" in finding.detail
+
+    def test_the_table_of_disk_and_host_memory_is_what_the_catalogue_comes_to(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(RandomCheckpoint, "random", False)  # of a checkpoint, which has a text encoder
+        text = (Path(__file__).parents[2] / "docs" / "gpu-ci.md").read_text()
+        rows = [
+            line for line in text.partition("### Disk and host memory")[2].splitlines() if line[:1] == "|"
+        ][2:8]
+        found = [[cell.strip() for cell in row.split("|")[2:-1]] for row in rows]
+        told = []
+        for name in ("wan2.1-t2v-1.3b", "wan2.2-ti2v-5b", "wan2.1-t2v-14b", "wan2.2-t2v-a14b"):
+            checkpoint = resolve(name, text_encoder=True).checkpoint
+            precisions = {
+                component: "fp16" if component.startswith("dit") else "fp32"
+                for component in components_run("pipeline", checkpoint)
+            }
+            takes = room(checkpoint, precisions)
+            sizes = [
+                engine_bytes(checkpoint, "dit", "fp16"),
+                sum(engine_bytes(checkpoint, part, "fp32") for part in VAE_DECODER),
+                stock_bytes(checkpoint, "text_encoder", "fp32"),
+                *(takes.cache, takes.export, takes.build),
+            ]
+            cells = [f"{size / 2**30:.1f}" for size in sizes]
+            told.append([f"{'2 x ' if 'dit_2' in precisions else ''}{cells[0]}", *cells[1:]])
+        assert found == [list(row) for row in zip(*told, strict=True)]
+
+    @pytest.mark.parametrize(("model", "backend"), [("tiny-wan", "torch"), ("no-such", "tensorrt")])
+    def test_what_has_no_engines_needs_no_room(self, model: str, backend: str) -> None:
+        settings = load_settings(None, {"model": model, "backend": backend}, {"WAN_TRT_CONFIG": ""}).settings
+        assert doctor._engines(settings) == 0
 
     def test_lpips_weights_when_they_are_there(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))

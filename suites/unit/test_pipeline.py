@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
 from diffusers.video_processor import VideoProcessor
 from module_engine import ModuleEngine, component_engine
 
-from wan_trt_core.backends.base import BackendUnavailable, EngineBackend, EngineError
+from wan_trt_core.backends.base import BackendUnavailable, EngineBackend, EngineError, OnnxModel
 from wan_trt_core.backends.registry import UnknownBackend, get_backend
 from wan_trt_core.config import OnnxRuntimeSettings, Settings, TensorRtSettings, with_values
 from wan_trt_core.engine_cache import EngineCache
@@ -473,6 +474,28 @@ def test_an_engine_that_was_built_just_now_is_loaded_without_another_look(
             assert len(looks) == 2
         looks.clear()
     assert len(missing) == 1, "told where it is made alone"
+
+
+def test_what_an_export_loads_is_let_go(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 14B's transformer would lie in host memory beside its build, and the second expert's beside the first's."""
+    opened, loaded = resolve(str(small_checkpoint)), list[weakref.ref[Any]]()
+    kept = opened.checkpoint.load("vae")
+
+    def export(
+        part: Any, checkpoint: Any, profile: Any, precision: str, folder: Path, *_: Any, **__: Any
+    ) -> Any:
+        loaded.append(weakref.ref(checkpoint.load(part.part, precision)))
+        return OnnxModel(part.name, precision, folder / "file.onnx", "", profile.name, {}, {}, (), ())
+
+    monkeypatch.setattr("wan_trt_core.export.exporter.export_component", export)
+    for name in ("dit", "vae_decoder_next"):
+        made = (name, opened, PROFILE, "fp32", "onnxruntime", Settings(cache=tmp_path))
+        assert exported_model(*made).component == name
+    transformer, vae = loaded
+    assert transformer() is None and vae() is kept, "what was there before stays"
+    assert opened.checkpoint.load("vae") is kept
 
 
 @pytest.mark.parametrize(

@@ -755,7 +755,7 @@ class TestRun:
         planned: list[Any] = []
         nothing = SimpleNamespace(fitting=())
         monkeypatch.setattr(
-            "wan_trt_core.memory.room.plan", lambda *asked: (planned.append(asked[1]), nothing)[1]
+            "wan_trt_core.memory.plan.plan", lambda *asked: (planned.append(asked[1]), nothing)[1]
         )
         on_engines = ("--backend", "onnxruntime", "--precision", "fp16", "--text-encoder-engine")
         code, _, err = wan(*given, *on_engines)
@@ -1318,8 +1318,8 @@ class TestBenchmark:
 
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**30, 2**40))
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-        monkeypatch.setattr("wan_trt_core.memory.room.predict", predicted)
-        monkeypatch.setattr("wan_trt_core.memory.room.plan", lambda *_: SimpleNamespace(fitting=()))
+        monkeypatch.setattr("wan_trt_core.memory.plan.predict", predicted)
+        monkeypatch.setattr("wan_trt_core.memory.plan.plan", lambda *_: SimpleNamespace(fitting=()))
         monkeypatch.setenv("WAN_TRT_DEVICE", "cuda")
         given = ("--frames", 9, "--precision", "fp16", "--reference-precision", "fp32", "--offload")
         code, out, err = wan("benchmark", "--compare", "onnxruntime", *given)

@@ -121,8 +121,8 @@ def check_memory(
     """
     import torch
 
-    from wan_trt_core.memory.prediction import choice_of, unplanned, workload
     from wan_trt_core.memory.plan import lacking
+    from wan_trt_core.memory.prediction import choice_of, unplanned, workload
     from wan_trt_core.models.profiles import Sizes
     from wan_trt_core.pipeline.assembly import TEXT_ENCODER
     from wan_trt_core.pipeline.engines import precision_of

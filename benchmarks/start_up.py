@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from statistics import median
@@ -110,7 +111,8 @@ def save(settings: Settings, folder: Path, *, text_encoder: bool = False) -> Non
     from wan_trt_core.models.catalogue import resolve
     from wan_trt_core.models.checkpoint import EMBEDDED, Checkpoint
 
-    pipe = resolve(settings.model, text_encoder=text_encoder).checkpoint.pipeline()
+    model = resolve(settings.model, text_encoder=text_encoder)
+    pipe = model.checkpoint.pipeline()
     if pipe.text_encoder is None:
         tokenizer, dim = Checkpoint.open(EMBEDDED).tokenizer(), pipe.transformer.config.text_dim
         config = UMT5Config(vocab_size=len(tokenizer), d_model=dim, d_ff=dim, num_layers=1, num_heads=1)
@@ -118,6 +120,8 @@ def save(settings: Settings, folder: Path, *, text_encoder: bool = False) -> Non
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
         pipe.save_pretrained(Path(unfinished) / "model")
+        of_model = {name: value for name, value in asdict(model.generation).items() if value is not None}
+        (Path(unfinished) / "model" / "generation.json").write_text(json.dumps(of_model))
         os.replace(Path(unfinished) / "model", folder)
 
 

@@ -16,6 +16,7 @@ from scripts import load_script
 
 from wan_trt_core.backends.onnxruntime import OnnxRuntimeBackend
 from wan_trt_core.config import Settings
+from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 
 
@@ -77,6 +78,8 @@ def test_weights_that_are_saved_first_are_read_as_a_script_reads_them(
     folder = tmp_path / "new" / "model"
     script.save(settings, folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"], "nothing unfinished is left"
+    of_model, saved = (resolve(str(each)).generation for each in (settings.model, folder))
+    assert saved == of_model, "or the video would be of another size"
     spent = script.Spent(time.time())
     stored = settings.model_copy(update={"checkpoint": folder})
     script.start_up(stored, "fp32", spent, by, folder)

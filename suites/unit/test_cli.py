@@ -932,6 +932,7 @@ class TestRun:
             raise EngineError("enough")
 
         monkeypatch.setattr(engines, "load_engine", load)
+        monkeypatch.setattr(engines.EngineStore, "build", lambda *_, **__: None)
         monkeypatch.setattr("wan_trt_core.pipeline.assembly.placed", lambda *_, **__: None)
         monkeypatch.setattr("wan_trt_core.pipeline.assembly.swap", enough)
         monkeypatch.setenv("WAN_TRT_BACKEND", "tensorrt")
@@ -1532,7 +1533,7 @@ class TestMemory:
 
     def test_a_file_without_a_stage(self, wan: Wan) -> None:
         """Of a run that was killed at once a short report; of any other nothing, and the file is named."""
-        facts = {"started": "2026", "command": [], "hardware_key": "cpu-test", "run": {"model": "tiny"}}
+        facts = {"started": "2026-07-01", "command": [], "hardware_key": "cpu-test", "run": {"model": "tiny"}}
         record = MemoryRecord.model_validate({**facts, "methods": {}, "precisions": {}, "events": ()})
         record.write(Path("events.json"))
         code, out, err = wan("memory", "analyze", "events.json")

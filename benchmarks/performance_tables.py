@@ -17,6 +17,7 @@ from wan_trt_core.baselines import read_baselines
 from wan_trt_core.cases import Case, Limit, Suite, load_cases
 from wan_trt_core.gates.bands import BaselineEntry, ObservedMetric
 from wan_trt_core.gates.formatting import quantity
+from wan_trt_core.measure.differences import costliest
 from wan_trt_core.models.profiles import POINTS
 from wan_trt_core.observations import CACHES, commit_of, seen
 from wan_trt_core.pytest_plugin.session import allowed_names
@@ -53,7 +54,6 @@ MEMORY = {
 
 KERNELS = ("products", "attention", "convolutions", "pointwise", "copies", "other")
 """Groups of kernels, see :mod:`wan_trt_core.measure.kernels`."""
-
 
 LAYERS = ("case", "layers", "time", "of all layers", "runs", "commit")
 COSTLIEST = 8
@@ -135,10 +135,8 @@ def layers(stored: Stored) -> Iterator[tuple[str, ...]]:
         found: Sequence[tuple[str, float, int]] = (entry.kernels or {}).get("layers", ())
         if not found or case.component == "pipeline" or case.settings or case.model.startswith("tiny-"):
             continue
-        whole = sum(ms for _, ms, _ in found)
-        for name, ms, runs in sorted(found, key=lambda layer: -layer[1])[:COSTLIEST]:
-            told = name.removeprefix("layer ")
-            yield case.id, told, f"{ms:,.2f} ms", f"{ms / whole:.1%}", str(runs), _commit(entry)
+        for name, ms, share, runs in costliest(found, COSTLIEST):
+            yield case.id, name, f"{ms:,.2f} ms", f"{share:.1%}", str(runs), _commit(entry)
 
 
 def tables(baselines: Path, case_file: Path) -> dict[str, str]:

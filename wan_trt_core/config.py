@@ -308,7 +308,7 @@ class Settings(_Model):
     backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
     profile: str | None = Field(
         default=None,
-        description="shape profile; by default the first, for run, build and export the first that serves the video",
+        description="shape profile; by default the first, for commands the first that serves the video",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

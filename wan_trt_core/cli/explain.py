@@ -154,14 +154,13 @@ def explain_memory(
 
 def _print_layers(layers: Sequence[tuple[str, float, int]]) -> None:
     """A TensorRT engine's own, by what they do and the module they came from: stock diffusers has none to compare."""
-    if not layers:
-        return
-    total = sum(ms for _, ms, _ in layers)
+    from wan_trt_core.measure.differences import costliest
+
     rows = [
-        (name.removeprefix("layer "), f"{ms:.3f} ms", f"{ms / total:.1%}", str(runs))
-        for name, ms, runs in sorted(layers, key=lambda layer: -layer[1])[:TOP]
+        (name, f"{ms:.3f} ms", f"{share:.1%}", str(runs)) for name, ms, share, runs in costliest(layers, TOP)
     ]
-    print_table("", ("layers of the candidate", "time", "of all layers", "runs"), rows)
+    if rows:
+        print_table("", ("layers of the candidate", "time", "of all layers", "runs"), rows)
 
 
 def _print_changes(what: str, changes: Iterable[Change], text: Callable[[float], str]) -> None:

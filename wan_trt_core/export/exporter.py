@@ -278,9 +278,8 @@ def _check(
     if not places:
         return ()
     prepare = component.prepare(checkpoint, precision)
-    with _explained(
-        component, precision, "preparing its inputs"
-    ):  # before: what encodes the prompt goes again
+    # before the session is there: what encodes the prompt goes again
+    with _explained(component, precision, "preparing its inputs"):
         tensors = prepare(component.call_tensors(checkpoint, places[0].video))
     with (
         _explained(component, precision, "running the model with ONNX Runtime"),

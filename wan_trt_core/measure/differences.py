@@ -359,6 +359,14 @@ def most_changed(changes: Iterable[Change], count: int) -> list[Change]:
     return sorted(changes, key=lambda change: -abs(change.added))[:count]
 
 
+def costliest(layers: Sequence[tuple[str, float, int]], count: int) -> list[tuple[str, float, float, int]]:
+    """The layers of an engine that took longest, as a breakdown has them: what each does and the module that it came
+    from, its milliseconds, its share of all layers, and its runs."""
+    whole = sum(ms for _, ms, _ in layers)
+    longest = sorted(layers, key=itemgetter(1), reverse=True)[:count]
+    return [(name.removeprefix("layer "), ms, ms / whole, runs) for name, ms, runs in longest]
+
+
 def shortened(name: str, limit: int = 44) -> str:
     """A kernel's name for people: those that C++ templates made may take lines."""
     name = re.sub(r"^void |^node |^layer |at::native::|\(anonymous namespace\)::", "", name)

@@ -167,15 +167,14 @@ class EngineStore:
         if key not in self._engines:
 
             def load() -> Engine:
+                checked = self._built.pop(key, None)  # just now; each later time its hashes are again
                 return load_engine(
                     *made,
                     self._settings,
                     block_outputs=block_outputs,
                     progress=self._progress,
                     built=built,
-                    entry=self._built.pop(
-                        key, None
-                    ),  # its hashes were checked just now, and are each later time
+                    entry=checked,
                 )
 
             offloads = self._settings.pipeline.offload

@@ -136,9 +136,7 @@ def changes_table(changes: Sequence[MetricChange]) -> Table:
     styles = {Weight.FAILED: bad, Weight.WORSE: bad, Weight.NOTABLE: "green", Weight.UNCHANGED: "dim"}
     case = ""
     for row in changes:
-        if (
-            row.case != case
-        ):  # in a line of its own, which a long one may fold: its width is not taken from the others
+        if row.case != case:  # in a line of its own, which a long one may fold
             case = row.case
             table.add_row(case)
         cells = (f"  {row.metric}", *row.values, row.change, row.allowed, row.outcome)

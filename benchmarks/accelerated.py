@@ -39,7 +39,7 @@ from wan_trt_core.measure.timing import PairedTimer
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.prompts import PROMPT
 from wan_trt_core.pipeline.acceleration import originals
-from wan_trt_core.pipeline.assembly import replaced_precisions
+from wan_trt_core.pipeline.assembly import TEXT_ENCODER, replaced_precisions, text_precision
 from wan_trt_core.pipeline.generate import GenerationError, generate
 from wan_trt_core.pipeline.stages import time_stages
 from wan_trt_core.records import write_json
@@ -75,7 +75,7 @@ def measure(
     """Time both arms.
 
     Args:
-        precision: of both arms' modules.
+        precision: of both arms' modules; the text encoder's is float32 unless it is named.
         generation: what differs from the profile's sizes, where one is named, and the model's own generation settings.
         pairs: of generations; three at least.
         staged: pairs of generations whose stages are timed.
@@ -93,7 +93,7 @@ def measure(
         FellBack: when the accelerated arm ran diffusers' own modules.
     """
     device = device_of(settings)
-    dtypes = replaced_precisions(precision)
+    dtypes = {**replaced_precisions(precision), TEXT_ENCODER: text_precision(precision)}
     # opened twice: accelerate takes diffusers' modules off the device, and the reference needs them there
     models = [resolve(settings.model, settings.checkpoint) for _ in range(2)]
     stock = models[0].checkpoint.pipeline(dtypes, device)
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--backend")
     parser.add_argument("--profile")
-    parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32")
+    parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32,text_encoder=bf16")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--pairs", type=int, default=7, help="of generations, 3 at least")
     parser.add_argument("--staged", type=int, default=3, help="pairs of generations whose stages are timed")

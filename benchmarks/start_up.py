@@ -135,7 +135,7 @@ def start_up(
     """One start, in this process, when PyTorch and diffusers are imported.
 
     Args:
-        precision: of the modules and the engines.
+        precision: of the modules and the engines; the text encoder's is float32 unless it is named.
         spent: notes where the time goes.
         by: one of :data:`WAYS`.
         folder: from where the pipeline is read, as by a user's script; else it is that of the settings' checkpoint.
@@ -153,7 +153,8 @@ def start_up(
     from wan_trt_core.models.loaded import LoadedCheckpoint
     from wan_trt_core.models.prompts import PROMPT
     from wan_trt_core.pipeline.acceleration import originals
-    from wan_trt_core.pipeline.assembly import on_engines, replaced_precisions
+    from wan_trt_core.pipeline.assembly import TEXT_ENCODER as TEXT_PART
+    from wan_trt_core.pipeline.assembly import on_engines, replaced_precisions, text_precision
     from wan_trt_core.pipeline.engines import EngineStore
     from wan_trt_core.pipeline.generate import generate
     from wan_trt_core.pipeline.stages import stages
@@ -187,7 +188,7 @@ def start_up(
             store = opened.enter_context(EngineStore(settings))
             pipe = on_engines(model, profile, precision, backend.name, store, settings, device)
         else:
-            dtypes = replaced_precisions(precision)
+            dtypes = {**replaced_precisions(precision), TEXT_PART: text_precision(precision)}
             before = spent.on(MODULES)
             pipe = model.checkpoint.pipeline(dtypes) if folder is None else _read(folder, dtypes)
             spent.on(before)
@@ -250,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for option in ("model", "checkpoint", "backend", "profile"):
         parser.add_argument(f"--{option}")
-    parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32")
+    parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32,text_encoder=bf16")
     parser.add_argument("--by", choices=WAYS, default=ACCELERATE, help="what puts the engines in")
     parser.add_argument("--from-folder", type=Path, help="read the weights from here; saved first if missing")
     parser.add_argument(

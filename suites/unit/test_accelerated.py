@@ -7,9 +7,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from scripts import load_script
 
+from wan_trt_core.comparison.targets import Outputs
 from wan_trt_core.config import Settings
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.pipeline.stages import StageTimes
@@ -63,6 +66,24 @@ def test_both_arms_and_their_stages_are_timed(
     assert f"accelerated is {result['speedup']:.2f}x as fast as stock" in out
     assert "tiny-wan, 5 frames of 64x64, 1 steps" in out
     assert "one generation of 2 steps: stock " in out
+
+
+def test_the_text_encoder_of_both_arms_is_as_it_is_asked_for(
+    benchmark_file: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 takes several times as long on a GPU as bfloat16, in which it is published for."""
+
+    def video(pipe: Any, _: Any) -> Outputs:
+        seen.append(pipe.text_encoder.dtype)
+        return Outputs(video=np.zeros((1, 8, 8, 3), "float32"))
+
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(benchmark_file, "_video", video)
+    monkeypatch.setattr(benchmark_file, "_stages", lambda *_: {"stock": {}, "accelerated": {}})
+    settings = Settings(cache=tmp_path, on_missing_shape="torch")
+    precision = {"dit": "fp32", "vae": "fp32", "text_encoder": "bf16"}
+    benchmark_file.measure(settings, precision, GENERATION, 3, 1, warm_up=0)
+    assert {*seen} == {torch.bfloat16} and len(seen) >= 6
 
 
 @pytest.mark.parametrize(("low", "code"), [(2.0, 0), (1.99, 1)])

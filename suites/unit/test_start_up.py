@@ -82,8 +82,8 @@ def test_weights_that_are_saved_first_are_read_as_a_script_reads_them(
     assert saved == of_model, "or the video would be of another size"
     spent = script.Spent(time.time())
     stored = settings.model_copy(update={"checkpoint": folder})
-    script.start_up(stored, "fp32", spent, by, folder)
-    dtypes = {"transformer": "fp32", "transformer_2": "fp32", "vae": "fp32"}
+    script.start_up(stored, {"dit": "fp32", "vae": "fp32", "text_encoder": "bf16"}, spent, by, folder)
+    dtypes = {"transformer": "fp32", "transformer_2": "fp32", "vae": "fp32", "text_encoder": "bf16"}
     assert read == ([(folder, dtypes)] if by == "accelerate" else [])
     assert spent.seconds[script.MODULES] > 0 and spent.seconds[script.STEP] > 0
 

@@ -33,6 +33,10 @@ METRICS: dict[Suite, tuple[tuple[str, ...], str]] = {
 """What a suite says of the candidate, the first that is stored, and its unit."""
 
 
+OF_THE_BUILDER = ("tensorrt.workspace_gib",)
+"""Settings of a case without which its engines are not built in reasonable time: no option to choose for memory."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A metric as a baseline has it, and the commit that it was measured at."""
@@ -47,7 +51,7 @@ Baselines = Callable[[Case, Suite, str], Stored | None]
 
 def option(case: Case) -> str:
     """The settings that set a case apart, in words; empty for a plain one."""
-    words = [f"{key}: {value}" for key, value in case.settings.items()]
+    words = [f"{key}: {value}" for key, value in case.settings.items() if key not in OF_THE_BUILDER]
     if isinstance(case.precision, dict) and case.precision.get("text_encoder") == INT8:
         words.append(f"text_encoder={INT8}")
     return ", ".join(words)

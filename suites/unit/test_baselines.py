@@ -579,9 +579,6 @@ def test_what_is_stored_here_has_the_bands_of_the_case_file(path: Path) -> None:
 OWED = {
     ("cpu-intel-xeon-6-207-2-2c-23gib", "tiny-wan-dit-fp32"),
     ("cpu-intel-xeon-6-207-2-2c-23gib", "tiny-wan-pipeline-memory"),
-    ("cuda-nvidia-h200-132sm-139gib", "tiny-wan-dit-fp32"),
-    ("cuda-nvidia-h200-132sm-139gib", "tiny-wan-pipeline-memory"),
-    ("cuda-nvidia-h200-132sm-139gib", "wan-1.3b-dit-17f"),
     ("cuda-nvidia-h200-132sm-139gib", "wan-1.3b-vae-decoder-81f-lean"),
     ("cuda-nvidia-h200-132sm-139gib", "wan-1.3b-vae-decoder-81f-tiled"),
 }

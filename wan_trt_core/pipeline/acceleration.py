@@ -49,6 +49,7 @@ from wan_trt_core.pipeline.parts import (
     require_supported,
 )
 from wan_trt_core.pipeline.precisions import ENGINES_ON_GPU
+from wan_trt_core.pipeline.scheduler_step import plan_steps, unplan_steps
 from wan_trt_core.pipeline.stages import TRANSFORMERS
 from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import replaceable
@@ -97,7 +98,8 @@ def accelerate(
     text_encoder: bool = False,
 ) -> WanPipeline:
     """Put engines in the place of a pipeline's transformers and VAE; all else of it stays as it is, but for the way on
-    which frames leave a GPU (:class:`~wan_trt_core.pipeline.video_processor.StagedVideoProcessor`).
+    which frames leave a GPU (:class:`~wan_trt_core.pipeline.video_processor.StagedVideoProcessor`), and the step of a
+    UniPC scheduler (:class:`~wan_trt_core.pipeline.scheduler_step.PlannedStep`).
 
     Engines are loaded from the cache (the setting ``cache``, ``WAN_TRT_CACHE``), and exported and built first where it
     has none; those of the VAE's encoder only for image to video, else when something is first encoded. They are made of
@@ -158,8 +160,9 @@ def accelerate(
 
 
 def restore(pipe: WanPipeline) -> WanPipeline:
-    """Put diffusers' own modules back where they were, and its video processor; release the engines. Does nothing where
-    there are none. After ``pipe.enable_model_cpu_offload()`` diffusers' modules are offloaded too.
+    """Put diffusers' own modules back where they were, its video processor and the scheduler's own step; release the
+    engines. Does nothing where there are none. After ``pipe.enable_model_cpu_offload()`` diffusers' modules are
+    offloaded too.
 
     Returns:
         ``pipe`` itself.
@@ -172,6 +175,7 @@ def restore(pipe: WanPipeline) -> WanPipeline:
             accelerated = True
     if isinstance(processor := getattr(pipe, "video_processor", None), StagedVideoProcessor):
         pipe.video_processor = processor.own
+    unplan_steps(pipe.scheduler)
     if accelerated:
         pipe.maybe_free_model_hooks()  # which puts them on what is there now, where there are any
     return pipe
@@ -274,6 +278,7 @@ class Acceleration:
             dtype = torch_dtype(self._precision[name])
             setattr(self._pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
         self._pipe.video_processor = staged(self._pipe.video_processor)
+        plan_steps(self._pipe.scheduler)
         self._serve({name: served[0][1] for name, served in self._served.items() if served})
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.pipeline.engines import PipelineEngines
+from wan_trt_core.pipeline.scheduler_step import plan_steps
 from wan_trt_core.pipeline.video_processor import staged
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def swap(
     pipe: WanPipeline, engines: PipelineEngines, device: torch.device | str | None = None
 ) -> WanPipeline:
     """A pipeline that runs on engines and shares everything else with ``pipe``, which is left as it was; its frames
-    leave a GPU on a shorter way (:mod:`~wan_trt_core.pipeline.video_processor`).
+    leave a GPU on a shorter way (:mod:`~wan_trt_core.pipeline.video_processor`), and its scheduler's steps are planned
+    (:mod:`~wan_trt_core.pipeline.scheduler_step`).
 
     Args:
         device: of the engines and the parts that stay; that of ``pipe`` unless given. Give it where the parts that
@@ -62,6 +64,7 @@ def swap(
         )
     swapped = with_parts(pipe, **parts)
     swapped.video_processor = staged(swapped.video_processor)
+    plan_steps(swapped.scheduler)
     return swapped
 
 

@@ -220,7 +220,7 @@ def _checkpoint(settings: Settings) -> Finding:
     from wan_trt_core.models.random_weights import RandomCheckpoint
 
     try:
-        model = resolve(settings.model, settings.checkpoint, download=False)
+        model = resolve(settings.model, settings.checkpoint_of(settings.model), download=False)
         model.profile(settings.profile)
     except (CatalogueError, CheckpointError) as error:
         fix = "give another model, checkpoint or profile, or install the package again"
@@ -299,7 +299,9 @@ def _engines(settings: Settings) -> int:
     from wan_trt_core.pipeline.engines import VAE_ENCODER, components_run, usual_of_engine
 
     try:
-        checkpoint = resolve(settings.model, settings.checkpoint, download=False).checkpoint
+        checkpoint = resolve(
+            settings.model, settings.checkpoint_of(settings.model), download=False
+        ).checkpoint
         names = components_run("pipeline", checkpoint)
         if not isinstance(get_backend(settings.backend), EngineBackend):
             return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wan_trt_core.pytest_plugin import options, xdist
+from wan_trt_core.pytest_plugin import checkpoints, options, xdist
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
@@ -108,6 +108,7 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
     refusal = refusal or xdist.perf_refusal(session, list(perf), backends)
     refusal = refusal or _no_budget(session, [subject for _, subject in subjects])
     refusal = refusal or _two_devices(session, cases)
+    refusal = refusal or checkpoints.refusal(session, cases)
     refusal = refusal or (_unknown_hardware(session) if subjects else None)
     if refusal:
         xdist.refuse(session, items, refusal)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wan_trt_core.pytest_plugin import judging
+from wan_trt_core.pytest_plugin import checkpoints, judging
 from wan_trt_core.pytest_plugin.options import MARKERS
 from wan_trt_core.report.writing import PAGE, REPORT, RESULTS, write_report
 
@@ -52,6 +52,7 @@ def header(session: WanSession) -> list[str]:
             bands += " (no case has any)"
     return [
         f"wan-trt: model {chosen('model')}, backend {chosen('backend')}, profile {chosen('profile')}",
+        *([f"wan-trt: {given}"] if (given := checkpoints.told(session)) else []),
         f"wan-trt: hardware {hardware}, cases {session.case_path}",
         f"wan-trt: baselines {settings.baselines}, bands {bands}",
         *([f"wan-trt: {left_out}"] if left_out else []),

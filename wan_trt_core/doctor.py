@@ -184,7 +184,7 @@ def _packages() -> list[Finding]:
 
 def _backends(settings: Settings) -> list[Finding]:
     from wan_trt_core.backends.base import BackendUnavailable
-    from wan_trt_core.backends.registry import backend_names, get_backend
+    from wan_trt_core.backends.registry import UnknownBackend, backend_names, get_backend
 
     findings = []
     for name in backend_names():
@@ -192,7 +192,7 @@ def _backends(settings: Settings) -> list[Finding]:
         try:
             backend = get_backend(name)
             backend.require(settings)
-        except (BackendUnavailable, ImportError) as error:
+        except (BackendUnavailable, UnknownBackend, ImportError) as error:
             feature = f"cases with backend: {name}"
             findings.append(
                 Finding(

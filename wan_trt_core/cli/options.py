@@ -37,7 +37,7 @@ BackendOption = Annotated[
     str | None,
     typer.Option(
         "--backend",
-        help="onnxruntime[-cuda|-tensorrt], tensorrt, torch-compile or torch.",
+        help="onnxruntime[-cuda|-tensorrt], tensorrt, torch-compile or torch, or another package's.",
         rich_help_panel=_PANEL,
     ),
 ]

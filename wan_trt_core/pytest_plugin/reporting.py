@@ -26,13 +26,14 @@ def header(session: WanSession) -> list[str]:
     """What is judged, on what, and whether it gates; nothing in runs that are not about us."""
     if not session.active:
         return []
+    from wan_trt_core.backends.registry import UnknownBackend
     from wan_trt_core.cases import CaseFileError
     from wan_trt_core.config import ConfigError
 
     try:
         settings, sources, overrides = session.settings, session.loaded.sources, session.overrides
         hardware = session.hardware_key
-    except (ConfigError, RuntimeError) as error:
+    except (ConfigError, UnknownBackend, RuntimeError) as error:
         return [f"wan-trt: {error}"]
 
     def chosen(name: str) -> str:

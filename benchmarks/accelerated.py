@@ -95,7 +95,7 @@ def measure(
     device = device_of(settings)
     dtypes = {**replaced_precisions(precision), TEXT_ENCODER: text_precision(precision)}
     # opened twice: accelerate takes diffusers' modules off the device, and the reference needs them there
-    models = [resolve(settings.model, settings.checkpoint) for _ in range(2)]
+    models = [resolve(settings.model, settings.checkpoint_of(settings.model)) for _ in range(2)]
     stock = models[0].checkpoint.pipeline(dtypes, device)
     accelerated = models[1].checkpoint.pipeline(dtypes)
     wan_trt_core.accelerate(accelerated, precision=precision, settings=settings)
@@ -261,7 +261,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--backend")
     parser.add_argument("--profile")
-    parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32,text_encoder=bf16")
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32,text_encoder=bf16"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--pairs", type=int, default=7, help="of generations, 3 at least")
     parser.add_argument("--staged", type=int, default=3, help="pairs of generations whose stages are timed")
@@ -285,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = load_settings(overrides={**named, "on_missing_shape": "torch"}).settings
         precision = parse_precision(given["precision"])
         get_backend(settings.backend).require(settings)
-        resolve(settings.model, settings.checkpoint).profile(settings.profile)
+        resolve(settings.model, settings.checkpoint_of(settings.model)).profile(settings.profile)
     except (ValueError, BadParameter, BackendUnavailable) as error:
         parser.error(str(error))
     generation = {name: given[option] for option, name in sizes.items() if given[option] is not None}

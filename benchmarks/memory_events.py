@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--rounds: an interval needs three")
     try:
         settings = load_settings(overrides={"backend": given.backend}).settings
-        model = resolve(given.model, settings.checkpoint)
+        model = resolve(given.model, settings.checkpoint_of(given.model))
         precision = precision_for(given.precision, device_of(settings))
         profile, backend = model.profile(given.profile), get_backend(given.backend)
         backend.require(settings)

@@ -60,7 +60,7 @@ def row(
     settings: Settings, profile: str | None, backend: str, precision: str | dict[str, str], size: Sizes | None
 ) -> tuple[str, ...]:
     """One run, and its prediction."""
-    model = resolve(settings.model, settings.checkpoint)
+    model = resolve(settings.model, settings.checkpoint_of(settings.model))
     shapes = model.profile(profile)
     case = case_of(settings.model, shapes.name, backend, precision, steps=MEMORY_STEPS, speedup=1.0)
     target = PipelineTarget(case, Context(settings))
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = {"model": given.model, "checkpoint": given.checkpoint}
     try:
         settings = load_settings(overrides=options).settings
-        shapes = resolve(settings.model, settings.checkpoint).profile(given.profile)
+        shapes = resolve(settings.model, settings.checkpoint_of(settings.model)).profile(given.profile)
         sizes = [sized(shapes.opt, text) for text in given.size] if given.size else [None]
         precisions = {}
         for backend in given.backend:

@@ -163,7 +163,7 @@ def start_up(
     spent.on(DEVICE)
     torch.zeros(1, device=device)
     spent.on(REST)
-    model = resolve(settings.model, settings.checkpoint)
+    model = resolve(settings.model, settings.checkpoint_of(settings.model))
     profile = model.profile(settings.profile)
     parts = (
         (type(model.checkpoint), "pipeline", MODULES),
@@ -251,7 +251,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for option in ("model", "checkpoint", "backend", "profile"):
         parser.add_argument(f"--{option}")
-    parser.add_argument("--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32,text_encoder=bf16")
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32, fp16, or dit=fp16,vae=fp32,text_encoder=bf16"
+    )
     parser.add_argument("--by", choices=WAYS, default=ACCELERATE, help="what puts the engines in")
     parser.add_argument("--from-folder", type=Path, help="read the weights from here; saved first if missing")
     parser.add_argument(

@@ -32,7 +32,7 @@ def main(image: Path, prompt: str, out: Path) -> None:
     """Generate one video of the image-to-video model that the settings name; the image is scaled to its size."""
     check_target(out)
     settings = load_settings().settings
-    model = resolve(settings.model, settings.checkpoint)
+    model = resolve(settings.model, settings.checkpoint_of(settings.model))
     check_image(True, begins_with_image=model.checkpoint.begins_with_image)
     generation = asdict(model.generation)  # the size, steps and guidance that this model was trained for
     begin = Image.open(image).convert("RGB").resize((generation["width"], generation["height"]))

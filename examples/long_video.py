@@ -56,7 +56,7 @@ def main(out: Path, frames: int) -> None:
             "pipeline.vae_tile is set, and tiles are decoded one after the other, each through all frames: no frame is"
             " whole before the end. Unset it for a video in constant memory"
         )
-    model = resolve(settings.model, settings.checkpoint)
+    model = resolve(settings.model, settings.checkpoint_of(settings.model))
     profile, video = model.profile(settings.profile), model.generation
     with EngineStore(settings) as store:
         stock = model.checkpoint.pipeline()

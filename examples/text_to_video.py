@@ -34,7 +34,7 @@ def main(prompt: str, out: Path) -> None:
     """Generate one video of the model that the settings name (tiny-wan unless config.yaml says otherwise)."""
     check_target(out)
     settings = load_settings().settings
-    model = resolve(settings.model, settings.checkpoint)
+    model = resolve(settings.model, settings.checkpoint_of(settings.model))
     dtype = ON_GPU if device_of(settings) == "cuda" else torch.float32
     pipe = WanPipeline.from_pretrained(model.checkpoint.folder, dtype=dtype)
     pipe = wan_trt_core.accelerate(pipe)  # for the profile that serves the model's own video

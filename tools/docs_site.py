@@ -94,6 +94,8 @@ def _kind(kind: Any) -> str:
         return ", ".join(_code(value) for value in get_args(kind))
     if get_origin(kind) is tuple:
         return f"list of {_kind(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return "mapping"
     names = {bool: "`true`, `false`", int: "integer", float: "number", str: "text", Path: "path"}
     return "`null`" if kind is type(None) else names[kind]
 

@@ -471,7 +471,12 @@ def told_settings(plan: Plan) -> dict[str, str]:
 
 
 def measurement_command(
-    suite: str, report: Path, *, suites: Path, cases: Collection[str] | None, options: Mapping[str, str]
+    suite: str,
+    report: Path,
+    *,
+    suites: Path,
+    cases: Collection[str] | None,
+    options: Mapping[str, str | Sequence[str]],
 ) -> list[str]:
     """The pytest run that measures: this interpreter, one process, no gate, a report of its own.
 
@@ -480,13 +485,14 @@ def measurement_command(
         report: folder that the run writes ``results.json`` into.
         suites: folder of the suites.
         cases: ids to run; all unless given.
-        options: values of further ``--wan-`` options by name.
+        options: values of further ``--wan-`` options by name, several of one that is repeated.
     """
     own = suites / suite  # where there is one, the other suites and the unit tests need not be collected
     folder = own if own.is_dir() else suites
     command = [sys.executable, "-m", "pytest", "-m", suite, str(folder), "-p", "no:xdist", "--wan-no-gate"]
     command += [f"--wan-report={report}"]
-    command += [f"--wan-{name}={value}" for name, value in sorted(options.items())]
+    for name, given in sorted(options.items()):
+        command += [f"--wan-{name}={value}" for value in ([given] if isinstance(given, str) else given)]
     # with the brackets that an item's name has around the id, as pytest would take a part of one for it
     return command + (["-k", " or ".join(f"[{case}]" for case in sorted(cases))] if cases else [])
 
@@ -514,7 +520,7 @@ def measure_runs(
     *,
     suites: Path,
     cases: Collection[str] | None,
-    options: Mapping[str, str],
+    options: Mapping[str, str | Sequence[str]],
 ) -> None:
     """Measure ``runs`` times, each in a process of its own.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -43,6 +43,9 @@ MOST_THREADS = THREADS_PER_CORE * (os.cpu_count() or 1)
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^\s@]+))?", re.ASCII)
 """A model of the Hugging Face hub: ``owner/name``, or ``owner/name@revision`` (branch, tag or commit)."""
+
+_OF_MODEL = re.compile(r"(?P<model>\w[\w.-]*)=(?P<place>.+)", re.ASCII)
+"""The checkpoint of one model, ``MODEL=FOLDER``. A name has no slash, so a folder below an ``a=b`` is none of these."""
 
 
 class ConfigError(ValueError):
@@ -301,9 +304,10 @@ class Settings(_Model):
         min_length=1,
         description="a name of the catalogue, a folder in diffusers format, or an id on the hub",
     )
-    checkpoint: Path | str | None = Field(
+    checkpoint: Path | str | dict[str, Path | str] | None = Field(
         default=None,
-        description="folder or hub id of the weights; by default those installed, else seeded random ones",
+        description="folder or hub id of the weights, or of each model's by its name; by default those installed, else"
+        " seeded random ones",
     )
     backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
     profile: str | None = Field(
@@ -349,6 +353,19 @@ class Settings(_Model):
     @classmethod
     def _few_enough(cls, threads: int | None) -> int | None:
         return _threads(threads)
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _one_or_by_model(cls, given: Any) -> Any:
+        by_model = given if isinstance(given, Mapping) else {"": given}
+        fit = (isinstance(name, str) and isinstance(place, (str, Path)) for name, place in by_model.items())
+        if given is not None and not (by_model and all(fit)):
+            raise ValueError("a folder, an id on the hub, or a mapping of models to those")
+        return given
+
+    def checkpoint_of(self, model: str) -> Path | str | None:
+        """Folder or hub id of a model's weights, where one is given: its own, or that of all models."""
+        return self.checkpoint.get(model) if isinstance(self.checkpoint, dict) else self.checkpoint
 
     def flat(self) -> dict[str, Any]:
         """Every setting by dotted key, in JSON's types."""
@@ -464,6 +481,30 @@ def load_settings(
     return Loaded(settings, sources, file)
 
 
+def checkpoints(texts: Sequence[str], source: str) -> str | dict[str, str]:
+    """The setting ``checkpoint`` as text: the one folder or hub id of all models, or ``MODEL=FOLDER`` for each.
+
+    Args:
+        source: where it was given, for the error.
+
+    Raises:
+        ConfigError: when one of several names no model, or two name the same.
+    """
+    found = [(text, _OF_MODEL.fullmatch(text)) for text in texts]
+    if len(found) == 1 and found[0][1] is None:
+        return texts[0]
+    by_model: dict[str, str] = {}
+    for text, named in found:
+        if named is None:
+            raise ConfigError(
+                f"{source}: {text!r} is no MODEL=FOLDER or MODEL=ID, and a checkpoint of all models goes with no other"
+            )
+        if named["model"] in by_model:
+            raise ConfigError(f"{source}: the checkpoint of {named['model']} is given twice")
+        by_model[named["model"]] = named["place"]
+    return by_model
+
+
 def of_suites(settings: Settings) -> Settings:
     """The settings as the suites have them: without TF32 unless it is given, here or by a case, so that a case which
     does not ask for it compares float32 with float32."""
@@ -534,7 +575,7 @@ def _read_mapping(node: yaml.Node, section: str, file: Path, given: dict[str, _G
         elif key not in KEYS:
             raise ConfigError(f"{where}: {key}: unknown setting; {_allowed(key)}; {_other_file()}")
         else:
-            value = _construct(value_node, where, key)
+            value = _construct(value_node, where, key, file)
             if value is not None:  # null stands for the default
                 given[key] = _Given(_resolve_path(key, value, file.parent), where)
 
@@ -543,7 +584,13 @@ def _scalar(node: yaml.Node) -> Any:
     return yaml.SafeLoader("").construct_object(node) if isinstance(node, yaml.ScalarNode) else node
 
 
-def _construct(node: yaml.Node, where: str, key: str) -> Any:
+def _construct(node: yaml.Node, where: str, key: str, file: Path) -> Any:
+    if isinstance(node, yaml.MappingNode):  # of which YAML's loader would keep the last of each name
+        seen: set[str] = set()
+        for name_node, _ in node.value:
+            if (name := str(name_node.value)) in seen:
+                raise ConfigError(f"{file}:{name_node.start_mark.line + 1}: {key}.{name}: given twice")
+            seen.add(name)
     try:
         return yaml.SafeLoader("").construct_object(node, deep=True)
     except yaml.YAMLError as error:
@@ -562,7 +609,10 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
             raise ConfigError(f"{variable}: unknown setting {key!r}; {_allowed(key, _variable)}")
         if not text:
             continue  # CI systems pass unset inputs as empty variables
-        given[key] = _Given(_resolve_path(key, _parse(text, KEYS[key]), Path()), variable)
+        value = _parse(text, KEYS[key])
+        if key == "checkpoint" and value is not None:
+            value = checkpoints(text.split(",") if _OF_MODEL.fullmatch(text) else [text], variable)
+        given[key] = _Given(_resolve_path(key, value, Path()), variable)
     return given
 
 
@@ -596,6 +646,8 @@ def _parse(text: str, field: FieldInfo) -> Any:
 
 
 def _resolve_path(key: str, value: Any, base: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _resolve_path(key, each, base) for name, each in value.items()}
     annotation = KEYS[key].annotation
     if not isinstance(value, (str, Path)) or not (annotation is Path or Path in get_args(annotation)):
         return value

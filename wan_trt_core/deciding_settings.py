@@ -13,6 +13,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from wan_trt_core.backends.registry import own_names
 from wan_trt_core.config import Settings, of_suites
 
 _ONNX_RUNTIME_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
@@ -111,9 +112,10 @@ def deciding(
     Args:
         settings: by dotted key, as :meth:`~wan_trt_core.config.Settings.flat` and a run's record have them.
         component: of the case.
-        backends: whose numbers are asked about.
+        backends: whose numbers are asked about; any setting may decide those of another package's.
         own: the keys that the case sets for itself.
     """
+    unknown = not set(backends) <= set(own_names())
     return {
         key: settings[key]
         for key, (of, _) in DECIDING.items()
@@ -121,7 +123,7 @@ def deciding(
         and key not in own
         and settings[key] != DEFAULTS[key]
         and component.startswith(PARTS.get(key, ("",)))
-        and (not of or not set(of).isdisjoint(backends))
+        and (not of or unknown or not set(of).isdisjoint(backends))
     }
 
 

@@ -184,7 +184,7 @@ def _packages() -> list[Finding]:
 
 def _backends(settings: Settings) -> list[Finding]:
     from wan_trt_core.backends.base import BackendUnavailable
-    from wan_trt_core.backends.registry import backend_names, get_backend
+    from wan_trt_core.backends.registry import UnknownBackend, backend_names, get_backend
 
     findings = []
     for name in backend_names():
@@ -192,7 +192,7 @@ def _backends(settings: Settings) -> list[Finding]:
         try:
             backend = get_backend(name)
             backend.require(settings)
-        except (BackendUnavailable, ImportError) as error:
+        except (BackendUnavailable, UnknownBackend, ImportError) as error:
             feature = f"cases with backend: {name}"
             findings.append(
                 Finding(
@@ -220,7 +220,7 @@ def _checkpoint(settings: Settings) -> Finding:
     from wan_trt_core.models.random_weights import RandomCheckpoint
 
     try:
-        model = resolve(settings.model, settings.checkpoint, download=False)
+        model = resolve(settings.model, settings.checkpoint_of(settings.model), download=False)
         model.profile(settings.profile)
     except (CatalogueError, CheckpointError) as error:
         fix = "give another model, checkpoint or profile, or install the package again"
@@ -299,7 +299,9 @@ def _engines(settings: Settings) -> int:
     from wan_trt_core.pipeline.engines import VAE_ENCODER, components_run, usual_of_engine
 
     try:
-        checkpoint = resolve(settings.model, settings.checkpoint, download=False).checkpoint
+        checkpoint = resolve(
+            settings.model, settings.checkpoint_of(settings.model), download=False
+        ).checkpoint
         names = components_run("pipeline", checkpoint)
         if not isinstance(get_backend(settings.backend), EngineBackend):
             return 0

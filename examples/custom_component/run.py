@@ -24,7 +24,7 @@ from wan_trt_core.models.catalogue import resolve
 def main() -> None:
     """Take the component of the model that the settings name to an engine, and compare at the profile's three sizes."""
     settings = load_settings().settings
-    model = resolve(settings.model, settings.checkpoint)
+    model = resolve(settings.model, settings.checkpoint_of(settings.model))
     profile, checkpoint = model.profile(), model.checkpoint
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         onnx = export_component(COMPONENT, model, profile, "fp32", Path(folder), settings)

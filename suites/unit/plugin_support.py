@@ -12,6 +12,7 @@ import matplotlib.backends.backend_svg  # noqa: F401
 import numpy  # noqa: F401
 import pytest
 import rich.console  # noqa: F401
+import safetensors  # noqa: F401
 import scipy.special  # noqa: F401
 
 # pytester forgets what a run imported; what cannot be imported twice (numpy) or is slow is loaded here

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from plugin_support import PLUGIN_ARGS, Project, project
 
+from wan_trt_core.models.checkpoint import EMBEDDED
+
 __all__ = ["project"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -125,10 +127,11 @@ def test_the_gate(
 
 def test_every_input_reaches_pytest(project: Project, runner: Runner) -> None:
     project.cases("good-one", bands=True)
+    (project.path / "some where").symlink_to(EMBEDDED)
     inputs = {
         "suites": "parity",
         "model": "wan2.1-t2v-1.3b",
-        "checkpoint": "some/where",
+        "checkpoint": "wan2.1-t2v-1.3b=some where",
         "backend": "torch",
         "baselines": "of these",
         "report": "out put",
@@ -141,11 +144,19 @@ def test_every_input_reaches_pytest(project: Project, runner: Runner) -> None:
     assert (code, outputs["verdict"]) == (1, "missing"), text
     results = project.results("out put")
     assert results["cases"][0]["model"] == "wan2.1-t2v-1.3b"
-    assert results["settings"]["checkpoint"] == "some/where"  # an id on the hub
+    assert results["settings"]["checkpoint"] == {"wan2.1-t2v-1.3b": str(project.path / "some where")}
     assert results["settings"]["backend"] == "torch"
     assert results["settings"]["baselines"] == str(project.path / "of these")
     assert results["settings"]["strict_improvements"] is True
     assert {case["suite"] for case in results["cases"]} == {"parity"}
+
+
+def test_checkpoints_are_given_by_model_a_line_each(project: Project, runner: Runner) -> None:
+    project.cases("good-one")
+    code, _, text = gate(
+        runner, suites="parity", checkpoint=f"tiny-wan={EMBEDDED}\nwan2.1-t2v-1.3b=owner/name\n"
+    )
+    assert code != 0 and "has the model 'wan2.1-t2v-1.3b'" in text, "both were given"
 
 
 def test_a_run_that_fails_for_another_reason_does_not_pass(project: Project, runner: Runner) -> None:

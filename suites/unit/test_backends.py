@@ -151,6 +151,12 @@ def test_a_backend_is_one_module_or_folder_and_nothing_else(
     assert backend_names() == ("fast-thing", "tensorrt")
 
 
+def test_where_a_backend_runs_is_what_it_says_itself() -> None:
+    assert {name: registry.runs_on(name) for name in backend_names()} == {
+        name: get_backend(name).runs_on for name in backend_names()
+    }
+
+
 def test_naming_the_backends_imports_none_and_nothing_is_shadowed() -> None:
     code = """
 import sys

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from wan_trt_core.config import KEYS, ConfigError, Loaded, Settings, load_settings
+from wan_trt_core.config import (
+    KEYS,
+    ConfigError,
+    Loaded,
+    Settings,
+    checkpoints,
+    load_settings,
+    with_values,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -110,9 +118,61 @@ class TestPrecedence:
         ):
             assert load_settings(**({"environ": {}} | given)).settings.checkpoint == "owner/name"
 
+    def test_checkpoints_may_be_given_by_model(self, tmp_path: Path) -> None:
+        """In the file a mapping, its folders relative to it; in the variable a list; from options as they give it."""
+        file = tmp_path / "gpu.yaml"
+        file.write_text("checkpoint: {tiny-wan: mine, wan2.1-t2v-1.3b: owner/name}\n")
+        expected = {"tiny-wan": tmp_path / "mine", "wan2.1-t2v-1.3b": "owner/name"}
+        text = f"tiny-wan={tmp_path / 'mine'},wan2.1-t2v-1.3b=owner/name"
+        for settings in (
+            load_settings(file, environ={}).settings,
+            load(environ={"WAN_TRT_CHECKPOINT": text}).settings,
+            load(checkpoint=checkpoints(text.split(","), "--it")).settings,
+        ):
+            assert settings.checkpoint == expected
+            assert [settings.checkpoint_of(model) for model in (*expected, "wan2.1-t2v-14b")] == [
+                *expected.values(),
+                None,
+            ]
+            assert settings.flat()["checkpoint"] == {model: str(place) for model, place in expected.items()}
+            assert with_values(settings, {"threads": 1}).checkpoint == expected
+
+    def test_one_checkpoint_is_that_of_every_model(self) -> None:
+        settings = load(checkpoint=checkpoints(["/a=b, c"], "--it")).settings
+        assert settings.checkpoint_of("tiny-wan") == settings.checkpoint_of("any") == Path("/a=b, c")
+        assert load(environ={"WAN_TRT_CHECKPOINT": "/a=b,c"}).settings.checkpoint == Path("/a=b,c")
+        assert load().settings.checkpoint_of("tiny-wan") is None
+
 
 class TestMistakes:
     """Each message names the source, the key and what is allowed."""
+
+    @pytest.mark.parametrize(
+        ("texts", "said"),
+        [
+            (["/a", "/b"], "--it: '/a' is no MODEL=FOLDER or MODEL=ID, and a checkpoint of all models goes"),
+            (["tiny-wan=/a", "/b"], "--it: '/b' is no MODEL=FOLDER"),
+            (["tiny-wan=/a", "tiny-wan=/b"], "--it: the checkpoint of tiny-wan is given twice"),
+        ],
+    )
+    def test_checkpoints_that_contradict_each_other(self, texts: list[str], said: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            checkpoints(texts, "--it")
+        assert str(caught.value).startswith(said)
+
+    def test_a_variable_of_checkpoints_that_contradict_each_other(self) -> None:
+        with pytest.raises(ConfigError, match=r"^WAN_TRT_CHECKPOINT: the checkpoint of a is given twice"):
+            load(environ={"WAN_TRT_CHECKPOINT": "a=/x,a=/y"})
+
+    @pytest.mark.parametrize("text", ["5", "[a, b]", "{}", "{tiny-wan: }", "{1.3: /a}", "{tiny-wan: [a]}"])
+    def test_what_is_no_checkpoint(self, text: str) -> None:
+        message = refusal(f"checkpoint: {text}\n")
+        assert message.startswith("config.yaml:1: checkpoint: ")
+        assert message.endswith("is not allowed: a folder, an id on the hub, or a mapping of models to those")
+
+    def test_a_model_whose_checkpoint_is_given_twice(self) -> None:
+        message = refusal("checkpoint:\n  tiny-wan: /a\n  tiny-wan: /b\n")
+        assert message == "config.yaml:3: checkpoint.tiny-wan: given twice"
 
     def test_unknown_key_names_file_line_and_nearest(self) -> None:
         message = refusal("model: tiny-wan\nperf:\n  time_budgt: 3\n")

@@ -216,6 +216,11 @@ def run(hub: Hub, tmp_path: Path, *command: str, **environment: str) -> subproce
     )
 
 
+DESCRIBE = """
+import sys
+from wan_trt_core.models.hub import open_checkpoint
+print(open_checkpoint(sys.argv[1], weights=False).config("transformer")["num_layers"])
+"""
 INSPECT = ("-m", "wan_trt_core.cli", "inspect", ID, "--json")
 
 
@@ -243,6 +248,17 @@ class TestDownload:
         assert failed.returncode == 3 and "Traceback" not in failed.stderr
         hub.unavailable.clear()
         assert run(hub, tmp_path, *INSPECT).returncode == 0
+
+    def test_its_configurations_can_be_had_without_its_weights(self, hub: Hub, tmp_path: Path) -> None:
+        done = run(hub, tmp_path, "-c", DESCRIBE, ID)
+        assert done.returncode == 0, done.stderr
+        wanted = {
+            "model_index.json",
+            *(f"{part}/config.json" for part in ("transformer", "vae", "text_encoder")),
+        }
+        assert (json.loads(done.stdout), hub.files()) == (3, wanted)
+        hub.asked.clear()
+        assert (run(hub, tmp_path, "-c", DESCRIBE, ID).stdout, hub.asked) == (done.stdout, [])
 
     def test_another_pipeline_is_refused_before_its_weights(self, hub: Hub, tmp_path: Path) -> None:
         index = tmp_path / "model" / "model_index.json"

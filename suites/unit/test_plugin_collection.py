@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from plugin_support import Project, project
 
 from wan_trt_core.baseline_update import measurement_command
+from wan_trt_core.models import installed
 
 __all__ = ["project"]
 
@@ -81,6 +84,25 @@ def test_device_that_is_not_there(project: Project) -> None:
     result = project.run("-m", "parity")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: no CUDA device"])
+
+
+def test_a_backend_that_another_package_brings_and_cannot_be_imported(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = project.path / "site" / "of_another-1.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: of-another\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[{installed.BACKENDS}]\nlate = nowhere:BACKEND\n")
+    monkeypatch.syspath_prepend(str(info.parent))
+    monkeypatch.setattr(installed, "brought", functools.cache(installed.brought.__wrapped__))
+    project.cases("good-one")
+    result = project.run("-m", "parity", "--wan-backend", "late")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.stdout.str() + result.stderr.str()
+    assert (
+        "ERROR: 'late' of wan_trt_core.backends, brought by of-another 1.2, cannot be imported from" in text
+    )
+    assert "INTERNALERROR" not in text
 
 
 @MODES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from plugin_support import HARDWARE, Project, project
 
+from wan_trt_core.models.checkpoint import EMBEDDED
 from wan_trt_core.pytest_plugin.options import SETTINGS
 
 __all__ = ["project"]
@@ -52,6 +53,7 @@ def test_misspelt_override(project: Project, option: str, value: str, hint: str)
 def test_settings_options_reach_the_settings(project: Project) -> None:
     project.cases("good-one")
     folders = {"baselines": "b", "cache": "c", "checkpoint": "w", "report": "r"}
+    (project.path / "w").symlink_to(EMBEDDED)
     project.run("-m", "parity", *(f"--wan-{name}={folder}" for name, folder in folders.items()))
     settings = project.results("r")["settings"]
     assert {name: settings[name] for name in folders} == {

@@ -18,7 +18,7 @@ from wan_trt_core.comparison import measure_case
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.memory import measure_here
 from wan_trt_core.comparison.targets import target_of
-from wan_trt_core.config import Settings, load_settings
+from wan_trt_core.config import Settings, load_settings, with_values
 from wan_trt_core.gates import decide, judge
 from wan_trt_core.gates.verdict import Verdict
 from wan_trt_core.models import catalogue, random_weights
@@ -352,6 +352,20 @@ def test_cases_with_a_text_encoder_are_other_models(tiny: str, settings: Setting
         "seeded random",
         "seeded random, text encoder too",
     ]
+    context.close()
+
+
+def test_a_model_s_checkpoint_is_that_of_its_cases_alone_and_their_records_say_so(
+    tiny: str, settings: Settings, small_checkpoint: Path
+) -> None:
+    context = Context(with_values(settings, {"checkpoint": {"tiny-wan": str(small_checkpoint)}}))
+    others = case_of("dit", tiny, backend="torch")
+    own = case_of("dit", "tiny-wan", backend="torch", profile="128p-17f")
+    assert (context.model(others).checkpoint.random, context.model(own).checkpoint.random) == (True, False)
+    assert context.model(own).checkpoint.folder == small_checkpoint
+    said = [target_of(case, context).facts() for case in (others, own)]
+    assert [facts.get("random_weights") for facts in said] == ["seeded random", None]
+    assert [facts.get("checkpoint") for facts in said] == [None, str(small_checkpoint)]
     context.close()
 
 

@@ -937,6 +937,11 @@ class TestMeasuring:
         assert {"--wan-no-gate", "no:xdist", f"--wan-report={tmp_path}", "--wan-cases=c.yaml"} <= set(command)
         assert command[-2:] == ["-k", "[a] or [b]"]
 
+    def test_each_model_s_checkpoint_is_named(self, tmp_path: Path) -> None:
+        given = {"checkpoint": ["tiny-wan=a", "wan2.1-t2v-1.3b=b"]}
+        command = update.measurement_command("perf", tmp_path, suites=tmp_path, cases=None, options=given)
+        assert [f"--wan-checkpoint={each}" for each in given["checkpoint"]] == command[-2:]
+
     def test_only_the_suite_itself_is_collected(self, tmp_path: Path) -> None:
         (tmp_path / "perf").mkdir()
         for suite, folder in (("perf", tmp_path / "perf"), ("memory", tmp_path)):

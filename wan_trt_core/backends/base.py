@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 """Called with the name of the phase and the fraction done, 0 to 1."""
+
+
+Device = Literal["cpu", "cuda"]
 
 
 class BackendUnavailable(RuntimeError):
@@ -140,6 +143,8 @@ class Backend(ABC):
     """What both kinds of backend have."""
 
     name: ClassVar[str]
+    runs_on: ClassVar[Device | None] = None
+    """Where it runs, if it runs in one place only; else it takes a CUDA GPU where there is one."""
     refuses: ClassVar[tuple[str, ...]] = ()
     """Settings, by dotted key, that it does not run with where they are on."""
 

@@ -32,6 +32,7 @@ from wan_trt_core.backends._tensors import (
 )
 from wan_trt_core.backends.base import (
     BackendUnavailable,
+    Device,
     Engine,
     EngineBackend,
     EngineError,
@@ -234,6 +235,7 @@ class OnnxRuntimeBackend(EngineBackend):
     """
 
     name: ClassVar[str] = "onnxruntime"
+    runs_on: ClassVar[Device | None] = "cpu"
     provider: ClassVar[str] = "CPUExecutionProvider"
     install: ClassVar[str] = 'pip install "wan-trt-core[cpu]", or "wan-trt-core[gpu]" for a GPU (never both)'
     engine: ClassVar[type[OnnxRuntimeEngine]] = OnnxRuntimeEngine

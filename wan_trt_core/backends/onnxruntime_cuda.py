@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from wan_trt_core.backends.base import BackendUnavailable
+from wan_trt_core.backends.base import BackendUnavailable, Device
 from wan_trt_core.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine, Providers
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
     """Builds, loads and runs with ONNX Runtime's CUDA provider on the current GPU."""
 
     name: ClassVar[str] = "onnxruntime-cuda"
+    runs_on: ClassVar[Device | None] = "cuda"
     provider: ClassVar[str] = "CUDAExecutionProvider"
     install: ClassVar[str] = 'pip uninstall -y onnxruntime && pip install "wan-trt-core[gpu]"'
     engine: ClassVar[type[OnnxRuntimeEngine]] = OnnxRuntimeCudaEngine

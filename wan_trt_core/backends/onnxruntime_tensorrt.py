@@ -17,7 +17,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from wan_trt_core.backends._tensors import distribution_versions, within
-from wan_trt_core.backends.base import EngineError, OnnxModel
+from wan_trt_core.backends.base import Device, EngineError, OnnxModel
 from wan_trt_core.backends.onnxruntime import Description, OnnxRuntimeEngine, new_session, session_options
 from wan_trt_core.backends.onnxruntime_cuda import (
     OnnxRuntimeCudaBackend,
@@ -70,6 +70,7 @@ class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
     """Builds, loads and runs with ONNX Runtime's TensorRT provider on the current GPU."""
 
     name: ClassVar[str] = "onnxruntime-tensorrt"
+    runs_on: ClassVar[Device | None] = "cuda"
     provider: ClassVar[str] = "TensorrtExecutionProvider"
     install: ClassVar[str] = 'pip uninstall -y onnxruntime && pip install "wan-trt-core[gpu,tensorrt]"'
     engine: ClassVar[type[OnnxRuntimeEngine]] = OnnxRuntimeTensorRtEngine

@@ -1,4 +1,5 @@
-"""Which backends there are: one for each module or folder beside this file."""
+"""Which backends there are: one for each module or folder beside this file, and those of other installed packages
+(:mod:`wan_trt_core.models.installed`)."""
 
 from __future__ import annotations
 
@@ -7,14 +8,13 @@ import logging
 import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from wan_trt_core.backends.base import Backend
+from wan_trt_core.backends.base import Backend, Device, EngineBackend, ModuleBackend
+from wan_trt_core.models import installed
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
-
-Device = Literal["cpu", "cuda"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +26,20 @@ _RUNS_ON: Mapping[str, Device] = {
     "onnxruntime-tensorrt": "cuda",
     "tensorrt": "cuda",
 }
-"""Where a backend runs that runs in one place only. Written down here, because asking it would import it."""
+"""Where a backend of this package runs that runs in one place only: its ``runs_on``, which to ask would import it."""
 
 
 class UnknownBackend(ValueError):
-    """No backend of that name; the message lists those that exist."""
+    """No backend of that name, or none that can be used; the message lists those that exist, or names the package."""
 
 
 def backend_names() -> tuple[str, ...]:
     """Names of all backends as case files write them, in alphabetical order. Imports none of them."""
+    return tuple(sorted({*own_names(), *installed.names(installed.BACKENDS)}))
+
+
+def own_names() -> tuple[str, ...]:
+    """Those of this package's backends, in alphabetical order."""
     modules = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     return tuple(
         sorted(
@@ -49,17 +54,50 @@ def get_backend(name: str) -> Backend:
     """The backend of that name. Whether it can run here is for its ``require`` to say.
 
     Raises:
-        UnknownBackend: when there is none.
+        UnknownBackend: when there is none, or what another package brings cannot be used.
     """
-    if name not in backend_names():
+    own, brought = name in own_names(), name in installed.names(installed.BACKENDS)
+    if own and brought:
+        packages = installed.packages_with(installed.BACKENDS, name)
+        raise UnknownBackend(f"{packages} brings a backend {name!r}, which there is already: rename that one")
+    if brought:
+        return _brought(name)
+    if not own:
         raise UnknownBackend(f"no backend {name!r}; there are {', '.join(backend_names())}")
     module = importlib.import_module(f"wan_trt_core.backends.{name.replace('-', '_')}")
     backend: Backend = module.BACKEND
     return backend
 
 
+def _brought(name: str) -> Backend:
+    """What another package brings under that name.
+
+    Raises:
+        UnknownBackend: when it cannot be imported, or is none.
+    """
+    try:
+        found: object = installed.load(installed.BACKENDS, name)
+    except installed.InstalledError as error:
+        raise UnknownBackend(str(error)) from error
+    what = (
+        f"{name!r} of {installed.BACKENDS}, brought by {installed.packages_with(installed.BACKENDS, name)},"
+    )
+    if not isinstance(found, (EngineBackend, ModuleBackend)):
+        raise UnknownBackend(f"{what} is {found!r}, expected an EngineBackend or ModuleBackend")
+    if (named := getattr(found, "name", None)) != name:
+        raise UnknownBackend(f"{what} is a backend named {named!r}, expected one named {name!r}")
+    return found
+
+
 def runs_on(backend: str) -> Device | None:
-    """Where a backend runs that runs in one place only; None for one that runs on either."""
+    """Where a backend runs that runs in one place only; None for one that runs on either, and for an unknown name. One
+    of another package is asked itself.
+
+    Raises:
+        UnknownBackend: when what another package brings cannot be used.
+    """
+    if backend in installed.names(installed.BACKENDS):
+        return get_backend(backend).runs_on
     return _RUNS_ON.get(backend)
 
 
@@ -70,6 +108,9 @@ def device_of(settings: Settings, backend: str | None = None) -> Device:
 
     Args:
         backend: the candidate's; that of the settings unless given.
+
+    Raises:
+        UnknownBackend: as :func:`runs_on`.
     """
     if settings.device != "auto":
         return settings.device

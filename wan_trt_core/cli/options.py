@@ -37,7 +37,7 @@ BackendOption = Annotated[
     str | None,
     typer.Option(
         "--backend",
-        help="onnxruntime[-cuda|-tensorrt], tensorrt, torch-compile or torch.",
+        help="onnxruntime[-cuda|-tensorrt], tensorrt, torch-compile or torch, or another package's.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -232,7 +232,8 @@ def model_of(settings: Settings, *, download: bool = True) -> ResolvedModel:
     """
     from wan_trt_core.models.catalogue import require_size, resolve
 
-    model = resolve(settings.model, settings.checkpoint, download=download)
-    if settings.checkpoint is not None:
+    checkpoint = settings.checkpoint_of(settings.model)
+    model = resolve(settings.model, checkpoint, download=download)
+    if checkpoint is not None:
         require_size(settings.model, model.checkpoint)
     return model

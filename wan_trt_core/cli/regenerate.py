@@ -188,15 +188,16 @@ def _records(
     if options.from_record:
         return [RunRecord.read(path) for path in options.from_record]
     _refuse_foreseen(options, cases)
-    given = {name: getattr(options, name) for name in ("backend", "model", "checkpoint", "profile", "cache")}
+    given = {name: getattr(options, name) for name in ("backend", "model", "profile", "cache")}
     values = {name: str(value) for name, value in given.items() if value is not None}
+    named = {"checkpoint": options.checkpoint} if options.checkpoint else {}
     update.measure_runs(
         options.suite,
         options.runs,
         measured,
         suites=options.suites,
         cases=options.case,
-        options={"cases": str(options.cases), "baselines": str(options.baselines), **values},
+        options={"cases": str(options.cases), "baselines": str(options.baselines), **values, **named},
     )
     return measured
 
@@ -273,7 +274,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--baselines", type=Path, metavar="FOLDER", help="folder of the baselines, instead of the settings'")
     add("--backend", metavar="NAME", help="backend of all cases, instead of the case file's")
     add("--model", metavar="MODEL", help="model of all cases, instead of the case file's")
-    add("--checkpoint", metavar="FOLDER|ID", help="weights of a model that is not installed")
+    add(
+        "--checkpoint",
+        action="append",
+        metavar="[MODEL=]FOLDER|ID",
+        help="weights of all cases, or of one model's (may be repeated); else those installed or seeded random ones",
+    )
     add("--profile", metavar="NAME", help="shape profile of all cases, instead of the case file's")
     add("--cache", type=Path, metavar="FOLDER", help="ONNX files and engines")
     add("--runs", type=_positive, default=1, metavar="N", help="independent runs, each a process of its own")

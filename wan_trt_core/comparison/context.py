@@ -47,7 +47,10 @@ class Context:
         key = _weights_of(case)
         if key not in self._models:
             self._models[key] = resolve(
-                case.model, self.settings.checkpoint, layers=case.layers, text_encoder=case.text_encoder
+                case.model,
+                self.settings.checkpoint_of(case.model),
+                layers=case.layers,
+                text_encoder=case.text_encoder,
             )
         return self._models[key]
 

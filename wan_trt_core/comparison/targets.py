@@ -220,8 +220,10 @@ class Target(ABC):
         """What the numbers depend on, for the record."""
         engines = {name: engine.memory() for name, engine in self._loaded().items()}
         checkpoint = self.model.checkpoint
+        given = self.context.settings.checkpoint_of(self.case.model)
         return {
             **({"random_weights": checkpoint.source} if checkpoint.random else {}),
+            **({"checkpoint": str(given)} if given is not None else {}),
             **({"settings": own} if (own := self.case.own_settings) else {}),
             "reference": f"diffusers eager, {self._reference_precisions()}",
             "backend_versions": get_backend(self.case.backend).versions(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from wan_trt_core.backends.base import EngineBackend
+from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.memory.measured import LEAN_SCRATCH, STREAMED_SCRATCH
 from wan_trt_core.models.checkpoint import torch_dtype
@@ -137,10 +139,10 @@ class Workload:
     gives_back: bool = False
     built: Callable[[str, str, Choice], Mapping[str, Any] | None] = lambda component, precision, choice: None
 
-    @property
+    @cached_property
     def engines(self) -> bool:
         """Whether engines do the work of the transformers and the VAE."""
-        return not self.backend.startswith("torch")
+        return isinstance(get_backend(self.backend), EngineBackend)
 
     def known(self, source: Source) -> Source:
         """How well a term of engines, or of what CUDA takes beside them, is known: on a GPU only TensorRT's were

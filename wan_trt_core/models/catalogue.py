@@ -261,7 +261,7 @@ def resolve(
         )
     if entry is not None:
         opened = open_checkpoint(checkpoint or EMBEDDED, download=download)
-        _require_family(model, entry, opened)
+        _require(opened, _other_family(model, entry, opened))
         return _resolved(model, opened, entry)
     place = Path(checkpoint or model).expanduser()
     if checkpoint is None and not place.is_dir() and not HUB_ID.fullmatch(model):
@@ -291,26 +291,6 @@ def _resolve_installed(
     return found
 
 
-def _require_family(model: str, entry: _Entry, checkpoint: Checkpoint) -> None:
-    """Raise unless a checkpoint that is given for a named model can be one of its kind, of whatever size.
-
-    Raises:
-        CheckpointError: saying in what it differs.
-    """
-    found, wanted = (
-        f"{channels} channels into {'two transformers' if two else 'one transformer'}"
-        for channels, two in (
-            (_size(checkpoint.config("transformer"))[2], "transformer_2" in checkpoint.parts),
-            (entry.size[2], entry.experts),
-        )
-    )
-    if found != wanted:
-        raise CheckpointError(
-            f"{checkpoint.folder}: a model of another family than {model}: {found}, not {wanted}; name no other model"
-            f" for it: --wan-model {checkpoint.folder}"
-        )
-
-
 def require_size(model: str, checkpoint: Checkpoint) -> None:
     """Raise unless a checkpoint that is given for a model of the catalogue has its layers and width.
 
@@ -319,18 +299,53 @@ def require_size(model: str, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: naming both sizes.
     """
-    entry = _ENTRIES.get(model)
-    if entry is None:
-        return
+    if entry := _ENTRIES.get(model):
+        _require(checkpoint, _other_size(model, entry, checkpoint))
+
+
+def misfit(model: str, checkpoint: Checkpoint, *, any_size: bool) -> str:
+    """In what a checkpoint differs from a model of the catalogue that it is given for, in words; empty where it fits,
+    and for models that are none of the catalogue.
+
+    Args:
+        checkpoint: its configurations are all that is read of it.
+        any_size: whether it may have other layers and another width, as :func:`resolve` allows.
+    """
+    if (entry := _ENTRIES.get(model)) is None:
+        return ""
+    other_size = "" if any_size else _other_size(model, entry, checkpoint)
+    return _other_family(model, entry, checkpoint) or other_size
+
+
+def _require(checkpoint: Checkpoint, other: str) -> None:
+    """Raise where a checkpoint is another model.
+
+    Raises:
+        CheckpointError: saying in what it differs.
+    """
+    if other:
+        place = checkpoint.folder
+        raise CheckpointError(f"{place}: {other}; name no other model for it: --wan-model {place}")
+
+
+def _other_family(model: str, entry: _Entry, checkpoint: Checkpoint) -> str:
+    """In what a checkpoint is none of a named model's kind, of whatever size."""
+    found, wanted = (
+        f"{channels} channels into {'two transformers' if two else 'one transformer'}"
+        for channels, two in (
+            (_size(checkpoint.config("transformer"))[2], "transformer_2" in checkpoint.parts),
+            (entry.size[2], entry.experts),
+        )
+    )
+    return f"a model of another family than {model}: {found}, not {wanted}" if found != wanted else ""
+
+
+def _other_size(model: str, entry: _Entry, checkpoint: Checkpoint) -> str:
     found, wanted = (
         f"{layers} layers of width {width}"
         for layers, width, _ in (_size(checkpoint.config("transformer")), entry.size)
     )
-    if found != wanted:
-        raise CheckpointError(
-            f"{checkpoint.folder}: another size than {model}: {found}, not {wanted}; name no other model for it:"
-            f" --wan-model {checkpoint.folder}"
-        )
+    return f"another size than {model}: {found}, not {wanted}" if found != wanted else ""
 
 
 def resolve_loaded(checkpoint: Checkpoint) -> ResolvedModel:

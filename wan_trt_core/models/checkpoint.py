@@ -175,6 +175,19 @@ class Checkpoint:
         checkpoint._validate()
         return checkpoint
 
+    @classmethod
+    def described(cls, folder: Path | str) -> Checkpoint:
+        """As :meth:`open`, of a folder that need not hold more than the index and the configurations of the parts.
+
+        Raises:
+            CheckpointError: when one of these is missing or wrong.
+        """
+        checkpoint = cls(Path(folder).absolute())
+        checkpoint.parts = check_index(checkpoint.folder)
+        for part in checkpoint.parts:
+            checkpoint._validate_config(part)
+        return checkpoint
+
     @property
     def source(self) -> str:
         """Where the weights come from, for people."""

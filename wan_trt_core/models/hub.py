@@ -27,7 +27,7 @@ def files_of(parts: Iterable[str]) -> list[str]:
     ]
 
 
-def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
+def open_checkpoint(place: Path | str, *, download: bool = True, weights: bool = True) -> Checkpoint:
     """The checkpoint in a folder, or of a model of the hub where no folder has that name.
 
     Of a model of the hub what its client's cache holds is taken as it is, without a request. Only where the cache does
@@ -36,6 +36,7 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
     Args:
         place: a folder, or ``owner/name`` or ``owner/name@revision`` (branch, tag or commit).
         download: whether a model that is not in the cache may be downloaded.
+        weights: of a model of the hub; without them only its configurations are looked for, some kilobytes.
 
     Raises:
         CheckpointError: when what is found is no usable checkpoint, or the model is not in the cache and the client is
@@ -56,7 +57,7 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
         " (--wan-checkpoint FOLDER)"
     )
     try:
-        return _opened(partial(snapshot, local_files_only=True))
+        return _opened(partial(snapshot, local_files_only=True), weights)
     except (LocalEntryNotFoundError, HFValidationError, CheckpointError) as error:
         if is_offline_mode() or not download:
             cause = "" if isinstance(error, LocalEntryNotFoundError) else f" ({error})"
@@ -67,9 +68,10 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
                 f"{place}: no such folder, and no whole copy in the hub's cache {constants.HF_HUB_CACHE}{cause};"
                 f" {offline}; {remedy}"
             ) from error
-    logger.info("downloading %s from %s into %s", place, constants.ENDPOINT, constants.HF_HUB_CACHE)
+    if weights:
+        logger.info("downloading %s from %s into %s", place, constants.ENDPOINT, constants.HF_HUB_CACHE)
     try:
-        return _opened(snapshot)
+        return _opened(snapshot, weights)
     except CheckpointError:
         raise
     except Exception as error:  # of the client, or of whichever HTTP library it uses
@@ -81,7 +83,9 @@ def open_checkpoint(place: Path | str, *, download: bool = True) -> Checkpoint:
         ) from error
 
 
-def _opened(snapshot: Callable[..., str]) -> Checkpoint:
+def _opened(snapshot: Callable[..., str], weights: bool) -> Checkpoint:
     """A checkpoint of the hub, its index first: that says which parts there are, before the gigabytes."""
     parts = check_index(Path(snapshot(allow_patterns=INDEX)))
+    if not weights:
+        return Checkpoint.described(snapshot(allow_patterns=[f"{part}/config.json" for part in parts]))
     return Checkpoint.open(snapshot(allow_patterns=files_of(parts)))

@@ -1,4 +1,4 @@
-"""Components and models that other installed packages bring, by the entry points of their metadata."""
+"""Components, models and backends that other installed packages bring, by the entry points of their metadata."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ COMPONENTS = "wan_trt_core.components"
 MODELS = "wan_trt_core.models"
 """Group of entry points, each a function by the model's name: from the checkpoint that is given for it (a folder, an id
 or ``None``) to its :class:`~wan_trt_core.models.catalogue.ResolvedModel`."""
+
+BACKENDS = "wan_trt_core.backends"
+"""Group of entry points, each a :class:`~wan_trt_core.backends.base.EngineBackend` or
+:class:`~wan_trt_core.backends.base.ModuleBackend` by its name."""
 
 
 class InstalledError(ValueError):
@@ -44,8 +48,7 @@ def load(group: str, name: str) -> Any:
     point, *others = (point for point in brought(group) if point.name == name)
     if others:
         raise InstalledError(
-            f"{name!r} of {group} is brought by {' and by '.join(map(package_of, (point, *others)))}: uninstall all but"
-            " one"
+            f"{name!r} of {group} is brought by {packages_with(group, name)}: uninstall all but one"
         )
     try:
         return point.load()
@@ -53,6 +56,11 @@ def load(group: str, name: str) -> Any:
         raise InstalledError(
             f"{name!r} of {group}, brought by {package_of(point)}, cannot be imported from {point.value}: {told(error)}"
         ) from error
+
+
+def packages_with(group: str, name: str) -> str:
+    """The distributions that bring something of that name in a group, with their versions."""
+    return " and by ".join(package_of(point) for point in brought(group) if point.name == name)
 
 
 def told(error: Exception) -> str:

@@ -434,7 +434,7 @@ def built_engine(
     cache = EngineCache(settings.cache, settings.engine_lock_timeout)
     made_for = (precision, backend, settings)
     source = onnx_identity(component, model, profile, *made_for, block_outputs=block_outputs)
-    identity = _engine_identity(runs, source, precision, settings)
+    identity = engine_identity(runs, source, precision, settings)
 
     def build(folder: Path) -> dict[str, Any]:
         if missing is not None:
@@ -468,11 +468,11 @@ def cached_facts(
         return None
     asked = (component, model, served(component, profile, settings), precision, backend, settings)
     source = onnx_identity(*asked)
-    identity = _engine_identity(runs, source, precision, settings)
+    identity = engine_identity(runs, source, precision, settings)
     return EngineCache(settings.cache, settings.engine_lock_timeout).facts("engines", identity)
 
 
-def _engine_identity(
+def engine_identity(
     runs: EngineBackend, source: Mapping[str, Any], precision: str, settings: Settings
 ) -> dict[str, Any]:
     """Everything that an engine depends on, given that of its ONNX file."""
@@ -483,6 +483,7 @@ def _engine_identity(
         "options": runs.options(settings, precision),
         "versions": runs.built_by(),
         "device": runs.device(settings),
+        **_brought_sources("backend_sources", runs),
     }
 
 
@@ -590,14 +591,15 @@ def onnx_identity(
         "export": settings.export.model_dump(mode="json"),
         "versions": distribution_versions(*EXPORTERS),
         "sources": sources_sha256(),
-        **_brought_sources(part),
+        **_brought_sources("component_sources", part),
     }
 
 
-def _brought_sources(component: Component) -> dict[str, str]:
-    """The source code of a component that another package brings, which decides what is exported as the own does."""
-    own = type(component).__module__.partition(".")[0] == wan_trt_core.__name__
-    return {} if own else {"component_sources": installed.sources_sha256(type(component))}
+def _brought_sources(key: str, what: Component | EngineBackend) -> dict[str, str]:
+    """Under the key the source code of a component or backend that another package brings, which decides what is
+    exported or built; nothing for one of this package."""
+    own = type(what).__module__.partition(".")[0] == wan_trt_core.__name__
+    return {} if own else {key: installed.sources_sha256(type(what))}
 
 
 def sources_sha256() -> str:

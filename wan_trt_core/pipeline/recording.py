@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
     from torch import nn
 
-    from wan_trt_core.backends.base import Engine
-    from wan_trt_core.backends.registry import Device
+    from wan_trt_core.backends.base import Device, Engine
     from wan_trt_core.models.catalogue import ResolvedModel
     from wan_trt_core.models.checkpoint import Checkpoint
     from wan_trt_core.models.profiles import ShapeProfile

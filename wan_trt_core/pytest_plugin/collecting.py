@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from wan_trt_core.pytest_plugin import options, xdist
+from wan_trt_core.pytest_plugin import checkpoints, options, xdist
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
@@ -105,9 +106,11 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
     perf = {item.nodeid: subject.case for item, subject in subjects if subject.suite == "perf"}
     backends = {getattr(case, "backend", None) for case in perf.values()}
     refusal = session.refusal or _judged_twice([subject for _, subject in subjects])
+    refusal = refusal or _unusable_backend(session.backends)
     refusal = refusal or xdist.perf_refusal(session, list(perf), backends)
     refusal = refusal or _no_budget(session, [subject for _, subject in subjects])
     refusal = refusal or _two_devices(session, cases)
+    refusal = refusal or checkpoints.refusal(session, cases)
     refusal = refusal or (_unknown_hardware(session) if subjects else None)
     if refusal:
         xdist.refuse(session, items, refusal)
@@ -115,6 +118,18 @@ def check(session: WanSession, items: list[pytest.Item]) -> None:
         from wan_trt_core.measure.environment import throttle_counters
 
         session.throttle_before = throttle_counters()
+
+
+def _unusable_backend(backends: Collection[str]) -> str | None:
+    """Why one that another package brings cannot be used; those of this package say it when a case needs them."""
+    from wan_trt_core.backends.registry import UnknownBackend, runs_on
+
+    try:
+        for backend in sorted(backends):
+            runs_on(backend)
+    except UnknownBackend as error:
+        return str(error)
+    return None
 
 
 def _two_devices(session: WanSession, cases: list[Case]) -> str | None:

@@ -50,8 +50,10 @@ def add_options(parser: pytest.Parser) -> None:
     )
     option(
         "checkpoint",
-        "Folder or hub id of a named model's weights; without it those installed, else seeded random ones.",
-        metavar="FOLDER|ID",
+        "Weights of the selected cases, or of those of one model (repeatable): a folder or hub id; without it those"
+        " installed, else seeded random ones.",
+        metavar="[MODEL=]FOLDER|ID",
+        action="append",
     )
     option("backend", "Backend of all cases, instead of the case file's.", metavar="NAME")
     option("profile", "Shape profile of all cases, instead of the case file's.", metavar="NAME")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wan_trt_core.pytest_plugin import judging
+from wan_trt_core.pytest_plugin import checkpoints, judging
 from wan_trt_core.pytest_plugin.options import MARKERS
 from wan_trt_core.report.writing import PAGE, REPORT, RESULTS, write_report
 
@@ -26,13 +26,14 @@ def header(session: WanSession) -> list[str]:
     """What is judged, on what, and whether it gates; nothing in runs that are not about us."""
     if not session.active:
         return []
+    from wan_trt_core.backends.registry import UnknownBackend
     from wan_trt_core.cases import CaseFileError
     from wan_trt_core.config import ConfigError
 
     try:
         settings, sources, overrides = session.settings, session.loaded.sources, session.overrides
         hardware = session.hardware_key
-    except (ConfigError, RuntimeError) as error:
+    except (ConfigError, UnknownBackend, RuntimeError) as error:
         return [f"wan-trt: {error}"]
 
     def chosen(name: str) -> str:
@@ -52,6 +53,7 @@ def header(session: WanSession) -> list[str]:
             bands += " (no case has any)"
     return [
         f"wan-trt: model {chosen('model')}, backend {chosen('backend')}, profile {chosen('profile')}",
+        *([f"wan-trt: {given}"] if (given := checkpoints.told(session)) else []),
         f"wan-trt: hardware {hardware}, cases {session.case_path}",
         f"wan-trt: baselines {settings.baselines}, bands {bands}",
         *([f"wan-trt: {left_out}"] if left_out else []),

@@ -91,12 +91,14 @@ class WanSession:
         Raises:
             ConfigError: when a setting is wrong.
         """
-        from wan_trt_core.config import load_settings, of_suites
+        from wan_trt_core.config import checkpoints, load_settings, of_suites
         from wan_trt_core.logs import logging_to
 
         file = self.options.get("config")
         overrides = {name: self.options.get(name) for name in options.SETTINGS}
         overrides["memory.budget"] = self.options.get("memory_budget")
+        if given := overrides["checkpoint"]:
+            overrides["checkpoint"] = checkpoints(given, "--wan-checkpoint")
         loaded = load_settings(Path(file) if file else None, overrides, option_prefix="--wan-")
         loaded = replace(loaded, settings=of_suites(loaded.settings))
         if loaded.settings.log.file is not None:  # pytest itself shows what is logged in a test that fails
@@ -170,6 +172,11 @@ class WanSession:
             ConfigError: when a setting is wrong.
         """
         return self._whole_case_file.for_backend(self.overrides.get("backend"))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those of all cases, also of the ones that are for other backends only."""
+        return tuple(dict.fromkeys(case.model for case in self._whole_case_file.cases))
 
     @property
     def left_out(self) -> str:

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from wan_trt_core.backends._tensors import distribution_versions
-from wan_trt_core.backends.base import Engine, EngineBackend, EngineError, OnnxModel, Progress
+from wan_trt_core.backends.base import Device, Engine, EngineBackend, EngineError, OnnxModel, Progress
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, tensorrt
 from wan_trt_core.backends.tensorrt.cuda import GIB, CudaStream, free_memory, require_cuda
 from wan_trt_core.backends.tensorrt.plan import Description, read_description, tf32
@@ -26,6 +26,7 @@ class TensorRtBackend(EngineBackend):
     """Builds, loads and runs with TensorRT on the current GPU."""
 
     name: ClassVar[str] = "tensorrt"
+    runs_on: ClassVar[Device | None] = "cuda"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
 
     def require(self, settings: Settings) -> None:

@@ -37,8 +37,9 @@ def get_component(name: str) -> Component:
     """
     own, brought = name in _own_names(), name in installed.names(installed.COMPONENTS)
     if own and brought:
+        packages = installed.packages_with(installed.COMPONENTS, name)
         raise ComponentError(
-            f"another package brings a component {name!r}, which there is already: rename that one"
+            f"{packages} brings a component {name!r}, which there is already: rename that one"
         )
     if not (own or brought):
         raise ComponentError(f"no component {name!r}; there are {', '.join(component_names())}")

@@ -21,10 +21,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"report", "baselines", "observations"}),
     frozenset({"memory"}),
     frozenset({"pipeline"}),
-    frozenset({"engine_cache", "measure", "backends", "export"}),
+    frozenset({"engine_cache", "measure", "backends", "export", "deciding_settings"}),
     frozenset({"models"}),
     frozenset({"gates"}),
-    frozenset({"config", "deciding_settings", "cases", "records", "logs", "progress", "hashing"}),
+    frozenset({"config", "cases", "records", "logs", "progress", "hashing"}),
 )
 """From the top down: a module may import from its own layer and from those below it."""
 

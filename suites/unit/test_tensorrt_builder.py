@@ -364,7 +364,7 @@ class TestAvailability:
 
 
 def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path) -> None:
-    """Two builds side by side: neither loses what the other measured."""
+    """Two builds side by side: neither loses what the other measured; nor does one that a timeout ends."""
     from wan_trt_core.backends.tensorrt.builder import _timing_cache
 
     class Cache:
@@ -404,6 +404,11 @@ def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert path.read_bytes() == b"one two"
+    config = Config()
+    with pytest.raises(KeyboardInterrupt), _timing_cache(config, path, Settings()):
+        config.cache.timings.add(b"three")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"one three two"
     assert not path.with_suffix(".new").exists()
 
 

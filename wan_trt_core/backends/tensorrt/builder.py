@@ -227,7 +227,8 @@ def _add_profiles(builder: Any, config: Any, model: OnnxModel, settings: Setting
 
 @contextmanager
 def _timing_cache(config: Any, path: Path, settings: Settings) -> Iterator[None]:
-    """Lend the build the timings of earlier ones, and keep what it adds.
+    """Lend the build the timings of earlier ones, and keep what it adds, also of one that was interrupted: the next does
+    not begin again.
 
     Builds run side by side; each reads what is there and writes the union of it and its own, under a lock.
     """
@@ -242,15 +243,17 @@ def _timing_cache(config: Any, path: Path, settings: Settings) -> Iterator[None]
     if cache is None or not config.set_timing_cache(cache, False):  # damaged, or of another driver
         _log.warning("%s: TensorRT refuses these timings; they are measured anew", path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
-    yield
-    with lock:
-        latest = path.read_bytes() if path.is_file() else b""
-        others = config.create_timing_cache(latest) if latest and latest != stored else None
-        if others is not None:
-            config.get_timing_cache().combine(others, False)
-        written = path.with_suffix(".new")
-        written.write_bytes(config.get_timing_cache().serialize())
-        written.replace(path)
+    try:
+        yield
+    finally:
+        with lock:
+            latest = path.read_bytes() if path.is_file() else b""
+            others = config.create_timing_cache(latest) if latest and latest != stored else None
+            if others is not None:
+                config.get_timing_cache().combine(others, False)
+            written = path.with_suffix(".new")
+            written.write_bytes(config.get_timing_cache().serialize())
+            written.replace(path)
 
 
 def _inspect(

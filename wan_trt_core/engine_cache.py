@@ -9,7 +9,7 @@
 
 The key is the hash of the entry's identity: everything its content depends on. An entry becomes visible by
 one rename, when it is complete. It is handed out only after its manifest and the hash of every file were
-checked.
+checked. Who has one and reads it again may ask whether the files are still those (:meth:`Entry.unchanged`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +36,9 @@ from wan_trt_core.hashing import file_sha256
 
 Kind = Literal["onnx", "engines"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Stamps = Mapping[str, tuple[int, ...]]
+"""Of each file of an entry."""
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -65,11 +68,20 @@ class Entry:
             (name to bytes and :func:`~wan_trt_core.hashing.file_sha256`), ``facts`` (what the maker returned, and
             ``seconds`` it took).
         made: it was made by this very call, rather than found.
+        stamps: what the system said of each file before it was checked: its number, bytes and time of writing.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     made: bool
+    stamps: Stamps
+
+    def unchanged(self) -> bool:
+        """Whether its files are those that were checked, as far as the system tells without reading gigabytes."""
+        try:
+            return _stamps(self.folder, self.stamps) == self.stamps
+        except OSError:
+            return False
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -158,13 +170,13 @@ class EngineCache:
         with self._locked(kind, key, self._lock_timeout):
             if folder.exists():
                 try:
-                    manifest = _check(folder, kind, key, identity)
+                    manifest, stamps = _check(folder, kind, key, identity)
                 except _BadEntry as problem:
                     logger.warning("%s: %s; it is not loaded but made again", folder, problem)
                     self._discard(kind, key)
                 else:
                     os.utime(folder / MANIFEST)  # its time of last use
-                    return Entry(folder, manifest, made=False)
+                    return Entry(folder, manifest, False, stamps)
             self._remove_stale()
             return self._make(kind, key, identity, make)
 
@@ -184,7 +196,7 @@ class EngineCache:
 
     def verify(self) -> tuple[Listed, ...]:
         """As :meth:`list`, with every file's hash checked. Changes nothing."""
-        return self._listed(_check)
+        return self._listed(lambda *entry: _check(*entry)[0])
 
     def prune(
         self,
@@ -254,7 +266,7 @@ class EngineCache:
             if isinstance(error, KeyboardInterrupt):
                 logger.warning("interrupted: nothing was left of %s", _title(kind, identity))
             raise
-        return Entry(final, manifest, made=True)
+        return Entry(final, manifest, True, _stamps(final, manifest["files"]))
 
     @contextmanager
     def _locked(self, kind: Kind, key: str, timeout: float) -> Iterator[None]:
@@ -368,10 +380,16 @@ def _over_size(entries: list[Listed], max_bytes: int) -> list[Listed]:
     return chosen
 
 
+def _stamps(folder: Path, names: Iterable[str]) -> Stamps:
+    """Of files in a folder; as long as a stamp stays, so does what is in the file."""
+    states = {name: (folder / name).stat() for name in names}
+    return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
 def _check(
     folder: Path, kind: Kind, key: str, identity: Mapping[str, Any] | None = None
-) -> Mapping[str, Any]:
-    """The manifest of a sound entry.
+) -> tuple[Mapping[str, Any], Stamps]:
+    """The manifest of a sound entry, and the stamps of its files.
 
     Raises:
         _BadEntry: when it is corrupted, or belongs to something else.
@@ -384,8 +402,10 @@ def _check(
         raise _BadEntry(f"corrupted: {missing[0]} is missing")
     if extra:
         raise _BadEntry(f"corrupted: {extra[0]} is not in its manifest")
+    stamps: dict[str, tuple[int, ...]] = {}
     for name, expected in files.items():
         try:
+            stamps |= _stamps(folder, [name])  # before it is read: what changes then is noticed later
             size = (folder / name).stat().st_size
             same = size == expected["bytes"] and file_sha256(folder / name) == expected["sha256"]
         except OSError as error:
@@ -394,7 +414,7 @@ def _check(
             raise _BadEntry(f"corrupted: {name} has {size} bytes, its manifest says {expected['bytes']}")
         if not same:
             raise _BadEntry(f"corrupted: {name} differs from the hash in its manifest")
-    return manifest
+    return manifest, stamps
 
 
 def _read_manifest(

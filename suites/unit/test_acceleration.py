@@ -552,7 +552,7 @@ def test_a_build_that_fails_amid_a_video_leaves_it_to_pytorch(
     stock = video(pipe, height=48)
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     loads.error = RuntimeError("out of luck")
-    assert np.array_equal(video(pipe, height=48), stock)
+    assert np.abs(video(pipe, height=48) - stock).max() < 1e-5  # of planned steps
     assert caplog.text.count("could not be made (RuntimeError: out of luck)") == 2  # transformer and vae
 
 

@@ -19,9 +19,10 @@ from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
 from diffusers.video_processor import VideoProcessor
 from module_engine import ModuleEngine, component_engine
 
+from wan_trt_core import engine_cache
 from wan_trt_core.backends.base import BackendUnavailable, EngineBackend, EngineError, OnnxModel
 from wan_trt_core.backends.registry import UnknownBackend, get_backend
-from wan_trt_core.config import OnnxRuntimeSettings, Settings, TensorRtSettings, with_values
+from wan_trt_core.config import OnnxRuntimeSettings, PipelineSettings, Settings, TensorRtSettings, with_values
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.components import ComponentError, component_names, get_component
@@ -40,6 +41,7 @@ from wan_trt_core.pipeline.engines import (
     precision_of,
 )
 from wan_trt_core.pipeline.generate import GenerationError, check_request, generate, tell_what_is_cut
+from wan_trt_core.pipeline.offload import OffloadedEngine
 from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import REPLACED, swap, with_parts
 from wan_trt_core.pipeline.video_processor import StagedVideoProcessor
@@ -476,6 +478,44 @@ def test_an_engine_that_was_built_just_now_is_loaded_without_another_look(
     assert len(missing) == 1, "told where it is made alone"
 
 
+@pytest.mark.parametrize("damage", [lambda plan: plan.write_bytes(b"broken"), lambda plan: plan.unlink()])
+def test_an_engine_that_takes_turns_is_looked_at_again_only_where_its_files_changed(
+    damage: Callable[[Path], object], model: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look takes as long as a load, and there is one in each video. What is damaged meanwhile is made again."""
+
+    class Writing(Noting):
+        def build(self, model: Any, folder: Path, *_: Any) -> dict[str, Any]:
+            (folder / "plan").write_bytes(b"engine")
+            return {}
+
+        def load(self, folder: Path, settings: Settings) -> Any:
+            plans.append(folder / "plan")
+            assert plans[-1].read_bytes() == b"engine"
+            of_engine = {"inputs": {}, "outputs": {}, "problems": (), "working": 0}
+            return SimpleNamespace(**of_engine, memory=dict, close=lambda: None)
+
+    plans, hashed, original = list[Path](), list[Path](), engine_cache.file_sha256
+    monkeypatch.setattr(engine_cache, "file_sha256", lambda path: (hashed.append(path), original(path))[1])
+    monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
+    backend = Writing()
+    monkeypatch.setattr(engines_module, "get_backend", lambda _: backend)
+    settings = Settings(cache=tmp_path, pipeline=PipelineSettings(offload=True))
+    made = ("dit", model, PROFILE, "fp32", backend.name)
+    with EngineStore(settings) as store:
+        store.build(*made)
+        engine = store.load(*made)
+        assert isinstance(engine, OffloadedEngine)
+        for _ in range(2):
+            engine.release()
+            engine.bring()
+        assert (len(plans), len(hashed)) == (3, 1)
+        damage(plans[-1])
+        engine.release()
+        engine.bring()
+        assert (len(plans), {*plans}) == (4, {plans[0]}) and len(hashed) > 1
+
+
 def test_what_an_export_loads_is_let_go(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -515,7 +555,7 @@ def test_all_engines_are_built_before_anything_is_loaded(
 
     def build(component: str, *_: Any, **__: Any) -> Any:
         done.append(("build", component))
-        return SimpleNamespace(folder=component)
+        return SimpleNamespace(folder=component, unchanged=lambda: True)
 
     def fresh(part: str, *given: Any) -> Any:
         done.append(("load", part))

@@ -165,16 +165,16 @@ class EngineStore:
         made = (component, model, profile, precision, backend)
         key = _key(*made, block_outputs=block_outputs)
         if key not in self._engines:
+            entry = self._built.pop(key, None)
 
-            def load() -> Engine:
-                checked = self._built.pop(key, None)  # just now; each later time its hashes are again
+            def load() -> Engine:  # again in each of its turns, where it takes turns
                 return load_engine(
                     *made,
                     self._settings,
                     block_outputs=block_outputs,
                     progress=self._progress,
                     built=built,
-                    entry=checked,
+                    entry=entry if entry and entry.unchanged() else None,
                 )
 
             offloads = self._settings.pipeline.offload
@@ -387,7 +387,7 @@ def load_engine(
         block_outputs: with every block's output, to find where one diverges; another engine than without.
         progress: told of the phases of export and build, with the component's name and precision before them.
         built: called when the engine is on disk, before it is loaded.
-        entry: what :func:`built_engine` gave just now, where it was called before.
+        entry: what :func:`built_engine` gave, where its files are still those.
 
     Raises:
         UnknownBackend, BackendUnavailable: when this backend cannot run here.

@@ -227,8 +227,8 @@ def _add_profiles(builder: Any, config: Any, model: OnnxModel, settings: Setting
 
 @contextmanager
 def _timing_cache(config: Any, path: Path, settings: Settings) -> Iterator[None]:
-    """Lend the build the timings of earlier ones, and keep what it adds, also of one that was interrupted: the next does
-    not begin again.
+    """Lend the build the timings of earlier ones, and keep what it adds, also where it is interrupted: the next goes on
+    from there.
 
     Builds run side by side; each reads what is there and writes the union of it and its own, under a lock.
     """

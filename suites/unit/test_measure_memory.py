@@ -17,11 +17,10 @@ from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.measure.memory import (
     growth,
     growth_metric,
+    kernel_book,
     peak_metrics,
     peak_resident_set,
-    reset_kernel_peak,
     resident_set,
-    resident_set_and_peak,
 )
 from wan_trt_core.measure.memory import (
     memory_by_run as series_by_run,
@@ -70,9 +69,21 @@ def test_the_kernel_s_book_is_read_whatever_stands_before_it(tmp_path: Path) -> 
     (tmp_path / "clear_refs").touch()
     groups = " ".join(str(group) for group in range(10_000, 11_000))
     (tmp_path / "status").write_text(f"Groups:\t{groups}\nVmHWM:\t  2000 kB\nVmRSS:\t  1990 kB\n")
-    assert resident_set_and_peak(tmp_path) == (1990 * 1024, 2000 * 1024)
-    assert reset_kernel_peak(tmp_path)
+    with kernel_book(tmp_path) as book:
+        assert book is not None and book.read() == (1990 * 1024, 2000 * 1024)
     assert (tmp_path / "clear_refs").read_text() == "5"
+
+
+def test_the_kernel_s_book_stays_open_and_is_read_anew(tmp_path: Path) -> None:
+    (tmp_path / "clear_refs").touch()
+    (tmp_path / "status").write_text("Name:\ta\nVmHWM:\t  2000 kB\nVmRSS:\t  1990 kB\n")
+    with kernel_book(tmp_path) as book:
+        assert book is not None
+        with (tmp_path / "status").open("r+") as status:
+            status.write("Name:\ta\nVmHWM:\t  4000 kB\nVmRSS:\t  3990 kB\n")
+        assert book.read() == (3990 * 1024, 4000 * 1024)
+    with pytest.raises(ValueError, match="closed"):
+        book.read()
 
 
 def test_peak_metrics() -> None:

@@ -17,6 +17,7 @@ from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.measure.memory import (
     growth,
     growth_metric,
+    held_memory,
     kernel_book,
     peak_metrics,
     peak_resident_set,
@@ -84,6 +85,27 @@ def test_the_kernel_s_book_stays_open_and_is_read_anew(tmp_path: Path) -> None:
         assert book.read() == (3990 * 1024, 4000 * 1024)
     with pytest.raises(ValueError, match="closed"):
         book.read()
+
+
+def test_held_memory_is_anonymous_or_mapped(tmp_path: Path) -> None:
+    """Swapped out or not, and a file by its length, whatever of it is in memory."""
+    (tmp_path / "status").write_text(
+        "VmRSS:\t  900 kB\nRssAnon:\t  100 kB\nRssFile:\t  800 kB\nVmSwap:\t   20 kB\n"
+    )
+    (tmp_path / "maps").write_text(
+        "55d0c0000000-55d0c0003000 r--p 00000000 fe:00 1234   /opt/a library\n"
+        "7f3500000000-7f3500100000 rw-p 00000000 00:00 0 \n"
+        "7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0      [stack]\n"
+        "7f3600000000-7f3600001000 rw-s 00000000 00:01 77     /memfd:shared (deleted)\n"
+    )
+    assert held_memory(tmp_path) == (100 + 20 + 12 + 4) * 1024
+
+
+def test_held_memory_is_the_resident_set_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t  900 kB\n")  # as gVisor's
+    (tmp_path / "maps").touch()
+    assert held_memory(tmp_path) == pytest.approx(resident_set(), abs=8 * MIB)
+    assert held_memory(tmp_path / "none") == pytest.approx(resident_set(), abs=8 * MIB)
 
 
 def test_peak_metrics() -> None:

@@ -62,6 +62,32 @@ def resident_code() -> int:
     return int(getattr(psutil.Process().memory_info(), "shared", 0))
 
 
+def held_memory(proc: Path = PROCESS) -> int:
+    """Bytes that this process holds for itself: its anonymous memory (``RssAnon``, with ``VmSwap`` what is swapped out)
+    and the files that it maps, by their length. How much of those is in memory does not count: their pages come and
+    go with what else the machine needs. The resident set where the system does not tell.
+
+    Args:
+        proc: the process' folder in /proc.
+    """
+    try:
+        status, maps = (proc / "status").read_bytes(), (proc / "maps").read_text()
+        return _bytes_of(status, b"\nRssAnon:") + _bytes_of(status, b"\nVmSwap:") + _mapped(maps)
+    except (OSError, ValueError):
+        return resident_set()
+
+
+def _mapped(maps: str) -> int:
+    """Bytes of address space with a file behind them, by proc(5) ``start-end perms offset dev inode path``."""
+    total = 0
+    for line in maps.splitlines():
+        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+        if inode != "0":
+            start, end = addresses.split("-")
+            total += int(end, 16) - int(start, 16)
+    return total
+
+
 def live_tensors() -> int:
     """Bytes of all tensors of PyTorch that Python knows of, on any device, each storage once; what only libraries hold
     for themselves, as cuBLAS its workspace, is not among them."""

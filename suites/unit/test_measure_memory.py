@@ -17,11 +17,11 @@ from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.measure.memory import (
     growth,
     growth_metric,
+    held_memory,
+    kernel_book,
     peak_metrics,
     peak_resident_set,
-    reset_kernel_peak,
     resident_set,
-    resident_set_and_peak,
 )
 from wan_trt_core.measure.memory import (
     memory_by_run as series_by_run,
@@ -70,9 +70,42 @@ def test_the_kernel_s_book_is_read_whatever_stands_before_it(tmp_path: Path) -> 
     (tmp_path / "clear_refs").touch()
     groups = " ".join(str(group) for group in range(10_000, 11_000))
     (tmp_path / "status").write_text(f"Groups:\t{groups}\nVmHWM:\t  2000 kB\nVmRSS:\t  1990 kB\n")
-    assert resident_set_and_peak(tmp_path) == (1990 * 1024, 2000 * 1024)
-    assert reset_kernel_peak(tmp_path)
+    with kernel_book(tmp_path) as book:
+        assert book is not None and book.read() == (1990 * 1024, 2000 * 1024)
     assert (tmp_path / "clear_refs").read_text() == "5"
+
+
+def test_the_kernel_s_book_stays_open_and_is_read_anew(tmp_path: Path) -> None:
+    (tmp_path / "clear_refs").touch()
+    (tmp_path / "status").write_text("Name:\ta\nVmHWM:\t  2000 kB\nVmRSS:\t  1990 kB\n")
+    with kernel_book(tmp_path) as book:
+        assert book is not None
+        with (tmp_path / "status").open("r+") as status:
+            status.write("Name:\ta\nVmHWM:\t  4000 kB\nVmRSS:\t  3990 kB\n")
+        assert book.read() == (3990 * 1024, 4000 * 1024)
+    with pytest.raises(ValueError, match="closed"):
+        book.read()
+
+
+def test_held_memory_is_anonymous_or_mapped(tmp_path: Path) -> None:
+    """Swapped out or not, and a file by its length, whatever of it is in memory."""
+    (tmp_path / "status").write_text(
+        "VmRSS:\t  900 kB\nRssAnon:\t  100 kB\nRssFile:\t  800 kB\nVmSwap:\t   20 kB\n"
+    )
+    (tmp_path / "maps").write_text(
+        "55d0c0000000-55d0c0003000 r--p 00000000 fe:00 1234   /opt/a library\n"
+        "7f3500000000-7f3500100000 rw-p 00000000 00:00 0 \n"
+        "7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0      [stack]\n"
+        "7f3600000000-7f3600001000 rw-s 00000000 00:01 77     /memfd:shared (deleted)\n"
+    )
+    assert held_memory(tmp_path) == (100 + 20 + 12 + 4) * 1024
+
+
+def test_held_memory_is_the_resident_set_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t  900 kB\n")  # as gVisor's
+    (tmp_path / "maps").touch()
+    assert held_memory(tmp_path) == pytest.approx(resident_set(), abs=8 * MIB)
+    assert held_memory(tmp_path / "none") == pytest.approx(resident_set(), abs=8 * MIB)
 
 
 def test_peak_metrics() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from mmap import mmap
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from wan_trt_core.gates.memory import BUDGET, KEPT, RELEASE, judge_memory
 from wan_trt_core.gates.verdict import Check, Reason, Verdict, decide
 from wan_trt_core.measure.ballast import BudgetError, ballast, current_ballast
 from wan_trt_core.measure.device_memory import DeviceMemory
+from wan_trt_core.measure.memory import resident_set
 from wan_trt_core.records import Measurement, Metric
 
 BYTES = 1 << 33
@@ -186,6 +188,32 @@ def test_a_process_that_keeps_what_it_loaded() -> None:
     metrics = memory.measure_release(lambda: leaked.append(touch(64)))
     assert (metrics[RELEASE].value or 0) > 60 * MIB
     assert (memory.measure_release(lambda: touch(64))[RELEASE].value or 0) < 8 * MIB
+
+
+def mapped(path: Path) -> mmap:
+    with path.open("rb") as file:
+        return mmap(file.fileno(), 0, access=ACCESS_READ)
+
+
+def test_pages_of_a_file_that_come_in_are_not_left_behind(tmp_path: Path) -> None:
+    """A machine in want of memory drops those of libraries, and the next run reads them again."""
+    path = tmp_path / "library"
+    path.write_bytes(bytes(16 * MIB))
+    pages: list[int] = []
+    with mapped(path) as library:
+        before = resident_set()
+        metrics = memory.measure_release(lambda: pages.append(sum(library[:: 1 << 12])))
+        assert resident_set() - before > 12 * MIB, "they did come in"
+    assert (metrics[RELEASE].value or 0) < 1 * MIB
+
+
+def test_a_file_that_stays_mapped_is_left_behind(tmp_path: Path) -> None:
+    """As ONNX Runtime's weights: no page of it need be in memory just now."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(16 * MIB))
+    kept: list[mmap] = []
+    metrics = memory.measure_release(lambda: kept.append(mapped(path)))
+    assert (metrics[RELEASE].value or 0) >= 16 * MIB
 
 
 @pytest.mark.parametrize("keeps", [False, True])

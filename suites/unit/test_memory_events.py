@@ -16,7 +16,6 @@ from host_memory import touch
 
 from wan_trt_core.measure import memory_recorder
 from wan_trt_core.measure.device_memory import DeviceLost, DeviceMemory
-from wan_trt_core.measure.memory import reset_kernel_peak
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord, run_folder
 from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked
 from wan_trt_core.records import RecordError, write_json
@@ -329,6 +328,22 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None
         pytest.fail("the run began")
 
 
+def test_a_recording_that_cannot_begin_leaves_nothing_open(
+    device: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the thread that samples nor the kernel's book."""
+    monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 0.001)
+    (tmp_path / "file").touch()
+    meter = Meter(DeviceMemory(device, FakeNvml(device), object()))
+    recorder = MemoryRecorder(tmp_path / "file" / FILE_NAME, meter, hardware_key="cuda-test", run={})
+    with pytest.raises(OSError), recorder:
+        pytest.fail("the run began")
+    assert meter._thread is not None and not meter._thread.is_alive()
+    if meter._book is not None:
+        with pytest.raises(ValueError, match="closed"):
+            meter._book.read()
+
+
 def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     parent, at = (
         tmp_path / "new" / "report",
@@ -346,11 +361,11 @@ def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_the_resident_set_is_watched_either_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    if method == "kernel" and not reset_kernel_peak():
-        pytest.skip("the kernel's high-water mark cannot be set back here")
     monkeypatch.setattr(memory_recorder, "SAMPLE_SECONDS", 0.001)
     proc = {} if method == "kernel" else {"proc": tmp_path}  # an empty folder is no /proc
     with Meter(**proc) as meter:
+        if method == "kernel" and "resident_set" in meter.methods:
+            pytest.skip("the kernel's high-water mark cannot be set back here")
         now, _ = meter.look()
         block = touch(64)
         if method == "sampled":

@@ -155,8 +155,8 @@ KEPT_LIMIT = 1 << 20
 """Bytes of tensors that may be left of the first loading unless a case says otherwise; 192 B were, of tiny-wan."""
 
 RELEASE_LIMIT = 4 << 20
-"""Bytes by which a process may seem larger after unloading than after it had unloaded before, unless a case says
-otherwise; under 1 MiB was measured. The same for its use of a GPU, where nothing was left."""
+"""Bytes that a process may hold more after unloading than after it had unloaded before, unless a case says otherwise;
+under 1 MiB was measured. The same for its use of a GPU, where nothing was left."""
 
 
 UNATTRIBUTED_LIMIT = 5 << 28
@@ -170,8 +170,9 @@ class MemoryGate(_Model):
     Attributes:
         device_growth: the same for all that the process uses on a GPU; judged where there is one.
         step_growth, device_step_growth: the same over the denoising steps of one run of a pipeline (bytes a step).
-        release, device_release: bytes that loading, one run and unloading may leave, of what ``growth`` and
-            ``device_growth`` are of.
+        release: bytes that loading, one run and unloading may leave, of a process' anonymous memory and mapped files;
+            on a GPU of PyTorch's tensors.
+        device_release: the same of all that the process uses on a GPU.
         release_tensors: bytes of PyTorch's tensors that the very first loading may leave after unloading.
         unattributed: bytes of a GPU that no known owner may hold: what the process uses there less what PyTorch's
             allocator has reserved and the weights of engines.

@@ -59,6 +59,7 @@ from wan_trt_core.measure.device_memory import (
 from wan_trt_core.measure.differences import TOTALS
 from wan_trt_core.measure.memory import (
     growth_metric,
+    held_memory,
     live_tensors,
     memory_by_run,
     only_new_garbage,
@@ -356,13 +357,14 @@ def unattributed_metric(found: Sequence[int]) -> Metrics:
 
 
 def measure_release(cycle: Callable[[], object], device: DeviceMemory | None = None) -> Metrics:
-    """What loading, running and unloading leave behind where that was done before: ``unreleased`` of the resident set,
-    on a GPU of PyTorch's tensors, which is exact, and there ``device_unreleased`` of everything.
+    """What loading, running and unloading leave behind where that was done before: ``unreleased`` of what the process
+    holds for itself (see :func:`~wan_trt_core.measure.memory.held_memory`), on a GPU of PyTorch's tensors, which is
+    exact, and there ``device_unreleased`` of everything.
 
     Args:
         cycle: loads, runs and unloads; what was loaded before is no longer held.
     """
-    read: dict[str, Callable[[], int]] = {RELEASE: resident_set}
+    read: dict[str, Callable[[], int]] = {RELEASE: held_memory}
     if device is not None:
         read = {RELEASE: device.allocated, DEVICE_RELEASE: device.used}
 

@@ -35,7 +35,8 @@ DEVICE_STEP_GROWTH = "device_step_growth"
 """As :data:`DEVICE_GROWTH`, of a pipeline, in bytes a denoising step."""
 
 RELEASE = "unreleased"
-"""What unloading everything leaves behind, bytes: of the process on a CPU, of PyTorch's tensors on a GPU."""
+"""What unloading everything leaves behind, bytes: on a CPU of anonymous memory and files that are mapped, on a GPU of
+PyTorch's tensors."""
 
 DEVICE_RELEASE = "device_unreleased"
 """Of all that the process uses on a GPU; not there on a CPU."""

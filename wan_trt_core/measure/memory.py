@@ -13,8 +13,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +60,32 @@ def resident_code() -> int:
     import psutil
 
     return int(getattr(psutil.Process().memory_info(), "shared", 0))
+
+
+def held_memory(proc: Path = PROCESS) -> int:
+    """Bytes that this process holds for itself: its anonymous memory (``RssAnon``, with ``VmSwap`` what is swapped out)
+    and the files that it maps, by their length. How much of those is in memory does not count: their pages come and
+    go with what else the machine needs. The resident set where the system does not tell.
+
+    Args:
+        proc: the process' folder in /proc.
+    """
+    try:
+        status, maps = (proc / "status").read_bytes(), (proc / "maps").read_text()
+        return _bytes_of(status, b"\nRssAnon:") + _bytes_of(status, b"\nVmSwap:") + _mapped(maps)
+    except (OSError, ValueError):
+        return resident_set()
+
+
+def _mapped(maps: str) -> int:
+    """Bytes of address space with a file behind them, by proc(5) ``start-end perms offset dev inode path``."""
+    total = 0
+    for line in maps.splitlines():
+        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+        if inode != "0":
+            start, end = addresses.split("-")
+            total += int(end, 16) - int(start, 16)
+    return total
 
 
 def live_tensors() -> int:
@@ -108,16 +135,16 @@ def peak_resident_set(call: Callable[[], object], *, proc: Path = PROCESS) -> Pe
     """
     settle()
     before = resident_set()
-    if reset_kernel_peak(proc):
-        call()
-        _, peak = resident_set_and_peak(proc)
-        method = "kernel"
-    else:
-        with sampled(resident_set, _SAMPLE_SECONDS) as samples:
+    with kernel_book(proc) as book:
+        if book is not None:
             call()
-        peak, method = max(samples), "sampled"
+            _, peak = book.read()
+        else:
+            with sampled(resident_set, _SAMPLE_SECONDS) as samples:
+                call()
+            peak = max(samples)
     settle()
-    return Peak(before, max(peak, before), resident_set(), "kernel" if method == "kernel" else "sampled")
+    return Peak(before, max(peak, before), resident_set(), "sampled" if book is None else "kernel")
 
 
 def memory_by_run(
@@ -187,51 +214,55 @@ def peak_metrics(peak: Peak) -> dict[str, Metric]:
     }
 
 
-def reset_kernel_peak(proc: Path = PROCESS) -> bool:
-    """Set the kernel's high-water mark of the resident set back to the present; whether it could be."""
-    try:
-        clear_kernel_peak(proc)
-        now, peak = resident_set_and_peak(proc)
-        return peak <= now * 1.05
-    except (OSError, KeyError):  # not Linux, not permitted, or a sandbox that does not implement it
-        return False
+@dataclass(frozen=True)
+class KernelBook:
+    """The kernel's book of this process' resident set and its high-water mark, from :func:`kernel_book`. It stays open:
+    at a step's end, where nothing of it is in a cache, opening it takes longer than reading.
 
-
-def clear_kernel_peak(proc: Path = PROCESS) -> None:
-    """As :func:`reset_kernel_peak`, where it is known to work.
-
-    Raises:
-        OSError: where it does not.
+    Attributes:
+        status, clear_refs: the files of that name in the process' folder in /proc.
     """
-    stream = os.open(f"{proc}/clear_refs", os.O_WRONLY)
-    try:
-        os.write(stream, _RESET_PEAK)
-    finally:
-        os.close(stream)
+
+    status: FileIO
+    clear_refs: FileIO
+
+    def read(self) -> tuple[int, int]:
+        """The resident set now and its high-water mark, bytes, from one look.
+
+        Raises:
+            ValueError: where the kernel does not tell.
+        """
+        text = os.pread(self.status.fileno(), _STATUS_BYTES, 0)
+        return _bytes_of(text, b"\nVmRSS:"), _bytes_of(text, b"\nVmHWM:")
+
+    def clear(self) -> None:
+        """Set the high-water mark back to the present.
+
+        Raises:
+            OSError: where that is not permitted.
+        """
+        os.pwrite(self.clear_refs.fileno(), _RESET_PEAK, 0)
 
 
-def resident_set_and_peak(proc: Path = PROCESS) -> tuple[int, int]:
-    """The resident set now and its high-water mark, bytes, from one look at the kernel's book.
+@contextmanager
+def kernel_book(proc: Path = PROCESS) -> Iterator[KernelBook | None]:
+    """The kernel's book, its high-water mark set back to the present; ``None`` where it could not be."""
+    usable = None
+    with ExitStack() as files:
+        # not Linux, not permitted, or a sandbox that does not implement it
+        with suppress(OSError, ValueError):
+            status = files.enter_context(open(proc / "status", "rb", buffering=0))
+            book = KernelBook(status, files.enter_context(open(proc / "clear_refs", "wb", buffering=0)))
+            book.clear()
+            now, peak = book.read()
+            usable = book if peak <= now * 1.05 else None
+        yield usable
 
-    Raises:
-        OSError, KeyError: where the kernel does not tell.
-    """
-    # at every step, so by the system's own calls: open() takes thrice as long
-    stream = os.open(f"{proc}/status", os.O_RDONLY)
-    try:
-        text = os.read(stream, _STATUS_BYTES)
-    finally:
-        os.close(stream)
-    now, peak = (_kibibytes(text, name) * 1024 for name in (b"\nVmRSS:", b"\nVmHWM:"))
-    return now, peak
 
-
-def _kibibytes(text: bytes, name: bytes) -> int:
-    """A line's number; the rest of the file is not looked at, for this is read at every step of a run."""
-    _, found, rest = text.partition(name)
-    if not found:
-        raise KeyError(name)
-    return int(rest.split(maxsplit=1)[0])
+def _bytes_of(text: bytes, name: bytes) -> int:
+    """Of a line ``name: 123 kB``; the rest is not looked at, for this is read at every step of a run."""
+    start = text.index(name) + len(name)
+    return int(text[start : text.index(b"k", start)]) * 1024
 
 
 @contextmanager

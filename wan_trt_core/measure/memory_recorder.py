@@ -7,21 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from wan_trt_core.measure.device_memory import DeviceMemory
-from wan_trt_core.measure.memory import (
-    PROCESS,
-    clear_kernel_peak,
-    reset_kernel_peak,
-    resident_set,
-    resident_set_and_peak,
-)
+from wan_trt_core.measure.memory import PROCESS, KernelBook, kernel_book, resident_set
 from wan_trt_core.measure.memory_events import (
     Amounts,
     Event,
@@ -51,6 +44,18 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
+class Books(NamedTuple):
+    """Bytes in every book, as noted at a stage's end: :class:`Amounts` are made of it when the file is written."""
+
+    resident_set: int
+    allocated: int | None = None
+    reserved: int | None = None
+    device_used: int | None = None
+
+    def amounts(self) -> Amounts:
+        return Amounts(**self._asdict())
+
+
 class Meter:
     """All books of this process, and the most in each since the last look.
 
@@ -68,7 +73,8 @@ class Meter:
 
     def __init__(self, device: DeviceMemory | None = None, proc: Path = PROCESS) -> None:
         self._device, self._proc = device, proc
-        self._exact = reset_kernel_peak(proc)
+        self._opened = ExitStack()
+        self._book: KernelBook | None = None
         self._lock = threading.Lock()  # a sample that was begun before a look must not count after it
         self._used = self._resident = 0
         self._sampled: int | None = None  # what the driver told last
@@ -81,14 +87,17 @@ class Meter:
     def methods(self) -> dict[str, str]:
         """How the books are read, where that limits what they tell."""
         sampled = f"peaks sampled every {SAMPLE_SECONDS * 1e3:g} ms: a shorter one is missed"
-        found = {} if self._exact else {"resident_set": sampled}
+        found = {} if self._book is not None else {"resident_set": sampled}
         if self._device is not None:
             found["device_used"] = "; ".join(filter(None, (sampled, self._device.source)))
         return found
 
     def __enter__(self) -> Meter:
-        self.look()
-        if self._device is not None or not self._exact:
+        with ExitStack() as opened:
+            self._book = opened.enter_context(kernel_book(self._proc))
+            self.look()
+            self._opened = opened.pop_all()
+        if self._device is not None or self._book is None:
             self._thread = threading.Thread(target=self._sample, name="memory-sampler", daemon=True)
             self._thread.start()
         return self
@@ -99,8 +108,9 @@ class Meter:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._opened.close()
 
-    def look(self, *, step: bool = False) -> tuple[Amounts, Amounts]:
+    def look(self, *, step: bool = False) -> tuple[Books, Books]:
         """What is held now, and the most since the last look.
 
         Args:
@@ -108,14 +118,14 @@ class Meter:
                 unless PyTorch reserves more or less than it did, or did meanwhile: its last sample stands.
         """
         with self._lock:
-            if self._exact:
-                now, peak = resident_set_and_peak(self._proc)
-                clear_kernel_peak(self._proc)
+            if self._book is not None:
+                now, peak = self._book.read()
+                self._book.clear()
             else:
                 now = resident_set()
                 peak, self._resident = max(self._resident, now), 0
             if self._device is None:
-                return Amounts(resident_set=now), Amounts(resident_set=peak)
+                return Books(now), Books(peak)
             allocated, reserved, most_allocated, most_reserved = self._device.books()
             if not step or {reserved, most_reserved} != {self._reserved}:
                 self._ask(self._device)
@@ -124,8 +134,8 @@ class Meter:
             most, self._used = max(self._used, used), 0
             self._device.reset_peaks()
         return (
-            Amounts(resident_set=now, allocated=allocated, reserved=reserved, device_used=used),
-            Amounts(resident_set=peak, allocated=most_allocated, reserved=most_reserved, device_used=most),
+            Books(now, allocated, reserved, used),
+            Books(peak, most_allocated, most_reserved, most),
         )
 
     def _ask(self, device: DeviceMemory) -> None:
@@ -140,39 +150,39 @@ class Meter:
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
             with self._lock:
-                if not self._exact:
+                if self._book is None:
                     self._resident = max(self._resident, resident_set())
                 if self._device is not None:
                     self._ask(self._device)
                     self._used = max(self._used, self._sampled or 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
+class _Taken(NamedTuple):
     """What is noted between two stages, as it is: an :class:`Event` is made of it when the file is written."""
 
     stage: Stage
     name: str
-    index: int | None
+    number: int | None
     start: float
     end: float
-    before: Amounts
-    peak: Amounts
-    after: Amounts
+    before: Books
+    peak: Books
+    after: Books
     held: Held
     graphs: Mapping[str, int]
     lost: str
 
     def event(self) -> Event:
+        before, peak, after = (books.amounts() for books in (self.before, self.peak, self.after))
         return Event(
             stage=self.stage,
             name=self.name,
-            index=self.index,
+            index=self.number,
             start=self.start,
             end=self.end,
-            before=self.before,
-            peak=self.peak.most(self.before).most(self.after),
-            after=self.after,
+            before=before,
+            peak=peak.most(before).most(after),
+            after=after,
             held=self.held,
             graphs=self.graphs,
             lost=self.lost,
@@ -212,17 +222,19 @@ class MemoryRecorder:
         self._owners: list[Callable[[], Held]] = []
         self._engines: list[Callable[[], Mapping[str, int]]] = []
         self._precisions: dict[str, str] = {}
-        self._open: tuple[Stage, str, int | None, float, Amounts] | None = None
+        self._open: tuple[Stage, str, int | None, float, Books] | None = None
         self._noted: list[Held] = []
-        self._last = 0.0, Amounts(resident_set=0)
+        self._last = 0.0, Books(0)
         self._failure: Failure | None = None
         self._failing = self._done = False
 
     def __enter__(self) -> MemoryRecorder:
-        self._meter.__enter__()
-        now, _ = self._meter.look()
-        self._last = self._now(), now
-        self._save(self._cut_short("", now))
+        with ExitStack() as failed:
+            failed.enter_context(self._meter)
+            now, _ = self._meter.look()
+            self._last = self._now(), now
+            self._save(self._cut_short("", now))
+            failed.pop_all()
         return self
 
     def __exit__(
@@ -257,8 +269,10 @@ class MemoryRecorder:
 
     def begin(self, stage: Stage, name: str = "", index: int | None = None) -> None:
         """Begin a stage where the last one ended: one that is open ends with the same look at the books."""
-        self.end(step=self._open is not None and self._open[0] == stage)
-        self._between()
+        if self._open is not None:
+            self.end(step=self._open[0] == stage)
+        else:
+            self._between()
         start, before = self._last
         if not self._taken or self._taken[-1].stage != stage:
             self._save(self._cut_short(label(stage, name, index), before))
@@ -321,7 +335,7 @@ class MemoryRecorder:
             kind = "interrupted"
         else:
             kind = "out_of_memory" if out_of_memory(error) else "failed"
-        facts = {"message": message, "asked": asked, "amounts": self._last[1], "held": held}
+        facts = {"message": message, "asked": asked, "amounts": self._last[1].amounts(), "held": held}
         self._failure = Failure.model_validate({"kind": kind, "stage": stage, **facts})
         self._save(self._failure)
 
@@ -331,7 +345,7 @@ class MemoryRecorder:
             self._open = "other", "", None, *self._last
             self._close(*self._look())
 
-    def _look(self, *, step: bool = False) -> tuple[Amounts, Amounts]:
+    def _look(self, *, step: bool = False) -> tuple[Books, Books]:
         try:
             return self._meter.look(step=step)
         except Exception:
@@ -340,13 +354,15 @@ class MemoryRecorder:
             # the device may be gone, but the error that ended the run matters more
             return self._last[1], self._last[1]
 
-    def _close(self, now: Amounts, peak: Amounts) -> None:
+    def _close(self, now: Books, peak: Books) -> None:
         if self._open is None:
             return
         stage, name, index, start, before = self._open
         self._open, self._last = None, (self._now(), now)
-        held = _most(self._held(), *self._noted)
-        self._noted.clear()
+        held = self._held()
+        if self._noted:
+            held = _most(held, *self._noted)
+            self._noted.clear()
         graphs = {name: count for told in self._engines for name, count in told().items() if count}
         end, lost = self._last[0], self._meter.lost
         self._taken.append(_Taken(stage, name, index, start, end, before, peak, now, held, graphs, lost))
@@ -361,11 +377,13 @@ class MemoryRecorder:
     def _now(self) -> float:
         return round(self._clock() - self._began, 6)
 
-    def _cut_short(self, stage: str, now: Amounts) -> Failure:
+    def _cut_short(self, stage: str, now: Books) -> Failure:
         message = (
             "the process was gone before it wrote more: it was killed, as the system does when memory is out"
         )
-        return Failure(kind="cut_short", stage=stage, message=message, amounts=now, held=self._held())
+        return Failure(
+            kind="cut_short", stage=stage, message=message, amounts=now.amounts(), held=self._held()
+        )
 
     def _save(self, failure: Failure | None) -> None:
         events = tuple(taken.event() for taken in self._taken)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wan_trt_core.pipeline.acceleration import accelerate, restore
+    from wan_trt_core.accelerating import accelerate, restore
 
 __version__ = "0.1.0"
 __all__ = ["accelerate", "restore"]
@@ -19,6 +19,6 @@ def __getattr__(name: str) -> Any:
     run of its environment."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from wan_trt_core.pipeline import acceleration
+    from wan_trt_core import accelerating
 
-    return getattr(acceleration, name)
+    return getattr(accelerating, name)

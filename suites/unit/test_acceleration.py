@@ -26,6 +26,7 @@ from diffusers.hooks import apply_layerwise_casting
 from module_engine import Loads, ModuleEngine
 
 import wan_trt_core
+from wan_trt_core import accelerating
 from wan_trt_core.backends.base import EngineBackend, EngineError
 from wan_trt_core.backends.registry import tell_idle_gpu
 from wan_trt_core.comparison.targets import Arm, Outputs
@@ -366,8 +367,9 @@ def test_on_a_gpu_diffusers_modules_make_room_for_the_engines(
     for name, module in modules.items():
         note = lambda device, *_, name=name, module=module: moved.append((name, str(device))) or module  # noqa: E731
         monkeypatch.setattr(module, "to", note)
-    monkeypatch.setattr(acceleration, "device_of", lambda *_: "cuda")
-    monkeypatch.setattr(acceleration, "located", lambda device: gpu if "cuda" in str(device) else device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**40, 2**40))
+    monkeypatch.setattr(accelerating, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(accelerating, "located", lambda device: gpu if "cuda" in str(device) else device)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
 
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
@@ -401,8 +403,9 @@ def test_a_later_engine_is_made_on_the_gpu_of_the_first(
     for name in ("transformer", "vae", "text_encoder"):
         module = getattr(pipe, name)
         monkeypatch.setattr(module, "to", lambda *_, module=module: module)
-    monkeypatch.setattr(acceleration, "device_of", lambda *_: "cuda")
-    monkeypatch.setattr(acceleration, "located", lambda device: current[-1] if device == "cuda" else device)
+    monkeypatch.setattr(accelerating, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(accelerating, "located", lambda device: current[-1] if device == "cuda" else device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**40, 2**40))
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
 
@@ -439,8 +442,8 @@ def test_all_engines_are_built_before_any_is_loaded_and_with_nothing_on_the_gpu(
     monkeypatch.setattr(EngineStore, "build", build)
     monkeypatch.setattr("wan_trt_core.pipeline.engines.load_engine", load)
     monkeypatch.setattr(pipe.text_encoder, "to", to)
-    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.device_of", lambda *_: "cuda")
-    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.located", lambda *_: torch.device("meta"))
+    monkeypatch.setattr(accelerating, "device_of", lambda *_: "cuda")
+    monkeypatch.setattr(accelerating, "located", lambda *_: torch.device("meta"))
     wan_trt_core.accelerate(pipe, PROFILE, settings=settings)
     names = ("dit", "vae_decoder_first", "vae_decoder_next")
     expected = [
@@ -608,7 +611,7 @@ def test_the_text_encoder_falls_back_as_the_others(
 def test_a_text_encoder_cannot_be_on_an_engine_and_on_the_cpu(
     pipe: Any, loads: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceleration, "located", lambda device: torch.device("cuda:0"))
+    monkeypatch.setattr(accelerating, "located", lambda device: torch.device("cuda:0"))
     settings = Settings(cache=tmp_path, pipeline={"text_encoder_device": "cpu"})
     with pytest.raises(EngineError, match="text_encoder_device is cpu, and onnxruntime runs on cuda:0"):
         wan_trt_core.accelerate(pipe, PROFILE, settings=settings, text_encoder=True)

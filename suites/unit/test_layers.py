@@ -19,6 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "pytest_plugin", "doctor", "baseline_migration", "baseline_update"}),
     frozenset({"comparison"}),
     frozenset({"report", "baselines", "observations"}),
+    frozenset({"accelerating"}),
     frozenset({"memory"}),
     frozenset({"pipeline"}),
     frozenset({"engine_cache", "measure", "backends", "export", "deciding_settings"}),

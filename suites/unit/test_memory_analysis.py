@@ -500,6 +500,124 @@ def test_known_costs_come_before_unknown_ones_and_little_is_only_named() -> None
     ]
 
 
+# ---- a run that ran out of memory -------------------------------------------------------------------------------
+
+
+def out_of(asked: int, message: str, held: Amounts, stage: str = "decode 1") -> Failure:
+    """What ended a run that asked for so many MiB."""
+    facts = {"asked": asked * MIB, "message": message, "amounts": held}
+    return FAILURE.model_copy(update={**facts, "stage": stage})
+
+
+PYTORCH = (
+    "OutOfMemoryError: CUDA out of memory. Tried to allocate {} MiB. GPU 0 has a total capacity of 3 GiB"
+)
+
+
+def test_savings_are_off_what_would_have_been_needed() -> None:
+    """2400 MiB were held of the device, 2048 asked for. By what was reached the text encode led from 1650 on."""
+    asked = PYTORCH.format(2048)
+    run = stock(failure=out_of(2048, f"{asked} of which 1200.00 MiB is free.", on_device(1900)))
+    found, advice = analyse(run), by_name(run)
+    assert (found.peak, found.needed) == ((1900 + CONTEXT) * MIB, (1900 + CONTEXT + 2048) * MIB)
+    encoder = advice["hold text_encoder only for text encode"]
+    assert encoder.saves == 1000 * MIB and encoder.fits, "of the 848 that were lacking"
+    half = advice["transformer in half precision"]
+    assert half.saves == 250 * MIB and half.fits is False
+    size = {"height": 1024, "width": 1024, "num_frames": 8}
+    tiles = by_name(stock(**size, failure=run.failure))["decode in tiles of 256 pixels"]
+    video = 3 * 1024 * 1024 * 8 * 4 // MIB
+    assert tiles.saves == (300 + 2048 - video) * MIB * 15 // 16, "what was asked for is of the decode"
+
+
+def test_where_nothing_tells_what_was_free_what_was_reached_is_sure() -> None:
+    """Whoever saves less than was asked for may fit or not."""
+    run = stock(failure=out_of(500, PYTORCH.format(500), on_device(1900)))
+    advice = by_name(run)
+    assert advice["run the text encoder on the CPU"].fits is True
+    assert advice["transformer in half precision"].fits is None
+    text = memory_markdown(run)
+    assert "**Peak 2.344 GiB of the device, in decode 1, and 2.832 GiB were needed.**" in text
+    table = text.split("## Recommendations")[1].split("##")[0].splitlines()
+    assert table[2].split("|")[3].strip() == "room for what was asked"
+    said = {line.split("|")[1].split(". ", 1)[1].strip(): line.split("|")[3].strip() for line in table[4:-1]}
+    assert said["run the text encoder on the CPU"] == "yes"
+    assert said["transformer in half precision"] == "not shown"
+
+
+def test_a_run_that_came_to_its_end_needed_what_it_had() -> None:
+    found = analyse(stock())
+    assert found.needed is None and all(advice.fits is None for advice in found.advice)
+    assert "room for what was asked" not in memory_markdown(stock())
+
+
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [
+        (FAILURE.model_copy(update={"kind": "interrupted"}), "nothing was asked for"),
+        (FAILURE.model_copy(update={"asked": None}), "nobody tells how much"),
+        (out_of(100, PYTORCH.format(100), on_device(1000)), "others held what this run had before"),
+        (out_of(9000, "you tried to allocate 9 bytes: DefaultCPUAllocator", on_device(1900)), "of the host"),
+        (out_of(9000, "MemoryError: Unable to allocate 9 B for an array", on_device(1900)), "of the host"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_without_more_of_the_book_that_decides_savings_are_off_the_peak(failure: Failure, why: str) -> None:
+    found, plain = analyse(stock(failure=failure)), analyse(stock())
+    assert found.needed is None and found.advice == plain.advice, why
+
+
+def test_what_was_asked_for_between_stages_counts() -> None:
+    run = stock(failure=out_of(2048, PYTORCH.format(2048), on_device(1600), stage=""))
+    found = analyse(run)
+    assert found.needed == (1600 + CONTEXT + 2048) * MIB
+    assert by_name(run)["hold transformer only for denoise"].saves == 500 * MIB
+
+
+def test_on_a_host_too() -> None:
+    held = {"host": weights(text_encoder=300, vae=100)}
+    record = record_of(
+        [
+            ("load text_encoder", on_host(START + 300), on_host(START + 300), {"host": weights(text_encoder=300)}),
+            ("load vae", on_host(START + 400), on_host(START + 400), held),
+            ("text_encode", on_host(START + 450), on_host(START + 400), held),
+            ("decode 1", on_host(START + 500), on_host(START + 480), held),
+        ],
+        start=on_host(START),
+        failure=out_of(250, "you tried to allocate 262144000 bytes: DefaultCPUAllocator", on_host(START + 480)),
+    )  # fmt: skip
+    assert analyse(record).needed == (START + 730) * MIB
+    encoder = by_name(record)["hold text_encoder only for text encode"]
+    assert encoder.saves == (730 - 450) * MIB and encoder.fits
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_scratch_memory_that_was_asked_for_is_the_decoder_s(shared: bool) -> None:
+    """It is asked for in place of the DiT's, which is let go of before. Half of the caches, a tenth of the scratch."""
+    held: Held = {"allocator": {"engines' shared scratch": 100 * MIB, f"{VAE} caches": 800 * MIB}}
+    said = (
+        "EngineError: out of memory: scratch memory of 0.98 GiB was asked for, 0.50 of 4.00 GiB are free on X"
+    )
+    began = on_device(110, 0, 450)
+    run = record_of(
+        [
+            ("load dit engine", on_device(0, 0, 400), on_device(0, 0, 400), {}),
+            (f"load {VAE}", on_device(0, 0, 450), on_device(0, 0, 450), {}),
+            ("denoise 1", began, began, {"allocator": {"engines' shared scratch": 100 * MIB}}),
+            ("decode 1", on_device(910, 0, 450), on_device(810, 0, 450), held),
+        ],
+        start=on_device(0),
+        precisions={f"{VAE} weights": "fp32"},
+        failure=out_of(1000, said, on_device(810, 0, 450)),
+        settings={} if shared else {"tensorrt.share_scratch": False},
+        backend="tensorrt", height=512, width=1024, num_frames=5,
+    )  # fmt: skip
+    assert analyse(run).needed == (810 + 1000 + 450 + CONTEXT) * MIB
+    lean = by_name(run)["the lean decoder"]
+    assert lean.saves == (400 + (100 if shared else 0)) * MIB
+    assert lean.fits is shared, "0.50 GiB were free beside what was held"
+
+
 # ---- reports ----------------------------------------------------------------------------------------------------
 
 

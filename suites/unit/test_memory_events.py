@@ -8,16 +8,20 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from itertools import count, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from fake_device import MIB, FakeDevice, FakeNvml
 from host_memory import touch
 
+from wan_trt_core.backends.base import EngineError
+from wan_trt_core.backends.tensorrt.runtime import allocate
 from wan_trt_core.measure import memory_recorder
 from wan_trt_core.measure.device_memory import DeviceLost, DeviceMemory
 from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord, run_folder
-from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked
+from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked, bytes_free
 from wan_trt_core.records import RecordError, write_json
 
 
@@ -458,11 +462,49 @@ def test_a_sample_stands_for_the_drivers_book_at_the_next_step(
         ),
         ("Unable to allocate 7.28 TiB for an array with shape (1000000,)", round(7.28 * 2**40)),
         ("Failed to allocate memory for requested buffer of size 1048576", MIB),
+        (
+            "out of memory: a buffer of dit_fp16 of 1.50 GiB was asked for, 1.00 of 8.00 GiB are free on X",
+            1536 * MIB,
+        ),
+        ("Requested amount of GPU memory (8589934592 bytes) could not be allocated", 8192 * MIB),
         ("tried to allocate some", None),
     ],
 )
 def test_bytes_asked(message: str, asked: int | None) -> None:
     assert bytes_asked(message) == asked
+
+
+@pytest.mark.parametrize(
+    ("message", "free"),
+    [
+        (
+            "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.25 GiB is free.",
+            1280,
+        ),
+        ("scratch memory of 2.00 GiB was asked for, 1.50 of 8.00 GiB are free on X", 1536),
+        ("you tried to allocate 8000000000 bytes. Error", None),
+    ],
+)
+def test_bytes_free(message: str, free: int | None) -> None:
+    assert bytes_free(message) == (None if free is None else free * MIB)
+
+
+def test_what_an_engine_could_not_have_is_read_from_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the words of the backend, whatever they become."""
+
+    def none(*_: Any, device: Any, **__: Any) -> Any:
+        if device == "meta":
+            return SimpleNamespace(nbytes=2**31)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", none)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**30, 2**33))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    for what in ("scratch memory", "a buffer of vae_decoder_next_fp32"):
+        with pytest.raises(EngineError) as told:
+            allocate((2**31,), torch.uint8, torch.device("cuda"), what)
+        message = f"EngineError: {told.value}"
+        assert (bytes_asked(message), bytes_free(message)) == (2**31, 2**30), message
 
 
 class TestReading:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +50,6 @@ PartsPrecisionOption = Annotated[str | None, typer.Option("--precision", help=_p
 EnginesPrecisionOption = Annotated[
     str | None, typer.Option("--precision", help=_precision_help(ENGINES_ON_GPU))
 ]
-
-logger = logging.getLogger(__name__)
 
 
 def with_options(
@@ -123,15 +120,14 @@ def check_memory(
 
     from wan_trt_core.memory.plan import lacking
     from wan_trt_core.memory.prediction import choice_of, unplanned, workload
+    from wan_trt_core.memory.room import tell_unchecked
     from wan_trt_core.models.profiles import Sizes
     from wan_trt_core.pipeline.assembly import TEXT_ENCODER
     from wan_trt_core.pipeline.engines import precision_of
     from wan_trt_core.pipeline.generate import GenerationError
 
     if unknown := unplanned(model.checkpoint):
-        logger.warning(
-            "whether the GPU has room for this video is not checked: the prediction does not know %s", unknown
-        )
+        tell_unchecked(unknown)
         return
     free, _ = torch.cuda.mem_get_info()
     asked = generation.height, generation.width, generation.num_frames, generation.max_sequence_length

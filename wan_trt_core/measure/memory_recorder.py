@@ -34,10 +34,14 @@ MOMENT = 0.05
 
 _UNITS = {"": 1, "bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _ASKED = re.compile(
-    r"(?:tried to allocate|unable to allocate|buffer of size|requested amount)\W*([\d.]+) ?(bytes|[KMGT]iB|B)?",
+    r"(?:tried to allocate|unable to allocate|buffer of size|requested amount(?: of GPU memory)?"
+    r"|out of memory: [\w ]+ of)\W*([\d.]+) ?(bytes|[KMGT]iB|B)?",
     re.IGNORECASE,
 )
-"""As PyTorch (CUDA and CPU), NumPy, ONNX Runtime and TensorRT tell what they could not get."""
+"""As PyTorch (CUDA and CPU), NumPy, ONNX Runtime, TensorRT and this package's engines tell what they could not get."""
+
+_FREE = re.compile(r"of which ([\d.]+) ([KMGT]iB) is free|([\d.]+) of [\d.]+ (GiB) are free")
+"""As PyTorch and this package's engines tell what was free of a GPU."""
 
 _OUT_OF_MEMORY = re.compile(
     r"out ?of ?memory|not enough memory|failed to allocate|alloc_failed", re.IGNORECASE
@@ -417,4 +421,14 @@ def out_of_memory(error: BaseException) -> bool:
 def bytes_asked(message: str) -> int | None:
     """The bytes that an error says could not be had; ``None`` if it does not say."""
     found = _ASKED.search(message)
-    return round(float(found[1].rstrip(".")) * _UNITS[(found[2] or "").lower()]) if found else None
+    return _bytes(found[1], found[2]) if found else None
+
+
+def bytes_free(message: str) -> int | None:
+    """The bytes that an error says were free of a GPU; ``None`` if it does not say."""
+    found = _FREE.search(message)
+    return _bytes(found[1] or found[3], found[2] or found[4]) if found else None
+
+
+def _bytes(number: str, unit: str | None) -> int:
+    return round(float(number.rstrip(".")) * _UNITS[(unit or "").lower()])

@@ -82,6 +82,8 @@ class Advice:
         costs: in words.
         seconds: that it costs a video, where they are known: measured in this run, or modelled.
         measured: bytes that it saved on an H200, where no event tells what it saves here: ``saves`` is then at stake.
+        fits: whether with it there was room for what a run asked for that ended out of memory; None where that is not
+            known, or there was no such end.
     """
 
     what: str
@@ -90,6 +92,7 @@ class Advice:
     costs: str
     seconds: float | None = None
     measured: float | None = None
+    fits: bool | None = None
 
     @property
     def modelled(self) -> bool:

@@ -6,12 +6,13 @@ Pure functions; :mod:`~wan_trt_core.memory.advice` models the savings.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from wan_trt_core.gates.statistics import SLOPE_POINTS, slope, slope_interval
 from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord
 from wan_trt_core.memory.advice import PLACES, Advice, advice_on, held_at_peak, owners, rank
+from wan_trt_core.memory.needed import as_needed, room_then
 
 CONFIDENCE = 0.95
 
@@ -104,6 +105,8 @@ class Analysis:
     Attributes:
         book: that decides: the device's, or of the host where no device was watched.
         peak: the most in it, during ``peak_stage``; ``holders`` add up to it.
+        needed: the most that a run which ended out of memory would have held with what it asked for: savings are off
+            that. None where it is no more than the peak.
         loading: bytes that all loading put on top.
         fragmentation: ``None`` where no device was watched.
         advice: what saves most for what it costs first; what costs an unknown time after the others.
@@ -113,6 +116,7 @@ class Analysis:
     book: Book
     peak: int
     peak_stage: str
+    needed: int | None
     holders: tuple[Holder, ...]
     loading: int
     loads: tuple[Load, ...]
@@ -139,13 +143,18 @@ def analyse(record: MemoryRecord) -> Analysis:
     book = record.book
     top = max(record.events, key=lambda event: event.peak.of(book))
     peak = top.peak.of(book)
-    found = [advice for advice in advice_on(record) if advice.saves > 0]
-    worth = [advice for advice in found if advice.saves >= WORTH * peak]
+    asked = as_needed(record)
+    needed = max(event.peak.of(book) for event in asked.events)
+    found = [advice for advice in advice_on(asked) if advice.saves > 0]
+    worth = [advice for advice in found if advice.saves >= WORTH * needed]
+    if needed > peak:
+        worth = [replace(advice, fits=_fits(advice, needed, record)) for advice in worth]
     loads = tuple(_loads(record))
     return Analysis(
         book=book,
         peak=peak,
         peak_stage=top.label,
+        needed=needed if needed > peak else None,
         holders=tuple(_holders(record, top)),
         loading=sum(load.added for load in loads),
         loads=loads,
@@ -153,9 +162,17 @@ def analyse(record: MemoryRecord) -> Analysis:
         fragmentation=_fragmentation(record),
         moments=tuple(_moments(record)),
         advice=tuple(sorted(worth, key=rank)),
-        idle=tuple(advice.what for advice in found if advice not in worth),
+        idle=tuple(advice.what for advice in found if advice.saves < WORTH * needed),
         failure=record.failure,
     )
+
+
+def _fits(advice: Advice, needed: int, record: MemoryRecord) -> bool | None:
+    """See :class:`~wan_trt_core.memory.advice.Advice`."""
+    room, whole = room_then(record)
+    if not advice.modelled or (needed - advice.saves > room and not whole):
+        return None
+    return needed - advice.saves <= room
 
 
 def _at_its_end(record: MemoryRecord) -> Analysis:
@@ -167,6 +184,7 @@ def _at_its_end(record: MemoryRecord) -> Analysis:
         book=book,
         peak=failure.amounts.of(book),
         peak_stage=failure.stage or "its beginning",
+        needed=None,
         holders=(),
         loading=0,
         loads=(),

@@ -196,7 +196,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "text_encoder=int8",
         (("text_encoder", "int8"),),
-        _encodes,
+        lambda work, choice: _encodes(work, choice) and not work.in_memory,
         _int8_seconds,
         2,
         "rounding of the prompt's states: 25.2 dB from BF16's video, with random weights",

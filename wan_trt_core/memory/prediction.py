@@ -86,7 +86,7 @@ class Choice:
     """The settings that decide what memory a pipeline needs.
 
     Attributes:
-        dit, vae, text_encoder: precisions; of ``dit`` where there are two both.
+        dit, vae, text_encoder, image_encoder: precisions; of ``dit`` where there are two both.
         text_encoder_device: ``auto`` or ``cpu``.
         text_encoder_engine: an engine does its work, beside engines of the others; at work it needs what PyTorch does.
         offload: a component is on the device during its own stage only.
@@ -100,6 +100,7 @@ class Choice:
     dit: str = "fp32"
     vae: str = "fp32"
     text_encoder: str = "fp32"
+    image_encoder: str = "fp32"
     text_encoder_device: str = "auto"
     text_encoder_engine: bool = False
     offload: bool = False
@@ -125,6 +126,8 @@ class Workload:
         calls: of the transformer, a video.
         process: bytes of a process that has imported what a run imports, measured here; of a ``cpu`` only.
         gives_back: the process's allocator keeps nothing that was freed.
+        in_memory: the modules are a caller's, loaded already: no precision that is asked for stores its text encoder in
+            eight bits.
         built: facts of the manifest of the engine that would be loaded, by component, precision and what else makes it
             another engine, where there is one.
     """
@@ -137,6 +140,7 @@ class Workload:
     calls: int = 100
     process: int = 0
     gives_back: bool = False
+    in_memory: bool = False
     built: Callable[[str, str, Choice], Mapping[str, Any] | None] = lambda component, precision, choice: None
 
     @cached_property
@@ -257,7 +261,7 @@ def weight_terms(work: Workload, choice: Choice) -> Iterator[tuple[str, Term]]:
         size = stock_part(work, "text_encoder", choice.text_encoder).weights
         yield "text_encoder", Term("text encoder weights", size, "shapes")
     if "image_encoder" in work.checkpoint.parts:
-        size = stock_part(work, "image_encoder", "fp32").weights
+        size = stock_part(work, "image_encoder", choice.image_encoder).weights
         yield "image_encoder", Term("image encoder weights", size, "shapes")
     transformers = {get_component(name).part: choice.dit for name in work.dits}
     for part, precision in (*transformers.items(), ("vae", choice.vae)):

@@ -1,9 +1,10 @@
-"""A user's own pipeline on engines: :func:`accelerate` puts them in, :func:`restore` takes them out again."""
+"""The engines of a user's own pipeline, which :func:`~wan_trt_core.accelerating.accelerate` puts in and :func:`restore`
+takes out again."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,27 +17,15 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2D
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from wan_trt_core.backends.base import Engine, EngineBackend, EngineError
-from wan_trt_core.backends.registry import device_of, get_backend, tell_idle_gpu
-from wan_trt_core.config import Settings, load_settings
+from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.catalogue import resolve_loaded
-from wan_trt_core.models.checkpoint import located, torch_dtype
+from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
 from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
-from wan_trt_core.pipeline.assembly import TEXT_ENCODER, check_text_encoder, in_order, offloading, staying
-from wan_trt_core.pipeline.compatibility import require_compatible
-from wan_trt_core.pipeline.engines import (
-    NOTES,
-    VAE_DECODER,
-    VAE_ENCODER,
-    EngineStore,
-    Precision,
-    check_precision,
-    check_tiles,
-    precision_of,
-)
+from wan_trt_core.pipeline.assembly import TEXT_ENCODER, in_order, offloading, staying
+from wan_trt_core.pipeline.engines import NOTES, VAE_DECODER, VAE_ENCODER, EngineStore
 from wan_trt_core.pipeline.offload import offload, overlap, take_off
 from wan_trt_core.pipeline.parts import (
     EngineTextEncoder,
@@ -48,7 +37,6 @@ from wan_trt_core.pipeline.parts import (
     require_batch_1,
     require_supported,
 )
-from wan_trt_core.pipeline.precisions import ENGINES_ON_GPU
 from wan_trt_core.pipeline.scheduler_step import plan_steps, unplan_steps
 from wan_trt_core.pipeline.stages import TRANSFORMERS
 from wan_trt_core.pipeline.streaming import StreamingEncoder
@@ -59,7 +47,7 @@ from wan_trt_core.progress import Report, progress
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-    from wan_trt_core.models.catalogue import ResolvedModel
+    from wan_trt_core.config import Settings
 
 ENGINES_OF: Mapping[str, tuple[str, ...]] = {
     "transformer": ("dit",),
@@ -70,15 +58,6 @@ ENGINES_OF: Mapping[str, tuple[str, ...]] = {
 """The components whose engines take the place of each module, of the text encoder where that is asked for. Where a
 video begins with an image, the VAE's encoder is one of them too."""
 
-PRECISIONS: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-"""What an engine computes in unless told otherwise: as its module does. What the commands build by default
-(:data:`~wan_trt_core.pipeline.precisions.ENGINES_ON_GPU`) takes its place where the module is in bfloat16 and there are
-no such engines (only the transformer has them, and only TensorRT runs them), and where it is a VAE in half precision,
-whose engines in that would spoil the video."""
-
-JIT = "jit"
-"""In the place of a profile's name: the first call builds for the sizes that it sees."""
-
 EnginePart = EngineTransformer | EngineVAE | EngineTextEncoder
 """What serves in the place of one of diffusers' modules, for the sizes of one profile."""
 
@@ -86,77 +65,6 @@ NO_TEXT = 1
 """Tokens of a prompt where none matters: the size of a video that is only decoded or encoded."""
 
 logger = logging.getLogger(__name__)
-
-
-def accelerate(
-    pipe: WanPipeline,
-    profile: str | ShapeProfile | None = None,
-    backend: str | None = None,
-    precision: Precision | None = None,
-    settings: Settings | None = None,
-    *,
-    text_encoder: bool = False,
-) -> WanPipeline:
-    """Put engines in the place of a pipeline's transformers and VAE; all else of it stays as it is, but for the way on
-    which frames leave a GPU (:class:`~wan_trt_core.pipeline.video_processor.StagedVideoProcessor`), and the step of a
-    UniPC scheduler (:class:`~wan_trt_core.pipeline.scheduler_step.PlannedStep`).
-
-    Engines are loaded from the cache (the setting ``cache``, ``WAN_TRT_CACHE``), and exported and built first where it
-    has none; those of the VAE's encoder only for image to video, else when something is first encoded. They are made of
-    the weights in memory. What no engine serves later (another size, see the setting ``on_missing_shape``; several
-    videos at once; attention_kwargs) is told in one line of the log a video.
-
-    Args:
-        pipe: a ``WanPipeline`` or ``WanImageToVideoPipeline``, with one transformer or two. One that is accelerated
-            already is restored first, also where this then raises: after ``enable_model_cpu_offload()`` remove the
-            hooks before. Diffusers' modules go to host memory, what stays in PyTorch (the encoders of prompts and
-            images) to the backend's device.
-        profile: a shape profile, or the name of one of the model's, or :data:`JIT`. By default that of the settings,
-            else of the catalogue's model whose size the transformer has that which serves the model's own video size;
-            for a transformer of another size as :data:`JIT`.
-        backend: one with engines; that of the settings by default.
-        precision: one for all, or ``{"dit": "fp16", "vae": "fp32"}``; by default that of the modules, see
-            :data:`PRECISIONS`.
-        settings: those of ``config.yaml`` and the environment by default.
-        text_encoder: also put one in the place of the text encoder, which stays in PyTorch by default.
-
-    Returns:
-        ``pipe`` itself.
-
-    Raises:
-        IncompatiblePipeline: before any work, naming each module that engines cannot replace and why.
-        ConfigError, CatalogueError, ComponentError, UnknownBackend, BackendUnavailable, EngineError: before any work,
-            for settings, a profile, a precision or a backend that there is not, or that cannot serve here.
-        ExportError, EngineError, CacheError: from an export or build; the pipeline is then as it was.
-    """
-    restore(pipe)
-    require_compatible(pipe, text_encoder=text_encoder)
-    settings = settings or load_settings().settings
-    backend = backend or settings.backend
-    runs = get_backend(backend)
-    if not isinstance(runs, EngineBackend):
-        raise EngineError(f"the backend {backend} runs PyTorch modules and has no engines to accelerate with")
-    runs.require(settings)
-    tell_idle_gpu(settings, backend)
-    device = located(device_of(settings, backend))
-    if pipe.device.type != "cpu" and located(pipe.device) != device:
-        raise EngineError(
-            f"the pipeline is on {pipe.device}, and {backend} runs on {device}: name another backend, or move it there"
-        )
-    if text_encoder:
-        check_text_encoder(backend, settings, device)
-    parts = (*replaceable(pipe), *((TEXT_ENCODER,) if text_encoder else ()))
-    acceleration = Acceleration(pipe, settings, backend, _precisions(pipe, parts, precision, runs), device)
-    check_tiles(acceleration.model.spatial, settings)
-    if not isinstance(profile, ShapeProfile):
-        profile = _profile(profile or settings.profile, acceleration.model)
-    with acceleration.undone_on_error():
-        if profile is not None:
-            acceleration.build(profile)
-            for part in acceleration.stock:
-                acceleration.load(part, profile)
-        acceleration.put_in()
-    return pipe
 
 
 def restore(pipe: WanPipeline) -> WanPipeline:
@@ -209,8 +117,10 @@ class Acceleration:
     """The engines of one accelerated pipeline: which of them serves a video, and what does where none can.
 
     Attributes:
+        pipe: the user's.
         stock: diffusers' own modules by part; in host memory until one has to run.
         model: what engines are made of, and the profiles that it has.
+        precision: of the engines of each part.
         device: where engines run.
         spatial: pixels that a latent covers in height and in width.
         encodes: the pipeline encodes an image to begin its video with.
@@ -233,8 +143,8 @@ class Acceleration:
         self.encodes = isinstance(pipe, WanImageToVideoPipeline)
         self._checkpoint = LoadedCheckpoint(pipe, notes=settings.cache / NOTES)
         self.model = resolve_loaded(self._checkpoint)
-        self._pipe, self._settings = pipe, settings
-        self._backend, self._precision = backend, precision
+        self.pipe, self.settings = pipe, settings
+        self.backend, self.precision = backend, precision
         modules: dict[str, Any] = {
             name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)
         }
@@ -265,20 +175,20 @@ class Acceleration:
 
     def put_in(self) -> None:
         """Replace the pipeline's modules, and move what stays in PyTorch to where the settings want it."""
-        stay = staying(self._settings)
-        offloads = offloading(self._settings, self.device)
+        stay = staying(self.settings)
+        offloads = offloading(self.settings, self.device)
         for name, (module, _) in self._homes.items():
             if name not in self.stock:
                 module.to("cpu" if offloads or name in stay else self.device)
         if offloads:
-            offload(self._pipe, self._store.turns, self.device, stay=stay, leave=self.stock)
+            offload(self.pipe, self._store.turns, self.device, stay=stay, leave=self.stock)
             for name in self.stock:  # on the device where PyTorch has to run
                 self._store.turns.join(name, partial(self._to_host, name))
         for name, module in self.stock.items():
-            dtype = torch_dtype(self._precision[name])
-            setattr(self._pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
-        self._pipe.video_processor = staged(self._pipe.video_processor)
-        plan_steps(self._pipe.scheduler)
+            dtype = torch_dtype(self.precision[name])
+            setattr(self.pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
+        self.pipe.video_processor = staged(self.pipe.video_processor)
+        plan_steps(self.pipe.scheduler)
         self._serve({name: served[0][1] for name, served in self._served.items() if served})
 
     def close(self) -> None:
@@ -294,14 +204,14 @@ class Acceleration:
         PyTorch leaves the device for it until :meth:`put_in`."""
         made = (self.model, profile)
         with self._at_work():
-            for name, precision in self._precision.items():
+            for name, precision in self.precision.items():
                 encoders = VAE_ENCODER if name == "vae" and self.encodes else ()
                 parts = (*ENGINES_OF[name], *encoders)
-                self._store.build_all(parts, *made, precision, self._backend, missing=self._make_room)
+                self._store.build_all(parts, *made, precision, self.backend, missing=self._make_room)
 
     def load(self, name: str, profile: ShapeProfile) -> EnginePart:
         """The part that serves a profile from now on; exports and builds what the cache lacks."""
-        made, precision = (self.model, profile), self._precision[name]
+        made, precision = (self.model, profile), self.precision[name]
         common: dict[str, Any] = {
             "prepare": self._prepare[name],
             "config": self.stock[name].config,
@@ -311,17 +221,17 @@ class Acceleration:
         part: EnginePart
         with self._making(name) as engines:
             if name == "vae":
-                decoder = self._store.vae_decoder(*made, precision, self._backend)
+                decoder = self._store.vae_decoder(*made, precision, self.backend)
                 engines += decoder.engines
                 if self.encodes:
                     self._encoders[profile] = encoder = self._store.vae_encoder(
-                        *made, precision, self._backend
+                        *made, precision, self.backend
                     )
                     engines += encoder.engines
                 part = EngineVAE(decoder, **common, encoder=partial(self._encoder, profile))
             else:
                 (component,) = ENGINES_OF[name]
-                engine = self._store.load(component, *made, precision, self._backend)
+                engine = self._store.load(component, *made, precision, self.backend)
                 engines.append(engine)
                 kind = EngineTextEncoder if name == TEXT_ENCODER else EngineTransformer
                 part = kind(engine, **common)
@@ -354,7 +264,7 @@ class Acceleration:
         if (name, str(why)) not in self._told:
             self._told.add((name, str(why)))
             logger.warning("diffusers' own %s runs instead of an engine: %s", name, why)
-        if offloading(self._settings, self.device):
+        if offloading(self.settings, self.device):
             self._store.turns.take(name)
         return self.stock[name].to(self.device)
 
@@ -369,9 +279,9 @@ class Acceleration:
 
     def _serve(self, parts: Mapping[str, EnginePart | str]) -> None:
         """Know which parts serve the video of now: where they are offloaded, their engines come one during another."""
-        if offloading(self._settings, self.device) and not parts.items() <= self._serving.items():
+        if offloading(self.settings, self.device) and not parts.items() <= self._serving.items():
             self._serving.update(parts)
-            overlap(*(self._serving.get(name, part) for name, part in in_order(self._pipe).items()))
+            overlap(*(self._serving.get(name, part) for name, part in in_order(self.pipe).items()))
 
     def _to_host(self, name: str) -> None:
         self.stock[name].to("cpu")
@@ -415,7 +325,7 @@ class Acceleration:
         try:
             self._checkpoint.require_unchanged("vae")
             with self._making("vae") as engines:
-                made = (self.model, profile, self._precision["vae"], self._backend)
+                made = (self.model, profile, self.precision["vae"], self.backend)
                 encoder = self._store.vae_encoder(*made)
                 engines += encoder.engines
         except Exception as error:  # as in _choose
@@ -444,7 +354,7 @@ class Acceleration:
         Raises:
             UnsupportedCall: when the settings say that nothing is.
         """
-        missing, rule = f"no engine for {_told(name, video)}", self._settings.on_missing_shape
+        missing, rule = f"no engine for {_told(name, video)}", self.settings.on_missing_shape
         if not self._served[name] or rule == "build":
             logger.warning("%s: building the %s's for this size", missing, name)
             return ShapeProfile(f"{video.height}x{video.width}-{video.frames}f", video, video, video)
@@ -462,7 +372,7 @@ class Acceleration:
 
     def _range(self, profile: ShapeProfile) -> ShapeProfile:
         """What the engine of a profile serves: its opt alone, where the settings build TensorRT's so."""
-        if self._backend != "tensorrt" or "range" in self._settings.tensorrt.profiles:
+        if self.backend != "tensorrt" or "range" in self.settings.tensorrt.profiles:
             return profile
         return profile.opt_alone()
 
@@ -642,53 +552,6 @@ def _sizes(*given: int) -> Sizes:
         return Sizes(*given)
     except ValueError as error:
         raise UnsupportedCall(str(error)) from error
-
-
-def _profile(name: str | None, model: ResolvedModel) -> ShapeProfile | None:
-    """That of a name, else of the model's own video; None where the first call builds for its sizes.
-
-    Raises:
-        CatalogueError: for a name that the model does not have.
-    """
-    if name == JIT or not (name or model.profiles):
-        return None
-    return model.own_profile(name)
-
-
-def _precisions(
-    pipe: WanPipeline, parts: Iterable[str], precision: Precision | None, runs: EngineBackend
-) -> dict[str, str]:
-    """The precision of the engines of each of the parts.
-
-    Raises:
-        ComponentError: for one that there are no engines in, or none that the backend runs.
-        ValueError: for a mapping that leaves a part out.
-    """
-    chosen: dict[str, str] = {}
-    for name in parts:
-        components, own = ENGINES_OF[name], getattr(pipe, name).dtype
-        if precision is not None:
-            chosen[name] = precision_of(precision, components[0])
-        else:
-            chosen[name], usual = PRECISIONS[own], precision_of(ENGINES_ON_GPU, components[0])
-            if chosen[name] not in {*get_component(components[0]).precisions} & {*runs.precisions}:
-                chosen[name] = usual
-                logger.warning(
-                    "%s: %s has no engines in %s; they compute in %s", name, runs.name, own, chosen[name]
-                )
-            elif chosen[name] == "fp16" and name == "vae":
-                chosen[name] = usual
-                logger.warning(
-                    "%s: its engines compute in %s, for those in %s sum in half precision; name its precision to have"
-                    " them",
-                    name,
-                    chosen[name],
-                    own,
-                )
-        logger.info("%s in %s: engines in %s", name, own, chosen[name])
-        for component in components:
-            check_precision(runs, component, chosen[name])
-    return chosen
 
 
 def _told(part: str, video: Sizes) -> str:

@@ -102,7 +102,8 @@ def _headline(record: MemoryRecord, found: Analysis) -> str:
             f"in {record.failure.stage}" if record.failure and record.failure.stage else "at its beginning"
         )
         return f"Ended {where}, with {_bytes(found.peak)} {BOOKS[found.book]}"
-    return f"Peak {_bytes(found.peak)} {BOOKS[found.book]}, in {found.peak_stage}"
+    needed = f", and {_bytes(found.needed)} were needed" if found.needed is not None else ""
+    return f"Peak {_bytes(found.peak)} {BOOKS[found.book]}, in {found.peak_stage}{needed}"
 
 
 def _bytes(size: float) -> str:
@@ -218,11 +219,21 @@ def _moments(found: Analysis) -> Table:
 
 
 def _advice(found: Analysis) -> Table:
+    """What would lower the peak; of a run that ended out of memory, whether there was room with it."""
+    ended = found.needed is not None
+    room = {True: "yes", False: "no", None: "not shown"}
     rows = [
-        (f"{number}. {advice.what}", _saves(advice), advice.costs, advice.derived)
+        (
+            f"{number}. {advice.what}",
+            _saves(advice),
+            *([room[advice.fits]] if ended else []),
+            advice.costs,
+            advice.derived,
+        )
         for number, advice in enumerate(found.advice, 1)
     ]
-    header = ("what would lower the peak", "saves (modelled)", "costs", "derived from")
+    told = ("room for what was asked",) if ended else ()
+    header = ("what would lower the peak", "saves (modelled)", *told, "costs", "derived from")
     return Table("Recommendations", header, tuple(rows))
 
 

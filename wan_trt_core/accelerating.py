@@ -79,8 +79,8 @@ def accelerate(
         IncompatiblePipeline: before any work, naming each module that engines cannot replace and why.
         ConfigError, CatalogueError, ComponentError, UnknownBackend, BackendUnavailable, EngineError: before any work,
             for settings, a profile, a precision or a backend that there is not, or that cannot serve here.
-        GenerationError: before any work, where the GPU has too little memory for a video of the profile's own size (its
-            ``opt``); with what is needed, and the settings that fit.
+        GenerationError: before any work, where engines have to be built and the GPU has too little memory for a video
+            of the profile's own size (its ``opt``); with what is needed, and the settings that fit.
         ExportError, EngineError, CacheError: from an export or build; the pipeline is then as it was.
     """
     restore(pipe)
@@ -104,7 +104,9 @@ def accelerate(
     check_tiles(acceleration.model.spatial, settings)
     if not isinstance(profile, ShapeProfile):
         profile = _profile(profile or settings.profile, acceleration.model)
-    if profile is not None and device.type == "cuda":
+    if (
+        profile is not None and device.type == "cuda" and acceleration.lacks(profile)
+    ):  # else nothing takes long
         from wan_trt_core.memory.room import require_room_for
 
         require_room_for(acceleration, profile)

@@ -140,6 +140,22 @@ def test_the_first_call_of_a_pipeline_without_a_profile_decides_for_its_size(
     wan_trt_core.accelerate(pipe, "jit", settings=settings)
 
 
+def test_with_all_engines_in_the_cache_nothing_is_predicted(
+    pipe: Any, settings: Settings, free: Free, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes seconds of a start that takes ten."""
+
+    def facts(component: str, *_: object) -> dict[str, Any] | None:
+        return None if component == missing else {}
+
+    free(0)
+    monkeypatch.setattr("wan_trt_core.pipeline.acceleration.cached_facts", facts)
+    for missing, refused in ((None, Begun), ("vae_decoder_next", GenerationError)):
+        with pytest.raises(refused):
+            wan_trt_core.accelerate(pipe, PROFILE, settings=settings)
+        assert bool(asked) == bool(missing)
+
+
 def test_a_cpu_is_not_asked(
     pipe: Any, settings: Settings, free: Free, monkeypatch: pytest.MonkeyPatch
 ) -> None:

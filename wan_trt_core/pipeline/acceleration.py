@@ -25,7 +25,7 @@ from wan_trt_core.models.loaded import LoadedCheckpoint
 from wan_trt_core.models.profiles import TEMPORAL, ShapeProfile, Sizes
 from wan_trt_core.models.vae_caches import spatial_scale
 from wan_trt_core.pipeline.assembly import TEXT_ENCODER, in_order, offloading, staying
-from wan_trt_core.pipeline.engines import NOTES, VAE_DECODER, VAE_ENCODER, EngineStore
+from wan_trt_core.pipeline.engines import NOTES, VAE_DECODER, VAE_ENCODER, EngineStore, cached_facts
 from wan_trt_core.pipeline.offload import offload, overlap, take_off
 from wan_trt_core.pipeline.parts import (
     EngineTextEncoder,
@@ -199,15 +199,28 @@ class Acceleration:
             if not hasattr(module, "_hf_hook"):  # one that is offloaded since is moved by its hook
                 module.to(device)
 
+    def lacks(self, profile: ShapeProfile) -> bool:
+        """Whether the cache lacks an engine of a profile, by its manifests alone."""
+        made = (self.model, profile)
+        return any(
+            cached_facts(component, *made, precision, self.backend, self.settings) is None
+            for components, precision in self._components()
+            for component in components
+        )
+
     def build(self, profile: ShapeProfile) -> None:
         """Export and build all that the cache lacks for a profile, before the first engine is loaded; what stays in
         PyTorch leaves the device for it until :meth:`put_in`."""
         made = (self.model, profile)
         with self._at_work():
-            for name, precision in self.precision.items():
-                encoders = VAE_ENCODER if name == "vae" and self.encodes else ()
-                parts = (*ENGINES_OF[name], *encoders)
-                self._store.build_all(parts, *made, precision, self.backend, missing=self._make_room)
+            for components, precision in self._components():
+                self._store.build_all(components, *made, precision, self.backend, missing=self._make_room)
+
+    def _components(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Of each part the components whose engines take its place, and their precision."""
+        for name, precision in self.precision.items():
+            encoders = VAE_ENCODER if name == "vae" and self.encodes else ()
+            yield (*ENGINES_OF[name], *encoders), precision
 
     def load(self, name: str, profile: ShapeProfile) -> EnginePart:
         """The part that serves a profile from now on; exports and builds what the cache lacks."""

@@ -89,7 +89,7 @@ class PlannedStep:
         own = self._scheduler
         if own.step_index is None or own.solver_p is not None or sample.dtype != torch.float32:
             return None
-        if (made_for := (own.sigmas.numpy().tobytes(), *own.config.items())) != self._planned_for:
+        if (made_for := (own.sigmas.cpu().numpy().tobytes(), *own.config.items())) != self._planned_for:
             self._planned_for, self._factors = made_for, plan(own)
         if own.step_index >= len(self._factors):
             return None

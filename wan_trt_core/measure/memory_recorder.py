@@ -182,8 +182,8 @@ class _Taken(NamedTuple):
             stage=self.stage,
             name=self.name,
             index=self.number,
-            start=self.start,
-            end=self.end,
+            start=round(self.start, 6),
+            end=round(self.end, 6),
             before=before,
             peak=peak.most(before).most(after),
             after=after,
@@ -379,7 +379,7 @@ class MemoryRecorder:
         return together
 
     def _now(self) -> float:
-        return round(self._clock() - self._began, 6)
+        return self._clock() - self._began
 
     def _cut_short(self, stage: str, now: Books) -> Failure:
         message = (

@@ -333,7 +333,7 @@ def test_the_frames_of_a_compiled_decoder_are_told_apart(
     assert labels(MemoryRecord.read(path)) == stages
 
 
-@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def test_the_benchmark_times_both_arms(
     backend: str,
     small_checkpoint: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -569,6 +570,9 @@ def test_what_is_stored_here_has_the_bands_of_the_case_file(path: Path) -> None:
     stored = read_baselines(ROOT / "baselines", hardware, model, suite)
     assert stored is not None and stored.cases
     for name, case in stored.cases.items():
+        assert not any(map(Path.is_absolute, map(Path, shlex.split(case.provenance["command"])))), (
+            "another machine's"
+        )
         bands = gate_bands(cases[name].model_copy(update={"backend": case.provenance["backend"]}), suite)  # type: ignore[arg-type]
         assert {*bands} >= {*case.metrics}
         for metric, kept in case.metrics.items():

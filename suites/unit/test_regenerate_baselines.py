@@ -1442,3 +1442,13 @@ class TestTool:
         (tmp_path / "cases.yaml").write_text(CASE_FILE.replace("component: dit", "component: dti"))
         assert run() == 1
         assert "cases.yaml" in capsys.readouterr().out
+
+
+def test_what_is_committed_names_no_path_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here, elsewhere = tmp_path / "outputs" / "a.json", tmp_path.parent / "b.json"
+    given = ["--suite", "perf", str(here), str(elsewhere), f"--cache={here}", "outputs/c.json"]
+    kept = ["--suite", "perf", "outputs/a.json", "b.json", "--cache=outputs/a.json", "outputs/c.json"]
+    assert [*map(regenerate._anywhere, given)] == kept

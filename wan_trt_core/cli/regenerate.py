@@ -99,7 +99,7 @@ def _judged(
     provenance = update.Provenance(
         commit,
         update.now(),
-        (*NAME, *arguments),
+        (*NAME, *map(_anywhere, arguments)),
         options.accept_regression,
     )
     plans = update.plan_update(
@@ -113,6 +113,15 @@ def _judged(
         command=options.named,
     )
     return _planned(options, console, plans)
+
+
+def _anywhere(argument: str) -> str:
+    """An argument as it is kept, and committed: a path of this machine only as far as it is one below this folder."""
+    option, equals, value = argument.rpartition("=")
+    path, here = Path(value), Path.cwd()
+    if not path.is_absolute():
+        return argument
+    return f"{option}{equals}{path.relative_to(here) if path.is_relative_to(here) else path.name}"
 
 
 def _planned(options: argparse.Namespace, console: Console, plans: Sequence[update.Plan]) -> int:

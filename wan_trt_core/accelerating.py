@@ -104,9 +104,8 @@ def accelerate(
     check_tiles(acceleration.model.spatial, settings)
     if not isinstance(profile, ShapeProfile):
         profile = _profile(profile or settings.profile, acceleration.model)
-    if (
-        profile is not None and device.type == "cuda" and acceleration.lacks(profile)
-    ):  # else nothing takes long
+    # with all engines in the cache nothing takes long, but the prediction would
+    if profile is not None and device.type == "cuda" and acceleration.lacks(profile):
         from wan_trt_core.memory.room import require_room_for
 
         require_room_for(acceleration, profile)

@@ -176,7 +176,7 @@ class EngineCache:
                     self._discard(kind, key)
                 else:
                     os.utime(folder / MANIFEST)  # its time of last use
-                    return Entry(folder, manifest, False, stamps)
+                    return Entry(folder, manifest, made=False, stamps=stamps)
             self._remove_stale()
             return self._make(kind, key, identity, make)
 
@@ -266,7 +266,7 @@ class EngineCache:
             if isinstance(error, KeyboardInterrupt):
                 logger.warning("interrupted: nothing was left of %s", _title(kind, identity))
             raise
-        return Entry(final, manifest, True, _stamps(final, manifest["files"]))
+        return Entry(final, manifest, made=True, stamps=_stamps(final, manifest["files"]))
 
     @contextmanager
     def _locked(self, kind: Kind, key: str, timeout: float) -> Iterator[None]:
@@ -406,7 +406,7 @@ def _check(
     for name, expected in files.items():
         try:
             stamps |= _stamps(folder, [name])  # before it is read: what changes then is noticed later
-            size = (folder / name).stat().st_size
+            _, size, _ = stamps[name]
             same = size == expected["bytes"] and file_sha256(folder / name) == expected["sha256"]
         except OSError as error:
             raise _BadEntry(f"corrupted: {name} is not readable: {error}") from error

@@ -166,6 +166,12 @@ class TensorRtSettings(_Model):
         default=None, gt=0, description="scratch memory that a kernel may use, GiB; by default all there is"
     )
     optimization_level: int = Field(default=3, ge=0, le=5, description="effort of the builder, 0 to 5")
+    max_tactics: int | None = Field(
+        default=None,
+        ge=1,
+        description="kernels that are timed for one layer, the likeliest ones first; by default TensorRT's own choice;"
+        " from TensorRT 10.4",
+    )
     builder_threads: int | None = Field(
         default=None, ge=1, description="threads that the builder may use; by default TensorRT's own choice"
     )

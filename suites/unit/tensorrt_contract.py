@@ -271,7 +271,7 @@ def main() -> None:
     from wan_trt_core.backends.base import EngineError, OnnxModel
     from wan_trt_core.backends.tensorrt import api, backend, builder, runtime
     from wan_trt_core.backends.tensorrt.plan import LAYERS, read_description
-    from wan_trt_core.config import load_settings
+    from wan_trt_core.config import ConfigError, load_settings
 
     given = {
         "tensorrt.profiles": ["fixed", "range"],
@@ -297,6 +297,14 @@ def main() -> None:
         write_attention(path, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT, rows_out)
         return OnnxModel(name, precision, path, "", "p", shapes, opt_shapes, ("x",), ("out",))
 
+    few = load_settings(overrides={**given, "tensorrt.max_tactics": 16}, environ={}).settings
+    try:
+        builder.build_plan(model("attention"), folder, few, folder / "gpu.timing", None)
+    except ConfigError as error:
+        assert not hasattr(bindings.IBuilderConfig, "max_num_tactics"), error
+        assert "tensorrt.max_tactics needs TensorRT 10.4" in str(error), error
+    else:
+        assert "IBuilderConfig.max_num_tactics" in USED
     told_user = Told("wan_trt_core")
     for _ in range(2):  # the second finds timings, and both, when they end, those of a build beside them
         facts = builder.build_plan(model("attention"), folder, settings, folder / "gpu.timing", None)

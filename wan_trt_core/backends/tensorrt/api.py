@@ -84,6 +84,18 @@ def strongly_typed_network(builder: Any) -> Any:
     return builder.create_network(1 << int(flag))
 
 
+def limit_tactics(config: Any, most: int) -> None:
+    """Let an ``IBuilderConfig`` time at most so many kernels for one layer.
+
+    Raises:
+        ConfigError: before TensorRT 10.4, which cannot be told.
+    """
+    trt = tensorrt()
+    if not hasattr(trt.IBuilderConfig, "max_num_tactics"):
+        raise ConfigError(f"tensorrt.max_tactics needs TensorRT 10.4 or later, not {trt.__version__}")
+    config.max_num_tactics = most
+
+
 def layer_report(engine: Any) -> str:
     """What the inspector tells of every layer of an ``ICudaEngine``, as JSON."""
     return str(

@@ -54,6 +54,7 @@ class TensorRtBackend(EngineBackend):
             "profiles": list(chosen.profiles),
             "workspace_gib": chosen.workspace_gib,
             "optimization_level": chosen.optimization_level,
+            "max_tactics": chosen.max_tactics,
             "weight_streaming": chosen.weight_streaming,
             "tf32": tf32(settings, precision),
         }

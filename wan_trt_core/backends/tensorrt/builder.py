@@ -14,6 +14,7 @@ from filelock import FileLock
 from wan_trt_core.backends.base import EngineError, OnnxModel, Progress, TensorInfo
 from wan_trt_core.backends.tensorrt.api import (
     layer_report,
+    limit_tactics,
     message_log,
     reasons,
     strongly_typed_network,
@@ -57,6 +58,7 @@ def build_plan(
     Raises:
         EngineError: when the parser refuses the model (it names the node and the PyTorch module), or nothing
             can be built.
+        ConfigError: for a setting that this TensorRT does not have.
         KeyboardInterrupt, SystemExit: of a signal, after the builder has stopped.
     """
     trt, log, started = tensorrt(), message_log(), time.perf_counter()
@@ -201,6 +203,8 @@ def _configure(trt: Any, config: Any, settings: Settings, precision: str) -> Non
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if chosen.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(chosen.workspace_gib * GIB))
+    if chosen.max_tactics is not None:
+        limit_tactics(config, chosen.max_tactics)
     if tf32(settings, precision):
         config.set_flag(trt.BuilderFlag.TF32)
     else:

@@ -583,8 +583,6 @@ def test_what_is_stored_here_has_the_bands_of_the_case_file(path: Path) -> None:
 OWED = {
     ("cpu-intel-xeon-6-207-2-2c-23gib", "tiny-wan-dit-fp32"),
     ("cpu-intel-xeon-6-207-2-2c-23gib", "tiny-wan-pipeline-memory"),
-    ("cuda-nvidia-h200-132sm-139gib", "wan-1.3b-vae-decoder-81f-lean"),
-    ("cuda-nvidia-h200-132sm-139gib", "wan-1.3b-vae-decoder-81f-tiled"),
 }
 """Cases whose stored memory has none of stock diffusers beside it although they ask for it: they were measured before
 they did. ``wan-trt baselines regenerate --suite memory --case …`` on their hardware pays it."""

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wan_trt_core.config import Loaded, Settings
+from wan_trt_core.measure.quality import LPIPS_BACKBONE, LPIPS_REMEDY
 
 Status = Literal["ok", "missing", "error"]
 
 ORT_BUILDS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions of the one package ``onnxruntime``: the second overwrites files of the first."""
-
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
-"""AlexNet as torchvision names it in the torch hub's folder."""
 
 
 @dataclass(frozen=True)
@@ -251,8 +249,9 @@ def _lpips() -> Finding:
     feature = "LPIPS (only for cases that require it)"
     if path.is_file():
         return Finding("LPIPS weights", "ok", str(path), feature)
-    fix = "python -c 'import torchvision; torchvision.models.alexnet(weights=\"DEFAULT\")'   (with a network)"
-    return Finding("LPIPS weights", "missing", f"not in the torch hub's folder: {path}", feature, fix)
+    return Finding(
+        "LPIPS weights", "missing", f"not in the torch hub's folder: {path}", feature, LPIPS_REMEDY
+    )
 
 
 _ROOM = 2**30

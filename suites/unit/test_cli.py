@@ -332,6 +332,19 @@ class TestWrongInput:
         assert f"error: --profile-memory: {folder / 'report'}: cannot be written to" in err
         assert "set `report` (WAN_TRT_REPORT)" in err and "generate" not in err
 
+    def test_a_missing_encoder_is_told_before_any_work(
+        self, wan: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wan_trt_core.pipeline.video.CODEC", "libx263")
+        report = tmp_path / "report"
+        for command in (
+            ("run", "--prompt", "x", "--out", "v.mp4"),
+            ("benchmark", "--compare", "torch", "onnxruntime", "--report", str(report)),
+        ):
+            code, out, err = wan(*command)
+            assert (code, out) == (3, "") and "no encoder of H.264 (libx263)" in err, err
+        assert not report.exists()
+
     @pytest.mark.parametrize(
         ("arguments", "parts"),
         [

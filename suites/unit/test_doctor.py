@@ -13,6 +13,7 @@ import pytest
 from wan_trt_core import doctor
 from wan_trt_core.config import Loaded, load_settings
 from wan_trt_core.engine_cache import EngineCache
+from wan_trt_core.measure.quality import LPIPS_BACKBONE
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.footprint import engine_bytes, stock_bytes
 from wan_trt_core.models.random_weights import RandomCheckpoint
@@ -222,7 +223,7 @@ class TestWhatIsMissing:
         monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
         assert doctor._lpips().status == "missing"
         (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "checkpoints" / doctor.LPIPS_BACKBONE).touch()
+        (tmp_path / "checkpoints" / LPIPS_BACKBONE).touch()
         assert doctor._lpips().status == "ok"
 
 

@@ -94,9 +94,13 @@ class TestKeeping:
     def test_too_large_videos_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         kept(tmp_path, outputs(), outputs(0.1))
         monkeypatch.setattr(frames, "KEPT_BYTES", 1024)
+        written: list[Path] = []
+        write = frames.write_video
+        monkeypatch.setattr(frames, "write_video", lambda path, *of: (written.append(path), write(path, *of)))
         found = kept(tmp_path, outputs(), outputs(0.1))
         assert "more than 1 KiB" in found["left_out"] and found["videos"] == {}
         assert files_in(tmp_path) == sorted(found["stills"].values())
+        assert len(written) == 1, "noise takes long to write: one that is too large is enough"
 
     def test_what_cannot_be_written_is_told(self, tmp_path: Path) -> None:
         odd = Outputs(video=np.zeros((1, 31, 48, 3), np.float32))

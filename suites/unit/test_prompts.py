@@ -140,11 +140,12 @@ def test_each_video_has_its_band(measured: Measurement) -> None:
 def test_what_of_a_prompt_is_cut_is_told(
     small_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prompts = (Prompt(id="long", prompt="red " * 15 + "a circle"), Prompt(id="short", prompt="red"))
+    words = "a Majestic elephant!"  # as they were given, also those that the tokenizer does not know
+    prompts = (Prompt(id="long", prompt="red " * 15 + words), Prompt(id="short", prompt="red"))
     case = case_with(psnr=1.0).model_copy(update={"model": str(small_checkpoint), "prompts": prompts})
     with closing(Context(Settings(cache=tmp_path))) as context:
         assert PipelineTarget(case.model_copy(update={"profile": "64p-9f"}), context).reference
-    assert [record.message.partition("leaves out: ")[2] for record in caplog.records] == ["a circle"]
+    assert [record.message.partition("leaves out: ")[2] for record in caplog.records] == [words]
 
 
 def test_a_metric_that_one_video_lacks_has_no_mean() -> None:

@@ -37,7 +37,7 @@ from wan_trt_core.backends.tensorrt.verification import (
     unplanned_precisions,
     untold_products,
 )
-from wan_trt_core.config import ConfigError, LogSettings, Settings, load_settings
+from wan_trt_core.config import ConfigError, LogSettings, Settings, load_settings, with_values
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.logs import logging_to
 
@@ -607,3 +607,16 @@ def test_one_build_at_a_time_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Monkey
     model: Any = None
     monkeypatch.setattr(builder, "build_plan", nested)
     assert build(model, tmp_path, settings) == {"built": True}
+
+
+def test_a_build_that_takes_long_says_what_makes_it_shorter(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = OnnxModel("vae_decoder_next", "fp32", Path("graph.onnx"), "", "p", {}, {}, (), ())
+    few = with_values(Settings(), {"tensorrt.max_tactics": 16})
+    for settings, seconds, told in ((Settings(), 0.0, True), (Settings(), 60.0, False), (few, 0.0, False)):
+        caplog.clear()
+        monkeypatch.setattr(builder, "SLOW_SECONDS", seconds)
+        with builder._told_if_slow(model, settings):
+            time.sleep(0.05)
+        assert ("vae_decoder_next_fp32" in caplog.text and "tensorrt.max_tactics=16" in caplog.text) is told

@@ -134,6 +134,7 @@ def benchmark(
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge
         from wan_trt_core.comparison.targets import Asked
         from wan_trt_core.pipeline.generate import check_image, check_request, tell_what_is_cut
+        from wan_trt_core.pipeline.video import check_encoder
 
         settings = loaded.settings
         resolved = model_of(settings)
@@ -168,6 +169,7 @@ def benchmark(
         make_cache(loaded, *(case.backend for case in cases))
         tell_what_is_cut(resolved.checkpoint, generation.max_sequence_length, prompt, negative_prompt)
         if report:
+            check_encoder()
             make_folder(report, "--report")
         measured = partial(measure_and_judge, asked=asked, runs=runs, profile_memory=profile_memory)
         run = _run(cases, measured, settings, report)

@@ -33,8 +33,9 @@ Guidance2Option = Annotated[
     typer.Option("--guidance-2", min=0, help="That of the second expert (Wan 2.2 A14B), if not the first's."),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
-HeightOption = Annotated[int | None, typer.Option("--height", min=16, help="Pixels, a multiple of 16.")]
-WidthOption = Annotated[int | None, typer.Option("--width", min=16, help="Pixels, a multiple of 16.")]
+_PIXELS = "Pixels, a multiple of 16; of 32 for the 5B."
+HeightOption = Annotated[int | None, typer.Option("--height", min=16, help=_PIXELS)]
+WidthOption = Annotated[int | None, typer.Option("--width", min=16, help=_PIXELS)]
 FramesOption = Annotated[int | None, typer.Option("--frames", min=1, help="Frames, 4k+1.")]
 
 

@@ -24,8 +24,13 @@ TENSOR_METRICS = ("max_abs_error", "relative_l2", "cosine", "psnr_db", "non_fini
 CVVDP_DISPLAY = "standard_fhd"
 """The display that ColorVideoVDP assumes: 24 inch, 1920x1080, 200 cd/m2, seen from 0.6 m."""
 
-_LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 """File that torchvision keeps AlexNet's weights under in the torch hub's folder."""
+
+LPIPS_REMEDY = (
+    "python -c 'import torchvision; torchvision.models.alexnet(weights=\"DEFAULT\")'   (with a network)"
+)
+"""What puts it there."""
 
 
 def tensor_metrics(reference: Any, candidate: Any) -> dict[str, Metric]:
@@ -109,10 +114,10 @@ def lpips_metric(reference: Any, candidate: Any, *, random_backbone: bool = Fals
     import torch
 
     if not random_backbone:
-        weights = Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONE
+        weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
         if not weights.is_file():
-            detail = f"the backbone's weights are not in the torch hub folder (checkpoints/{_LPIPS_BACKBONE})"
-            return _metric("lpips", None, detail=detail)
+            where = f"the backbone's weights are not in the torch hub folder (checkpoints/{LPIPS_BACKBONE})"
+            return _metric("lpips", None, detail=f"{where}: {LPIPS_REMEDY}")
     if min(reference.shape[1:3]) < 32:
         return _metric(
             "lpips", None, detail=f"AlexNet needs frames of at least 32x32, got {reference.shape[1:3]}"
@@ -138,11 +143,9 @@ def _finite_tensor_metrics(r: NDArray[np.float64], c: NDArray[np.float64]) -> di
 
 
 def _frame_metrics(r: NDArray[np.float64], c: NDArray[np.float64]) -> dict[str, Metric]:
-    import numpy as np
     from skimage.metrics import structural_similarity
 
-    rms = np.sqrt(((c - r) ** 2).mean(axis=(1, 2, 3)))
-    psnr = tuple(_psnr(1.0, float(x)) for x in rms)
+    psnr = tuple(_psnr(1.0, math.sqrt(((b - a) ** 2).mean())) for a, b in zip(r, c, strict=True))
     if min(r.shape[1:3]) < 7:
         detail = f"SSIM's window needs frames of at least 7x7, got {r.shape[1:3]}"
         ssim = {name: _metric(name, None, detail=detail) for name in ("ssim", "ssim_mean")}

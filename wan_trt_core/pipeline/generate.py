@@ -152,15 +152,16 @@ def tell_what_is_cut(checkpoint: Checkpoint, length: int, prompt: str, negative_
         return  # its states are random
     tokenizer = checkpoint.tokenizer()
     for name, text in (("prompt", prompt), ("negative prompt", negative_prompt)):
-        tokens = tokenizer(text).input_ids
+        found = tokenizer(text, return_offsets_mapping=True)
+        tokens = found.input_ids
         if len(tokens) > length:
-            cut = tokens[length - 1 :]  # the last that counts is the mark of the end
+            begins, _ = found.offset_mapping[length - 1]  # the last that counts is the mark of the end
             logger.warning(
                 "the %s has %d tokens; only the first %d count (max_sequence_length), which leaves out: %s",
                 name,
                 len(tokens),
                 length,
-                tokenizer.decode(cut, skip_special_tokens=True),
+                text[begins:].strip(),
             )
 
 

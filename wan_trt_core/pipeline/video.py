@@ -48,13 +48,24 @@ def check_target(path: Path) -> None:
         raise VideoError(f"{path}: is a folder")
     _require_writable(path, path.parent)
     try:
+        check_encoder()
+    except VideoError as error:
+        raise VideoError(f"{path}: cannot be written: {error}") from error
+
+
+def check_encoder() -> None:
+    """Make sure that there is an encoder of H.264.
+
+    Raises:
+        VideoError: with how to get one.
+    """
+    try:
         from av import Codec
 
         Codec(CODEC, "w")
     except (ImportError, ValueError) as error:  # the latter is PyAV's of a codec that it was built without
         raise VideoError(
-            f"{path}: cannot be written: no encoder of H.264 ({CODEC}): {error!r}; PyAV's own wheels have it: pip"
-            " install --force-reinstall av"
+            f"no encoder of H.264 ({CODEC}): {error!r}; PyAV's own wheels have it: pip install --force-reinstall av"
         ) from error
 
 

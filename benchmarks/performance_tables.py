@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from wan_trt_core.baselines import read_baselines
-from wan_trt_core.cases import Case, Limit, Suite, load_cases
+from wan_trt_core.cases import PEAK_OVER_REFERENCE, Case, Limit, Suite, load_cases
 from wan_trt_core.gates.bands import BaselineEntry, ObservedMetric
 from wan_trt_core.gates.formatting import quantity
+from wan_trt_core.gates.perf import SPEEDUP
 from wan_trt_core.measure.differences import costliest
 from wan_trt_core.models.profiles import POINTS
 from wan_trt_core.observations import CACHES, commit_of, seen
@@ -29,6 +31,58 @@ BACKEND = "tensorrt"
 
 Stored = Sequence[tuple[Case, BaselineEntry]]
 """The cases of a suite that have an entry, in the order of the case file, tiny models after the published ones."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The speed-up over stock diffusers that a case was to have; the lower end of its interval counts.
+
+    Attributes:
+        name: of the case, for people.
+        case: its id.
+        required: the least that was required of it; ``None`` where nothing was.
+        reach: what was to be reached.
+        ideas: links to the sections of the page with what was measured to get there.
+        within_memory: the engines may take no more of the device than stock diffusers.
+    """
+
+    name: str
+    case: str
+    required: float | None
+    reach: float
+    ideas: str
+    within_memory: bool = False
+
+
+_DECODER = "[ideas](#the-vaes-decoder)"
+AIMS = (
+    Aim("DiT 1.3B FP16, 17 frames", "wan-1.3b-dit-17f", 1.5, 1.65, "[ideas](#the-dit-at-17-frames)"),
+    Aim("DiT 1.3B FP16, 81 frames", "wan-1.3b-dit-81f", 1.35, 1.45, "[ideas](#the-dit-at-81-frames)"),
+    Aim("DiT 14B FP16, 10 of 40 layers, 17 frames", "wan-14b-dit-17f-10-layers", None, 1.5,
+        "[ideas](#the-14b-at-17-frames)"),
+    Aim("DiT 14B FP16, 10 of 40 layers, 81 frames", "wan-14b-dit-81f-10-layers", None, 1.4,
+        "[ideas](#the-14b-at-81-frames)"),
+    Aim("VAE decode FP32, 81 frames", "wan-1.3b-vae-decoder-81f", 1.8, 2.0, _DECODER),
+    Aim("the same within stock diffusers' memory", "wan-1.3b-vae-decoder-81f-lean", None, 1.5, _DECODER,
+        within_memory=True),
+    Aim("VAE decode FP32, 17 frames", "wan-1.3b-vae-decoder-17f", 1.5, 1.8, _DECODER),
+    Aim("pipeline 1.3B, 17 frames, 50 steps", "wan-1.3b-pipeline-17f", 1.5, 1.6,
+        "[the DiT's](#the-dit-at-17-frames) and [the decoder's ideas](#the-vaes-decoder)"),
+)  # fmt: skip
+
+TARGETS = (
+    "case",
+    "id",
+    "required",
+    "to reach",
+    "speed-up (lower end)",
+    "outcome",
+    "over torch.compile (lower end)",
+    "memory over stock's",
+    "commit",
+)
+UNKNOWN = "–"
+"""In the place of what is not stored."""
 
 VERDICTS = (
     "case",
@@ -58,6 +112,27 @@ KERNELS = ("products", "attention", "convolutions", "pointwise", "copies", "othe
 LAYERS = ("case", "layers", "time", "of all layers", "runs", "commit")
 COSTLIEST = 8
 """Layers of a case that are listed."""
+
+
+def targets(perf: Stored, memory: Stored) -> Iterator[tuple[str, ...]]:
+    """What was aimed at, and what came of it: a row for each aim, whether its case was measured or not."""
+    timed = {case.id: entry for case, entry in perf}
+    weighed = {case.id: entry for case, entry in memory}
+    for aim in AIMS:
+        entry, of_memory = timed.get(aim.case), weighed.get(aim.case)
+        speedup, over_compile = (_seen(entry, name) for name in (SPEEDUP, "compile_speedup"))
+        peak = _seen(of_memory, PEAK_OVER_REFERENCE)
+        yield (
+            aim.name,
+            aim.case,
+            f"{aim.required:g}x" if aim.required else "",
+            f"{aim.reach:g}x",
+            _at_least(speedup),
+            _outcome(aim, speedup, peak),
+            _at_least(over_compile),
+            _peak(of_memory, peak) if aim.within_memory else "",
+            commit_of(entry)[:7] if entry else UNKNOWN,
+        )
 
 
 def verdicts(stored: Stored) -> Iterator[tuple[str, ...]]:
@@ -142,13 +217,12 @@ def layers(stored: Stored) -> Iterator[tuple[str, ...]]:
 def tables(baselines: Path, case_file: Path) -> dict[str, str]:
     """The tables of one hardware's baselines by their titles, as Markdown."""
     cases = load_cases(case_file, allowed_names(), "--cases").cases
-    perf = _stored(baselines, cases, "perf")
+    perf, weighed = _stored(baselines, cases, "perf"), _stored(baselines, cases, "memory")
     return {
+        "What was aimed at": markdown_table(TARGETS, list(targets(perf, weighed))),
         "Speed": markdown_table(VERDICTS, list(verdicts(perf))),
         "Parity": markdown_table(PARITY, list(parity(_stored(baselines, cases, "parity")))),
-        "Memory, GB": markdown_table(
-            ("case", *MEMORY, "commit"), list(memory(_stored(baselines, cases, "memory")))
-        ),
+        "Memory, GB": markdown_table(("case", *MEMORY, "commit"), list(memory(weighed))),
         "Kernels, ms, stock diffusers → TensorRT": markdown_table(
             ("case", *KERNELS, "all", "commit"), list(kernels(perf))
         ),
@@ -182,6 +256,34 @@ def _ratio(metric: ObservedMetric | None) -> str:
     if metric.low is None or metric.high is None:
         return told
     return f"{told} ({metric.low:.3f} to {metric.high:.3f}, {metric.pairs} pairs)"
+
+
+def _seen(entry: BaselineEntry | None, name: str) -> ObservedMetric | None:
+    return seen(entry, name) if entry else None
+
+
+def _at_least(metric: ObservedMetric | None) -> str:
+    if metric is None or metric.low is None:
+        return UNKNOWN
+    return f"{metric.value:.3f}x ({metric.low:.3f}x)"
+
+
+def _peak(entry: BaselineEntry | None, peak: ObservedMetric | None) -> str:
+    """With the commit of its own run, which is another than that of the times."""
+    return f"{peak.value:.3f}x ({commit_of(entry)[:7]})" if entry and peak else UNKNOWN
+
+
+def _outcome(aim: Aim, speedup: ObservedMetric | None, peak: ObservedMetric | None) -> str:
+    if speedup is None or speedup.low is None:
+        return "not measured"
+    beyond = speedup.low - aim.reach
+    if beyond < 0:
+        return f"missed by {-beyond:.3f}x ({aim.ideas})"
+    if not aim.within_memory:
+        return f"met by {beyond:.3f}x"
+    if peak is None:
+        return f"speed met by {beyond:.3f}x, memory not stored"
+    return f"met by {beyond:.3f}x" if peak.value <= 1 else f"missed: more memory ({aim.ideas})"
 
 
 def _bound(limit: Limit) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,8 +65,6 @@ def test_this_repository_s_own_file() -> None:
     }  # fmt: skip
     assert components["perf"] == {"dit", "vae_decoder_next", "pipeline"}
     assert components["memory"] == {"dit", "pipeline"}
-    below = [case.id for case in file.of_suite("perf") if case.perf and case.perf.below_gate]
-    assert below == ["tiny-wan-dit-fp32"]
     assert any(case.precision == {"dit": "fp16", "vae": "fp32"} for case in file.cases)
     assert {case.model for case in file.cases} == {
         "tiny-wan", "tiny-wan2.1-i2v", "tiny-wan2.2-t2v-a14b", "tiny-wan2.2-ti2v-5b"
@@ -73,12 +72,6 @@ def test_this_repository_s_own_file() -> None:
     on_gpu = [case for case in whole.for_backend("tensorrt").cases if case not in file.cases]
     assert {case.only_backends for case in on_gpu} == {("tensorrt",)}
     assert {case.component for case in on_gpu if case.tf32} == {"vae_decoder", "vae_encoder", "pipeline"}
-    below = [case.id for case in on_gpu if case.perf and case.perf.below_gate]
-    assert below == [
-        "wan-1.3b-dit-81f", "wan-1.3b-dit-81f-streamed", "wan-1.3b-pipeline-17f-offload",
-        "wan-1.3b-pipeline-17f-encoder-cpu", "wan-1.3b-pipeline-81f-12gb", "wan-14b-dit-17f-10-layers",
-        "wan-14b-dit-81f-10-layers", "wan-2.2-5b-dit-121f",
-    ]  # fmt: skip
     assert not [
         case.id for case in on_gpu if case.component == "pipeline" and "no-cuda-graphs" in case.beside
     ], "a pair of whole videos takes half a minute, and every engine has its gain timed in a case of its own"
@@ -86,6 +79,31 @@ def test_this_repository_s_own_file() -> None:
         lends = case.settings.get("tensorrt.share_scratch", True)
         banded = {name for name in (case.memory.bands if case.memory else ()) if name.endswith("scratch")}
         assert banded <= {"engine_scratch" if lends else "engine_own_scratch"}, case.id
+
+
+UNDER_THE_GATE = {
+    "what the kernels spend against the card's limit (docs/performance.md, What was aimed at)": {
+        "wan-1.3b-dit-81f", "wan-14b-dit-17f-10-layers", "wan-14b-dit-81f-10-layers",
+    },
+    "the price of an option that gives time for memory, or stock PyTorch beside one: no speed-up is claimed": {
+        "wan-1.3b-dit-81f-streamed", "wan-1.3b-pipeline-17f-offload", "wan-1.3b-pipeline-17f-encoder-cpu",
+        "wan-1.3b-pipeline-81f-12gb", "tiny-wan-vae-decoder-torch", "tiny-wan-vae-decoder-tiled-torch",
+        "tiny-wan-pipeline-sliced",
+    },
+    "a transformer so small is products alone on a CPU; its whole video is held to the gate": {
+        "tiny-wan-dit-fp32",
+    },
+    "until its whole video is measured, which is held to the gate": {"wan-2.2-5b-dit-121f"},
+}  # fmt: skip
+"""All cases with a threshold under 1.5, by why they may: a further one is put here by a person or not at all."""
+
+
+def test_no_other_case_of_this_repository_is_under_the_gate() -> None:
+    cases = load_cases(Path(__file__).parents[1] / "cases.yaml", allowed_names()).cases
+    below = {case.id: case.perf.reason or "" for case in cases if case.perf and case.perf.below_gate}
+    assert sorted(below) == sorted(name for names in UNDER_THE_GATE.values() for name in names)
+    unmeasured = [name for name, reason in below.items() if not re.search(r"\d\.\d+x", reason)]
+    assert not unmeasured, "the reason gives no speed-up that was measured"
 
 
 def test_own_keys_win_over_defaults(load: Load) -> None:

@@ -6,13 +6,13 @@
 
 Every run is a process of its own that does what a user's script does: it imports, loads a pipeline's modules, calls
 ``wan_trt_core.accelerate`` and generates. With ``--by run`` it does what ``wan-trt run`` does, which loads no weights
-of what engines replace. One process before them, which is not counted, builds what the cache lacks, reads every file
-once, and compiles every import: an installer leaves Python's bytecode behind, but a machine that keeps none would
-compile PyTorch and diffusers anew in each start. Loading a script's modules is the user's own ``from_pretrained`` and
-has nothing to do with engines; random weights, which are drawn and not read, say nothing about it. So the sum is told
-with it and without. With ``--from-folder FOLDER`` the model's weights, random ones too, are first saved there, unless
-they are, and every start reads them as a script does. Where diffusers' own modules run in the place of an engine no
-time is told, and the exit code is 1.
+of what engines replace; with ``--by stock`` a start of diffusers alone, to see the others beside. One process before
+them, which is not counted, builds what the cache lacks, reads every file once, and compiles every import: an installer
+leaves Python's bytecode behind, but a machine that keeps none would compile PyTorch and diffusers anew in each start.
+Loading a script's modules is the user's own ``from_pretrained`` and has nothing to do with engines; random weights,
+which are drawn and not read, say nothing about it. So the sum is told with it and without. With ``--from-folder
+FOLDER`` the model's weights, random ones too, are first saved there, unless they are, and every start reads them as a
+script does. Where diffusers' own modules run in the place of an engine no time is told, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ IMPORTS, OWN, DEVICE, MODULES, WEIGHTS, LOOKED_UP, LOADED, REST, TEXT, STEP = ST
 stock diffusers imports too, and then what this project adds. ``device`` is the first use of a GPU; both hashes say
 which engine it is, and that its files are whole; ``the rest`` is that of ``accelerate`` or ``run``."""
 
-ACCELERATE, RUN = WAYS = ("accelerate", "run")
-"""Of putting engines into a pipeline: of a user's own, and of the command line's."""
+ACCELERATE, RUN, STOCK = WAYS = ("accelerate", "run", "stock")
+"""Of putting engines into a pipeline: of a user's own, and of the command line's; or of using none."""
 
 
 class FellBack(RuntimeError):
@@ -192,9 +192,12 @@ def start_up(
             before = spent.on(MODULES)
             pipe = model.checkpoint.pipeline(dtypes) if folder is None else _read(folder, dtypes)
             spent.on(before)
-            wan_trt_core.accelerate(pipe, profile, precision=precision, settings=settings)
-            for name, module in originals(pipe).items():
-                module.register_forward_pre_hook(_refuse(name))
+            if by == STOCK:
+                pipe.to(device)
+            else:
+                wan_trt_core.accelerate(pipe, profile, precision=precision, settings=settings)
+                for name, module in originals(pipe).items():
+                    module.register_forward_pre_hook(_refuse(name))
         try:
             with equal_conditions(settings), stages(pipe, begin):
                 generate(pipe, PROMPT, asked, on_step=stop)

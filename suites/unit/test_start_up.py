@@ -67,6 +67,15 @@ def test_every_moment_is_charged_once(
     assert spent.seconds["hash of the engines"] == spent.seconds["engines loaded"] == 3
 
 
+def test_stock_diffusers_start_has_no_engines(script: ModuleType, settings: Settings) -> None:
+    ticks = count(1)
+    spent = script.Spent(0, lambda: next(ticks))
+    spent.on("wan_trt_core")
+    script.start_up(settings, "fp32", spent, "stock")
+    without = {name for name, seconds in spent.seconds.items() if not seconds}
+    assert without == {"hash of the weights", "hash of the engines", "engines loaded"}
+
+
 @pytest.mark.parametrize("by", ["accelerate", "run"])
 def test_weights_that_are_saved_first_are_read_as_a_script_reads_them(
     script: ModuleType, by: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

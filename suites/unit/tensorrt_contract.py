@@ -2,7 +2,8 @@
 
 Every object that TensorRT would make is a :class:`Checked` one: it does nothing, but refuses each attribute that its
 class does not have, each property that cannot be set, and each call that no signature of the method takes. What the
-backend makes of a class of TensorRT's, for TensorRT to call, must have exactly its methods.
+backend makes of a class of TensorRT's, for TensorRT to call, must have exactly its methods. What a build tells TensorRT
+of the settings is held against what they say.
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ import torch
 
 USED: set[str] = set()
 """Every attribute that the backend asked for, as ``Builder.create_network``."""
+
+CALLS: list[tuple[str, tuple[Any, ...]]] = []
+"""Every call that was made and every property that was set, in order, with what was given."""
+
+NO_SETTINGS = {
+    *("Builder.create_builder_config", "Builder.create_optimization_profile"),
+    *("Builder.build_serialized_network", "IBuilderConfig.add_optimization_profile"),
+    *("IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache"),
+    *("IBuilderConfig.get_timing_cache", "IBuilderConfig.progress_monitor"),
+}
+"""Of what a builder and its config are told: all that does not decide how an engine is built."""
 
 _BUFFER = (bytes, bytearray, mmap.mmap)
 _PRIMITIVES = {
@@ -54,6 +66,7 @@ class Checked:
             return answer
 
         def call(*given: Any, **named: Any) -> Any:
+            CALLS.append((f"{self._kind.__name__}.{name}", (*given, *named.values())))
             _check_call(f"{self._kind.__name__}.{name}", member.__doc__ or "", given, named)
             return answer(*given) if isinstance(answer, Answer) else answer
 
@@ -63,6 +76,7 @@ class Checked:
         member = _member(self._kind, name)
         assert isinstance(member, property) and member.fset, f"{self._kind.__name__}.{name} cannot be set"
         _check_callbacks(value)
+        CALLS.append((f"{self._kind.__name__}.{name}", (value,)))
         self._set[name] = value
 
 
@@ -215,6 +229,55 @@ def checked_engine(report: str) -> Checked:
     )
 
 
+def check_settings(build: Callable[[str, dict[str, Any]], None]) -> None:
+    """A builder is told what the settings say, and nothing beside it.
+
+    Args:
+        build: makes an engine in a precision, with the settings that differ from their defaults.
+    """
+    from wan_trt_core.config import ConfigError
+
+    strongly_typed = 1 << int(bindings.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    always = {
+        ("Builder.create_network", (strongly_typed,)),
+        ("IBuilderConfig.profiling_verbosity", (bindings.ProfilingVerbosity.DETAILED,)),
+    }
+    by_default = {
+        ("IBuilderConfig.builder_optimization_level", (3,)),
+        ("IBuilderConfig.clear_flag", (bindings.BuilderFlag.TF32,)),
+    }
+    chosen = {
+        "tensorrt.builder_threads": 4,
+        "tensorrt.optimization_level": 5,
+        "tensorrt.workspace_gib": 1.5,
+        "tensorrt.weight_streaming": True,
+        "perf.allow_tf32": True,
+    }
+    by_choice = {
+        ("Builder.max_threads", (4,)),
+        ("IBuilderConfig.builder_optimization_level", (5,)),
+        ("IBuilderConfig.set_memory_pool_limit", (bindings.MemoryPoolType.WORKSPACE, 3 << 29)),
+        ("IBuilderConfig.set_flag", (bindings.BuilderFlag.WEIGHT_STREAMING,)),
+        ("IBuilderConfig.set_flag", (bindings.BuilderFlag.TF32,)),
+    }
+
+    def check(precision: str, given: dict[str, Any], told: set[tuple[str, tuple[Any, ...]]]) -> None:
+        CALLS.clear()
+        build(precision, given)
+        calls = {call for call in CALLS if call[0].startswith(("Builder.", "IBuilderConfig."))}
+        found = {call for call in calls if call[0] not in NO_SETTINGS}
+        assert found == always | told, f"{precision} with {given}: {found ^ (always | told)}"
+
+    check("fp32", {}, by_default)
+    check("fp16", {"perf.allow_tf32": True}, by_default)  # it has no product that could use TF32
+    check("fp32", chosen, by_choice)
+    try:
+        check("fp16", {"tensorrt.max_tactics": 16}, by_default | {("IBuilderConfig.max_num_tactics", (16,))})
+    except ConfigError as error:
+        assert not hasattr(bindings.IBuilderConfig, "max_num_tactics"), error
+        assert "tensorrt.max_tactics needs TensorRT 10.4" in str(error), error
+
+
 def write_attention(path: Path, dtype: int, rows_out: str) -> None:
     """``softmax(x) @ y`` over a dynamic number of rows, with the notes that PyTorch's exporter leaves.
 
@@ -271,7 +334,7 @@ def main() -> None:
     from wan_trt_core.backends.base import EngineError, OnnxModel
     from wan_trt_core.backends.tensorrt import api, backend, builder, runtime
     from wan_trt_core.backends.tensorrt.plan import LAYERS, read_description
-    from wan_trt_core.config import ConfigError, load_settings
+    from wan_trt_core.config import load_settings
 
     given = {
         "tensorrt.profiles": ["fixed", "range"],
@@ -297,14 +360,11 @@ def main() -> None:
         write_attention(path, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT, rows_out)
         return OnnxModel(name, precision, path, "", "p", shapes, opt_shapes, ("x",), ("out",))
 
-    few = load_settings(overrides={**given, "tensorrt.max_tactics": 16}, environ={}).settings
-    try:
-        builder.build_plan(model("attention"), folder, few, folder / "gpu.timing", None)
-    except ConfigError as error:
-        assert not hasattr(bindings.IBuilderConfig, "max_num_tactics"), error
-        assert "tensorrt.max_tactics needs TensorRT 10.4" in str(error), error
-    else:
-        assert "IBuilderConfig.max_num_tactics" in USED
+    def build_with(precision: str, chosen: dict[str, Any]) -> None:
+        settings = load_settings(overrides=chosen, environ={}).settings
+        builder.build_plan(model("attention", precision), folder, settings, folder / "gpu.timing", None)
+
+    check_settings(build_with)
     told_user = Told("wan_trt_core")
     for _ in range(2):  # the second finds timings, and both, when they end, those of a build beside them
         facts = builder.build_plan(model("attention"), folder, settings, folder / "gpu.timing", None)
@@ -321,6 +381,8 @@ def main() -> None:
     assert description.inputs["x"].shape == ("rows", 4), description
     made = [profile["x"] for profile in description.profiles]
     assert made == [((2, 4), (2, 4), (4, 4)), ((1, 4), (2, 4), (8, 4))], description
+    asked = [given for name, given in CALLS if name == "IOptimizationProfile.set_shape"]
+    assert asked[-2:] == [("x", *points) for points in made], asked
     assert (folder / "attention_fp16.trt").read_bytes() == b"the plan"
     wide = builder.build_plan(model("attention", "fp32"), folder, settings, folder / "gpu.timing", None)
     assert (wide["attentions"], wide["unfused"]) == (0, []), wide  # there are no fused kernels for float32

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorrt_wheels import install, run_script, stub_libraries
+from tensorrt_wheels import install, require_compiler, run_script, stub_libraries
 
 CONTRACT = Path(__file__).parent / "tensorrt_contract.py"
 SOURCES = Path(__file__).parents[2] / "wan_trt_core" / "backends" / "tensorrt"
@@ -21,7 +21,8 @@ BINDINGS = {
     "10.6": ("tensorrt-cu12-bindings==10.6.0", 10, (3, 12)),
     "11.4": ("tensorrt-cu13-bindings==11.4.0.106", 11, (3, 14)),
 }
-"""By version: the wheel, the libraries' major version, and the last Python that has a wheel."""
+"""By version: the wheel, the libraries' major version, and the last Python that has a wheel. 11.4 has one for every
+Python that is supported."""
 
 
 EXERCISED = {
@@ -69,8 +70,7 @@ def bindings(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path,
     wheel, major, last = BINDINGS[request.param]
     if sys.version_info[:2] > last:
         pytest.skip(f"{wheel} has no wheel for Python {sys.version_info.major}.{sys.version_info.minor}")
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler to make the libraries that TensorRT's bindings load")
+    require_compiler()
     folder = install(Path(request.config.cache.mkdir(f"tensorrt-{request.param}")), wheel)
     return request.param, folder, stub_libraries(tmp_path / "lib", major)
 
@@ -100,3 +100,14 @@ def test_a_call_that_tensorrt_does_not_have_is_found(
     source.write_text(source.read_text().replace(right, wrong, 1))
     with pytest.raises(AssertionError, match=re.escape(message)):
         run_script(script, path=path, libraries=libraries, package=package)
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_on_ci_a_compiler_may_not_be_missing(
+    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the one proof for TensorRT 11 would go with a base image, and nobody see it."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="apt-get install gcc"):
+        require_compiler()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import mmap
@@ -532,6 +533,33 @@ def test_a_plan_is_mapped_and_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ((given, mapping),) = seen
     assert given == b"the plan" and engine.memory()["weights"] == len(given)
     assert mapping() is None
+
+
+def test_engines_are_loaded_onto_the_current_gpu_and_share_its_stream_and_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or each engine of a pipeline would hold scratch memory of its own, or all of them work on the first GPU."""
+    trt = SimpleNamespace(Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda _: object()))
+    monkeypatch.setattr(backend, "tensorrt", lambda: trt)
+    monkeypatch.setattr(backend, "require_cuda", lambda: None)
+    monkeypatch.setattr(backend, "message_log", lambda: None)
+    # as in a new process, whose streams are no others than these
+    monkeypatch.setattr(backend, "_shared", functools.cache(backend._shared.__wrapped__))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    write_description(Description("dit", "fp16", "dit_fp16.trt", {}, {}, (), 0), tmp_path)
+    (tmp_path / "dit_fp16.trt").write_bytes(b"the plan")
+
+    def load(gpu: int, **chosen: Any) -> runtime.TensorRtEngine:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: gpu)
+        engine = backend.TensorRtBackend().load(tmp_path, Settings(tensorrt=chosen))
+        assert str(engine.device) == str(engine._scratch._device) == f"cuda:{gpu}"
+        return engine
+
+    first, second, elsewhere, apart = load(1), load(1), load(0), load(1, share_scratch=False)
+    assert first._scratch is second._scratch
+    assert first._stream is second._stream is apart._stream
+    assert len({id(each._scratch) for each in (first, elsewhere, apart)}) == 3
+    assert first._stream is not elsewhere._stream
 
 
 def test_tf32_is_of_no_consequence_in_half_precision() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,6 +123,9 @@ class Caller:
     def wait_stream(self, other: Any) -> None:
         self.waited.append(other)
 
+    def synchronize(self) -> None:
+        self.waited.append("the host waits")
+
 
 def test_a_caller_on_another_stream_waits_for_the_one_before(
     driver: FakeRuntime, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +139,40 @@ def test_a_caller_on_another_stream_waits_for_the_one_before(
         with stream.turn():
             pass
     assert (first.waited, second.waited) == ([], [first])
+
+
+def test_a_stream_works_on_its_own_gpu_in_turn_with_the_caller_there(
+    driver: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the first of a machine's GPUs, which is the current one wherever nobody chose."""
+    callers = {f"cuda:{index}": Caller() for index in range(2)}
+    own, current = Caller(), ["cuda:0"]
+    made: list[str] = []
+
+    def stream_on(device: torch.device) -> Caller:
+        made.append(str(device))
+        return own
+
+    @contextmanager
+    def device(named: torch.device) -> Iterator[None]:
+        current.append(str(named))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream_on)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda named: callers[str(named)])
+    stream = CudaStream(torch.device("cuda", 1))
+    assert made == ["cuda:1"]
+    with stream.turn():
+        assert current == ["cuda:0", "cuda:1"]
+        stream.after_caller()
+        assert own.waited == [callers["cuda:1"]]
+        stream.before_caller()
+        assert callers["cuda:1"].waited == [own]
+        stream.synchronize()
+        assert own.waited[1:] == ["the host waits"]
+    assert current == ["cuda:0"]
 
 
 def test_threads_take_turns(driver: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:

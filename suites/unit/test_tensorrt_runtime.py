@@ -379,6 +379,26 @@ def test_a_refused_enqueue_is_an_error_with_its_reason_and_what_was_free(rig: Ca
         it.engine.run(inputs())
 
 
+@pytest.mark.parametrize(
+    ("call", "answer", "told"),
+    [
+        ("set_optimization_profile_async", False, "profile 0 was refused: the reason"),
+        ("set_input_shape", False, r"input 'x' of shape \(2, 4\) was refused: the reason"),
+        ("infer_shapes", ["y"], "TensorRT cannot tell the shapes of y"),
+        ("set_tensor_address", False, "the address of 'x' was refused: the reason"),
+    ],
+)
+def test_what_a_context_refuses_is_an_error_and_nothing_is_enqueued(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, call: str, answer: Any, told: str
+) -> None:
+    """TensorRT raises nothing: the engine would run on whatever the context had before."""
+    it = rig()
+    monkeypatch.setattr(FakeContext, call, lambda *_: answer)
+    with pytest.raises(EngineError, match=f"engine fake_fp32: {told}"):
+        it.engine.run(inputs())
+    assert it.fake.enqueued == 0
+
+
 def test_no_execution_context_is_an_error_with_its_reason_and_what_was_free(
     rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

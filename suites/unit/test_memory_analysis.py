@@ -357,6 +357,26 @@ def test_tiles_are_modelled_by_their_area_and_leave_the_video() -> None:
     assert not [name for name in unknown if "tiles" in name], "of a video of unknown size"
 
 
+@pytest.mark.parametrize(("size", "tile"), [(128, None), (240, None), (256, 128), (512, 256)])
+def test_on_a_host_tiles_are_advised_from_the_size_on_at_which_they_save(size: int, tile: int | None) -> None:
+    """Of a smaller video malloc keeps more of the tiles than they save."""
+    peak, after = on_host(START + 600), on_host(START + 300)
+    record = record_of(
+        [
+            ("load vae", on_host(START + 100), on_host(START + 100), {"host": weights(vae=100)}),
+            ("decode 1", peak, after, {"host": weights(vae=100)}),
+        ],
+        start=on_host(START),
+        height=size,
+        width=size,
+        num_frames=5,
+    )
+    found = analyse(record)
+    assert not [name for name in found.idle if "tiles" in name]
+    advised = [name for name in by_name(record) if "tiles" in name]
+    assert advised == ([f"decode in tiles of {tile} pixels"] if tile else [])
+
+
 def test_tiles_of_engines_keep_an_eighth_of_caches_and_scratch() -> None:
     """Caches 800 - 100, scratch 1000 - 125; the allocator keeps that much less afterwards."""
     tiles = by_name(on_engines())["decode in tiles of 256 pixels"]

@@ -262,6 +262,10 @@ def _tiles(record: MemoryRecord) -> Iterator[Advice]:
         return
     height, width, frames = video
     longer = max(height, width)
+    if record.book != "device_used" and longer < TILE:
+        # as the plan, which has no tiles for small videos: malloc keeps more of such tiles than they save, 387 MiB for
+        # the 317 of a whole decode of 128x128; from 256x256 on they save, 366 for 492 (docs/memory.md)
+        return
     tile = TILE if longer > TILE else max(1, longer // 2 // STEP) * STEP
     if tile >= longer:
         return

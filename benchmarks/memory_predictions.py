@@ -86,7 +86,7 @@ def _planned(
     choice = choice_of(settings, precision)
     if case.component != DECODE:
         return predict(work, choice).peak
-    alone = replace(choice, offload=True, share_scratch=True)  # as if all else had been taken away
+    alone = replace(choice, offload=True)  # as if all else had been taken away
     return predict(work, alone).of("decode")
 
 

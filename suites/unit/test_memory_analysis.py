@@ -251,6 +251,49 @@ def test_the_text_encoder_on_the_cpu_and_in_int8() -> None:
     assert "text_encoder in half precision" not in advice, "it is already"
 
 
+def test_what_the_plan_has_a_price_of_the_advice_ranks_by_it() -> None:
+    """An H200's host took 3.39 s for two prompts with 5.68e9 parameters in BF16; INT8 took the GPU 0.07 s more."""
+    parameters = 1000 * MIB / 2
+    advice = by_name(stock())
+    host, int8 = advice["run the text encoder on the CPU"], advice["text_encoder in INT8"]
+    assert host.seconds == pytest.approx(3.39 * parameters / 5.68e9, rel=0.02)
+    assert f"{host.seconds:.2g} s a video" in host.costs
+    assert int8.seconds == 0.07 and "0.07 s a video" in int8.costs
+    order = [each.what for each in analyse(stock()).advice]
+    assert (
+        order.index(int8.what)
+        < order.index(host.what)
+        < order.index(advice["transformer in half precision"].what)
+    )
+    short = by_name(stock(max_sequence_length=128))["run the text encoder on the CPU"]
+    assert host.seconds is not None and short.seconds == pytest.approx(host.seconds / 4)
+    record = stock()
+    by_precision = {
+        precision: by_name(record.model_copy(update={"precisions": {"text_encoder weights": precision}}))[
+            "run the text encoder on the CPU"
+        ].seconds
+        for precision in ("fp32", "float32", "bfloat16", "int8", "strange")
+    }
+    assert by_precision["bfloat16"] == host.seconds and by_precision["int8"] == 2 * host.seconds
+    assert by_precision["fp32"] == by_precision["float32"] == pytest.approx(host.seconds / 2 * 3.4 / 0.5)
+    assert by_precision["strange"] is None, "of an unknown size no parameters are known"
+
+
+def test_on_a_host_int8_has_no_price() -> None:
+    """It was measured on a GPU."""
+    held: Held = {"host": weights(text_encoder=1000)}
+    record = record_of(
+        [
+            ("load text_encoder", on_host(START + 1000), on_host(START + 1000), held),
+            ("text_encode", on_host(START + 1100), on_host(START + 1000), held),
+        ],
+        start=on_host(START),
+        precisions={"text_encoder weights": "bf16"},
+    )
+    int8 = by_name(record)["text_encoder in INT8"]
+    assert (int8.saves, int8.seconds) == (500 * MIB, None)
+
+
 def test_unloading_at_the_end_lowers_no_saving() -> None:
     """It begins with all that was held before, of which its own events tell nothing at their end."""
     run = on_engines()
@@ -355,6 +398,26 @@ def test_tiles_are_modelled_by_their_area_and_leave_the_video() -> None:
     assert kept.saves == advice.saves, "the allocator keeps of the decode what there was"
     unknown = by_name(stock(denoise=1600, decode=2000))
     assert not [name for name in unknown if "tiles" in name], "of a video of unknown size"
+
+
+@pytest.mark.parametrize(("size", "tile"), [(128, None), (240, None), (256, 128), (512, 256)])
+def test_on_a_host_tiles_are_advised_from_the_size_on_at_which_they_save(size: int, tile: int | None) -> None:
+    """Of a smaller video malloc keeps more of the tiles than they save."""
+    peak, after = on_host(START + 600), on_host(START + 300)
+    record = record_of(
+        [
+            ("load vae", on_host(START + 100), on_host(START + 100), {"host": weights(vae=100)}),
+            ("decode 1", peak, after, {"host": weights(vae=100)}),
+        ],
+        start=on_host(START),
+        height=size,
+        width=size,
+        num_frames=5,
+    )
+    found = analyse(record)
+    assert not [name for name in found.idle if "tiles" in name]
+    advised = [name for name in by_name(record) if "tiles" in name]
+    assert advised == ([f"decode in tiles of {tile} pixels"] if tile else [])
 
 
 def test_tiles_of_engines_keep_an_eighth_of_caches_and_scratch() -> None:

@@ -15,15 +15,18 @@ from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.measure.memory_events import Amounts, Book, Event, Held, MemoryRecord, Place, Stage
 from wan_trt_core.memory.measured import (
     BUS,
+    INT8_SECONDS,
     LEAN_SCRATCH,
     ONE_GRAPH,
     ONE_GRAPH_TIME,
+    PROMPT,
     SINGLE_SCRATCH,
     SLICES,
     SLICES_TIME,
     STREAMED_SCRATCH,
     TILE_PIXEL,
     decode_seconds,
+    encode_seconds,
     lean_seconds,
     single_seconds,
 )
@@ -67,6 +70,8 @@ CACHES = " caches"
 """Owners, or how their names end."""
 
 _WHOLE = ("fp32", "float32")  # older events name a module's as PyTorch does
+_HALF = ("bf16", "bfloat16", "fp16", "float16")
+_BF16 = ("bf16", "bfloat16")
 _INT8 = "int8"
 PLACES: Mapping[Book, tuple[Place, ...]] = {"device_used": ("allocator", "device"), "resident_set": ("host",)}
 """Where that lies which counts in the book that decides."""
@@ -210,12 +215,17 @@ def _only_in_its_stage(record: MemoryRecord, seconds: Mapping[str, float]) -> It
 def _on_the_device(record: MemoryRecord) -> Iterator[Advice]:
     encoder = [event.name for event in record.of("load") if event.name.startswith("text_encoder")]
     if encoder and _setting(record, "pipeline.text_encoder_device") != "cpu":
+        seconds = _encode_seconds(record, encoder)
+        slower = "a slower text encode" + (
+            "" if seconds is None else f", {seconds:.2g} s a video, modelled by an H200's host"
+        )
         yield Advice(
             "run the text encoder on the CPU",
             _saving(record, lambda event: _weights(record, event, encoder)),
             f"the peak of every stage less its weights ({_size(record, encoder)})",
-            "a slower text encode, and in BF16 another rounding: of the published one 3.4 s a video and 29.8 dB from"
-            " the GPU's video were measured (random weights, an H200's host)",
+            f"{slower}; and in BF16 another rounding: of the published one 29.8 dB from the GPU's video were measured"
+            " (random weights)",
+            seconds,
         )
     yield Advice(
         "let PyTorch's allocator give back what holds no tensor (expandable segments, or empty_cache between stages)",
@@ -223,6 +233,17 @@ def _on_the_device(record: MemoryRecord) -> Iterator[Advice]:
         "the peak of every stage less reserved and not allocated: what remains is at least this",
         "allocations anew after each release, not measured",
     )
+
+
+def _encode_seconds(record: MemoryRecord, encoder: list[str]) -> float | None:
+    """Of two prompts on the host, as the plan has it; None where nothing tells the precision."""
+    precisions = {record.precisions.get(f"{name} weights") for name in encoder}
+    sizes = [size for names, size in ((_WHOLE, 4), (_HALF, 2), ((_INT8,), 1)) if precisions & {*names}]
+    if len(sizes) != 1:
+        return None
+    weights = max(_weights(record, event, [name]) for name in encoder for event in record.events)
+    tokens = int(record.run.get("max_sequence_length") or PROMPT)
+    return encode_seconds(weights / sizes[0], tokens, in_bf16=bool(precisions & {*_BF16, _INT8}))
 
 
 def _smaller_weights(record: MemoryRecord) -> Iterator[Advice]:
@@ -234,17 +255,23 @@ def _smaller_weights(record: MemoryRecord) -> Iterator[Advice]:
             )
     encoder = record.precisions.get("text_encoder weights")
     if encoder != _INT8 and any(event.name == "text_encoder" for event in record.of("load")):
-        costs = "rounding: 25.2 dB from BF16's video were measured with random weights"
-        yield _precision(record, "text_encoder", "in INT8", 3 / 4 if encoder in _WHOLE else 1 / 2, costs)
+        costs, seconds = "rounding: 25.2 dB from BF16's video were measured with random weights", None
+        if record.book == "device_used":  # on a CPU it was not measured
+            costs, seconds = f"{costs}; {INT8_SECONDS:.2g} s a video, an H200's", INT8_SECONDS
+        share = 3 / 4 if encoder in _WHOLE else 1 / 2
+        yield _precision(record, "text_encoder", "in INT8", share, costs, seconds)
 
 
-def _precision(record: MemoryRecord, name: str, form: str, share: float, costs: str) -> Advice:
+def _precision(
+    record: MemoryRecord, name: str, form: str, share: float, costs: str, seconds: float | None = None
+) -> Advice:
     return Advice(
         f"{name} {form}",
         _saving(record, lambda event: share * _weights(record, event, [name])),
         f"the peak of every stage less {share:.0%} of its weights ({_size(record, [name])}); parts that must stay"
         " in float32 would save nothing",
         costs,
+        seconds,
     )
 
 
@@ -262,6 +289,10 @@ def _tiles(record: MemoryRecord) -> Iterator[Advice]:
         return
     height, width, frames = video
     longer = max(height, width)
+    if record.book != "device_used" and longer < TILE:
+        # as the plan, which has no tiles for small videos: malloc keeps more of such tiles than they save, 387 MiB for
+        # the 317 of a whole decode of 128x128; from 256x256 on they save, 366 for 492 (docs/memory.md)
+        return
     tile = TILE if longer > TILE else max(1, longer // 2 // STEP) * STEP
     if tile >= longer:
         return

@@ -8,7 +8,15 @@ from typing import Any
 
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.memory.advice import TILE, WHOLE_ONLY
-from wan_trt_core.memory.measured import BUS, DECODE_SECONDS, TILE_PIXEL, lean_seconds, single_seconds
+from wan_trt_core.memory.measured import (
+    BUS,
+    DECODE_SECONDS,
+    INT8_SECONDS,
+    TILE_PIXEL,
+    encode_seconds,
+    lean_seconds,
+    single_seconds,
+)
 from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, weight_terms
 from wan_trt_core.models.checkpoint import INT8
 from wan_trt_core.models.profiles import SPATIAL, tiles_of
@@ -17,16 +25,6 @@ from wan_trt_core.models.profiles import SPATIAL, tiles_of
 
 ENGINE_LOADING = 2.0e9
 """Bytes a second at which an engine is loaded: 3.24 GB add 1.60 s to a video that is offloaded."""
-HOST_BF16_FLOPS = 3.4e12
-"""Operations a second of a CPU in bfloat16: 3.39 s for two prompts of 512 tokens, on 14 threads of a Xeon that
-multiplies in it. On 24 it was 2.6 s."""
-INT8_SECONDS = 0.07
-"""That two prompts take longer with the text encoder in INT8, on the GPU."""
-
-# ---- assumed, to put prices in an order --------------------------------------------------------------------
-
-HOST_FLOPS = 0.5e12
-"""Operations a second of a CPU in float32."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,9 @@ def _offload_seconds(work: Workload, choice: Choice) -> float:
 
 
 def _encode_seconds(work: Workload, choice: Choice) -> float:
-    """Of two prompts on the host: two operations for each parameter and token."""
     parameters = stock_part(work, "text_encoder", "fp32").weights / 4
-    rate = (
-        HOST_BF16_FLOPS if choice.text_encoder in ("bf16", INT8) else HOST_FLOPS
-    )  # INT8's products are BF16's
-    return 2 * 2 * parameters * work.video.text_length / rate
+    in_bf16 = choice.text_encoder in ("bf16", INT8)
+    return encode_seconds(parameters, work.video.text_length, in_bf16=in_bf16)
 
 
 def _int8_seconds(work: Workload, choice: Choice) -> float:

@@ -72,6 +72,9 @@ frames, 0.38 at 81."""
 SCRATCH: Mapping[str, float] = {"transformer": 1.7, "vae": 1.2}
 """TensorRT's scratch memory over what PyTorch would hold, by part: 0.66 GB for 0.39, 9.40 GB for 7.81. Of the engines
 that encode nothing was measured: they are taken to be as those that decode."""
+SCRATCH_FIRST = 3.5
+"""The same of the VAE's engine for the first step: 3.04 GB for 0.88, the 11.64 of both engines less the 8.60 of the
+next steps'."""
 
 # ---- measured on two cores of a Xeon 6, glibc 2.36, tiny-wan -----------------------------------------------
 
@@ -319,7 +322,7 @@ def _encode_image(work: Workload, choice: Choice) -> Iterator[Term]:
     specs = encoder_caches(work.checkpoint.config("vae"))
     caches = sum(_cache_bytes(cache, choice, work.video) for cache in specs)
     if work.device == "cuda":
-        yield Term("scratch of the vae engines", *_scratch(work, choice, ENCODER_NEXT, work.video))
+        yield from _scratch_held(choice, _encoders(work, choice))
         yield Term("caches of the vae, two sets", 2 * caches, work.known("shapes"))
     else:
         yield _arena(work, choice, (ENCODER_FIRST, ENCODER_NEXT), "vae's encoder engines at work")
@@ -328,8 +331,9 @@ def _encode_image(work: Workload, choice: Choice) -> Iterator[Term]:
 
 def _denoise(work: Workload, choice: Choice) -> Iterator[Term]:
     if work.engines and work.device == "cuda":
-        size, source = _scratch(work, choice, "dit", work.video)
-        yield Term("scratch of the dit engine", size, source)
+        experts = _dits(work, choice)
+        before = _encoders(work, choice) if work.from_image else []
+        yield from _scratch_held(choice, experts[:1] if choice.offload else experts, before)
     elif work.engines:
         for name in work.dits:
             yield _arena(work, choice, (name,), f"{name} engine at work")
@@ -372,14 +376,9 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
         own = Term(
             "scratch of the vae engines", (1 if known else choice.vae_frames_per_step) * scratch, source
         )
-        others = [
-            Term(f"scratch of the {name} engine", *_scratch(work, choice, name, work.video))
-            for name in (*work.dits, *((ENCODER_NEXT,) if work.from_image else ()))
-        ]
-        if not choice.share_scratch:
-            yield from (own, *others)
-        else:  # what is lent to one at a time is as large as any that is loaded needs it
-            yield max((own, *(() if choice.offload else others)), key=lambda term: term.size)
+        first = Term(f"scratch of the {VAE_FIRST} engine", *_scratch(work, choice, VAE_FIRST, seen))
+        before = [*_dits(work, choice), *(_encoders(work, choice) if work.from_image else ())]
+        yield from _scratch_held(choice, [own, first], before)
         from wan_trt_core.backends.tensorrt.runtime import OWN_OUTPUT_BYTES, STAGED_BYTES
 
         # what the first step's engine leaves in its own buffers, and what that of the others copies to its own: a set
@@ -410,6 +409,31 @@ def _decode_on_engines(work: Workload, choice: Choice) -> Iterator[Term]:
         yield Term("a tile and edges of others", beside, "shapes")
 
 
+def _dits(work: Workload, choice: Choice) -> list[Term]:
+    """Scratch memory of each engine that denoises."""
+    return [
+        Term(f"scratch of the {name} engine", *_scratch(work, choice, name, work.video)) for name in work.dits
+    ]
+
+
+def _encoders(work: Workload, choice: Choice) -> list[Term]:
+    """Scratch memory of both engines that encode an image."""
+    return [
+        Term(f"scratch of the {name} engine", *_scratch(work, choice, name, work.video))
+        for name in (ENCODER_NEXT, ENCODER_FIRST)
+    ]
+
+
+def _scratch_held(choice: Choice, now: Sequence[Term], before: Sequence[Term] = ()) -> Iterator[Term]:
+    """What a stage holds of its engines' scratch memory, and of those that ran before it and are still loaded. What is
+    lent to one at a time is as large as any of them needs it."""
+    held = [*now, *(() if choice.offload else before)]
+    if choice.share_scratch:
+        yield max(held, key=lambda term: term.size)
+    else:
+        yield from held
+
+
 def _arena(
     work: Workload, choice: Choice, components: Sequence[str], owner: str, seen: Sizes | None = None
 ) -> Term:
@@ -438,8 +462,9 @@ def _scratch(work: Workload, choice: Choice, component: str, seen: Sizes) -> tup
     else:
         needs = graph_footprint(work.checkpoint, component, precision, seen)
     source: Source = "shapes" if fused or kind == "vae" else "not measured"
+    factor = SCRATCH_FIRST if component in (VAE_FIRST, ENCODER_FIRST) else SCRATCH[kind]
     lean = LEAN_SCRATCH if kind == "vae" and choice.vae_lean else 1.0
-    return round(lean * SCRATCH[kind] * (needs.working - needs.outputs)) + more, work.known(source)
+    return round(lean * factor * (needs.working - needs.outputs)) + more, work.known(source)
 
 
 def _precision(choice: Choice, component: str) -> str:

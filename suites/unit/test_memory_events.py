@@ -582,6 +582,28 @@ class TestReading:
                 ],
                 "events: events out of order: denoise 2 follows denoise 2",
             ),
+            (
+                lambda data: data["events"][3].update(index=1),
+                "events: events out of order: denoise 1 follows denoise 1",
+            ),
+            (
+                lambda data: data["events"][2].update(stage="decode"),
+                "events: events out of order: denoise 2 follows decode 1",
+            ),
+            (
+                lambda data: data["events"][3].update(stage="text_encode", index=None)
+                or data["events"][1].update(stage="postprocess"),
+                "events: events out of order: denoise 1 follows postprocess",
+            ),
+            (
+                lambda data: data["events"][3]["before"].update(allocated=0),
+                "events: events out of order: denoise 2 begins with other amounts than denoise 1, which stands before"
+                " it, ends with",
+            ),
+            (
+                lambda data: data["events"].__delitem__(0) or data["events"].__delitem__(2),
+                "events: events out of order: unload dit engine begins with other amounts than denoise 1",
+            ),
         ],
     )  # fmt: skip
     def test_a_wrong_key_is_named(self, data: Any, tmp_path: Path, change: Any, told: str) -> None:

@@ -31,6 +31,11 @@ FILE_NAME = "memory_events.json"
 FORMAT: Final = "wan-trt memory events"
 SCHEMA_VERSION: Final = 2
 
+AGAIN: Final = (
+    "name another file, or record the run again: wan-trt run --profile-memory does, and the memory suite"
+)
+"""What to do about a file that cannot be used."""
+
 Stage = Literal[
     "build", "load", "onload", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
 ]
@@ -221,22 +226,26 @@ class MemoryRecord(_Model):
 
         Raises:
             RecordError: when the file is missing, no JSON, foreign, of another schema, has a wrong or unknown key, or
-                events out of order. The message names the file and the key.
+                events out of order. The message names the file and the key, and says what to do.
         """
-        data = read_json(path, "file of memory events")
+        try:
+            data = read_json(path, "file of memory events")
+        except RecordError as error:
+            raise RecordError(f"{error}; {AGAIN}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise RecordError(
-                f"{path}: no file of memory events (its format is not {FORMAT!r});"
-                " wan-trt run --profile-memory writes one"
-            )
+            raise RecordError(f"{path}: no file of memory events (its format is not {FORMAT!r}); {AGAIN}")
         if (version := data.get("schema_version")) != SCHEMA_VERSION:
-            raise RecordError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
+            raise RecordError(
+                f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION};"
+                f" read it with the version that wrote it, or {AGAIN}"
+            )
         try:
             return cls.model_validate_json(json.dumps(data), strict=True)  # of JSON: its lists are tuples too
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "events"
-            raise RecordError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from error
+            told = first["msg"].removeprefix("Value error, ")
+            raise RecordError(f"{path}: {key}: {told}; {AGAIN}") from error
 
     @model_validator(mode="after")
     def _in_order(self) -> MemoryRecord:

@@ -29,6 +29,7 @@ from fabricated import (
     provenance,
     run_record,
 )
+from fabricated_memory import on_host, record_of
 from PIL import Image
 from repositories import committed
 
@@ -47,7 +48,7 @@ from wan_trt_core.config import MOST_THREADS, Loaded, Settings, load_settings
 from wan_trt_core.doctor import Diagnosis, Finding
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.gates.bands import Observed, ObservedMetric
-from wan_trt_core.measure.memory_events import Failure, MemoryRecord
+from wan_trt_core.measure.memory_events import AGAIN, Failure, MemoryRecord
 from wan_trt_core.memory import plan, prediction
 from wan_trt_core.memory.prediction import Choice, Workload
 from wan_trt_core.models.catalogue import CatalogueError, resolve
@@ -284,6 +285,17 @@ class TestWrongInput:
             (("build", "dit", "--precision", "bf16"), 3, "onnxruntime has no engines in bf16"),
             (("build", "dit", "--precision", "vae=fp32"), 2, "precision names vae, but not dit"),
             (("build", "--precision", "dit=fp32,vea=fp32"), 2, "no component 'vea'"),
+            (
+                ("memory", "plan", "--precision", "dit=fp4"),
+                3,
+                "dit has no precision 'fp4'; it has fp32, fp16, bf16",
+            ),
+            (
+                ("memory", "plan", "--precision", "vae=fp4"),
+                3,
+                "vae_decoder_first has no precision 'fp4'; it has fp32",
+            ),
+            (("memory", "plan", "--precision", "dit=fp16"), 2, "add vae=PRECISION"),
             (
                 ("build", "--precision", "dit_2=fp32"),
                 2,
@@ -1530,6 +1542,7 @@ class TestMemory:
         ("text", "told"),
         [
             ("{", "events.json: not a readable file of memory events"),
+            ("", "events.json: not a readable file of memory events: Expecting value"),
             ('{"schema_version": 1, "cases": []}', "events.json: no file of memory events"),
             ('{"format": "wan-trt memory events", "schema_version": 9}', "events.json: schema_version 9"),
             (
@@ -1542,7 +1555,25 @@ class TestMemory:
         Path("events.json").write_text(text)
         code, out, err = wan("memory", "analyze", "events.json", "--output", "report.md")
         assert (code, out, told in err, Path("report.md").exists()) == (3, "", True, False)
-        assert wan("memory", "analyze", "nowhere.json")[0] == 3
+        assert AGAIN in err
+
+    def test_a_file_of_memory_events_that_cannot_be_read_is_wrong_input(self, wan: Wan) -> None:
+        """Missing, a folder, or bytes of something else."""
+        Path("folder").mkdir()
+        Path("binary").write_bytes(bytes(range(256)))
+        for name in ("nowhere.json", "folder", "binary"):
+            code, out, err = wan("memory", "analyze", name)
+            told = err.startswith(f"error: {name}: not a readable file of memory events: ")
+            assert (code, out, told, AGAIN in err) == (3, "", True, True)
+
+    def test_a_report_that_cannot_be_written_is_told_with_its_option(self, wan: Wan) -> None:
+        record_of([("load vae", on_host(9), on_host(9), {})], start=on_host(8)).write(Path("events.json"))
+        code, out, err = wan("memory", "analyze", "events.json", "--output", "/proc/x/report.md")
+        told = "--output: /proc/x: cannot be written to: No such file or directory; name another folder"
+        assert (code, out, told in err) == (3, "", True)
+        code, out, err = wan("memory", "analyze", "events.json", "--output", "events.json/report.md")
+        told = "--output: events.json: cannot be written to: File exists; name another folder"
+        assert (code, out, told in err) == (3, "", True)
 
     def test_a_file_without_a_stage(self, wan: Wan) -> None:
         """Of a run that was killed at once a short report; of any other nothing, and the file is named."""
@@ -1551,6 +1582,7 @@ class TestMemory:
         record.write(Path("events.json"))
         code, out, err = wan("memory", "analyze", "events.json")
         assert (code, out, "events.json: the memory events hold no stage" in err) == (3, "", True)
+        assert AGAIN in err
         killed = {"kind": "cut_short", "stage": "load dit", "message": "gone", "amounts": {"resident_set": 7}}
         record.model_copy(update={"failure": Failure.model_validate({**killed, "held": {}})}).write(
             Path("events.json")

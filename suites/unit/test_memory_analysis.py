@@ -205,6 +205,7 @@ def test_a_step_that_was_interrupted_counts_once() -> None:
     """It has an event before what comes in between, and one after it: what is held at its end counts."""
     steps = [(1, 1700), (1, 1608), (2, 1616), (3, 1624), (4, 1632), (5, 1640)]
     stages = [(f"denoise {index}", on_device(at), on_device(at), {}) for index, at in steps]
+    stages.insert(1, ("unload text_encoder", on_device(1700), on_device(1600), {}))
     found = growth(record_of(stages, start=on_device(1600)))["denoising step", "allocated"]
     assert (found.points, found.slope, found.grows) == (5, 8 * MIB, True)
     record = on_engines()

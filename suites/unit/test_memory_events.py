@@ -20,7 +20,7 @@ from wan_trt_core.backends.base import EngineError
 from wan_trt_core.backends.tensorrt.runtime import allocate
 from wan_trt_core.measure import memory_recorder
 from wan_trt_core.measure.device_memory import DeviceLost, DeviceMemory
-from wan_trt_core.measure.memory_events import FILE_NAME, MemoryRecord, run_folder
+from wan_trt_core.measure.memory_events import AGAIN, FILE_NAME, MemoryRecord, run_folder
 from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked, bytes_free
 from wan_trt_core.records import RecordError, write_json
 
@@ -518,6 +518,7 @@ class TestReading:
         write_json(path, data)
         with pytest.raises(RecordError, match=re.escape(str(path))) as error:
             MemoryRecord.read(path)
+        assert str(error.value).endswith(AGAIN), "what to do"
         return str(error.value)
 
     def test_truncated(self, data: Any, recorder: MemoryRecorder) -> None:
@@ -531,7 +532,7 @@ class TestReading:
 
     def test_unknown_schema(self, data: Any, tmp_path: Path) -> None:
         told = self.refused(tmp_path / "a.json", data | {"schema_version": 1})
-        assert "schema_version 1, this version reads 2" in told
+        assert "schema_version 1, this version reads 2; read it with the version that wrote it, or" in told
 
     @pytest.mark.parametrize(
         ("change", "told"),
@@ -581,6 +582,28 @@ class TestReading:
                     data["events"][at].update(stage="denoise", index=index) for at, index in enumerate((1, 2, 2), 1)
                 ],
                 "events: events out of order: denoise 2 follows denoise 2",
+            ),
+            (
+                lambda data: data["events"][3].update(index=1),
+                "events: events out of order: denoise 1 follows denoise 1",
+            ),
+            (
+                lambda data: data["events"][2].update(stage="decode"),
+                "events: events out of order: denoise 2 follows decode 1",
+            ),
+            (
+                lambda data: data["events"][3].update(stage="text_encode", index=None)
+                or data["events"][1].update(stage="postprocess"),
+                "events: events out of order: denoise 1 follows postprocess",
+            ),
+            (
+                lambda data: data["events"][3]["before"].update(allocated=0),
+                "events: events out of order: denoise 2 begins with other amounts than denoise 1, which stands before"
+                " it, ends with",
+            ),
+            (
+                lambda data: data["events"].__delitem__(0) or data["events"].__delitem__(2),
+                "events: events out of order: unload dit engine begins with other amounts than denoise 1",
             ),
         ],
     )  # fmt: skip

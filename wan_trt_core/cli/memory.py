@@ -15,6 +15,7 @@ from wan_trt_core.cli.options import (
     JsonOption,
     ModelOption,
     ProfileOption,
+    make_folder,
     model_of,
     settings_of,
 )
@@ -63,6 +64,7 @@ def analyze(
     except NothingRecorded as error:
         raise NothingRecorded(f"{events}: {error}") from None
     for path in output or ():
+        make_folder(path.parent, "--output")
         write_memory_report(record, path)
     if as_json:
         failure = record.failure.model_dump(mode="json") if record.failure else None

@@ -195,6 +195,7 @@ def parse_precision(
 
     Raises:
         typer.BadParameter: naming the option, where a component has none, or there is no such component.
+        ComponentError: where a component has none, and another has no such precision.
     """
     if "=" not in text:
         return text
@@ -212,5 +213,19 @@ def parse_precision(
         for component in of:
             precision_of(precision, component)
     except ValueError as error:
+        _require_precisions(precision, of)  # a misspelt one before one that is only missing
         raise typer.BadParameter(str(error), param_hint=option) from error
     return precision
+
+
+def _require_precisions(precision: Mapping[str, str], of: Sequence[str]) -> None:
+    """Raise unless each of these components that has a precision knows it."""
+    from wan_trt_core.models.components import get_component, require_precision
+    from wan_trt_core.pipeline.engines import precision_of
+
+    for component in of:
+        try:
+            own = precision_of(precision, component)
+        except ValueError:
+            continue
+        require_precision(get_component(component), own)

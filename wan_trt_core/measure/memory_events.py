@@ -31,6 +31,11 @@ FILE_NAME = "memory_events.json"
 FORMAT: Final = "wan-trt memory events"
 SCHEMA_VERSION: Final = 2
 
+AGAIN: Final = (
+    "name another file, or record the run again: wan-trt run --profile-memory does, and the memory suite"
+)
+"""What to do about a file that cannot be used."""
+
 Stage = Literal[
     "build", "load", "onload", "unload", "text_encode", "denoise", "decode", "postprocess", "write", "other"
 ]
@@ -40,6 +45,9 @@ moment."""
 
 INTERRUPTS: Final = ("build", "load", "onload", "unload", "other")
 """Stages for which another waits, to go on afterwards: it has then two events, unless it had only just begun."""
+
+CALL: Final = ("text_encode", "denoise", "decode", "postprocess", "write")
+"""What one video goes through, in this order; only the first may come again after a later one, with another video."""
 
 Book = Literal["resident_set", "allocated", "reserved", "device_used"]
 Place = Literal["host", "allocator", "device"]
@@ -218,22 +226,26 @@ class MemoryRecord(_Model):
 
         Raises:
             RecordError: when the file is missing, no JSON, foreign, of another schema, has a wrong or unknown key, or
-                events out of order. The message names the file and the key.
+                events out of order. The message names the file and the key, and says what to do.
         """
-        data = read_json(path, "file of memory events")
+        try:
+            data = read_json(path, "file of memory events")
+        except RecordError as error:
+            raise RecordError(f"{error}; {AGAIN}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise RecordError(
-                f"{path}: no file of memory events (its format is not {FORMAT!r});"
-                " wan-trt run --profile-memory writes one"
-            )
+            raise RecordError(f"{path}: no file of memory events (its format is not {FORMAT!r}); {AGAIN}")
         if (version := data.get("schema_version")) != SCHEMA_VERSION:
-            raise RecordError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
+            raise RecordError(
+                f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION};"
+                f" read it with the version that wrote it, or {AGAIN}"
+            )
         try:
             return cls.model_validate_json(json.dumps(data), strict=True)  # of JSON: its lists are tuples too
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "events"
-            raise RecordError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from error
+            told = first["msg"].removeprefix("Value error, ")
+            raise RecordError(f"{path}: {key}: {told}; {AGAIN}") from error
 
     @model_validator(mode="after")
     def _in_order(self) -> MemoryRecord:
@@ -274,18 +286,36 @@ def label(stage: Stage, name: str = "", index: int | None = None) -> str:
 
 
 def _disorder(events: tuple[Event, ...]) -> Iterator[str]:
-    """What is out of order."""
-    steps: Event | None = None  # the last of a stage that others may interrupt
+    """What is out of order. A recorder leaves no gap: what an event begins with is the look that ended the last."""
+    of_call: Event | None = None  # the last of a stage that others may interrupt
     for before, event in pairwise(events):
         if event.start < before.end:
             yield (
                 f"events out of order: {event.label} begins at {event.start} s, but {before.label}, which stands"
                 f" before it, ends at {before.end} s"
             )
-        if before.stage not in INTERRUPTS:
-            steps = before
-        done = steps.index or 0 if steps and steps.stage == event.stage else 0
-        if event.index not in (None, 1, done + 1) and (steps is before or event.index != done):
-            yield f"events out of order: {event.label} follows {before.label}"
+        if before.stage in CALL:
+            of_call = before
+        if _too_early(event, of_call, interrupted=of_call is not before):
+            yield f"events out of order: {event.label} follows {(of_call or before).label}"
         if event.before.device != before.before.device:
             yield f"{event.label} and {before.label} do not both tell of a device"
+        if event.before != before.after:
+            yield (
+                f"events out of order: {event.label} begins with other amounts than {before.label}, which stands"
+                " before it, ends with"
+            )
+
+
+def _too_early(event: Event, last: Event | None, *, interrupted: bool) -> bool:
+    """Whether a stage of a video, or a step of one, comes where another should.
+
+    Args:
+        last: of the stages of a video; ``interrupted`` by what stands between, it may go on.
+    """
+    if event.stage not in CALL or event.stage == CALL[0]:
+        return False
+    if last is not None and CALL.index(event.stage) < CALL.index(last.stage):
+        return True
+    done = (last.index or 0) if last and last.stage == event.stage else 0
+    return event.index not in (None, done + 1) and not (interrupted and event.index == done)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from wan_trt_core.gates.statistics import SLOPE_POINTS, slope, slope_interval
-from wan_trt_core.measure.memory_events import Amounts, Book, Event, Failure, Held, MemoryRecord
+from wan_trt_core.measure.memory_events import AGAIN, Amounts, Book, Event, Failure, Held, MemoryRecord
 from wan_trt_core.memory.advice import PLACES, Advice, advice_on, held_at_peak, owners, rank
 from wan_trt_core.memory.needed import as_needed, room_then
 
@@ -178,7 +178,7 @@ def _fits(advice: Advice, needed: int, record: MemoryRecord) -> bool | None:
 def _at_its_end(record: MemoryRecord) -> Analysis:
     """Of a run that ended before its first stage did."""
     if (failure := record.failure) is None:
-        raise NothingRecorded("the memory events hold no stage, so there is nothing to analyse")
+        raise NothingRecorded(f"the memory events hold no stage, so there is nothing to analyse; {AGAIN}")
     book = record.book
     return Analysis(
         book=book,

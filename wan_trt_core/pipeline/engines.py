@@ -313,6 +313,7 @@ def precision_of(precision: Precision, component: str) -> str:
     raise ValueError(
         f"precision names {', '.join(precision) or 'nothing'}, but not {component}"
         + (f" (nor {group})" if group else "")
+        + f"; add {group or component}=PRECISION"
     )
 
 

@@ -20,6 +20,7 @@ from wan_trt_core.models.catalogue import GenerationDefaults, resolve
 from wan_trt_core.pipeline.engines import EngineStore
 from wan_trt_core.pipeline.generate import generate
 from wan_trt_core.pipeline.recording import recorded_run
+from wan_trt_core.pipeline.swap import REPLACED, swap
 from wan_trt_core.report.memory_report import memory_markdown
 
 VIDEO = GenerationDefaults(
@@ -79,6 +80,26 @@ def test_a_list_that_keeps_a_tensor_a_step_is_a_leak_of_the_denoising(
     text = memory_markdown(record)
     assert "MiB a denoising step of the host" in text.split("## Owners")[0]
     assert f"most of it {NOBODYS}" in text.split("## Owners")[0]
+
+
+def test_an_engine_whose_buffers_grow_is_named(
+    small_checkpoint: Path, tmp_path: Path, on_modules: None
+) -> None:
+    model, path = resolve(str(small_checkpoint)), tmp_path / FILE_NAME
+    buffers: list[torch.Tensor] = []
+    with recorded_run(path, "cpu", {}) as recording, EngineStore(Settings(device="cpu")) as store:
+        with recording.loads(model.checkpoint, store):
+            stock = model.checkpoint.pipeline(replaced=REPLACED)
+            pipe = swap(stock, store.pipeline(model, model.profile(), "fp32", "torch"))
+            engine: Any = store.load("dit", model, model.profile(), "fp32", "torch")
+        memory = engine.memory
+        engine.memory = lambda: memory() | {"buffers": sum(buffer.nbytes for buffer in buffers)}
+        with recording.stages(pipe):
+            generate(pipe, "red", VIDEO, on_step=lambda done, of: buffers.append(tensor(4)))
+    growth = steps_of(analyse(MemoryRecord.read(path)))
+    assert growth.grows and growth.slope == pytest.approx(4 * MIB, rel=0.05)
+    assert growth.who == "dit engine buffers"
+    assert "most of it dit engine buffers" in memory_markdown(MemoryRecord.read(path)).split("## Owners")[0]
 
 
 def test_a_tensor_that_only_one_step_needs_is_its_spike(small_checkpoint: Path, tmp_path: Path) -> None:

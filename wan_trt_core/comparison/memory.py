@@ -36,6 +36,7 @@ from wan_trt_core.comparison.conditions import equal_conditions, synchronize
 from wan_trt_core.comparison.context import Context
 from wan_trt_core.comparison.targets import Arm, ArmName, Asked, PipelineTarget, Target, target_of
 from wan_trt_core.config import Settings
+from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.memory import (
     BUDGET,
     DEVICE_GROWTH,
@@ -181,12 +182,13 @@ def _measure_loaded(
     metrics |= _engine_metrics(held)
     rest = [] if device is None else [unattributed(device, held)]
     inputs = inputs_of(target, "min")
-    metrics |= measure_growth(partial(call, inputs), settings, device)
+    owners = partial(_by_component, target)
+    metrics |= measure_growth(partial(call, inputs), settings, device, held=owners)
     if side.pipe is not None:
         at_stage = (
             None if device is None else lambda: rest.append(unattributed(device, target.engine_bytes()))
         )
-        metrics |= measure_step_growth(side, inputs, device, at_stage)
+        metrics |= measure_step_growth(side, inputs, device, at_stage, held=owners)
     if rest:
         metrics |= unattributed_metric(rest)
     if case.memory is not None and PEAK_OVER_PLAN in case.memory.limits and side.pipe is not None:
@@ -280,7 +282,11 @@ def measure_stages(arm: Arm, inputs: Any, device: DeviceMemory | None = None) ->
 
 
 def measure_growth(
-    call: Callable[[], object], settings: Settings, device: DeviceMemory | None = None
+    call: Callable[[], object],
+    settings: Settings,
+    device: DeviceMemory | None = None,
+    *,
+    held: Callable[[], Mapping[str, int]] = dict,
 ) -> Metrics:
     """Growth over ``settings.memory.runs`` runs of ``call``.
 
@@ -290,17 +296,35 @@ def measure_growth(
     Args:
         call: one whole run at the smallest size. What a run forgets to give back it forgets at every size, and
             twenty runs at full size take minutes.
+        held: who holds how many bytes now, as far as it tells; the metrics' detail names who grew most.
     """
     read: dict[str, Callable[[], int]] = {GROWTH: resident_set}
     if device is not None:
         read = {GROWTH: device.allocated, DEVICE_GROWTH: device.used, "resident_set_growth": resident_set}
-    held = memory_by_run(call, settings.memory.runs, warmup=settings.memory.warmup, read=read)
+    owners = _Owners(held)
+    by_run = memory_by_run(
+        call,
+        settings.memory.runs,
+        warmup=settings.memory.warmup,
+        read=read,
+        progress=lambda _: owners.look(),
+    )
     exact = {GROWTH} if device is not None else set()
-    return {name: growth_metric(values, deterministic=name in exact) for name, values in held.items()}
+    return {
+        name: growth_metric(values, deterministic=name in exact).model_copy(
+            update={"detail": owners.most(values[-1] - values[0])}
+        )
+        for name, values in by_run.items()
+    }
 
 
 def measure_step_growth(
-    arm: Arm, asked: Asked, device: DeviceMemory | None = None, at_stage: Callable[[], object] | None = None
+    arm: Arm,
+    asked: Asked,
+    device: DeviceMemory | None = None,
+    at_stage: Callable[[], object] | None = None,
+    *,
+    held: Callable[[], Mapping[str, int]] = dict,
 ) -> Metrics:
     """Growth over the denoising steps of one video, :data:`STEPS` of them whatever the case has: ``step_growth`` and
     ``device_step_growth``, of the same as in :func:`measure_growth`.
@@ -309,11 +333,13 @@ def measure_step_growth(
         arm: of a pipeline.
         asked: the video, as small as for :func:`measure_growth` and for the same reason.
         at_stage: called where a stage begins, everything settled.
+        held: as for :func:`measure_growth`.
     """
     read: dict[str, Callable[[], int]] = {STEP_GROWTH: resident_set}
     if device is not None:
         read = {STEP_GROWTH: device.allocated, DEVICE_STEP_GROWTH: device.used}
-    held: dict[str, list[float]] = {name: [] for name in read}
+    by_step: dict[str, list[float]] = {name: [] for name in read}
+    owners = _Owners(held)
 
     def begin(stage: Stage, index: int | None) -> None:
         settle()
@@ -321,7 +347,8 @@ def measure_step_growth(
             at_stage()
         if stage == "denoise" and index != 1:  # the end of the step before
             for name, value in read.items():
-                held[name].append(float(value()))
+                by_step[name].append(float(value()))
+            owners.look()
 
     generation = replace(asked.generation, num_inference_steps=STEPS)
     with only_new_garbage(), stages(arm.pipe, begin):
@@ -333,9 +360,42 @@ def measure_step_growth(
             better="lower",
             deterministic=device is not None and name == STEP_GROWTH,
             samples=tuple(values),
+            detail=owners.most(values[-1] - values[0]),
         )
-        for name, values in held.items()
+        for name, values in by_step.items()
     }
+
+
+class _Owners:
+    """Who holds more at the last look than at the first. No look between is kept: it would itself be growth."""
+
+    def __init__(self, held: Callable[[], Mapping[str, int]]) -> None:
+        self._held = held
+        self._first: Mapping[str, int] | None = None
+        self._last: Mapping[str, int] = {}
+
+    def look(self) -> None:
+        """See what everyone holds now."""
+        self._last = self._held()
+        if self._first is None:
+            self._first = self._last
+
+    def most(self, total: float) -> str:
+        """Who grew most, if that is most of ``total`` bytes; else nothing."""
+        first = self._first or {}
+        grown = {name: size - first.get(name, 0) for name, size in self._last.items()}
+        name = max(grown, key=grown.__getitem__, default="")
+        if not name or grown[name] <= 0 or 2 * grown[name] < total:
+            return ""
+        return f"most of it in {name}, which grew by {quantity(grown[name], 'B')}"
+
+
+def _by_component(target: Target) -> dict[str, int]:
+    """What each of the target's engines holds now, by its name: ``dit.engine_weights``."""
+    held, components = target.engine_bytes(), target.components
+    if len(components) > 1:
+        return {name: size for name, size in held.items() if "." in name}
+    return {f"{components[0]}.{name}": size for name, size in held.items()}
 
 
 def unattributed(device: DeviceMemory, held: Mapping[str, int]) -> int:

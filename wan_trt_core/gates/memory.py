@@ -115,7 +115,7 @@ def judge_growth(name: str, limit: Limit, metric: Metric | None) -> Check:
     if value > bound:
         shown, text = pair(value, bound, "B")
         total = f", {quantity(metric.samples[-1] - metric.samples[0], 'B')} in all" if runs > 1 else ""
-        message = f"memory grows by {shown} a run{over}{total}, more than {text} ({reason})"
+        message = f"memory grows by {shown} a run{over}{total}, more than {text} ({reason}){_owner(metric)}"
         return Check("growth", name, Verdict.FAIL, Reason.GROWTH, message, value, bound)
     message = f"{quantity(value, 'B')} a run{over} is within {quantity(bound, 'B')}"
     return Check("growth", name, Verdict.PASS, Reason.NO_GROWTH, message, value, bound)
@@ -134,7 +134,7 @@ def judge_step_growth(name: str, limit: Limit, metric: Metric) -> Check:
     ends = f"{quantity(slope.low, 'B')} to {quantity(slope.high, 'B')} at {SLOPE_CONFIDENCE:.0%}"
     found = f"{quantity(metric.value, 'B')} a denoising step ({ends}, {slope.points} steps)"
     if slope.low > bound:
-        message = f"memory grows by {found}, more than {quantity(bound, 'B')} ({reason})"
+        message = f"memory grows by {found}, more than {quantity(bound, 'B')} ({reason}){_owner(metric)}"
         return Check("growth", name, Verdict.FAIL, Reason.GROWTH, message, metric.value, bound)
     message = f"{found} is not shown to be more than {quantity(bound, 'B')}"
     return Check("growth", name, Verdict.PASS, Reason.NO_GROWTH, message, metric.value, bound)
@@ -144,6 +144,11 @@ def _bound(limit: Limit, metric: Metric | None) -> tuple[float | None, str]:
     """The limit on growth and its reason; nil where every byte is counted."""
     exact = metric is not None and metric.deterministic
     return (0.0, "every byte is counted here") if exact else (limit.max, limit.reason)
+
+
+def _owner(metric: Metric) -> str:
+    """Who grew most, where an engine tells of it."""
+    return f"; {metric.detail}" if metric.detail else ""
 
 
 def _not_held(name: str, metric: Metric | None, bound: float | None) -> Check:

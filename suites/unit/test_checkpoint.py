@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import UMT5EncoderModel
 
 from wan_trt_core.models.catalogue import resolve
 from wan_trt_core.models.checkpoint import PARTS, Checkpoint, CheckpointError, torch_dtype
@@ -260,6 +261,32 @@ def test_the_text_encoder_has_the_one_embedding_that_is_stored(folder: Path) -> 
     save_file({name: stored[name] for name in stored if "embed_tokens" not in name}, path, {"format": "pt"})
     encoder: Any = Checkpoint.open(folder).load("text_encoder")
     assert torch.equal(encoder.encoder.embed_tokens.weight, embedding)
+
+
+def test_the_text_encoder_is_read_straight_to_its_device(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Host memory for 11 GB that a GPU holds, and a copy from there, would take seconds of every start."""
+    found: list[Any] = []
+
+    def to(module: Any, device: Any) -> Any:
+        found.append({parameter.device.type for parameter in module.parameters()})
+        return module
+
+    monkeypatch.setattr(UMT5EncoderModel, "to", to)
+    checkpoint.fresh("text_encoder", "bf16", "meta")
+    assert found == [{"meta"}]
+
+
+def test_a_device_without_room_is_no_fault_of_the_folder(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 10.58 GiB")
+
+    monkeypatch.setattr(UMT5EncoderModel, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"10\.58 GiB"):
+        checkpoint.fresh("text_encoder")
 
 
 def test_unknown_parts_and_dtypes_are_named(checkpoint: Checkpoint) -> None:

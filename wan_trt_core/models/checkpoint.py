@@ -529,9 +529,16 @@ class Checkpoint:
 
     def _load(self, part: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         folder = self.folder / part
+        # straight to the device: the largest part by far would lie in host memory first, and be copied from there
+        there = {"device_map": located(device)} if part in OF_TRANSFORMERS else {}
         with _explained(folder), _no_progress_bars():
             module, info = self._class_of(part).from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **there,
             )
         problems = {kind: info.get(kind) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
         if problems:
@@ -628,9 +635,14 @@ def check_index(folder: Path) -> tuple[str, ...]:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Turn whatever diffusers and transformers raise over a folder's files into an error that names it."""
+    """Turn whatever diffusers and transformers raise over a folder's files into an error that names it; memory that a
+    device does not have is no fault of theirs."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # a broken value in a configuration surfaces wherever it is first used
         lines = str(error).strip().splitlines() or [""]
         raise CheckpointError(

@@ -78,6 +78,18 @@ class Measurement(_Model):
         return str(self.facts.get("random_weights", "checkpoint"))
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted when its case was measured, and what explains the numbers was still being looked for.
+
+    Attributes:
+        measurement: which can be judged.
+    """
+
+    def __init__(self, measurement: Measurement) -> None:
+        super().__init__("interrupted after the measurement")
+        self.measurement = measurement
+
+
 class CheckRecord(_Model):
     """A :class:`~wan_trt_core.gates.verdict.Check` as stored."""
 

@@ -54,7 +54,7 @@ import math, os
 import pytest
 from wan_trt_core.backends.base import BackendUnavailable
 from wan_trt_core.gates.verdict import Reason
-from wan_trt_core.records import Measurement, Metric
+from wan_trt_core.records import Interrupted, Measurement, Metric
 
 def pytest_wan_hardware_key(session):
     return "{HARDWARE}"
@@ -73,7 +73,10 @@ def pytest_wan_measure(case, suite, session):
     facts = {{"random_weights": "seeded random"}} if kind == "random" else {{}}
     if suite == "perf" and kind == "profiled":
         facts = {{"kernels": {KERNELS!r}}}
-    return measurement.model_copy(update={{"facts": facts}})
+    measurement = measurement.model_copy(update={{"facts": facts}})
+    if kind == "interrupted":
+        raise Interrupted(measurement)
+    return measurement
 
 def pytest_wan_explain(case, suite, session):
     if case.id.startswith("bad-mute"):

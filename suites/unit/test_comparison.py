@@ -44,7 +44,7 @@ from wan_trt_core.models.components import ComponentError, get_component
 from wan_trt_core.models.graphs.dit import Modulation
 from wan_trt_core.pipeline import engines
 from wan_trt_core.pipeline.acceleration import originals
-from wan_trt_core.records import Measurement, Metric
+from wan_trt_core.records import Interrupted, Measurement, Metric
 
 PROFILE = "64p-9f"
 
@@ -566,6 +566,23 @@ def test_the_kernels_are_looked_for_in_another_process_that_makes_both_arms_itse
     assert answer["groups_ms"]["products"] > 0
     assert any(name == "aten::addmm" for name, *_ in answer["reference"]["top"])
     assert answer["reference"]["groups_ms"]["attention"] > 0
+
+
+def test_an_interrupt_while_the_kernels_are_looked_for_does_not_cost_the_times(
+    perf_case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    timed_pairs = timed(FakeTarget(2.0, 1.0))
+    monkeypatch.setattr(perf, "target_of", lambda case, context: FakeTarget(2.0, 1.0))
+    monkeypatch.setattr(perf, "time_target", lambda *_, **__: timed_pairs)
+    monkeypatch.setattr(perf, "profile", interrupted)
+    settings = load_settings(overrides={"perf.kernels": True}, environ={}).settings
+    with pytest.raises(Interrupted) as found:
+        perf.measure(perf_case.model_copy(update={"backend": "onnxruntime"}), Context(settings))
+    assert found.value.measurement.metrics == timed_pairs.metrics
+    assert found.value.measurement.facts["kernels"] == {"error": "interrupted"}
 
 
 @pytest.mark.parametrize(

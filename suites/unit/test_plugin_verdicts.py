@@ -397,6 +397,14 @@ def test_a_verdict_outlives_an_interrupt_while_its_reason_is_looked_for(project:
     result.stdout.fnmatch_lines(["*why was not found out: interrupted"])
 
 
+def test_a_measurement_outlives_an_interrupt_while_its_kernels_are_looked_for(project: Project) -> None:
+    """Which takes a process that loads all that was timed once more, and a job's time may end in it."""
+    project.cases("interrupted-one", "good-one", suites=["perf"])
+    result = project.run("-m", "perf")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert project.verdicts() == {("perf", "interrupted-one"): ("pass", "interval_above_threshold")}
+
+
 def test_stop_at_first_failure(project: Project) -> None:
     project.cases("bad-one", "good-one")
     project.run("-m", "parity", "-x").assert_outcomes(failed=1, deselected=2)

@@ -34,7 +34,7 @@ from wan_trt_core.gates.verdict import Reason
 from wan_trt_core.measure.clocks import ClockWatch
 from wan_trt_core.measure.timing import Pair, PairedTimer, measure_pairs, time_calls
 from wan_trt_core.pipeline.offload import give_back_cached
-from wan_trt_core.records import Measurement, Metric
+from wan_trt_core.records import Interrupted, Measurement, Metric
 
 Clock = Callable[[], float]
 
@@ -70,7 +70,15 @@ def measure(case: Case, context: Context) -> Measurement:
     if not settings.perf.kernels or (target.device == "cpu" and not told_on_cpu):
         return measurement
     give_back_cached()
-    return measurement.model_copy(update={"facts": {**measurement.facts, "kernels": profile(case, settings)}})
+    try:
+        kernels = profile(case, settings)
+    except KeyboardInterrupt as error:  # a job's time may end in it: it loads all that was timed once more
+        raise Interrupted(_with_kernels(measurement, {"error": "interrupted"})) from error
+    return _with_kernels(measurement, kernels)
+
+
+def _with_kernels(measurement: Measurement, kernels: dict[str, Any]) -> Measurement:
+    return measurement.model_copy(update={"facts": {**measurement.facts, "kernels": kernels}})
 
 
 def _budgeted(settings: PerfSettings, of_case: float | None) -> PerfSettings:

@@ -63,10 +63,15 @@ def wan_measure(request: pytest.FixtureRequest) -> Callable[[Case, Suite], Measu
     session = _session(request)
 
     def measure(case: Case, suite: Suite) -> Measurement:
+        from wan_trt_core.records import Interrupted
+
         request.node.stash[judging.STARTED] = time.perf_counter()
-        measurement: Measurement = session.config.hook.pytest_wan_measure(
-            case=case, suite=suite, session=session
-        )
+        measurement: Measurement
+        try:
+            measurement = session.config.hook.pytest_wan_measure(case=case, suite=suite, session=session)
+        except Interrupted as interrupted:  # the numbers are there; a verdict on them, and then the end
+            measurement = interrupted.measurement
+            request.session.shouldstop = "interrupted"
         return measurement
 
     return measure

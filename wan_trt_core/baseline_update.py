@@ -393,6 +393,37 @@ def plan_update(
     return tuple(plans)
 
 
+def cases_held(
+    suite: Suite, cases: Sequence[Case], records: Sequence[RunRecord]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids of the cases that one of the records holds, and of those that none does: of all that would be regenerated
+    where none is selected, in the order of the case file.
+
+    Raises:
+        Refused: when the records hold none of them.
+    """
+    banded = _banded(cases, suite)
+    wanted = _wanted(banded, suite, None, {case.backend for record in records for case in record.cases})
+    measured = {case.case for record in records for case in record.cases if case.suite == suite}
+    held = tuple(name for name in banded if name in wanted & measured)
+    absent = tuple(name for name in banded if name in wanted - measured)
+    if not held:
+        raise Refused(
+            f"{_said_of(records)} none of the {len(absent)} cases of suite {suite}: {_some(absent)}"
+        )
+    return held, absent
+
+
+def told_absent(
+    suite: Suite, held: Sequence[str], absent: Sequence[str], records: Sequence[RunRecord]
+) -> str:
+    """One line on what :func:`cases_held` found."""
+    return (
+        f"{_said_of(records)} {len(held)} of the {len(held) + len(absent)} cases of suite {suite}; what is stored of"
+        f" the others stays as it is: {_some(absent)}"
+    )
+
+
 def require_reason(plans: Sequence[Plan], reason: str | None) -> None:
     """Refuse to loosen, or to drop, without a reason.
 
@@ -813,6 +844,16 @@ def _provenance(
     }
 
 
+def _said_of(records: Sequence[RunRecord]) -> str:
+    return "the record holds" if len(records) == 1 else "the records hold"
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _choices(banded: Collection[str]) -> str:
     return f"there are {', '.join(sorted(banded))}" if banded else "the case file has none"
 
@@ -823,6 +864,7 @@ __all__ = [
     "Provenance",
     "Refused",
     "apply",
+    "cases_held",
     "check_record",
     "fit_record",
     "foresee",
@@ -840,6 +882,7 @@ __all__ = [
     "refuse_xdist",
     "require_reason",
     "this_hardware",
+    "told_absent",
     "told_settings",
     "usable_commit",
 ]

@@ -1177,6 +1177,51 @@ class TestTool:
         told = squeezed(capsys)
         assert why in told and "the baselines hold" not in told
 
+    def test_the_record_of_a_subset_changes_the_cases_that_it_holds(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        one = CASE_FILE.partition("  - id: ")[2]
+        others = ("gone", *(f"vae-{number}" for number in range(1, 6)))
+        more = "".join(f"  - id: {one.replace('dit-fp32', name)}" for name in others)
+        (tmp_path / "cases.yaml").write_text(CASE_FILE + more)
+        whole = (CASES[0], *map(make_case, others))
+        assert run(made=record(cases=whole)) == 0
+        assert "record holds" not in squeezed(capsys)
+        (tmp_path / "cases.yaml").write_text(CASE_FILE + more.replace("id: gone", "id: vae-0"))
+        fast = record(reference=0.05, cases=CASES[:1])
+        told = (
+            "the record holds 1 of the 7 cases of suite perf; what is stored of the others stays as it is: "
+            "vae-0, vae-1, vae-2 and 3 more"
+        )
+        assert run("--check", made=fast) == 1
+        shown = squeezed(capsys)
+        assert told in shown and shown.endswith("would change: dit-fp32")
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        before = json.loads(path.read_text())["cases"]
+        assert run(made=fast) == 0
+        shown = squeezed(capsys)
+        assert told in shown and "refused" not in shown
+        assert "is called gone; its baseline is kept" in shown, "only a run of all cases drops it"
+        after = json.loads(path.read_text())["cases"]
+        assert after.pop("dit-fp32") != before.pop("dit-fp32")
+        assert after == before
+        assert run("--case", "vae-1", made=fast) == 1
+        assert "refused: case vae-1: the run did not measure it" in squeezed(capsys)
+        assert run(made=record(cases=(make_case("foreign"),))) == 1
+        assert "refused: the record holds none of the 7 cases of suite perf: dit-fp32, vae-0" in squeezed(
+            capsys
+        )
+
+    def test_a_case_that_one_of_two_records_lacks_is_refused(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        second = CASE_FILE.partition("  - id: ")[2].replace("dit-fp32", "vae-fp32")
+        (tmp_path / "cases.yaml").write_text(f"{CASE_FILE}  - id: {second}")
+        record(cases=CASES[:2]).write(tmp_path / "first.json")
+        assert run("--from-record", "first.json", "results.json") == 1
+        shown = squeezed(capsys)
+        assert "refused: case vae-fp32: the run did not measure it" in shown and "records hold" not in shown
+
     @pytest.mark.parametrize("hardware", ["", "cuda-nvidia-h200-132sm-139gib"])
     def test_the_hardware_is_that_of_the_record(
         self,

@@ -52,9 +52,10 @@ from wan_trt_core.baselines import (
     read_baselines,
     write_baselines,
 )
+from wan_trt_core.cases import better_of
 from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
 from wan_trt_core.deciding_settings import changed_in_words, deciding, differing, in_words
-from wan_trt_core.gates.bands import Observed
+from wan_trt_core.gates.bands import Observed, usable
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.judging import gate_backends, gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
@@ -300,6 +301,7 @@ def plan_bands(
     command: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
     """The case file's bands around the values that are stored, one plan a model: nothing is measured, no orphan goes.
+    A metric that has a band now is judged from what was observed of it, see :func:`_judging_observed`.
 
     Args:
         reason: why a band may be wider; kept with the entries, after what theirs was accepted for.
@@ -325,7 +327,7 @@ def plan_bands(
                 told = "; ".join(filter(None, (entry.provenance["accepted_regression"], reason)))
                 provenance = {**entry.provenance, "accepted_regression": told or None}
                 made = banded[name].model_copy(update={"backend": entry.provenance["backend"]})
-                entries[name] = replace(entry, metrics=_rebanded(made, suite, entry), provenance=provenance)
+                entries[name] = replace(_judging_observed(made, suite, entry), provenance=provenance)
         new = BaselineFile(hardware_key, before.model, suite, entries)
         plans.append(_plan(new, before, _known(cases, suite), complete=False, measured=False))
     return tuple(plans)
@@ -657,6 +659,36 @@ def _rebanded(case: Case, suite: Suite, stored: BaselineEntry) -> dict[str, Base
         for name, band in gate_bands(case, suite).items()
         if name in stored.metrics
     }
+
+
+def _judging_observed(case: Case, suite: Suite, stored: BaselineEntry) -> BaselineEntry:
+    """A stored entry in the bands of the case file, with those metrics that were observed and that a band judges now.
+
+    A number of the entry's own commit is no longer told as observed; one of another run is, for its commit. Left out is
+    what has an interval (whether it is known to its band a run has to show), and what no baseline may be, such as 0.
+    """
+    metrics = _rebanded(case, suite, stored)
+    observed = stored.observed
+    if observed is None:
+        return replace(stored, metrics=metrics)
+    taken = {
+        name: BaselineMetric(
+            seen.value,
+            seen.unit,
+            better_of(name),
+            Tolerance(band.rel, band.abs, band.reason),
+            samples=(seen.value,),
+        )
+        for name, band in gate_bands(case, suite).items()
+        if name not in metrics
+        and (seen := observed.metrics.get(name))
+        and seen.pairs is None
+        and usable(seen.value)
+    }
+    if observed.commit == stored.provenance["commit"]:
+        left = {name: seen for name, seen in observed.metrics.items() if name not in taken}
+        observed = replace(observed, metrics=left) if left else None
+    return replace(stored, metrics={**metrics, **taken}, observed=observed)
 
 
 def _plan(

@@ -33,12 +33,12 @@ from scripts import load_script
 from typer.testing import CliRunner
 
 from wan_trt_core import baseline_update as update
-from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
+from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines, write_baselines
 from wan_trt_core.cases import Band, Case, MemoryGate
 from wan_trt_core.cli import regenerate
 from wan_trt_core.cli.app import app
 from wan_trt_core.config import Settings, of_suites, with_values
-from wan_trt_core.gates.bands import Tolerance
+from wan_trt_core.gates.bands import Observed, ObservedMetric, Tolerance
 from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import SourceState
@@ -825,6 +825,41 @@ class TestBandsOnly:
         assert accepted(0.2, None) == "first"
         assert accepted(0.15, "explains nothing: nothing is looser") == "first"
         assert accepted(0.4, "second") == "first; second"
+
+    @pytest.mark.parametrize("commit", ["abc", "def"])
+    def test_what_was_observed_is_judged_where_it_has_a_band_now(self, commit: str, tmp_path: Path) -> None:
+        """As if it had been measured with the band; another run's number says which run's it is."""
+        path = stored(tmp_path)
+        told = {
+            "caches": ObservedMetric(7.5e9, "B"),
+            "psnr_db": ObservedMetric(0.0, "dB"),
+            "speedup": ObservedMetric(1.67, "x", 1.6, 1.7, 5),
+            "cosine": ObservedMetric(0.99, ""),
+        }
+        file = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
+        assert file is not None
+        seen = replace(file.cases["dit-fp32"], observed=Observed(commit, "", told))
+        write_baselines(tmp_path, replace(file, cases={**file.cases, "dit-fp32": seen}), {"dit-fp32"})
+        before = json.loads(path.read_text())["cases"]["dit-fp32"]
+        exact = Band(rel=1e-5, reason="counted from the shapes")
+        asked = {**dict.fromkeys(TIMES, TEN_PERCENT), **dict.fromkeys((*told, "unseen"), exact)}
+        (found,) = self.plans(tmp_path, make_case("dit-fp32", bands=asked))
+        update.require_reason([found], None)
+        assert {row.metric: row.kind.value for row in found.rows if row.metric not in TIMES} == {
+            "caches": "new", "cosine": "new"
+        }, "no baseline is 0, and whether a ratio is known to its band its interval says"  # fmt: skip
+        update.apply(tmp_path, [found])
+        after = json.loads(path.read_text())["cases"]["dit-fp32"]
+        caches, cosine = (after["metrics"].pop(name) for name in ("caches", "cosine"))
+        assert caches == {
+            "value": 7.5e9, "unit": "B", "better": "lower", "n": 1, "spread": 0, "samples": [7.5e9],
+            "tolerance": {"rel": 1e-5, "abs": 0, "reason": "counted from the shapes"},
+        }  # fmt: skip
+        assert cosine["better"] == "higher"
+        kept = set(after.pop("observed")["metrics"])
+        assert kept == (set(told) if commit != PROVENANCE.commit else {"psnr_db", "speedup"})
+        assert after == {key: value for key, value in before.items() if key != "observed"}
+        assert not self.plans(tmp_path, make_case("dit-fp32", bands=asked))[0].touched
 
     def test_a_case_that_has_none(self, tmp_path: Path) -> None:
         assert self.plans(tmp_path, *CASES) == ()

@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--bands-only",
         action="store_true",
-        help="the case file's bands around the values that are stored; nothing is measured",
+        help="the case file's bands around the values that are stored, observed ones too; nothing is measured",
     )
     add(
         "--observed",

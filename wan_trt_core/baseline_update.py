@@ -52,9 +52,10 @@ from wan_trt_core.baselines import (
     read_baselines,
     write_baselines,
 )
+from wan_trt_core.cases import better_of
 from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
 from wan_trt_core.deciding_settings import changed_in_words, deciding, differing, in_words
-from wan_trt_core.gates.bands import Observed
+from wan_trt_core.gates.bands import Observed, usable
 from wan_trt_core.gates.formatting import quantity
 from wan_trt_core.gates.judging import gate_backends, gate_bands
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
@@ -300,6 +301,7 @@ def plan_bands(
     command: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
     """The case file's bands around the values that are stored, one plan a model: nothing is measured, no orphan goes.
+    A metric that has a band now is judged from what was observed of it, see :func:`_judging_observed`.
 
     Args:
         reason: why a band may be wider; kept with the entries, after what theirs was accepted for.
@@ -325,7 +327,7 @@ def plan_bands(
                 told = "; ".join(filter(None, (entry.provenance["accepted_regression"], reason)))
                 provenance = {**entry.provenance, "accepted_regression": told or None}
                 made = banded[name].model_copy(update={"backend": entry.provenance["backend"]})
-                entries[name] = replace(entry, metrics=_rebanded(made, suite, entry), provenance=provenance)
+                entries[name] = replace(_judging_observed(made, suite, entry), provenance=provenance)
         new = BaselineFile(hardware_key, before.model, suite, entries)
         plans.append(_plan(new, before, _known(cases, suite), complete=False, measured=False))
     return tuple(plans)
@@ -391,6 +393,37 @@ def plan_update(
             )
         )
     return tuple(plans)
+
+
+def cases_held(
+    suite: Suite, cases: Sequence[Case], records: Sequence[RunRecord]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids of the cases that one of the records holds, and of those that none does: of all that would be regenerated
+    where none is selected, in the order of the case file.
+
+    Raises:
+        Refused: when the records hold none of them.
+    """
+    banded = _banded(cases, suite)
+    wanted = _wanted(banded, suite, None, {case.backend for record in records for case in record.cases})
+    measured = {case.case for record in records for case in record.cases if case.suite == suite}
+    held = tuple(name for name in banded if name in wanted & measured)
+    absent = tuple(name for name in banded if name in wanted - measured)
+    if not held:
+        raise Refused(
+            f"{_said_of(records)} none of the {len(absent)} cases of suite {suite}: {_some(absent)}"
+        )
+    return held, absent
+
+
+def told_absent(
+    suite: Suite, held: Sequence[str], absent: Sequence[str], records: Sequence[RunRecord]
+) -> str:
+    """One line on what :func:`cases_held` found."""
+    return (
+        f"{_said_of(records)} {len(held)} of the {len(held) + len(absent)} cases of suite {suite}; what is stored of"
+        f" the others stays as it is: {_some(absent)}"
+    )
 
 
 def require_reason(plans: Sequence[Plan], reason: str | None) -> None:
@@ -628,6 +661,36 @@ def _rebanded(case: Case, suite: Suite, stored: BaselineEntry) -> dict[str, Base
     }
 
 
+def _judging_observed(case: Case, suite: Suite, stored: BaselineEntry) -> BaselineEntry:
+    """A stored entry in the bands of the case file, with those metrics that were observed and that a band judges now.
+
+    A number of the entry's own commit is no longer told as observed; one of another run is, for its commit. Left out is
+    what has an interval (whether it is known to its band a run has to show), and what no baseline may be, such as 0.
+    """
+    metrics = _rebanded(case, suite, stored)
+    observed = stored.observed
+    if observed is None:
+        return replace(stored, metrics=metrics)
+    taken = {
+        name: BaselineMetric(
+            seen.value,
+            seen.unit,
+            better_of(name),
+            Tolerance(band.rel, band.abs, band.reason),
+            samples=(seen.value,),
+        )
+        for name, band in gate_bands(case, suite).items()
+        if name not in metrics
+        and (seen := observed.metrics.get(name))
+        and seen.pairs is None
+        and usable(seen.value)
+    }
+    if observed.commit == stored.provenance["commit"]:
+        left = {name: seen for name, seen in observed.metrics.items() if name not in taken}
+        observed = replace(observed, metrics=left) if left else None
+    return replace(stored, metrics={**metrics, **taken}, observed=observed)
+
+
 def _plan(
     new: BaselineFile,
     before: BaselineFile | None,
@@ -813,6 +876,16 @@ def _provenance(
     }
 
 
+def _said_of(records: Sequence[RunRecord]) -> str:
+    return "the record holds" if len(records) == 1 else "the records hold"
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _choices(banded: Collection[str]) -> str:
     return f"there are {', '.join(sorted(banded))}" if banded else "the case file has none"
 
@@ -823,6 +896,7 @@ __all__ = [
     "Provenance",
     "Refused",
     "apply",
+    "cases_held",
     "check_record",
     "fit_record",
     "foresee",
@@ -840,6 +914,7 @@ __all__ = [
     "refuse_xdist",
     "require_reason",
     "this_hardware",
+    "told_absent",
     "told_settings",
     "usable_commit",
 ]

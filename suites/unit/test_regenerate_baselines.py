@@ -33,12 +33,12 @@ from scripts import load_script
 from typer.testing import CliRunner
 
 from wan_trt_core import baseline_update as update
-from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines
+from wan_trt_core.baselines import BaselineError, baseline_path, read_baselines, write_baselines
 from wan_trt_core.cases import Band, Case, MemoryGate
 from wan_trt_core.cli import regenerate
 from wan_trt_core.cli.app import app
 from wan_trt_core.config import Settings, of_suites, with_values
-from wan_trt_core.gates.bands import Tolerance
+from wan_trt_core.gates.bands import Observed, ObservedMetric, Tolerance
 from wan_trt_core.gates.verdict import Reason, Verdict
 from wan_trt_core.measure import environment
 from wan_trt_core.measure.environment import SourceState
@@ -826,6 +826,41 @@ class TestBandsOnly:
         assert accepted(0.15, "explains nothing: nothing is looser") == "first"
         assert accepted(0.4, "second") == "first; second"
 
+    @pytest.mark.parametrize("commit", ["abc", "def"])
+    def test_what_was_observed_is_judged_where_it_has_a_band_now(self, commit: str, tmp_path: Path) -> None:
+        """As if it had been measured with the band; another run's number says which run's it is."""
+        path = stored(tmp_path)
+        told = {
+            "caches": ObservedMetric(7.5e9, "B"),
+            "psnr_db": ObservedMetric(0.0, "dB"),
+            "speedup": ObservedMetric(1.67, "x", 1.6, 1.7, 5),
+            "cosine": ObservedMetric(0.99, ""),
+        }
+        file = read_baselines(tmp_path, HARDWARE, "tiny-wan", "perf")
+        assert file is not None
+        seen = replace(file.cases["dit-fp32"], observed=Observed(commit, "", told))
+        write_baselines(tmp_path, replace(file, cases={**file.cases, "dit-fp32": seen}), {"dit-fp32"})
+        before = json.loads(path.read_text())["cases"]["dit-fp32"]
+        exact = Band(rel=1e-5, reason="counted from the shapes")
+        asked = {**dict.fromkeys(TIMES, TEN_PERCENT), **dict.fromkeys((*told, "unseen"), exact)}
+        (found,) = self.plans(tmp_path, make_case("dit-fp32", bands=asked))
+        update.require_reason([found], None)
+        assert {row.metric: row.kind.value for row in found.rows if row.metric not in TIMES} == {
+            "caches": "new", "cosine": "new"
+        }, "no baseline is 0, and whether a ratio is known to its band its interval says"  # fmt: skip
+        update.apply(tmp_path, [found])
+        after = json.loads(path.read_text())["cases"]["dit-fp32"]
+        caches, cosine = (after["metrics"].pop(name) for name in ("caches", "cosine"))
+        assert caches == {
+            "value": 7.5e9, "unit": "B", "better": "lower", "n": 1, "spread": 0, "samples": [7.5e9],
+            "tolerance": {"rel": 1e-5, "abs": 0, "reason": "counted from the shapes"},
+        }  # fmt: skip
+        assert cosine["better"] == "higher"
+        kept = set(after.pop("observed")["metrics"])
+        assert kept == (set(told) if commit != PROVENANCE.commit else {"psnr_db", "speedup"})
+        assert after == {key: value for key, value in before.items() if key != "observed"}
+        assert not self.plans(tmp_path, make_case("dit-fp32", bands=asked))[0].touched
+
     def test_a_case_that_has_none(self, tmp_path: Path) -> None:
         assert self.plans(tmp_path, *CASES) == ()
         stored(tmp_path)
@@ -1176,6 +1211,51 @@ class TestTool:
         assert run("--check", made=made) == 1
         told = squeezed(capsys)
         assert why in told and "the baselines hold" not in told
+
+    def test_the_record_of_a_subset_changes_the_cases_that_it_holds(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        one = CASE_FILE.partition("  - id: ")[2]
+        others = ("gone", *(f"vae-{number}" for number in range(1, 6)))
+        more = "".join(f"  - id: {one.replace('dit-fp32', name)}" for name in others)
+        (tmp_path / "cases.yaml").write_text(CASE_FILE + more)
+        whole = (CASES[0], *map(make_case, others))
+        assert run(made=record(cases=whole)) == 0
+        assert "record holds" not in squeezed(capsys)
+        (tmp_path / "cases.yaml").write_text(CASE_FILE + more.replace("id: gone", "id: vae-0"))
+        fast = record(reference=0.05, cases=CASES[:1])
+        told = (
+            "the record holds 1 of the 7 cases of suite perf; what is stored of the others stays as it is: "
+            "vae-0, vae-1, vae-2 and 3 more"
+        )
+        assert run("--check", made=fast) == 1
+        shown = squeezed(capsys)
+        assert told in shown and shown.endswith("would change: dit-fp32")
+        path = baseline_path(tmp_path / "baselines", HARDWARE, "tiny-wan", "perf")
+        before = json.loads(path.read_text())["cases"]
+        assert run(made=fast) == 0
+        shown = squeezed(capsys)
+        assert told in shown and "refused" not in shown
+        assert "is called gone; its baseline is kept" in shown, "only a run of all cases drops it"
+        after = json.loads(path.read_text())["cases"]
+        assert after.pop("dit-fp32") != before.pop("dit-fp32")
+        assert after == before
+        assert run("--case", "vae-1", made=fast) == 1
+        assert "refused: case vae-1: the run did not measure it" in squeezed(capsys)
+        assert run(made=record(cases=(make_case("foreign"),))) == 1
+        assert "refused: the record holds none of the 7 cases of suite perf: dit-fp32, vae-0" in squeezed(
+            capsys
+        )
+
+    def test_a_case_that_one_of_two_records_lacks_is_refused(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        second = CASE_FILE.partition("  - id: ")[2].replace("dit-fp32", "vae-fp32")
+        (tmp_path / "cases.yaml").write_text(f"{CASE_FILE}  - id: {second}")
+        record(cases=CASES[:2]).write(tmp_path / "first.json")
+        assert run("--from-record", "first.json", "results.json") == 1
+        shown = squeezed(capsys)
+        assert "refused: case vae-fp32: the run did not measure it" in shown and "records hold" not in shown
 
     @pytest.mark.parametrize("hardware", ["", "cuda-nvidia-h200-132sm-139gib"])
     def test_the_hardware_is_that_of_the_record(

@@ -18,6 +18,7 @@ from wan_trt_core.cases.case import (
     PerfGate,
     Prompt,
     Suite,
+    better_of,
     precision_word,
 )
 from wan_trt_core.cases.case_file import CaseFile, load_cases
@@ -45,6 +46,7 @@ __all__ = [
     "PerfGate",
     "Prompt",
     "Suite",
+    "better_of",
     "load_cases",
     "precision_word",
 ]

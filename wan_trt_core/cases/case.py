@@ -42,6 +42,12 @@ HIGHER_IS_BETTER = frozenset(
 )
 """Metrics (by the last part of their name) that a limit must bound from below; all others from above."""
 
+
+def better_of(metric: str) -> Literal["higher", "lower"]:
+    """Which direction of a metric is better, by its name."""
+    return "higher" if metric.rpartition(".")[2] in HIGHER_IS_BETTER else "lower"
+
+
 CASE_SETTINGS = ("pipeline.", "tensorrt.")
 """Sections of the settings that a case may set for itself: what its candidate does, not how it is measured."""
 

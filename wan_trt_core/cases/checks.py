@@ -18,7 +18,6 @@ from wan_trt_core.cases.case import (
     DEFAULT_SPEEDUP,
     ERROR_OVER_STOCK,
     GATES,
-    HIGHER_IS_BETTER,
     MEAN,
     NO_CUDA_GRAPHS,
     PEAK_OVER_PLAN,
@@ -26,6 +25,7 @@ from wan_trt_core.cases.case import (
     PRECISION_PARTS,
     PRECISIONS,
     Case,
+    better_of,
 )
 from wan_trt_core.cases.document import Keys, Problem, dotted, unknown
 from wan_trt_core.config import KEYS, ConfigError, Settings, with_values
@@ -202,9 +202,9 @@ def _metric_problems(
     if not limited or not isinstance(entry, dict):
         return
     kind = metric.rpartition(".")[2]
-    side = "min" if kind in HIGHER_IS_BETTER else "max"
+    better = better_of(metric)
+    side = "min" if better == "higher" else "max"
     if {"min", "max"} & set(entry) and side not in entry:
-        better = "higher" if side == "min" else "lower"
         yield Problem(keys, f"key '{dotted(keys)}' needs a {side}: {kind} is better when {better}")
     floor = entry.get("min")
     if isinstance(floor, (int, float)) and floor > CEILINGS.get(kind, floor):

@@ -102,13 +102,20 @@ def _judged(
         (*NAME, *map(_anywhere, arguments)),
         options.accept_regression,
     )
+    selected = options.case
+    if options.from_record and selected is None:
+        held, absent = update.cases_held(options.suite, cases, records)
+        if absent:  # then it is no run of all cases, and drops no orphan
+            selected = held
+            told = update.told_absent(options.suite, held, absent, records)
+            console.print(told, style="yellow", soft_wrap=True, markup=False)
     plans = update.plan_update(
         options.baselines,
         options.suite,
         cases,
         records,
         provenance,
-        selected=options.case,
+        selected=selected,
         observe=options.observed,
         command=options.named,
     )
@@ -293,12 +300,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--cache", type=Path, metavar="FOLDER", help="ONNX files and engines")
     add("--runs", type=_positive, default=1, metavar="N", help="independent runs, each a process of its own")
     add(
-        "--from-record", type=Path, nargs="+", metavar="FILE", help="results.json to use instead of measuring"
+        "--from-record",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="results.json to use instead of measuring; without --case of the cases that it holds",
     )
     add(
         "--bands-only",
         action="store_true",
-        help="the case file's bands around the values that are stored; nothing is measured",
+        help="the case file's bands around the values that are stored, observed ones too; nothing is measured",
     )
     add(
         "--observed",

@@ -166,6 +166,17 @@ def test_a_band_of_memory_may_be_another_for_a_backend(load: Load) -> None:
         load(HEAD + DIT + MEMORY % (band % "tensorrt").replace(", reason: other", ""))
 
 
+def test_a_band_of_memory_may_be_for_some_backends(load: Load) -> None:
+    band = "bands: {a: {rel: 0.01, reason: r, only_backends: [%s]}}"
+    file = load(HEAD + DIT + MEMORY % (band % "tensorrt"))
+    held = [[*case.memory_bands] for case in (*file.cases, *file.overridden(backend="tensorrt").cases)]
+    assert held == [[], ["a"]]
+    with pytest.raises(CaseFileError, match=r"cases.yaml:6: .*no backend 'tensort'; did you mean 'tensorrt'"):
+        load(HEAD + DIT + MEMORY % (band % "tensort"))
+    with pytest.raises(CaseFileError, match="only_backends"):
+        load(HEAD + DIT + MEMORY % (band % ""))
+
+
 def test_memory_beside_the_reference(load: Load) -> None:
     limits = "reference: true, limits: {peak_over_reference: {max: 1.0, reason: r}}"
     (case,) = load(HEAD + DIT + MEMORY % limits).cases

@@ -105,9 +105,11 @@ class MemoryBand(Band):
     Attributes:
         by_backend: instead of this one, by the backend of the run: what one library repeats to the byte another chooses
             anew with every engine that it builds.
+        only_backends: those whose runs have the metric; all of them unless given.
     """
 
     by_backend: dict[str, Band] = Field(default_factory=dict)
+    only_backends: tuple[str, ...] | None = Field(default=None, min_length=1)
 
 
 class ParityGate(_Model):
@@ -320,7 +322,11 @@ class Case(_Model):
     def memory_bands(self) -> Mapping[str, Band]:
         """By metric, those of the case's backend."""
         bands = self.memory.bands if self.memory else {}
-        return {metric: band.by_backend.get(self.backend, band) for metric, band in bands.items()}
+        return {
+            metric: band.by_backend.get(self.backend, band)
+            for metric, band in bands.items()
+            if band.only_backends is None or self.backend in band.only_backends
+        }
 
     @property
     def precision_label(self) -> str:

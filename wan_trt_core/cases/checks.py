@@ -157,11 +157,12 @@ def _memory_problems(gate: Mapping[str, Any], component: Any, backends: Collecti
             yield Problem(("memory", name), f"key 'memory.{name}' needs a max (bytes)")
     bands = gate.get("bands")
     for metric, band in bands.items() if isinstance(bands, dict) else ():
-        others = band.get("by_backend") if isinstance(band, dict) else None
-        for backend in others if isinstance(others, dict) else ():
-            if backend not in backends:
-                keys = ("memory", "bands", metric, "by_backend", backend)
-                yield Problem(keys, unknown("backend", backend, sorted(backends)))
+        for key, kind in (("by_backend", dict), ("only_backends", list)):
+            named = band.get(key) if isinstance(band, dict) else None
+            for backend in named if isinstance(named, kind) else ():
+                if backend not in backends:
+                    keys = ("memory", "bands", metric, key, *((backend,) if kind is dict else ()))
+                    yield Problem(keys, unknown("backend", backend, sorted(backends)))
     limits = gate.get("limits")
     if component != "pipeline" and isinstance(limits, dict) and PEAK_OVER_PLAN in limits:
         message = f"key 'memory.limits.{PEAK_OVER_PLAN}' is measured of pipeline, not of components"

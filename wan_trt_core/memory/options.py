@@ -15,6 +15,7 @@ from wan_trt_core.memory.measured import (
     TILE_PIXEL,
     encode_seconds,
     lean_seconds,
+    shown_of_streaming,
     single_seconds,
 )
 from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_part, weight_terms
@@ -28,8 +29,6 @@ ENGINE_LOADING = 2.0e9
 CALL_FLOPS = 600e12
 """Operations a second of a DiT's engine in half precision, attention and all: 575 to 680 at the sizes of the baselines
 (1.3B, 14B, 5B)."""
-STREAM_SHOWN = 0.2
-"""Of the bus' time what a call shows at least, whose work takes longer: 7.5, 17 and 23 ms of 113 in three runs."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _stream_seconds(work: Workload, choice: Choice) -> float:
 
     streamed = size(replace(choice, weight_streaming_budget_gib=None)) - size(choice)
     on_the_bus = streamed / len(work.dits) / BUS  # a call is of one
-    return work.calls * max(STREAM_SHOWN * on_the_bus, on_the_bus - call_seconds(work))
+    return work.calls * shown_of_streaming(on_the_bus, call_seconds(work))
 
 
 OPTIONS: tuple[Option, ...] = (

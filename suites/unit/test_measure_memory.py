@@ -22,6 +22,7 @@ from wan_trt_core.measure.memory import (
     peak_metrics,
     peak_resident_set,
     resident_set,
+    resident_sets,
 )
 from wan_trt_core.measure.memory import (
     memory_by_run as series_by_run,
@@ -73,6 +74,22 @@ def test_the_kernel_s_book_is_read_whatever_stands_before_it(tmp_path: Path) -> 
     with kernel_book(tmp_path) as book:
         assert book is not None and book.read() == (1990 * 1024, 2000 * 1024)
     assert (tmp_path / "clear_refs").read_text() == "5"
+
+
+def test_what_the_kernel_told_is_read_when_there_is_time(tmp_path: Path) -> None:
+    """Each look begins anew, and keeps both lines, however much memory there is, and no more."""
+    (tmp_path / "clear_refs").touch()
+    most = 2**63 // 1024
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tVmHWM:\nVmHWM:\t{most:8} kB\nVmRSS:\t{most - 1:8} kB\n" + "Threads:\t1\n" * 99)
+    with kernel_book(tmp_path) as book:
+        assert book is not None
+        (tmp_path / "clear_refs").write_text("")
+        told = book.look()
+        assert (tmp_path / "clear_refs").read_text() == "5"
+    status.write_text("")
+    assert resident_sets(told) == (2**63 - 1024, 2**63)
+    assert len(told) < 100
 
 
 def test_the_kernel_s_book_stays_open_and_is_read_anew(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from itertools import count, pairwise
 from pathlib import Path
@@ -20,8 +20,25 @@ from wan_trt_core.backends.base import EngineError
 from wan_trt_core.backends.tensorrt.runtime import allocate
 from wan_trt_core.measure import memory_recorder
 from wan_trt_core.measure.device_memory import DeviceLost, DeviceMemory
-from wan_trt_core.measure.memory_events import AGAIN, FILE_NAME, MemoryRecord, run_folder
-from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter, bytes_asked, bytes_free
+from wan_trt_core.measure.memory_events import (
+    AGAIN,
+    FILE_NAME,
+    Amounts,
+    MemoryRecord,
+    Place,
+    Stage,
+    run_folder,
+)
+from wan_trt_core.measure.memory_recorder import (
+    Holdings,
+    Look,
+    MemoryRecorder,
+    Meter,
+    Told,
+    amounts,
+    bytes_asked,
+    bytes_free,
+)
 from wan_trt_core.records import RecordError, write_json
 
 
@@ -49,12 +66,23 @@ def recorded(recorder: MemoryRecorder) -> MemoryRecord:
     return MemoryRecord.read(recorder.path)
 
 
+def own(
+    recorder: MemoryRecorder, held: dict[Place, dict[str, int]], graphs: Mapping[str, int] | None = None
+) -> None:
+    """Of what these hold whenever they are asked."""
+
+    def ask() -> Told:
+        then = {place: dict(owners) for place, owners in held.items()}, dict(graphs or {})
+        return lambda: then
+
+    recorder.own(ask)
+
+
 def run_of(device: FakeDevice, recorder: MemoryRecorder) -> None:
     """Load 100 MiB of weights, 2 steps that need 40 and 50 for a while, unload."""
     weights = {"dit engine weights": 0}
     graphs = {"dit engine": 0, "vae_decoder_next engine": 0}
-    recorder.own(lambda: {"allocator": weights})
-    recorder.count(lambda: graphs)
+    own(recorder, {"allocator": weights}, graphs)
     with recorder.stage("load", "dit engine"):
         device.take(100 * MIB)
         weights["dit engine weights"] = 100 * MIB
@@ -175,7 +203,7 @@ def test_what_runs_between_stages_is_an_event_if_it_lasts(
 def test_what_is_gone_at_the_end_of_a_stage_counts_where_it_was_noted(recorder: MemoryRecorder) -> None:
     """And in what is told of a failure, whose frames hold it yet."""
     caches = {"vae_decoder_next engine caches": 0, "dit engine weights": 7}
-    recorder.own(lambda: {"allocator": dict(caches)})
+    own(recorder, {"allocator": caches})
 
     def run() -> None:
         with recorder:
@@ -194,6 +222,32 @@ def test_what_is_gone_at_the_end_of_a_stage_counts_where_it_was_noted(recorder: 
     held = [record.failure.held, *(event.held for event in record.events)]
     assert [each["allocator"].get("vae_decoder_next engine caches") for each in held] == [3, 5, 3]
     assert {each["allocator"]["dit engine weights"] for each in held} == {7}
+
+
+def test_a_step_ends_with_notes_alone(recorder: MemoryRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made sense of where the file is written, which is between two kinds of stage: steps are short."""
+    told: list[str] = []
+    begun = ""
+
+    def tell() -> Holdings:
+        told.append(begun)
+        return {}, {}
+
+    def sense(look: Look) -> tuple[Amounts, Amounts]:
+        told.append(begun)
+        return amounts(look)
+
+    monkeypatch.setattr(memory_recorder, "amounts", sense)
+    recorder.own(lambda: tell)
+    with recorder:
+        stages: dict[Stage, int] = {"denoise": 4, "decode": 3}
+        for stage, steps in stages.items():
+            for index in range(1, steps + 1):
+                begun = f"{stage} {index}"
+                recorder.begin(stage, index=index)
+        begun = "end"
+    assert [*dict.fromkeys(told)] == ["", "denoise 1", "decode 1", "end"]
+    assert len(recorded(recorder).events) == 7
 
 
 class OutOfMemoryError(RuntimeError):
@@ -218,7 +272,7 @@ def test_what_ends_a_run_is_told_with_who_held_what(
     device: FakeDevice, recorder: MemoryRecorder, error: BaseException, kind: str, asked: int | None
 ) -> None:
     def run() -> None:
-        recorder.own(lambda: {"allocator": {"dit engine weights": 100 * MIB}})
+        own(recorder, {"allocator": {"dit engine weights": 100 * MIB}})
         with recorder, recorder.stage("text_encode"):
             recorder.begin("denoise", index=1)
             device.take(100 * MIB)
@@ -274,13 +328,18 @@ def test_a_device_that_vanishes_does_not_hide_the_error(device: FakeDevice, reco
 
     def run() -> None:
         with recorder, recorder.stage("text_encode"):
+            device.take(40 * MIB)
+            device.drop(30 * MIB)
+            recorder.begin("denoise", index=1)
             device.memory_stats_as_nested_dict = gone  # type: ignore[method-assign]
             raise OutOfMemoryError("unspecified launch failure")
 
     with pytest.raises(OutOfMemoryError, match="launch failure"):
         run()
-    failure = recorded(recorder).failure
-    assert failure is not None and failure.stage == "text encode"
+    record = recorded(recorder)
+    assert record.failure is not None and record.failure.stage == "denoise 1"
+    peaks = [event.peak.of("allocated") // MIB for event in record.events]
+    assert peaks == [40, 10], "what is not told is taken for unchanged, not for the most of the stage before"
 
 
 def test_a_device_that_the_driver_tells_no_more_of_keeps_what_it_told_last(
@@ -370,14 +429,14 @@ def test_the_resident_set_is_watched_either_way(
     with Meter(**proc) as meter:
         if method == "kernel" and "resident_set" in meter.methods:
             pytest.skip("the kernel's high-water mark cannot be set back here")
-        now, _ = meter.look()
+        now, _ = amounts(meter.look())
         block = touch(64)
         if method == "sampled":
             wait_for(lambda: meter._resident > now.resident_set + 50 * MIB)
         del block
-        _, peak = meter.look()
+        _, peak = amounts(meter.look())
         assert peak.resident_set > now.resident_set + 50 * MIB
-        _, later = meter.look()
+        _, later = amounts(meter.look())
         assert later.resident_set < now.resident_set + 50 * MIB, "each look begins anew"
     assert ("resident_set" in meter.methods) == (method == "sampled")
     assert now.device_used is None
@@ -398,7 +457,7 @@ def test_use_outside_of_pytorch_is_sampled_between_looks(
         device.outside += 4000 * MIB
         wait_for(lambda: meter._used > 4000 * MIB)
         device.outside -= 4000 * MIB
-        now, peak = meter.look()
+        now, peak = amounts(meter.look())
     assert (now.device_used, peak.device_used) == (500 * MIB, 4500 * MIB)
     assert "sampled every 1 ms" in meter.methods["device_used"]
 
@@ -436,7 +495,7 @@ def test_the_driver_is_asked_where_pytorch_reserved_more_for_a_while(
         device.drop(40 * MIB)
         device.empty_cache()
         device.outside += 100 * MIB
-        now, peak = meter.look(step=True)
+        now, peak = amounts(meter.look(step=True))
     assert (now.reserved, peak.reserved, now.device_used) == (0, 40 * MIB, 600 * MIB)
 
 
@@ -448,7 +507,7 @@ def test_a_sample_stands_for_the_drivers_book_at_the_next_step(
         meter.look()
         device.outside += 4000 * MIB
         wait_for(lambda: meter._used > 4000 * MIB)
-        now, peak = meter.look(step=True)
+        now, peak = amounts(meter.look(step=True))
     assert (now.device_used, peak.device_used) == (4500 * MIB, 4500 * MIB)
 
 

@@ -303,11 +303,15 @@ class HeldEngine(Engine):
 
 def test_on_a_gpu_an_engines_weights_lie_outside_the_allocator_and_scratch_is_held_once() -> None:
     owners = recording_module._Owners("cuda")
-    assert owners.graphs() == {}
+    assert owners.note()() == ({}, {})
     owners.add_engine("dit engine", HeldEngine(50), "fp16")
     owners.add_engine("vae_decoder_next engine", streamed := HeldEngine(80), "fp32")
     streamed.keep(9)
-    assert owners.held() == {
+    told = owners.note()
+    streamed.keep(0)
+    owners.drop_engine("dit engine")
+    held, graphs = told()  # as it was
+    assert held == {
         "device": {"dit engine weights": 100, "vae_decoder_next engine weights": 100},
         "allocator": {
             "dit engine buffers": 7,
@@ -316,7 +320,10 @@ def test_on_a_gpu_an_engines_weights_lie_outside_the_allocator_and_scratch_is_he
             "engines' shared scratch": 80,
         },
     }
-    assert owners.graphs() == {"dit engine": 1, "vae_decoder_next engine": 2}
+    assert graphs == {"dit engine": 1, "vae_decoder_next engine": 2}
+    held, graphs = owners.note()()
+    assert held["allocator"] == {"vae_decoder_next engine buffers": 7, "engines' shared scratch": 80}
+    assert graphs == {"vae_decoder_next engine": 2}
 
 
 def test_the_frames_of_a_compiled_decoder_are_told_apart(
@@ -353,12 +360,12 @@ def test_the_benchmark_times_both_arms(
         devices.append(device)
         return recorded_run(path, device, run)
 
-    def held(owners: Any) -> Any:
+    def note(owners: Any) -> Any:
         asked.update(owners._engines)
         return known(owners)
 
-    known = recording_module._Owners.held
-    monkeypatch.setattr(recording_module._Owners, "held", held)
+    known = recording_module._Owners.note
+    monkeypatch.setattr(recording_module._Owners, "note", note)
     monkeypatch.setattr(benchmark, "recorded_run", told)
     written = tmp_path / "found.json"
     given = ["--model", str(small_checkpoint), "--steps", "3", "--rounds", "3", "--json", str(written)]

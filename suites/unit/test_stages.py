@@ -19,7 +19,8 @@ class FakePipe:
 
     def __init__(self, steps: int = 3) -> None:
         self.now, self.waited = 0.0, 0
-        self.scheduler = SimpleNamespace(timesteps=list(range(steps)), step=self._takes(0.25))
+        self.num_timesteps = steps
+        self.scheduler = SimpleNamespace(step=self._takes(0.25))
         self.transformer = SimpleNamespace(forward=self._takes(1.0))
         self.vae = SimpleNamespace(decode=self._takes(5.0))
 
@@ -28,7 +29,7 @@ class FakePipe:
 
     def __call__(self, *, fails: bool = False) -> None:
         self.encode_prompt()
-        for _ in self.scheduler.timesteps:
+        for _ in range(self.num_timesteps):
             self.transformer.forward()
             self.transformer.forward()  # guidance
             self.scheduler.step()

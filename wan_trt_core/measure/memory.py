@@ -27,6 +27,9 @@ _RESET_PEAK = b"5"  # proc(5), /proc/pid/clear_refs: reset the peak resident set
 _STATUS_BYTES = 1 << 14
 """More than ``/proc/self/status`` has."""
 
+_BOTH_LINES = 64
+"""Bytes that the high-water mark and the resident set take there, in two lines one after the other, and some."""
+
 _SAMPLE_SECONDS = 0.001
 
 
@@ -226,22 +229,30 @@ class KernelBook:
     status: FileIO
     clear_refs: FileIO
 
-    def read(self) -> tuple[int, int]:
-        """The resident set now and its high-water mark, bytes, from one look.
-
-        Raises:
-            ValueError: where the kernel does not tell.
-        """
-        text = os.pread(self.status.fileno(), _STATUS_BYTES, 0)
-        return _bytes_of(text, b"\nVmRSS:"), _bytes_of(text, b"\nVmHWM:")
-
-    def clear(self) -> None:
-        """Set the high-water mark back to the present.
+    def look(self) -> bytes:
+        """What the kernel tells, for :func:`resident_sets` to read at leisure; the high-water mark begins anew.
 
         Raises:
             OSError: where that is not permitted.
+            ValueError: where the kernel does not tell.
         """
+        text = os.pread(self.status.fileno(), _STATUS_BYTES, 0)
         os.pwrite(self.clear_refs.fileno(), _RESET_PEAK, 0)
+        start = text.index(b"\nVmHWM:")
+        return text[start : start + _BOTH_LINES]
+
+    def read(self) -> tuple[int, int]:
+        """As :meth:`look`, in bytes: the resident set now and its high-water mark."""
+        return resident_sets(self.look())
+
+
+def resident_sets(told: bytes) -> tuple[int, int]:
+    """The resident set then and its high-water mark, bytes, of what :meth:`KernelBook.look` gave.
+
+    Raises:
+        ValueError: where the kernel did not tell.
+    """
+    return _bytes_of(told, b"\nVmRSS:"), _bytes_of(told, b"\nVmHWM:")
 
 
 @contextmanager
@@ -253,14 +264,14 @@ def kernel_book(proc: Path = PROCESS) -> Iterator[KernelBook | None]:
         with suppress(OSError, ValueError):
             status = files.enter_context(open(proc / "status", "rb", buffering=0))
             book = KernelBook(status, files.enter_context(open(proc / "clear_refs", "wb", buffering=0)))
-            book.clear()
+            book.look()
             now, peak = book.read()
             usable = book if peak <= now * 1.05 else None
         yield usable
 
 
 def _bytes_of(text: bytes, name: bytes) -> int:
-    """Of a line ``name: 123 kB``; the rest is not looked at, for this is read at every step of a run."""
+    """Of a line ``name: 123 kB``."""
     start = text.index(name) + len(name)
     return int(text[start : text.index(b"k", start)]) * 1024
 

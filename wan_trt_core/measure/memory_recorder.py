@@ -6,15 +6,15 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from wan_trt_core.measure.device_memory import DeviceMemory
-from wan_trt_core.measure.memory import PROCESS, KernelBook, kernel_book, resident_set
+from wan_trt_core.measure.memory import PROCESS, KernelBook, kernel_book, resident_set, resident_sets
 from wan_trt_core.measure.memory_events import (
     Amounts,
     Event,
@@ -47,17 +47,29 @@ _OUT_OF_MEMORY = re.compile(
     r"out ?of ?memory|not enough memory|failed to allocate|alloc_failed", re.IGNORECASE
 )
 
+_OF_DEVICE = "allocated", "reserved", "device_used"
 
-class Books(NamedTuple):
-    """Bytes in every book, as noted at a stage's end: :class:`Amounts` are made of it when the file is written."""
+Look = tuple[bytes | tuple[int, int], tuple[int, ...], tuple[int, ...]]
+"""What the books told at one look, as they told it: every step ends with one, so that :func:`amounts` makes sense of it
+only when the file is written. Of the resident set what :func:`resident_sets` reads, or bytes now and the most since the
+look before; of the device bytes allocated, reserved and used now, and the most of each, empty where none is watched."""
 
-    resident_set: int
-    allocated: int | None = None
-    reserved: int | None = None
-    device_used: int | None = None
+Holdings = tuple[Held, Mapping[str, int]]
+"""Bytes by place and owner, and how many CUDA graphs each engine holds, by its name."""
 
-    def amounts(self) -> Amounts:
-        return Amounts(**self._asdict())
+Told = Callable[[], Holdings]
+"""Tells at leisure what was held when it was made."""
+
+
+def amounts(look: Look) -> tuple[Amounts, Amounts]:
+    """What was held at a look, and the most since the one before."""
+    host, *device = look
+    resident = resident_sets(host) if isinstance(host, bytes) else host
+    now, peak = (
+        Amounts(resident_set=size, **dict(zip(_OF_DEVICE, sizes, strict=False)))
+        for size, sizes in zip(resident, device, strict=True)
+    )
+    return now, peak
 
 
 class Meter:
@@ -114,22 +126,17 @@ class Meter:
             self._thread.join()
         self._opened.close()
 
-    def look(self, *, step: bool = False) -> tuple[Books, Books]:
+    def look(self, *, step: bool = False) -> Look:
         """What is held now, and the most since the last look.
 
         Args:
             step: another step of the same stage begins. The driver is then not asked, which takes as long as all else,
                 unless PyTorch reserves more or less than it did, or did meanwhile: its last sample stands.
         """
+        host = self._book.look() if self._book is not None else self._sampled_host()
+        if self._device is None:
+            return host, (), ()
         with self._lock:
-            if self._book is not None:
-                now, peak = self._book.read()
-                self._book.clear()
-            else:
-                now = resident_set()
-                peak, self._resident = max(self._resident, now), 0
-            if self._device is None:
-                return Books(now), Books(peak)
             allocated, reserved, most_allocated, most_reserved = self._device.books()
             if not step or {reserved, most_reserved} != {self._reserved}:
                 self._ask(self._device)
@@ -137,10 +144,13 @@ class Meter:
             used = self._sampled or 0
             most, self._used = max(self._used, used), 0
             self._device.reset_peaks()
-        return (
-            Books(now, allocated, reserved, used),
-            Books(peak, most_allocated, most_reserved, most),
-        )
+        return host, (allocated, reserved, used), (most_allocated, most_reserved, most)
+
+    def _sampled_host(self) -> tuple[int, int]:
+        with self._lock:
+            now = resident_set()
+            peak, self._resident = max(self._resident, now), 0
+        return now, peak
 
     def _ask(self, device: DeviceMemory) -> None:
         """Ask the driver. A device that vanishes ends neither the recording nor, by that, the run."""
@@ -161,36 +171,14 @@ class Meter:
                     self._used = max(self._used, self._sampled or 0)
 
 
-class _Taken(NamedTuple):
-    """What is noted between two stages, as it is: an :class:`Event` is made of it when the file is written."""
+_Named = tuple[Stage, str, int | None]
+_Moment = tuple[float, Look]
+"""By the recorder's clock."""
 
-    stage: Stage
-    name: str
-    number: int | None
-    start: float
-    end: float
-    before: Books
-    peak: Books
-    after: Books
-    held: Held
-    graphs: Mapping[str, int]
-    lost: str
-
-    def event(self) -> Event:
-        before, peak, after = (books.amounts() for books in (self.before, self.peak, self.after))
-        return Event(
-            stage=self.stage,
-            name=self.name,
-            index=self.number,
-            start=round(self.start, 6),
-            end=round(self.end, 6),
-            before=before,
-            peak=peak.most(before).most(after),
-            after=after,
-            held=self.held,
-            graphs=self.graphs,
-            lost=self.lost,
-        )
+_Note = tuple[_Named, _Moment, _Moment, tuple[Told, ...], str]
+"""What is noted when a stage ends, as it is: which, from when to when, who holds what at its end and at moments before,
+and why the driver did not tell. An event is made of it when the file is written. Plain tuples: at a step's end, where
+nothing is in a cache, a class of its own takes some 5 us more."""
 
 
 class MemoryRecorder:
@@ -222,22 +210,20 @@ class MemoryRecorder:
             "run": dict(run),
         }
         self._began = clock()
-        self._taken: list[_Taken] = []
-        self._owners: list[Callable[[], Held]] = []
-        self._engines: list[Callable[[], Mapping[str, int]]] = []
+        self._notes: list[_Note] = []
+        self._ask: Callable[[], Told] = lambda: _nobody
         self._precisions: dict[str, str] = {}
-        self._open: tuple[Stage, str, int | None, float, Books] | None = None
-        self._noted: list[Held] = []
-        self._last = 0.0, Books(0)
+        self._open: _Named | None = None  # since the last moment
+        self._midway: list[Told] = []
+        self._last: _Moment = self._began, ((0, 0), (), ())
         self._failure: Failure | None = None
         self._failing = self._done = False
 
     def __enter__(self) -> MemoryRecorder:
         with ExitStack() as failed:
             failed.enter_context(self._meter)
-            now, _ = self._meter.look()
-            self._last = self._now(), now
-            self._save(self._cut_short("", now))
+            self._last = self._clock(), self._meter.look()
+            self._save(self._cut_short(""))
             failed.pop_all()
         return self
 
@@ -254,18 +240,15 @@ class MemoryRecorder:
             self._done = True
             self._meter.__exit__(kind, error, where)
 
-    def own(self, held: Callable[[], Held]) -> None:
-        """Know owners: ``held`` is asked at the end of every stage and must be quick."""
-        self._owners.append(held)
-
-    def count(self, graphs: Callable[[], Mapping[str, int]]) -> None:
-        """Know engines: ``graphs`` tells of each, by its name, how many CUDA graphs it holds, as quickly."""
-        self._engines.append(graphs)
+    def own(self, ask: Callable[[], Told]) -> None:
+        """Know who owns memory: ``ask`` notes at the end of every stage what is held, which must be quick, and what it
+        gives tells of it when the file is written."""
+        self._ask = ask
 
     def note(self) -> None:
         """Note who holds what in the middle of a stage, for what is gone at its end: the most of each owner counts."""
         if self._open is not None:
-            self._noted.append(self._held())
+            self._midway.append(self._ask())
 
     def precise(self, precisions: Mapping[str, str]) -> None:
         """Note the precision of weights, by the names of their owners."""
@@ -277,15 +260,25 @@ class MemoryRecorder:
             self.end(step=self._open[0] == stage)
         else:
             self._between()
-        start, before = self._last
-        if not self._taken or self._taken[-1].stage != stage:
-            self._save(self._cut_short(label(stage, name, index), before))
-        self._open = stage, name, index, start, before
+        if not self._notes or self._notes[-1][0][0] != stage:
+            self._save(self._cut_short(label(stage, name, index)))
+        self._open = stage, name, index
 
     def end(self, *, step: bool = False) -> None:
         """End the open stage, if there is one; with ``step`` the next one is of the same kind."""
-        if self._open is not None:
-            self._close(*self._look(step=step))
+        if self._open is None:
+            return
+        began = self._last
+        try:
+            look = self._meter.look(step=step)
+        except Exception:
+            if not self._failing:
+                raise
+            look = _again(began[1])  # the device may be gone, but the error that ended the run matters more
+        self._last = self._clock(), look
+        told = (self._ask(), *self._midway)
+        self._notes.append((self._open, began, self._last, told, self._meter.lost))
+        self._open, self._midway = None, []
 
     @contextmanager
     def stage(self, stage: Stage, name: str = "") -> Iterator[None]:
@@ -305,13 +298,13 @@ class MemoryRecorder:
             yield
             return
         waiting = self._open
-        if waiting is not None and self._now() - self._last[0] < MOMENT:
+        if waiting is not None and self._clock() - self._last[0] < MOMENT:
             self._open = None  # what it did so far is counted to the stage that begins
         self.begin(stage, name)
         with self.ending():
             yield
         if waiting is not None:
-            self.begin(*waiting[:3])
+            self.begin(*waiting)
 
     @contextmanager
     def ending(self) -> Iterator[None]:
@@ -327,11 +320,11 @@ class MemoryRecorder:
         """End the open stage with what ended it: the first failure counts, later ones follow from it."""
         if self._failing:
             return
-        stage = label(*self._open[:3]) if self._open else ""
+        stage = label(*self._open) if self._open else ""
         self._failing = True
         self.end()
         # what was noted in the stage lives on in the error's frames
-        held = self._taken[-1].held if stage else self._held()
+        held, _ = _most(self._notes[-1][3] if stage else (self._ask(),))
         self._between()
         message = f"{type(error).__name__}: {error}".strip(": ")
         asked = bytes_asked(message)
@@ -339,58 +332,26 @@ class MemoryRecorder:
             kind = "interrupted"
         else:
             kind = "out_of_memory" if out_of_memory(error) else "failed"
-        facts = {"message": message, "asked": asked, "amounts": self._last[1].amounts(), "held": held}
+        facts = {"message": message, "asked": asked, "amounts": amounts(self._last[1])[0], "held": held}
         self._failure = Failure.model_validate({"kind": kind, "stage": stage, **facts})
         self._save(self._failure)
 
     def _between(self) -> None:
         """What ran since the last stage is an event too, unless that was a moment ago."""
-        if self._now() - self._last[0] >= MOMENT:
-            self._open = "other", "", None, *self._last
-            self._close(*self._look())
+        if self._clock() - self._last[0] >= MOMENT:
+            self._open = "other", "", None
+            self.end()
 
-    def _look(self, *, step: bool = False) -> tuple[Books, Books]:
-        try:
-            return self._meter.look(step=step)
-        except Exception:
-            if not self._failing:
-                raise
-            # the device may be gone, but the error that ended the run matters more
-            return self._last[1], self._last[1]
-
-    def _close(self, now: Books, peak: Books) -> None:
-        if self._open is None:
-            return
-        stage, name, index, start, before = self._open
-        self._open, self._last = None, (self._now(), now)
-        held = self._held()
-        if self._noted:
-            held = _most(held, *self._noted)
-            self._noted.clear()
-        graphs = {name: count for told in self._engines for name, count in told().items() if count}
-        end, lost = self._last[0], self._meter.lost
-        self._taken.append(_Taken(stage, name, index, start, end, before, peak, now, held, graphs, lost))
-
-    def _held(self) -> Held:
-        together: dict[Place, dict[str, int]] = {}
-        for owner in self._owners:
-            for place, held in owner().items():
-                together.setdefault(place, {}).update({name: size for name, size in held.items() if size})
-        return together
-
-    def _now(self) -> float:
-        return self._clock() - self._began
-
-    def _cut_short(self, stage: str, now: Books) -> Failure:
+    def _cut_short(self, stage: str) -> Failure:
         message = (
             "the process was gone before it wrote more: it was killed, as the system does when memory is out"
         )
-        return Failure(
-            kind="cut_short", stage=stage, message=message, amounts=now.amounts(), held=self._held()
-        )
+        now, _ = amounts(self._last[1])
+        held, _ = _most((self._ask(),))
+        return Failure(kind="cut_short", stage=stage, message=message, amounts=now, held=held)
 
     def _save(self, failure: Failure | None) -> None:
-        events = tuple(taken.event() for taken in self._taken)
+        events = tuple(_event(note, self._began) for note in self._notes)
         methods = self._meter.methods
         if lost := [event for event in events if event.lost]:
             methods["device_used"] += (
@@ -400,15 +361,46 @@ class MemoryRecorder:
         MemoryRecord(**known, events=events, failure=failure).write(self.path)
 
 
-def _most(*times: Held) -> Held:
-    """The most of each owner."""
+def _again(look: Look) -> Look:
+    """Another at which nothing had changed."""
+    now, device = amounts(look)[0].resident_set, look[1]
+    return (now, now), device, device
+
+
+def _event(note: _Note, began: float) -> Event:
+    (stage, name, index), (start, first), (end, last), told, lost = note
+    (before, _), (after, peak) = amounts(first), amounts(last)
+    held, graphs = _most(told)
+    return Event(
+        stage=stage,
+        name=name,
+        index=index,
+        start=round(start - began, 6),
+        end=round(end - began, 6),
+        before=before,
+        peak=peak.most(before).most(after),
+        after=after,
+        held=held,
+        graphs=graphs,
+        lost=lost,
+    )
+
+
+def _most(told: Iterable[Told]) -> Holdings:
+    """The most of each owner, and the graphs that were held last; without those who hold nothing."""
     together: dict[Place, dict[str, int]] = {}
-    for held in times:
+    last, *others = (tell() for tell in told)
+    for held, _ in (last, *others):
         for place, owners in held.items():
             most = together.setdefault(place, {})
             for name, size in owners.items():
-                most[name] = max(most.get(name, 0), size)
-    return together
+                if size:
+                    most[name] = max(most.get(name, 0), size)
+    return together, {name: count for name, count in last[1].items() if count}
+
+
+def _nobody() -> Holdings:
+    return {}, {}
 
 
 def out_of_memory(error: BaseException) -> bool:

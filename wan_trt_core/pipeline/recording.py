@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wan_trt_core.measure.memory_events import Held, Place
-from wan_trt_core.measure.memory_recorder import MemoryRecorder, Meter
+from wan_trt_core.measure.memory_events import Place
+from wan_trt_core.measure.memory_recorder import Holdings, MemoryRecorder, Meter, Told
 from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.pipeline.offload import OffloadedEngine, OffloadedModule
 from wan_trt_core.pipeline.stages import Stage, stages, through
@@ -74,8 +74,7 @@ class RunRecording:
         self._built: set[str] = set()
         self._loading: Callable[[], AbstractContextManager[object]] = nullcontext
         if recorder is not None:
-            recorder.own(self._owners.held)
-            recorder.count(self._owners.graphs)
+            recorder.own(self._owners.note)
 
     @contextmanager
     def loads(self, checkpoint: Checkpoint, store: EngineStore) -> Iterator[None]:
@@ -234,30 +233,39 @@ class _Owners:
         """Forget an engine that was closed."""
         self._engines.pop(name, None)
 
-    def held(self) -> Held:
-        """What they hold now. An engine's weights lie outside PyTorch's allocator, what else it holds inside. The
-        scratch memory is lent to one engine at a time: together they hold the largest."""
+    def note(self) -> Told:
+        """What they hold now. Asked only: :meth:`_told` sorts it, when there is time."""
+        modules = [
+            (part, _place(module), size)
+            for part, known in self._modules.items()
+            for found, size in known.values()
+            if (module := found()) is not None
+        ]
+        engines = [
+            (name, engine.memory(), engine.caches, engine.graphs) for name, engine in self._engines.items()
+        ]
+        return partial(self._told, modules, engines)
+
+    def _told(
+        self, modules: list[tuple[str, Place, int]], engines: list[tuple[str, dict[str, int], int, int]]
+    ) -> Holdings:
+        """An engine's weights lie outside PyTorch's allocator, what else it holds inside. The scratch memory is lent to
+        one engine at a time: together they hold the largest."""
         together: dict[Place, dict[str, int]] = {}
 
         def add(place: Place, owner: str, size: int) -> None:
             sizes = together.setdefault(place, {})
             sizes[owner] = max(sizes.get(owner, 0), size) if owner == _SCRATCH else sizes.get(owner, 0) + size
 
-        for part, modules in self._modules.items():
-            for module, size in [(found(), size) for found, size in modules.values()]:
-                if module is not None:
-                    add(_place(module), f"{part} weights", size)
-        for name, engine in self._engines.items():
-            for what, size in engine.memory().items():
+        for part, place, size in modules:
+            add(place, f"{part} weights", size)
+        for name, memory, caches, _ in engines:
+            for what, size in memory.items():
                 place = self._outside if what == "weights" else self._inside
                 add(place, _SCRATCH if what == "scratch" else f"{name} {what}", size)
-            if engine.caches:
-                add(self._inside, f"{name} caches", engine.caches)
-        return together
-
-    def graphs(self) -> dict[str, int]:
-        """CUDA graphs of each engine now."""
-        return {name: engine.graphs for name, engine in self._engines.items()}
+            if caches:
+                add(self._inside, f"{name} caches", caches)
+        return together, {name: graphs for name, *_, graphs in engines}
 
 
 _SCRATCH = "engines' shared scratch"

@@ -54,7 +54,7 @@ def stages(pipe: WanPipeline, begin: Begin) -> Iterator[None]:
 
     def step(original: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         latents = original(*args, **keywords)
-        if (done := next(ended)) < len(pipe.scheduler.timesteps):
+        if (done := next(ended)) < pipe.num_timesteps:
             begin("denoise", done + 1)
         return latents
 

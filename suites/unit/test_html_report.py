@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fabricated_memory import FAILURE, stock
 
 import wan_trt_core.report
 from wan_trt_core.records import CaseRecord, Measurement, Metric, RunRecord
-from wan_trt_core.report.charts import Chart, case_charts
+from wan_trt_core.report.charts import Chart, case_charts, memory_timeline
 from wan_trt_core.report.drawing import svg
 from wan_trt_core.report.frames import Album
 from wan_trt_core.report.html import html_report, page_of, write_html
@@ -287,6 +288,7 @@ class TestDrawing:
         Chart("lines", "t", "x", {"reference": [1.0, 2.0], "candidate": [2.0, 1.0]}, index="pair"),
         Chart("lines", "t", "x", {name: [1.0, 2.0] for name in ("a", "b", "c", "d")}, index="run"),
         Chart("bars", "t", "x", {"reference": [1.0, math.nan], "candidate": [2.0, 3.0]}, ("here", "there")),
+        memory_timeline(stock(failure=FAILURE)),
     )
 
     @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: f"{chart.kind}{len(chart.series)}")
@@ -313,3 +315,19 @@ class TestDrawing:
         drawn = svg(self.CHARTS[0], "a")
         for words in ("pairs", "asked", "sure"):
             assert re.search(rf"<text[^>]*>{words}</text>", drawn)
+
+    @pytest.mark.parametrize("lasting", [0.0, 1e-6, 1.0], ids=lambda lasting: f"{lasting:g}s")
+    def test_names_of_short_stages_do_not_meet(self, lasting: float) -> None:
+        """A timeline of 50 steps, with times that are those of a run, or next to nothing for each stage."""
+        record = stock(steps=(1600,) * 50, after=1700)
+        events = [
+            event.model_copy(update={"start": place * lasting, "end": (place + 1) * lasting})
+            for place, event in enumerate(record.events)
+        ]
+        chart = memory_timeline(record.model_copy(update={"events": tuple(events)}))
+        drawn = svg(chart, "a")
+        names = re.findall(r"<text style=\"([^\"]*)\" x=\"\S+\" y=\"(\S+)\"[^>]*>([a-z ]+)</text>", drawn)
+        at = {text: float(y) for _, y, text in names if text in chart.spans}
+        assert list(at) == ["load", "text encode", "denoise", "decode", "postprocess"]
+        assert all(below - above >= 9 for above, below in pairwise(at.values())), "a line of 9 points each"
+        assert "nan" not in drawn and "inf" not in drawn

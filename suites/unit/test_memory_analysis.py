@@ -33,6 +33,7 @@ from wan_trt_core.memory.measured import (
     STREAM_SHOWN,
     shown_of_streaming,
 )
+from wan_trt_core.report.charts import memory_timeline
 from wan_trt_core.report.memory_report import memory_html, memory_markdown, write_memory_report
 
 
@@ -729,6 +730,45 @@ def test_like_steps_are_one_row_of_the_timeline() -> None:
     text = memory_markdown(stock())
     assert "| denoise 1 to 6 | 7.000 | 6.000 | 2.051 GiB | 2.148 GiB | 2.051 GiB |" in text
     assert "a \\| model" in text
+
+
+def test_the_timeline_is_drawn_over_seconds_with_the_kinds_of_stage_named() -> None:
+    """Loads take two seconds each, all else one."""
+    chart = memory_timeline(stock(steps=(1600, 1650), denoise=1700, decode=1900))
+    assert chart.index == "seconds since the start"
+    assert chart.times == (0, 2, 2, 4, 4, 6, 6, 7, 7, 8, 8, 9, 9, 10)
+    held = [0, 1000, 1000, 1500, 1500, 1600, 1600, 1600, 1600, 1600, 1600, 1650, 1650, 1600]
+    peaks = [1000, 1000, 1500, 1500, 1600, 1600, 1650, 1650, 1700, 1700, 1700, 1700, 1900, 1900]
+    assert {name: [size * 1024 - CONTEXT for size in sizes] for name, sizes in chart.series.items()} == {
+        "held": pytest.approx(held),
+        "peak of the stage": pytest.approx(peaks),
+    }
+    assert chart.spans == {
+        "load": [(0, 6)],
+        "text encode": [(6, 7)],
+        "denoise": [(7, 9)],
+        "decode": [(9, 10)],
+    }
+    assert not chart.marks
+    assert (
+        "the most at 9 s; " in chart.description and "denoise: 2 s between 7 s and 9 s" in chart.description
+    )
+
+
+def test_a_stage_that_goes_on_after_another_has_two_spans() -> None:
+    held = on_device(100)
+    stages = [(label, held, held, ALL) for label in ("denoise 1", "onload vae", "denoise 1", "denoise 2")]
+    chart = memory_timeline(record_of(stages, start=held))
+    assert chart.spans == {"denoise": [(0, 1), (2, 4)], "onload": [(1, 2)]}
+    assert "denoise: 3 s between 0 s and 4 s" in chart.description
+
+
+def test_the_timeline_marks_where_a_run_ended_before_its_time() -> None:
+    chart = memory_timeline(stock(failure=FAILURE))
+    assert chart.marks == {"ended in decode 1": 14}
+    assert chart.description.endswith("; ended in decode 1: at 14 s.")
+    between = FAILURE.model_copy(update={"stage": ""})
+    assert memory_timeline(stock(failure=between)).marks == {"ended early": 14}
 
 
 def test_html_has_the_same_tables_and_the_drawn_timeline(tmp_path: Path) -> None:

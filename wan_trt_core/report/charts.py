@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from statistics import median
 from typing import Literal
 
 from wan_trt_core.gates.formatting import GIB, KIB, MIB
 from wan_trt_core.gates.perf import SPEEDUP
-from wan_trt_core.measure.memory_events import MemoryRecord
+from wan_trt_core.measure.memory_events import MemoryRecord, label
 from wan_trt_core.records import OF_REFERENCE, CaseRecord, Metric
 from wan_trt_core.report.summary import ARMS, together
 
@@ -34,32 +35,50 @@ class Chart:
     """One chart.
 
     Attributes:
-        kind: ``spread`` (a row of points a series), ``lines`` (values in their order), ``bars`` (by label).
+        kind: ``spread`` (a row of points a series), ``lines`` (values in their order), ``bars`` (by label),
+            ``timeline`` (values at their times, and below them what went on).
         axis: what the values are, with their unit.
         series: values by name, all finite but in ``bars``, where NaN leaves a bar out; ``reference`` and
             ``candidate`` always look alike.
         labels: what each bar is; of ``spread``, what to call the rows if not by the series' names.
-        index: what the values of ``lines`` are counted by.
-        marks: values to draw a line at, by what they are.
+        index: what the values of ``lines`` are counted by; of ``timeline``, what the times are.
+        times: of ``timeline``, when each value of every series was, in seconds.
+        spans: of ``timeline``, from when to when each thing went on, in seconds; a row each.
+        marks: values to draw a line at, by what they are; of ``timeline``, times.
         bands: ranges to shade, by what they are.
     """
 
-    kind: Literal["spread", "lines", "bars"]
+    kind: Literal["spread", "lines", "bars", "timeline"]
     title: str
     axis: str
     series: Mapping[str, Sequence[float]]
     labels: tuple[str, ...] = ()
     index: str = ""
+    times: tuple[float, ...] = ()
+    spans: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     marks: Mapping[str, float] = field(default_factory=dict)
     bands: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def description(self) -> str:
         """The chart in words, for those who do not see it."""
+        if self.kind == "timeline":
+            return self._told_in_time()
         bars = self.labels if self.kind == "bars" else ()
         parts = [f"{name}: {_in_words(values, bars)}" for name, values in self.series.items()]
         parts += [f"{name}: {value:.4g}" for name, value in self.marks.items()]
         parts += [f"{name}: {low:.4g} to {high:.4g}" for name, (low, high) in self.bands.items()]
+        return f"{self.title}, {self.axis}. {'; '.join(parts)}."
+
+    def _told_in_time(self) -> str:
+        parts = []
+        for name, values in self.series.items():
+            at = self.times[values.index(max(values))]
+            parts.append(f"{name}: {min(values):.4g} to {max(values):.4g}, the most at {at:.4g} s")
+        for name, spans in self.spans.items():
+            took = sum(end - start for start, end in spans)
+            parts.append(f"{name}: {took:.4g} s between {spans[0][0]:.4g} s and {spans[-1][1]:.4g} s")
+        parts += [f"{name}: at {time:.4g} s" for name, time in self.marks.items()]
         return f"{self.title}, {self.axis}. {'; '.join(parts)}."
 
 
@@ -70,14 +89,35 @@ def case_charts(case: CaseRecord) -> list[Chart]:
 
 
 def memory_timeline(record: MemoryRecord) -> Chart:
-    """The peak of every stage of a run, and what was held after it, in the book that decides."""
-    held = {
-        when: [getattr(event, when).of(record.book) for event in record.events] for when in ("peak", "after")
-    }
-    scale, unit = _bytes(held["peak"])
-    names = {"peak": "peak of the stage", "after": "held after it"}
-    series = {names[when]: [size / scale for size in sizes] for when, sizes in held.items()}
-    return Chart("lines", "Memory over the run", f"{unit} {BOOKS[record.book]}", series, index="stage")
+    """What a run held from its start to its end, the peak of every stage, and when which kind of stage ran, in the
+    book that decides.
+
+    Args:
+        record: with at least one event.
+    """
+    events = record.events
+    scale, unit = _bytes(event.peak.of(record.book) for event in events)
+    ends = [(event.before.of(record.book), event.after.of(record.book)) for event in events]
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for stage, group in groupby(events, lambda event: event.stage):
+        run = list(group)
+        spans.setdefault(label(stage), []).append((run[0].start, run[-1].end))
+    ended = {}
+    if failure := record.failure:
+        ended = {f"ended in {failure.stage}" if failure.stage else "ended early": events[-1].end}
+    return Chart(
+        "timeline",
+        "Memory over the run",
+        f"{unit} {BOOKS[record.book]}",
+        {
+            "peak of the stage": [event.peak.of(record.book) / scale for event in events for _ in range(2)],
+            "held": [size / scale for both in ends for size in both],
+        },
+        index="seconds since the start",
+        times=tuple(time for event in events for time in (event.start, event.end)),
+        spans=spans,
+        marks=ended,
+    )
 
 
 def _perf(case: CaseRecord) -> Iterator[Chart]:

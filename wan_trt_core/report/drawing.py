@@ -30,8 +30,10 @@ _INK, _GRID, _LIMIT, *_SERIES = _COLOURS
 _KNOWN = {"reference": 0, "candidate": 1}
 _MARKERS = "so^"
 _HATCHES = ("", "////")
+_LINES = (":", "-")
 _NAME_WIDTH = 24  # characters
 _WIDTH = 4.2  # inches; drawn for a phone's width, larger on larger screens only up to its own size
+_CURVES, _ROW = 1.6, 0.17  # inches, of a timeline: the height of its curves, and of a row below them
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -64,11 +66,21 @@ def svg(chart: Chart, name: str) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    draw = {"spread": _spread, "lines": _lines, "bars": _bars}[chart.kind]
-    rows = {"spread": 0.6 + 0.45 * len(chart.series), "lines": 1.9, "bars": 0.8 + 0.34 * len(chart.labels)}
+    draw = {"spread": _spread, "lines": _lines, "bars": _bars, "timeline": _timeline}[chart.kind]
+    rows = {
+        "spread": 0.6 + 0.45 * len(chart.series),
+        "lines": 1.9,
+        "bars": 0.8 + 0.34 * len(chart.labels),
+        "timeline": 0.7 + _CURVES + _ROW * len(chart.spans),
+    }
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.5 + rows[chart.kind]), layout="constrained")
-        axes = figure.add_subplot()
+        if chart.kind == "timeline":
+            heights = (_CURVES, _ROW * len(chart.spans))
+            axes, below = figure.subplots(2, sharex=True, height_ratios=heights)
+            _spans(below, chart)
+        else:
+            axes = figure.add_subplot()
         draw(axes, chart)
         if axes.get_legend_handles_labels()[1]:
             figure.legend(loc="outside lower center", ncols=2)
@@ -121,6 +133,33 @@ def _lines(axes: Axes, chart: Chart) -> None:
     axes.set_xlabel(chart.index)
     axes.set_ylabel(chart.axis)
     _mark(axes, chart, upright=False)
+
+
+def _timeline(axes: Axes, chart: Chart) -> None:
+    for order, (name, values) in enumerate(chart.series.items()):
+        colour, _ = _look(name, order)
+        axes.plot(chart.times, values, color=colour, linewidth=1.5, linestyle=_LINES[order], label=name)
+    axes.set_ylabel(chart.axis)
+    axes.set_xlim(
+        0, 1.02 * chart.times[-1] or 1
+    )  # room for a mark at the end; some width if nothing took time
+    for label, time in chart.marks.items():
+        axes.axvline(time, color=_LIMIT, linestyle="--", linewidth=1.5, label=_wrapped(label))
+
+
+def _spans(axes: Axes, chart: Chart) -> None:
+    """A row for everything that went on, with its name beside it, so that no names meet however short it was."""
+    for row, spans in enumerate(chart.spans.values()):
+        bars = [(start, end - start) for start, end in spans]
+        # the outline shows what is too short to be seen
+        axes.broken_barh(bars, (row - 0.35, 0.7), facecolor=_INK, edgecolor=_INK, linewidth=1, alpha=0.6)
+    axes.set_yticks(range(len(chart.spans)), list(chart.spans))
+    axes.tick_params("y", length=0)
+    axes.set_ylim(len(chart.spans) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(chart.index)
+    for time in chart.marks.values():
+        axes.axvline(time, color=_LIMIT, linestyle="--", linewidth=1.5)
 
 
 def _bars(axes: Axes, chart: Chart) -> None:

@@ -2,8 +2,9 @@
 
 For perf the speed-up over each reference and the gain of CUDA graphs, each with its interval; for every suite the
 metrics that a limit of the case file holds without a band; for memory what the run took of a GPU, what the caches and
-stock diffusers did, and what is nobody's. A run that is within the bands leaves the judged numbers as they are, so that
-noise does not creep into them; what is observed therefore names its own commit and date.
+stock diffusers did, what is nobody's, and the budget that held it, where one did. A run that is within the bands leaves
+the judged numbers as they are, so that noise does not creep into them; what is observed therefore names its own commit
+and date.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wan_trt_core.deciding_settings import in_words
 from wan_trt_core.gates.bands import BaselineEntry, Observed, ObservedMetric
 from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.gates.memory import UNATTRIBUTED
+from wan_trt_core.gates.memory import BUDGET, UNATTRIBUTED
 from wan_trt_core.gates.perf import SPEEDUP, beside_interval
 from wan_trt_core.models.profiles import POINTS
 from wan_trt_core.records import OF_REFERENCE
@@ -112,6 +113,8 @@ def _shown(case: Case, suite: Suite, run: CaseRecord) -> Iterator[tuple[str, Obs
             yield name, _with_interval(name, plain, run)
         else:
             yield name, replace(plain, points=_points(case, suite, metric))
+    if suite == "memory" and (budget := run.measurement.facts.get(BUDGET)):
+        yield BUDGET, ObservedMetric(float(budget["bytes"]), "B")
 
 
 def _names(case: Case, suite: Suite, measurement: Measurement) -> dict[str, None]:

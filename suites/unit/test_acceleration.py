@@ -101,6 +101,34 @@ def offloaded_by_leaves(pipe: Any) -> None:
             cpu_offload(part, torch.device("cpu"), offload_buffers=bool(part._parameters))
 
 
+def test_what_is_cut_of_a_prompt_is_told(
+    pipe: Any, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Diffusers cuts without a word. Just in time nothing is built before a video."""
+
+    def cut(**asked: Any) -> list[str]:
+        caplog.clear()
+        pipe.encode_prompt(**asked, max_sequence_length=4)
+        return [record.getMessage() for record in caplog.records if "which leaves out" in record.getMessage()]
+
+    own = pipe.encode_prompt
+    assert cut(prompt=PROMPT) == []
+    wan_trt_core.accelerate(pipe, "jit", backend="onnxruntime", settings=settings)
+    told = "the {} has 7 tokens; only the first 4 count (max_sequence_length), which leaves out: square moves left"
+    assert cut(prompt=PROMPT, negative_prompt="red") == [told.format("prompt")]
+    assert cut(prompt=["red", PROMPT], negative_prompt=[PROMPT, "red"]) == [
+        told.format("prompt"),
+        told.format("negative prompt"),
+    ]
+    assert cut(prompt=None, prompt_embeds=torch.zeros(1, 4, 8), do_classifier_free_guidance=False) == []
+    wan_trt_core.restore(pipe)
+    assert pipe.encode_prompt == own
+    pipe.encode_prompt = theirs = lambda *args, **kwargs: own(*args, **kwargs)
+    wan_trt_core.accelerate(pipe, "jit", backend="onnxruntime", settings=settings)
+    wan_trt_core.restore(pipe)
+    assert pipe.encode_prompt is theirs
+
+
 OFFLOADS: dict[str, Callable[[Any], None]] = {
     "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
     "sequential": offloaded_by_leaves,

@@ -1328,8 +1328,8 @@ class TestBenchmark:
         engines = settings.tensorrt
         assert (engines.max_graphs, engines.share_scratch) == (2, False)
         assert (engines.weight_streaming, engines.weight_streaming_budget_gib) == (True, 0.5)
-        told = "onnxruntime does nothing with --weight-streaming-budget-gib, --no-share-scratch, --max-graphs"
-        assert told in " ".join(err.split()), err
+        told = "--offload, --weight-streaming-budget-gib, --no-share-scratch, --max-graphs"
+        assert f"onnxruntime does nothing with {told}" in " ".join(err.split()), err
 
     @pytest.mark.parametrize("small", ["torch", "onnxruntime"])
     def test_a_gpu_with_too_little_memory_for_an_arm_is_told_before_any_work(
@@ -1451,10 +1451,12 @@ class TestMemory:
             *("load transformer", "load vae", "load text_encoder", "text encode"),
             *(f"denoise {step}" for step in range(1, 7)),
             *(f"decode {frame}" for frame in range(1, 6)),
-            *("postprocess", "write"),
+            *("postprocess", "write", "unload transformer", "unload vae", "unload text_encoder"),
         ]
-        weights = record.events[-1].held["host"]
+        weights = record.of("write")[-1].held["host"]
         assert set(weights) == {"transformer weights", "vae weights", "text_encoder weights"}
+        left = [{*event.held.get("host", {})} for event in record.of("unload")]
+        assert left == [{"vae weights", "text_encoder weights"}, {"text_encoder weights"}, set()]
         assert record.precisions == dict.fromkeys(weights, "fp32")
         assert (record.run["backend"], record.run["num_frames"], record.failure) == ("torch", 17, None)
         assert record.run["settings"] == {"pipeline.attention_slicing": 1024}
@@ -1510,7 +1512,7 @@ class TestMemory:
             code, _, err = wan(*run, *size, *options)
             assert code == 0, err
             record = MemoryRecord.read(last_events())
-            held[len(record.of("decode"))] = record.events[-1].held["host"]["text_encoder weights"]
+            held[len(record.of("decode"))] = record.of("write")[-1].held["host"]["text_encoder weights"]
         assert asked == [False, True]
         assert len([*Path("outputs/report").glob("v-*/memory_events.json")]) == 2, "a folder a run"
         assert held[1] < 0.3 * held[2]  # in tiles, whose frames no stage can be told by; and with eight bits

@@ -79,6 +79,16 @@ def test_of_parity_what_has_a_limit_and_no_band_at_every_point_of_the_profile() 
     assert shown(video, "parity", run) == {"psnr_db": ObservedMetric(62.0, "dB")}
 
 
+def test_of_memory_the_budget_that_held_it() -> None:
+    """That a run fitted is known of a baseline, too."""
+    case = CASE.model_copy(update={"memory": MemoryGate(growth=Limit(max=1, reason="r"))})
+    run = measured(device_used=size(9e9))
+    held = run.measurement.model_copy(update={"facts": {"memory_budget": {"bytes": 12884901888, "free": 1}}})
+    assert set(shown(case, "memory", run)) == {"device_used"}
+    found = shown(case, "memory", run.model_copy(update={"measurement": held}))
+    assert found["memory_budget"] == ObservedMetric(12884901888.0, "B")
+
+
 def test_of_memory_the_caches_what_is_nobodys_and_stock_diffusers() -> None:
     gate = MemoryGate(
         growth=Limit(max=1, reason="r"), bands={"device_unattributed": MemoryBand(rel=0.1, reason="r")}

@@ -196,7 +196,7 @@ def test_an_unwritable_path_is_told_before_any_work(tmp_path: Path, monkeypatch:
     (tmp_path / "folder.mp4").mkdir()
     for path, message in (
         (tmp_path / "file" / "clip.mp4", "cannot be written"),
-        (Path("/proc/clip.mp4"), "cannot be written"),
+        (Path("/proc/clip.mp4"), "clip.mp4: cannot be written: No such file or directory$"),
         (tmp_path / "folder.mp4", "is a folder"),
         (tmp_path / "clip.avi", r"must end in \.mp4"),
     ):

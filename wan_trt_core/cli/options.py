@@ -168,7 +168,9 @@ def savings_of(context: typer.Context) -> dict[str, Any]:
 
 
 def tell_not_taken(context: typer.Context, settings: Settings, *backends: str) -> None:
-    """One line of the log for each of these backends that some of the given options for less memory do nothing to."""
+    """One line of the log for each of these backends that some of the given options for less memory do nothing to, on
+    the device that it runs on."""
+    from wan_trt_core.backends.registry import device_of
     from wan_trt_core.deciding_settings import DEFAULTS, deciding
 
     flat = settings.flat()
@@ -178,7 +180,9 @@ def tell_not_taken(context: typer.Context, settings: Settings, *backends: str) -
         if context.params[name] is not None and flat[key] != DEFAULTS[key]
     }
     for backend in backends:
-        taken = deciding(flat, "pipeline", [backend])
+        taken = {*deciding(flat, "pipeline", [backend])}
+        if device_of(settings, backend) == "cpu":  # where modules are that are offloaded
+            taken.discard("pipeline.offload")
         if lost := [option for key, option in given.items() if key not in taken]:
             logger.warning("%s does nothing with %s", backend, ", ".join(lost))
 

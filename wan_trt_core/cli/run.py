@@ -338,6 +338,8 @@ def _generate(
                 write_video(out, generated.frames, generation.fps)
                 raise VideoError(f"{error}; the video itself is in {out}") from error
             info = write_video(out, generated.frames, generation.fps)
+        del pipe
+        recording.unload(model.checkpoint)
     return {
         "video": str(out.absolute()),
         "prompt": prompt,

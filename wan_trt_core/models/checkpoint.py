@@ -325,6 +325,10 @@ class Checkpoint:
                 if key in kept or (key[0], torch.device(key[2]).type) != (part, kind)
             }
 
+    def release(self, part: str) -> None:
+        """Keep no module of a part any longer: it lives on where others hold it."""
+        self._modules = {key: module for key, module in self._modules.items() if key[0] != part}
+
     def apart(self) -> Self:
         """The same checkpoint with modules of its own, which its owner may change."""
         twin = copy.copy(self)

@@ -41,6 +41,7 @@ from wan_trt_core.pipeline.scheduler_step import plan_steps, unplan_steps
 from wan_trt_core.pipeline.stages import TRANSFORMERS
 from wan_trt_core.pipeline.streaming import StreamingEncoder
 from wan_trt_core.pipeline.swap import replaceable
+from wan_trt_core.pipeline.told_prompts import tell_prompts, untell_prompts
 from wan_trt_core.pipeline.video_processor import StagedVideoProcessor, staged
 from wan_trt_core.progress import Report, progress
 
@@ -84,6 +85,7 @@ def restore(pipe: WanPipeline) -> WanPipeline:
     if isinstance(processor := getattr(pipe, "video_processor", None), StagedVideoProcessor):
         pipe.video_processor = processor.own
     unplan_steps(pipe.scheduler)
+    untell_prompts(pipe)
     if accelerated:
         pipe.maybe_free_model_hooks()  # which puts them on what is there now, where there are any
     return pipe
@@ -189,6 +191,7 @@ class Acceleration:
             setattr(self.pipe, name, _accelerated(name)(self, name, module.config, dtype, self.device))
         self.pipe.video_processor = staged(self.pipe.video_processor)
         plan_steps(self.pipe.scheduler)
+        tell_prompts(self.pipe)
         self._serve({name: served[0][1] for name, served in self._served.items() if served})
 
     def close(self) -> None:

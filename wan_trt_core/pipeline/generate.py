@@ -151,18 +151,28 @@ def tell_what_is_cut(checkpoint: Checkpoint, length: int, prompt: str, negative_
     if "text_encoder" not in checkpoint.parts:
         return  # its states are random
     tokenizer = checkpoint.tokenizer()
-    for name, text in (("prompt", prompt), ("negative prompt", negative_prompt)):
-        found = tokenizer(text, return_offsets_mapping=True)
-        tokens = found.input_ids
-        if len(tokens) > length:
-            begins, _ = found.offset_mapping[length - 1]  # the last that counts is the mark of the end
-            logger.warning(
-                "the %s has %d tokens; only the first %d count (max_sequence_length), which leaves out: %s",
-                name,
-                len(tokens),
-                length,
-                text[begins:].strip(),
-            )
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        tell_cut(tokenizer, length, name, text)
+
+
+def tell_cut(tokenizer: Any, length: int, name: str, text: str) -> None:
+    """As :func:`tell_what_is_cut`, of one text.
+
+    Args:
+        tokenizer: one that knows where its tokens lie in the text (``is_fast``).
+        name: of the argument that gives the text.
+    """
+    found = tokenizer(text, return_offsets_mapping=True)
+    tokens = found.input_ids
+    if len(tokens) > length:
+        begins, _ = found.offset_mapping[length - 1]  # the last that counts is the mark of the end
+        logger.warning(
+            "the %s has %d tokens; only the first %d count (max_sequence_length), which leaves out: %s",
+            name.replace("_", " "),
+            len(tokens),
+            length,
+            text[begins:].strip(),
+        )
 
 
 def check_image(given: bool, *, begins_with_image: bool) -> None:

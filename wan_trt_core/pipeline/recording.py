@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import weakref
 from collections import Counter
@@ -131,6 +132,16 @@ class RunRecording:
         with self._recorder.stage("write"):
             yield
 
+    def unload(self, checkpoint: Checkpoint) -> None:
+        """Let go of the modules that the checkpoint keeps, each in a stage of its own; whoever has a pipeline of them
+        gives it up before. Those that are offloaded are gone from the device by then."""
+        if self._recorder is None:
+            return
+        for part in self._owners.parts():
+            with self._recorder.interrupting("unload", part):
+                checkpoint.release(part)
+                gc.collect()  # diffusers' hooks and their module hold each other
+
     def _load_module(
         self,
         recorder: MemoryRecorder,
@@ -219,6 +230,14 @@ class _Owners:
             sizes[_PRECISIONS.get(name, name)] += tensor.nbytes
         self._modules.setdefault(part, {})[id(module)] = weakref.ref(module), sizes.total()
         return {f"{part} weights": max(sizes, key=sizes.__getitem__, default="")}
+
+    def parts(self) -> tuple[str, ...]:
+        """Those of which a module is still there."""
+        return tuple(
+            part
+            for part, known in self._modules.items()
+            if any(module() is not None for module, _ in known.values())
+        )
 
     def add_engine(self, name: str, engine: Engine, precision: str) -> dict[str, str]:
         """Know an engine; returns the precision of its weights."""

@@ -217,7 +217,7 @@ def _require_writable(path: Path, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise VideoError(f"{path}: cannot be written: {error}") from error
+        raise VideoError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager

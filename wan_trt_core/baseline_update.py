@@ -57,9 +57,9 @@ from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
 from wan_trt_core.deciding_settings import changed_in_words, deciding, differing, in_words
 from wan_trt_core.gates.bands import Observed, usable
 from wan_trt_core.gates.formatting import quantity
-from wan_trt_core.gates.judging import gate_backends, gate_bands
+from wan_trt_core.gates.judging import gate_backends, gate_bands, own_checks
 from wan_trt_core.gates.perf import SPEEDUP, unresolved
-from wan_trt_core.gates.verdict import Reason, Verdict
+from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.measure.differences import kernel_difference
 from wan_trt_core.observations import beside, extent, observed, origin_of
 from wan_trt_core.report.changes import MetricChange, baseline_changes, worst_first
@@ -68,7 +68,7 @@ from wan_trt_core.report.markdown import changes_markdown
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
     from wan_trt_core.measure.environment import SourceState
-    from wan_trt_core.records import CaseRecord, RunRecord
+    from wan_trt_core.records import CaseRecord, CheckRecord, RunRecord
 
 
 _XDIST = re.compile(
@@ -201,25 +201,28 @@ def check_record(record: RunRecord, hardware_key: str) -> None:
         raise Refused(f"the record was made beside other workers ({command}); measure without xdist")
 
 
-def fit_record(record: RunRecord, suite: str, case: str) -> CaseRecord:
-    """One case of one suite in a record, fit to be a baseline.
+def fit_record(record: RunRecord, suite: Suite, case: Case) -> CaseRecord:
+    """One case of one suite in a record, fit to be a baseline: its measurement passes the gates that the case file has
+    now, whatever it had when the record was made.
 
     Raises:
-        Refused: when it is absent, its measurement is void, or a gate other than the bands did not pass.
+        Refused: when it is absent, its measurement is void, or a gate other than the bands does not pass.
     """
-    found = _measured(record, suite, case)
+    found = _measured(record, suite, case.id)
     if found is None:
-        raise Refused(f"case {case}: the run did not measure it in suite {suite}; see its output above")
+        raise Refused(f"case {case.id}: the run did not measure it in suite {suite}; see its output above")
     for reason, why in found.measurement.problems.items():
-        raise Refused(f"case {case}: its measurement is void ({reason.value}): {why}")
-    for check in found.checks:
-        if check.gate != "band" and not check.advisory and check.verdict is not Verdict.PASS:
+        raise Refused(f"case {case.id}: its measurement is void ({reason.value}): {why}")
+    invalid = (check for check in found.checks if check.gate == "validity")
+    checks: tuple[CheckRecord | Check, ...] = (*invalid, *own_checks(case, suite, found.measurement))
+    for check in checks:
+        if not check.advisory and check.verdict is not Verdict.PASS:
             told = (
                 "it could not be measured"
                 if check.reason is Reason.NOT_MEASURED
                 else "it does not pass its own gates, so it cannot be a baseline"
             )
-            raise Refused(f"case {case}: {told}: {check.message}")
+            raise Refused(f"case {case.id}: {told}: {check.message}")
     return found
 
 
@@ -774,7 +777,7 @@ def _entry(case: Case, suite: Suite, records: Sequence[RunRecord], provenance: P
         Refused: when it is unfit in one of them, or they are of different origins or settings.
         BaselineError: when a measured value cannot be stored.
     """
-    runs = [fit_record(record, suite, case.id) for record in records]
+    runs = [fit_record(record, suite, case) for record in records]
     origin = _origin(case.id, runs)
     ran = case.model_copy(update={"backend": origin["backend"]})
     settings = _settings(ran, gate_backends(ran, suite), records)

@@ -310,6 +310,13 @@ class TestPlan:
         made = run_record(case_record(CASES[0], measured))
         assert "does not pass its own gates" in refusals(tmp_path, made, selected=["dit-fp32"])
 
+    @pytest.mark.parametrize(("then", "now"), [(1.5, 1.1), (1.1, 1.5)])
+    def test_gates_are_those_of_the_case_file_now(self, then: float, now: float, tmp_path: Path) -> None:
+        """Not those that the record was judged by: they may be stricter by now, or less strict."""
+        made = run_record(case_record(make_case(speedup=then), perf_measurement(1.3)))
+        found = plan(tmp_path, made, cases=(make_case(speedup=now),))
+        assert (found.touched, bool(found.refused)) == ({"dit-fp32"} if now == 1.1 else set(), now == 1.5)
+
     def test_refused_cases_keep_no_other_back_and_stay_as_they_are(self, tmp_path: Path) -> None:
         cases = (*CASES[:2], make_case("fast"), make_case("void"), make_case("odd"), make_case("broken"))
         update.apply(tmp_path, [plan(tmp_path, record(cases=cases), cases=cases)])
@@ -718,7 +725,10 @@ class TestReference:
         return make_case("dit-fp32").model_copy(update={"memory": MemoryGate.model_validate(gate)})
 
     def measured(self, **sizes: float) -> RunRecord:
-        metrics = {name: Metric(value=size, unit="B", better="lower") for name, size in sizes.items()}
+        metrics = {
+            name: Metric(value=size, unit="B", better="lower")
+            for name, size in {"growth": 0.0, **sizes}.items()
+        }
         ratio = Metric(value=0.5, unit="x", better="lower")
         by_stage = {"reference_decode.device_used": Metric(value=1e9, unit="B", better="lower")}
         (case, *_) = (run := record()).cases

@@ -52,7 +52,7 @@ def judge(
     Raises:
         ValueError: when the case is not in that suite.
     """
-    checks, bands = _own_checks(case, suite, measurement), gate_bands(case, suite)
+    checks, bands = own_checks(case, suite, measurement), gate_bands(case, suite)
     # as baseline_update.fit_record has it
     acceptable = not measurement.problems and all(
         check.verdict is Verdict.PASS for check in checks if not check.advisory
@@ -111,7 +111,12 @@ def gate_backends(case: Case, suite: Suite) -> tuple[str, ...]:
     return case.backend, *beside
 
 
-def _own_checks(case: Case, suite: Suite, measurement: Measurement) -> tuple[Check, ...]:
+def own_checks(case: Case, suite: Suite, measurement: Measurement) -> tuple[Check, ...]:
+    """Of the case's own gates: all but the bands, which a baseline holds.
+
+    Raises:
+        ValueError: when the case is not in that suite.
+    """
     if suite == "parity" and case.parity:
         return judge_parity(case.parity, measurement)
     if suite == "perf" and case.perf:

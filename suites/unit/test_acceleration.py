@@ -28,7 +28,7 @@ from module_engine import Loads, ModuleEngine
 import wan_trt_core
 from wan_trt_core import accelerating
 from wan_trt_core.backends.base import EngineBackend, EngineError
-from wan_trt_core.backends.registry import tell_idle_gpu
+from wan_trt_core.backends.registry import get_backend, tell_idle_gpu
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models import loaded as loaded_module
@@ -1106,6 +1106,31 @@ def test_an_engine_that_is_not_as_planned_is_told(
     assert caplog.text.count("the vae's engine is not as planned") == 2
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_two_lines_take_tensorrt_on_a_gpu(
+    gpu: bool, pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the call nor the settings name a backend. What this machine lacks of it is another question."""
+    required: list[str] = []
+    for name in ("tensorrt", "onnxruntime"):
+        monkeypatch.setattr(type(get_backend(name)), "require", lambda self, _: required.append(self.name))
+    monkeypatch.setattr("wan_trt_core.backends.registry.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    begun: list[Any] = []
+
+    def begin(*given: Any) -> None:
+        begun.extend(given)
+        raise EngineError("enough")
+
+    monkeypatch.setattr(accelerating, "Acceleration", begin)
+    with pytest.raises(EngineError, match="enough"):
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    backend, device = ("tensorrt", "cuda:0") if gpu else ("onnxruntime", "cpu")
+    assert required == [backend] and begun[2] == backend
+    assert str(begun[4]) == device
+
+
 @pytest.mark.parametrize(
     ("gpu", "device", "told"), [(True, "auto", True), (True, "cpu", False), (False, "auto", False)]
 )
@@ -1117,7 +1142,6 @@ def test_a_gpu_that_would_do_nothing_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The default backend is the one that runs everywhere."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     tell_idle_gpu(settings.model_copy(update={"device": device}), "onnxruntime")
     assert (

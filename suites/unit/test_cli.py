@@ -328,7 +328,7 @@ class TestWrongInput:
         assert "Traceback" not in err
         assert out == ""
         if code == 3:
-            assert err.startswith("error: ")
+            assert re.match(r"(INFO +backend onnxruntime: .*\n)?error: ", err)
         assert not list(Path().glob("*.mp4"))
 
     @pytest.mark.parametrize("below", ["", "a file"])
@@ -798,6 +798,7 @@ class TestRun:
             (("--backend", "tensorrt", "--precision", "dit=bf16,vae=fp32"), "dit=bf16,vae=fp32"),
             (("--backend", "onnxruntime"), "fp32"),
             (("--backend", "onnxruntime", "--text-encoder-engine"), "fp32"),
+            ((), USUAL),
         ],
     )
     def test_the_precision_is_that_of_where_it_runs(
@@ -808,7 +809,9 @@ class TestRun:
         options: tuple[str, ...],
         precision: str,
     ) -> None:
-        """A machine that has a GPU; what the run would be made of is what it says."""
+        """A machine that has a GPU, and TensorRT; what the run would be made of is what it says."""
+        monkeypatch.setattr("wan_trt_core.backends.registry.find_spec", lambda name: object())
+        backend = options[1] if options else "tensorrt"
         planned: list[Choice] = []
         made: list[Any] = []
         choose = prediction.choice_of
@@ -824,12 +827,11 @@ class TestRun:
         monkeypatch.setattr(run_command, "_generate", generate)
         code, out, err = wan("run", "--prompt", "red", "--out", "v.mp4", *options)
         assert code == 0, err
-        assert out == (
-            f"v.mp4: 17 frames of 128x128, h264, generated in 1.0 s by {options[1]} in {precision}\n"
-        )
+        assert out == (f"v.mp4: 17 frames of 128x128, h264, generated in 1.0 s by {backend} in {precision}\n")
+        assert ("backend tensorrt: TensorRT is installed" in err) is (not options)
         (asked,) = made
         assert precision_word(asked) == precision
-        assert len(planned) == (options[1] != "onnxruntime"), "of a CPU's memory no run is refused"
+        assert len(planned) == (backend != "onnxruntime"), "of a CPU's memory no run is refused"
         for choice in planned:
             encoder = asked.get("text_encoder", "fp32") if isinstance(asked, dict) else "fp32"
             assert (choice.dit, choice.text_encoder) == (precision_of(asked, "dit"), encoder)
@@ -907,7 +909,12 @@ class TestRun:
         for options in ((), ("--backend", "tensorrt")):
             code, _, err = wan("export", "dit", "--model", tiny_wan_folder, *options)
             assert code != 2 and "enough" in err
-        assert asked == ["onnxruntime", "tensorrt"]
+        monkeypatch.setattr("wan_trt_core.backends.registry.find_spec", lambda name: object())
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        for verb, make in (("export", "exported_model"), ("build", "load_engine")):  # as run, on a GPU
+            monkeypatch.setattr(engines, make, exported)
+            wan(verb, "dit", "--model", tiny_wan_folder)
+        assert asked == ["onnxruntime", "tensorrt", "tensorrt", "tensorrt"]
 
     @pytest.mark.parametrize("verb", ["export", "build"])
     def test_a_precision_by_component_is_that_of_run(

@@ -74,9 +74,10 @@ def export(
     """
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache) as loaded:
+        from wan_trt_core.backends.registry import with_backend
         from wan_trt_core.pipeline.engines import exported_model
 
-        settings = loaded.settings
+        settings = with_backend(loaded.settings)
         make_cache(loaded)
         if out:
             make_folder(out, "--out")
@@ -108,9 +109,10 @@ def build(
     """Build engines (exporting first what is not exported yet) and load each once."""
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+        from wan_trt_core.backends.registry import with_backend
         from wan_trt_core.pipeline.engines import load_engine
 
-        settings = loaded.settings
+        settings = with_backend(loaded.settings)
         make_cache(loaded)
 
         def build_one(

@@ -124,7 +124,7 @@ def run(
     """Generate a video from a prompt; exports and builds first what is not in the cache yet."""
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, **savings_of(context), cache=cache, threads=threads) as loaded:
-        from wan_trt_core.backends.registry import device_of
+        from wan_trt_core.backends.registry import device_of, with_backend
         from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME, run_folder
         from wan_trt_core.pipeline.generate import (
@@ -135,7 +135,7 @@ def run(
         )
         from wan_trt_core.pipeline.video import check_frames_target, check_target
 
-        settings = loaded.settings
+        settings = with_backend(loaded.settings)
         check_target(out)
         if frames_dir:
             check_frames_target(frames_dir)

@@ -668,6 +668,44 @@ def test_an_encoder_that_fails_leaves_the_decoder_to_its_work(
         torch.testing.assert_close(pipe.vae.decode(latents).sample, decoded, rtol=1e-4, atol=1e-4)
 
 
+def test_where_there_is_no_room_beside_the_engines_they_go_for_the_module(
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, several = pipe.transformer, {"num_videos_per_prompt": 2}
+    stock, both = video(pipe), video(pipe, **several)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    (engine, *_), moved = loads.engines, []
+
+    def to(device: Any) -> Any:
+        """A CPU is named otherwise here: ``cpu`` is host memory, the device of the engines is the device."""
+        moved.append(("host" if device == "cpu" else "device", engine.closed))
+        if device != "cpu" and not engine.closed:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return own
+
+    monkeypatch.setattr(own, "to", to)
+    assert close(video(pipe, **several), both)
+    assert moved[:3] == [("device", False), ("host", False), ("device", True)]
+    line = "no room for diffusers' own transformer beside its engines, which are released"
+    assert caplog.text.count(line) == 1 and len(loads.asked) == 3
+    assert not any(other.closed for other in loads.engines[1:]), "the decoder's stay"
+    with never_run(originals(pipe)):
+        assert close(video(pipe), stock)
+    assert [name for name, *_ in loads.asked[3:]] == ["dit"] and moved[-1] == ("host", True)
+
+    def broken(device: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(own, "to", lambda device: own if device == "cpu" else broken(device))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        video(pipe, **several)
+    assert not loads.engines[-1].closed and caplog.text.count(line) == 1
+
+
 def test_where_pytorch_fails_too_its_error_is_from_the_engine_s(
     pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
 ) -> None:

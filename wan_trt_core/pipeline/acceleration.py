@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine
+from wan_trt_core.measure.memory_recorder import out_of_memory
 from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
@@ -318,7 +319,7 @@ class Acceleration:
                 self._release(name)
             if offloading(self.settings, self.device):
                 self._store.turns.take(name)
-            yield self.stock[name].to(self.device)
+            yield self._on_device(name)
         except Exception as error:
             if isinstance(why, EngineFailed):
                 raise error from why.__cause__
@@ -338,6 +339,20 @@ class Acceleration:
         if offloading(self.settings, self.device) and not parts.items() <= self._serving.items():
             self._serving.update(parts)
             overlap(*(self._serving.get(name, part) for name, part in in_order(self.pipe).items()))
+
+    def _on_device(self, name: str) -> Any:
+        """Diffusers' own module where the engines run; in the room of those in its place, where there is none beside
+        them."""
+        module = self.stock[name]
+        try:
+            return module.to(self.device)
+        except Exception as error:
+            module.to("cpu")  # what of it came
+            if not out_of_memory(error):
+                raise
+        logger.warning("no room for diffusers' own %s beside its engines, which are released", name)
+        self._release(name)
+        return module.to(self.device)
 
     def _release(self, name: str) -> None:
         """Close the engines in the place of a module. A video that they serve has them loaded again."""

@@ -56,6 +56,7 @@ from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.models.components import component_names, get_component
 from wan_trt_core.pipeline import engines
 from wan_trt_core.pipeline.engines import load_engine, precision_of
+from wan_trt_core.pipeline.generate import GenerationError
 from wan_trt_core.pipeline.precisions import usual_precision
 from wan_trt_core.pipeline.video import probe, write_image, write_video
 from wan_trt_core.progress import progress
@@ -223,7 +224,13 @@ class TestWrongInput:
                 3,
                 "this model has one transformer",
             ),
-            (("run", "--prompt", "x", "--out", "v.mp4", "--height", "512"), 2, "outside the profile"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--height", "512"),
+                3,
+                "--height: 512 is outside the",
+            ),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--height", "8"), 3, "multiple of 16 pixels, not 8"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "0"), 3, "frames must be 4k+1"),
             (
                 ("run", "--prompt", "x", "--out", "v.mp4", "--precision", "dit=fp16"),
                 2,
@@ -262,7 +269,13 @@ class TestWrongInput:
                 "no image that can be read",
             ),
             (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
-            (("benchmark", "--compare", "onnxruntime", "--height", "512"), 2, "outside the profile"),
+            (("benchmark", "--compare", "onnxruntime", "--height", "512"), 3, "--height: 512 is outside the"),
+            (
+                ("benchmark", "--compare", "onnxruntime", "--width", "100"),
+                3,
+                "multiple of 16 pixels, not 100",
+            ),
+            (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
             (("benchmark", "--compare", "onnxruntime", "--precision", "fp33"), 3, "fp33"),
             (("benchmark", "--compare", "onnxruntime", "--reference-precision", "vae=fp32"), 2, "not dit"),
             (("benchmark", "--compare", "onnxruntime", "--profile", "1p"), 3, "has no profile '1p'"),
@@ -840,9 +853,9 @@ class TestRun:
         model = resolve("wan2.1-t2v-1.3b")
         assert profile_for(model, None, model.generation).name == "480p-81f"
         assert profile_for(model, None, replace(model.generation, num_frames=17)).name == "480p-17f"
-        with pytest.raises(typer.BadParameter, match="81 is outside the profile 480p-17f"):
+        with pytest.raises(GenerationError, match="81 is outside the profile 480p-17f"):
             profile_for(model, "480p-17f", model.generation)
-        with pytest.raises(typer.BadParameter, match="121 is outside the profile 480p-17f"):
+        with pytest.raises(GenerationError, match="121 is outside the profile 480p-17f"):
             profile_for(model, None, replace(model.generation, num_frames=121))
 
     def test_the_text_encoder_on_an_engine_makes_the_same_video(

@@ -773,7 +773,7 @@ class TestRun:
             *("--steps", 1, "--height", 64, "--width", 80, "--frames", 5, "--frames-dir", "frames"),
         )
         assert code == 3 and "frames: cannot be written: [Errno 28]" in err and "itself is in v.mp4" in err
-        assert probe(Path("v.mp4")).frames == 5 and not any(Path("frames").iterdir())
+        assert probe(Path("v.mp4")).frames == 5 and not Path("frames").exists()
 
     def test_a_gpu_with_too_little_memory_is_told_before_any_work(
         self, wan: Wan, tiny_wan_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -1613,6 +1613,58 @@ class TestMemory:
         assert (code, "Ended in load dit" in out, "cut short in load dit: gone" in out) == (0, True, True)
         code, out, _ = wan("memory", "analyze", "events.json", "--json")
         assert (code, json.loads(out)["peak"], json.loads(out)["failure"]["kind"]) == (0, 7, "cut_short")
+
+
+class TestFolders:
+    """What a command makes to write into goes again where nothing came of it."""
+
+    @pytest.mark.parametrize(
+        ("ends", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (EngineError("enough"), 1)]
+    )
+    def test_a_run_that_ends_early_leaves_none_of_its_own(
+        self,
+        wan: Wan,
+        small_checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        ends: BaseException,
+        code: int,
+    ) -> None:
+        def end(*_: Any, **__: Any) -> Any:
+            for folder in ("videos/red", "frames", "cache", "outputs/report"):
+                assert Path(folder).is_dir()
+            Path("cache/onnx").mkdir()
+            (Path("cache") / "note").write_text("of another process")
+            raise ends
+
+        monkeypatch.setattr(run_command, "_generate", end)
+        monkeypatch.setenv("WAN_TRT_REPORT", "outputs/report")
+        Path("videos").mkdir()
+        run = ("run", "--prompt", "red", "--out", "videos/red/v.mp4", "--frames-dir", "frames")
+        found, _, err = wan(*run, "--model", small_checkpoint, "--profile-memory")
+        assert found == code, err
+        left = {str(path) for path in Path().rglob("*")}
+        assert left == {"videos", "cache", "cache/note", "cache/onnx"}, (
+            "what was there, and what is not empty"
+        )
+
+    def test_a_benchmark_does_not_either(self, wan: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
+        def end(*_: Any, **__: Any) -> Any:
+            assert Path("reports/mine").is_dir() and Path("cache").is_dir()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._run", end)
+        code, _, err = wan("benchmark", "--compare", "onnxruntime", "--report", "reports/mine")
+        assert (code, list(Path().iterdir())) == (130, []), err
+
+    @pytest.mark.parametrize("verb", ["export", "build"])
+    def test_nor_do_export_and_build(self, wan: Wan, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+        def end(*_: Any, **__: Any) -> Any:
+            assert Path("cache").is_dir()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("wan_trt_core.cli.making._made", end)
+        code, _, err = wan(verb, "dit", *(("--out", "onnx/mine") if verb == "export" else ()))
+        assert (code, list(Path().iterdir())) == (130, []), err
 
 
 class TestInterrupt:

@@ -323,6 +323,13 @@ def test_model_offload_is_put_on_as_its_refusal_says(pipe: Any, settings: Settin
         pipe.remove_all_hooks()
 
 
+def test_a_copy_is_refused_with_the_way_to_one(pipe: Any, settings: Settings, loads: Loads) -> None:
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    with pytest.raises(TypeError, match=r"the pipeline's \w+ stands for engines.*restore\(pipe\) first"):
+        deepcopy(pipe)
+    assert close(video(deepcopy(wan_trt_core.restore(pipe))), video(pipe))
+
+
 def test_what_an_engine_has_not_says_what_to_do(pipe: Any, settings: Settings, loads: Loads) -> None:
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     for part, name in ((pipe.transformer, "load_lora_adapter"), (pipe.vae, "enable_tiling")):

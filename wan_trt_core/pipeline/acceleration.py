@@ -483,6 +483,13 @@ class _Accelerated(Part):
                 " diffusers' own back"
             ) from None
 
+    def __deepcopy__(self, memo: object) -> Any:
+        """Refused: of engines, and of what they hold on a GPU, there are no copies."""
+        raise TypeError(
+            f"the pipeline's {self.part} stands for engines, which cannot be copied: wan_trt_core.restore(pipe) first,"
+            " and accelerate the copies that need it"
+        )
+
 
 class AcceleratedTransformer(_Accelerated):
     """In the place of ``WanTransformer3DModel``."""

@@ -28,7 +28,7 @@ from typer import BadParameter
 
 import wan_trt_core
 from wan_trt_core.backends.base import BackendUnavailable
-from wan_trt_core.backends.registry import device_of, get_backend
+from wan_trt_core.backends.registry import device_of, get_backend, with_backend
 from wan_trt_core.cli.videos import parse_precision
 from wan_trt_core.comparison.conditions import equal_conditions, mark, snapshot, synchronize
 from wan_trt_core.comparison.targets import Arm, Outputs
@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--{option.replace('_', '-')} is {given[option]}, at least {least} is needed")
     named = {name: given[name] for name in ("model", "checkpoint", "backend", "profile", "threads")}
     try:
-        settings = load_settings(overrides={**named, "on_missing_shape": "torch"}).settings
+        settings = with_backend(load_settings(overrides={**named, "on_missing_shape": "torch"}).settings)
         precision = parse_precision(given["precision"])
         get_backend(settings.backend).require(settings)
         resolve(settings.model, settings.checkpoint_of(settings.model)).profile(settings.profile)

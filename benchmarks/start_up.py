@@ -146,7 +146,7 @@ def start_up(
     import torch
 
     import wan_trt_core
-    from wan_trt_core.backends.registry import device_of, get_backend
+    from wan_trt_core.backends.registry import device_of, get_backend, with_backend
     from wan_trt_core.comparison.conditions import equal_conditions, synchronize
     from wan_trt_core.engine_cache import EngineCache
     from wan_trt_core.models.catalogue import resolve
@@ -159,6 +159,7 @@ def start_up(
     from wan_trt_core.pipeline.generate import generate
     from wan_trt_core.pipeline.stages import stages
 
+    settings = with_backend(settings)
     backend, device = get_backend(settings.backend), device_of(settings)
     spent.on(DEVICE)
     torch.zeros(1, device=device)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wan_trt_core.backends.registry import with_backend
 from wan_trt_core.config import load_settings
 from wan_trt_core.measure.memory import resident_set
 from wan_trt_core.models.catalogue import resolve
@@ -50,7 +51,7 @@ def pixels(steps: Iterator[Tensor]) -> Iterator[np.ndarray[Any, np.dtype[np.uint
 def main(out: Path, frames: int) -> None:
     """Write a video of so many frames (4k+1)."""
     check_target(out)
-    settings = load_settings().settings
+    settings = with_backend(load_settings().settings)
     if settings.pipeline.vae_tile is not None:
         sys.exit(
             "pipeline.vae_tile is set, and tiles are decoded one after the other, each through all frames: no frame is"

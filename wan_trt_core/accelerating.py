@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wan_trt_core.backends.base import EngineBackend, EngineError
-from wan_trt_core.backends.registry import device_of, get_backend, tell_idle_gpu
+from wan_trt_core.backends.registry import device_of, get_backend, tell_idle_gpu, with_backend
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.models.checkpoint import located
 from wan_trt_core.models.components import get_component
@@ -66,7 +66,8 @@ def accelerate(
         profile: a shape profile, or the name of one of the model's, or :data:`JIT`. By default that of the settings,
             else of the catalogue's model whose size the transformer has that which serves the model's own video size;
             for a transformer of another size as :data:`JIT`.
-        backend: one with engines; that of the settings by default.
+        backend: one with engines; that of the settings by default. Where they name none either, ``tensorrt`` if it is
+            installed and PyTorch sees a GPU, else ``onnxruntime``.
         precision: one for all, or ``{"dit": "fp16", "vae": "fp32"}``; by default that of the modules, see
             :data:`PRECISIONS`.
         settings: those of ``config.yaml`` and the environment by default.
@@ -86,7 +87,7 @@ def accelerate(
     restore(pipe)
     require_compatible(pipe, text_encoder=text_encoder)
     settings = settings or load_settings().settings
-    backend = backend or settings.backend
+    backend = backend or with_backend(settings).backend
     runs = get_backend(backend)
     if not isinstance(runs, EngineBackend):
         raise EngineError(f"the backend {backend} runs PyTorch modules and has no engines to accelerate with")

@@ -53,7 +53,7 @@ from wan_trt_core.baselines import (
     write_baselines,
 )
 from wan_trt_core.cases import better_of
-from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings
+from wan_trt_core.config import CASE_FIELDS, ConfigError, load_settings, of_suites
 from wan_trt_core.deciding_settings import changed_in_words, deciding, differing, in_words
 from wan_trt_core.gates.bands import Observed, usable
 from wan_trt_core.gates.formatting import quantity
@@ -614,7 +614,7 @@ def now() -> str:
 def _hardware(backend: str | None) -> str:
     from wan_trt_core.measure.environment import hardware_key_of
 
-    return hardware_key_of(load_settings(overrides={"backend": backend}).settings)
+    return hardware_key_of(of_suites(load_settings(overrides={"backend": backend}).settings))
 
 
 def _banded(cases: Sequence[Case], suite: Suite) -> dict[str, Case]:

@@ -34,6 +34,12 @@ CASE_FIELDS = ("model", "backend", "profile")
 
 DEFAULT = "default"
 
+AUTO = "auto"
+"""The setting ``backend`` where nobody named one: :func:`~wan_trt_core.backends.registry.with_backend` does."""
+
+ON_ANY_MACHINE = "onnxruntime"
+"""The backend that needs no GPU."""
+
 OUTPUTS = Path("outputs")
 """Folder of what commands and suites write unless they are told another."""
 
@@ -315,7 +321,12 @@ class Settings(_Model):
         description="folder or hub id of the weights, or of each model's by its name; by default those installed, else"
         " seeded random ones",
     )
-    backend: str = Field(default="onnxruntime", min_length=1, description="what runs the candidate")
+    backend: str = Field(
+        default=AUTO,
+        min_length=1,
+        description="what runs the candidate; auto is tensorrt where it is installed and PyTorch sees a GPU, else"
+        " onnxruntime",
+    )
     profile: str | None = Field(
         default=None,
         description="shape profile; by default the first, for commands the first that serves the video",
@@ -411,7 +422,7 @@ class Loaded:
         return {
             name: str(value)
             for name, value in values.items()
-            if value is not None and self.sources[name].startswith(("--", ENVIRONMENT_PREFIX))
+            if value not in (None, AUTO) and self.sources[name].startswith(("--", ENVIRONMENT_PREFIX))
         }
 
     def describe(self) -> tuple[Setting, ...]:
@@ -513,10 +524,14 @@ def checkpoints(texts: Sequence[str], source: str) -> str | dict[str, str]:
 
 def of_suites(settings: Settings) -> Settings:
     """The settings as the suites have them: without TF32 unless it is given, here or by a case, so that a case which
-    does not ask for it compares float32 with float32."""
-    if settings.perf.allow_tf32 is not None:
-        return settings
-    return with_values(settings, {"perf.allow_tf32": False})
+    does not ask for it compares float32 with float32; and, since each case names its backend, not with that which a
+    machine's equipment would choose."""
+    own: dict[str, Any] = {}
+    if settings.perf.allow_tf32 is None:
+        own["perf.allow_tf32"] = False
+    if settings.backend == AUTO:
+        own["backend"] = ON_ANY_MACHINE
+    return with_values(settings, own) if own else settings
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:

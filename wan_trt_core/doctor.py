@@ -71,7 +71,10 @@ class Diagnosis:
 
 def diagnose(loaded: Loaded) -> Diagnosis:
     """Look at everything. Imports the heavy libraries and starts a few short processes; changes nothing."""
-    settings = loaded.settings
+    from wan_trt_core.backends.registry import with_backend
+    from wan_trt_core.config import of_suites
+
+    settings, in_suites = with_backend(loaded.settings), of_suites(loaded.settings)
     findings = [
         *_packages(),
         onnxruntime_build(),
@@ -80,9 +83,9 @@ def diagnose(loaded: Loaded) -> Diagnosis:
         _encoder(),
         _lpips(),
         _cache(settings),
-        _baselines(settings),
+        _baselines(in_suites),
     ]
-    return Diagnosis(tuple(asdict(row) for row in loaded.describe()), machine(settings), tuple(findings))
+    return Diagnosis(tuple(asdict(row) for row in loaded.describe()), machine(in_suites), tuple(findings))
 
 
 def machine(settings: Settings) -> dict[str, Any]:

@@ -27,6 +27,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def no_tensorrt_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What names no backend runs on the CPU, also on a machine that has TensorRT and a GPU."""
+    monkeypatch.setattr("wan_trt_core.backends.registry.find_spec", lambda name: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_wan_folder() -> Path:
     """The embedded checkpoint (another folder of the same configuration may be named while training)."""

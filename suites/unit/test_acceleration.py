@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -28,7 +29,7 @@ from module_engine import Loads, ModuleEngine
 import wan_trt_core
 from wan_trt_core import accelerating
 from wan_trt_core.backends.base import EngineBackend, EngineError
-from wan_trt_core.backends.registry import tell_idle_gpu
+from wan_trt_core.backends.registry import get_backend, tell_idle_gpu
 from wan_trt_core.comparison.targets import Arm, Outputs
 from wan_trt_core.config import PipelineSettings, Settings, load_settings
 from wan_trt_core.models import loaded as loaded_module
@@ -322,6 +323,13 @@ def test_model_offload_is_put_on_as_its_refusal_says(pipe: Any, settings: Settin
         pipe.remove_all_hooks()
 
 
+def test_a_copy_is_refused_with_the_way_to_one(pipe: Any, settings: Settings, loads: Loads) -> None:
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    with pytest.raises(TypeError, match=r"the pipeline's \w+ stands for engines.*restore\(pipe\) first"):
+        deepcopy(pipe)
+    assert close(video(deepcopy(wan_trt_core.restore(pipe))), video(pipe))
+
+
 def test_what_an_engine_has_not_says_what_to_do(pipe: Any, settings: Settings, loads: Loads) -> None:
     wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
     for part, name in ((pipe.transformer, "load_lora_adapter"), (pipe.vae, "enable_tiling")):
@@ -404,8 +412,8 @@ def test_on_a_gpu_diffusers_modules_make_room_for_the_engines(
     assert pipe.device == pipe._execution_device == gpu
     assert set(moved) == {("transformer", "cpu"), ("vae", "cpu"), ("text_encoder", "cuda:0")}
     moved.clear()
-    pipe.vae.acceleration.in_pytorch("vae", UnsupportedCall("it is asked to"))
-    assert moved == [("vae", "cuda:0")]
+    with pipe.vae.acceleration.in_pytorch("vae", UnsupportedCall("it is asked to")):
+        assert moved == [("vae", "cuda:0")]
     moved.clear()
     wan_trt_core.restore(pipe)
     assert set(moved) == {(name, "cpu") for name in modules}  # where each was
@@ -541,6 +549,7 @@ def test_without_a_profile_the_first_call_builds_for_its_sizes(
         wan_trt_core.accelerate(pipe, profile="x", settings=settings)
 
 
+LONGER = ShapeProfile("longer", SMALL, SMALL, Sizes(48, 32, 5, 24))
 LARGER = {"height": 48, "max_sequence_length": 24}
 NEAR = ShapeProfile("near", SMALL, SMALL, Sizes(64, 64, 9, 24))
 FAR = ShapeProfile("far", SMALL, Sizes(640, 640, 81, 24), Sizes(640, 640, 81, 24))
@@ -585,6 +594,161 @@ def test_a_build_that_fails_amid_a_video_leaves_it_to_pytorch(
     loads.error = RuntimeError("out of luck")
     assert np.abs(video(pipe, height=48) - stock).max() < 1e-5  # of planned steps
     assert caplog.text.count("could not be made (RuntimeError: out of luck)") == 2  # transformer and vae
+
+
+class Failing:
+    """Engines that fail in their runs, or in those of some components, as on a GPU that something happened to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loads: Loads) -> None:
+        self.now: set[str] = set()
+        run = ModuleEngine.run
+
+        def failing(engine: ModuleEngine, inputs: Any) -> Any:
+            (name,) = (
+                asked[0] for asked, each in zip(loads.asked, loads.engines, strict=True) if each is engine
+            )
+            if name in self.now:
+                raise EngineError("out of luck")
+            return run(engine, inputs)
+
+        monkeypatch.setattr(ModuleEngine, "run", failing)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_an_engine_that_fails_amid_a_video_leaves_it_to_pytorch(
+    part: str,
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing, component = Failing(monkeypatch, loads), acceleration.ENGINES_OF[part][-1]
+    sizes = {"max_sequence_length": 24} if part == "text_encoder" else {"height": 48}
+    stock, other = video(pipe), video(pipe, **sizes)
+    wan_trt_core.accelerate(pipe, profile=LONGER, settings=settings, text_encoder=True)
+    loaded_first = [name for name, *_ in loads.asked]
+
+    def fail_from_the_second_step(*_: Any) -> dict[str, Any]:
+        failing.now = {component}
+        return {}
+
+    if part == "text_encoder":
+        failing.now = {component}
+    told = f"diffusers' own {part} runs instead of an engine: the engine for "
+    for count in (1, 2):  # once a video, and no engine is tried again for its size
+        with Arm(Outputs, forbidden=lambda: originals(pipe)).watched() as ran:
+            assert close(video(pipe, callback_on_step_end=fail_from_the_second_step), stock)
+        assert set(ran) == {part}, "which makes the case of a suite invalid"
+        assert caplog.text.count(told) == count
+        assert "failed (EngineError: out of luck)" in caplog.text
+    held = zip(loads.asked, loads.engines, strict=True)
+    assert {name for (name, *_), engine in held if engine.closed} == {*acceleration.ENGINES_OF[part]}, (
+        "the module has their room"
+    )
+    failing.now = set()
+    with never_run(originals(pipe)):  # of another size the engine may do its work
+        assert close(video(pipe, **sizes), other)
+    assert [name for name, *_ in loads.asked[len(loaded_first) :]] == [*acceleration.ENGINES_OF[part]]
+    assert {name for _, name, _ in loads.asked} == {"longer"}, "it is loaded again, and no other is built"
+
+
+def test_an_encoder_that_fails_leaves_the_decoder_to_its_work(
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing, frames, latents = Failing(monkeypatch, loads), noise(3, 5, 32, 32), noise(16, 2, 4, 4)
+    with torch.no_grad():
+        decoded, encoded = pipe.vae.decode(latents).sample, pipe.vae.encode(frames).latent_dist.mode()
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    failing.now = {ENCODED[0]}
+    for _ in range(2):
+        assert torch.equal(pipe.vae.encode(frames).latent_dist.mode(), encoded)
+    assert (
+        caplog.text.count("vae runs instead of an engine: the encoder's engine for 32x32, 5 frames failed")
+        == 1
+    )
+    with never_run(originals(pipe)):
+        torch.testing.assert_close(pipe.vae.decode(latents).sample, decoded, rtol=1e-4, atol=1e-4)
+
+
+def test_where_there_is_no_room_beside_the_engines_they_go_for_the_module(
+    pipe: Any,
+    settings: Settings,
+    loads: Loads,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, several = pipe.transformer, {"num_videos_per_prompt": 2}
+    stock, both = video(pipe), video(pipe, **several)
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    (engine, *_), moved = loads.engines, []
+
+    def to(device: Any) -> Any:
+        """A CPU is named otherwise here: ``cpu`` is host memory, the device of the engines is the device."""
+        moved.append(("host" if device == "cpu" else "device", engine.closed))
+        if device != "cpu" and not engine.closed:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return own
+
+    monkeypatch.setattr(own, "to", to)
+    assert close(video(pipe, **several), both)
+    assert moved[:3] == [("device", False), ("host", False), ("device", True)]
+    line = "no room for diffusers' own transformer beside its engines, which are released"
+    assert caplog.text.count(line) == 1 and len(loads.asked) == 3
+    assert not any(other.closed for other in loads.engines[1:]), "the decoder's stay"
+    with never_run(originals(pipe)):
+        assert close(video(pipe), stock)
+    assert [name for name, *_ in loads.asked[3:]] == ["dit"] and moved[-1] == ("host", True)
+
+    def broken(device: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(own, "to", lambda device: own if device == "cpu" else broken(device))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        video(pipe, **several)
+    assert not loads.engines[-1].closed and caplog.text.count(line) == 1
+
+
+def test_where_pytorch_fails_too_its_error_is_from_the_engine_s(
+    pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = pipe.transformer
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    Failing(monkeypatch, loads).now = {"dit"}
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(own, "forward", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access") as error:
+        video(pipe)
+    assert isinstance(error.value.__cause__, EngineError) and str(error.value.__cause__) == "out of luck"
+
+
+def test_what_a_failed_engine_held_is_let_go_before_pytorch_runs(
+    pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caches of a decoder are gigabytes, and an error keeps the frames that it came through."""
+    caches: list[Any] = []
+
+    def fail(self: Any, inputs: Any) -> Any:
+        large = torch.zeros(8)
+        caches.append(weakref.ref(large))
+        raise EngineError(f"out of luck beside {large.sum()}")
+
+    own, seen = pipe.vae, []
+    decode = own.decode
+    wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    monkeypatch.setattr(ModuleEngine, "run", fail)
+    monkeypatch.setattr(
+        own, "decode", lambda *given, **more: seen.append(caches[0]()) or decode(*given, **more)
+    )
+    pipe.vae.decode(noise(16, 2, 4, 4))
+    assert seen == [None]
 
 
 @pytest.mark.parametrize(
@@ -1106,6 +1270,31 @@ def test_an_engine_that_is_not_as_planned_is_told(
     assert caplog.text.count("the vae's engine is not as planned") == 2
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_two_lines_take_tensorrt_on_a_gpu(
+    gpu: bool, pipe: Any, settings: Settings, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the call nor the settings name a backend. What this machine lacks of it is another question."""
+    required: list[str] = []
+    for name in ("tensorrt", "onnxruntime"):
+        monkeypatch.setattr(type(get_backend(name)), "require", lambda self, _: required.append(self.name))
+    monkeypatch.setattr("wan_trt_core.backends.registry.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    begun: list[Any] = []
+
+    def begin(*given: Any) -> None:
+        begun.extend(given)
+        raise EngineError("enough")
+
+    monkeypatch.setattr(accelerating, "Acceleration", begin)
+    with pytest.raises(EngineError, match="enough"):
+        wan_trt_core.accelerate(pipe, profile=PROFILE, settings=settings)
+    backend, device = ("tensorrt", "cuda:0") if gpu else ("onnxruntime", "cpu")
+    assert required == [backend] and begun[2] == backend
+    assert str(begun[4]) == device
+
+
 @pytest.mark.parametrize(
     ("gpu", "device", "told"), [(True, "auto", True), (True, "cpu", False), (False, "auto", False)]
 )
@@ -1117,7 +1306,6 @@ def test_a_gpu_that_would_do_nothing_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The default backend is the one that runs everywhere."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     tell_idle_gpu(settings.model_copy(update={"device": device}), "onnxruntime")
     assert (

@@ -31,7 +31,7 @@ from wan_trt_core.backends.base import (
 )
 from wan_trt_core.backends.onnxruntime import DESCRIPTION, OnnxRuntimeBackend, OnnxRuntimeEngine
 from wan_trt_core.backends.registry import UnknownBackend, backend_names, get_backend
-from wan_trt_core.config import Settings, TorchCompileSettings
+from wan_trt_core.config import Settings, TorchCompileSettings, of_suites
 
 BACKEND = OnnxRuntimeBackend()
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -155,6 +155,39 @@ def test_where_a_backend_runs_is_what_it_says_itself() -> None:
     assert {name: registry.runs_on(name) for name in backend_names()} == {
         name: get_backend(name).runs_on for name in backend_names()
     }
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "device", "expected", "why"),
+    [
+        (True, True, "auto", "tensorrt", "TensorRT is installed, and PyTorch sees a CUDA device"),
+        (True, True, "cuda", "tensorrt", "TensorRT is installed, and PyTorch sees a CUDA device"),
+        (True, True, "cpu", "onnxruntime", "the setting device is cpu"),
+        (False, True, "auto", "onnxruntime", "TensorRT is not installed"),
+        (True, False, "auto", "onnxruntime", "PyTorch sees no CUDA device"),
+    ],
+)
+def test_where_none_is_named_it_is_tensorrt_on_a_gpu(
+    installed: bool,
+    gpu: bool,
+    device: str,
+    expected: str,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    given = settings(device=device)
+    with caplog.at_level("INFO"):
+        assert registry.with_backend(given).backend == expected
+    assert [record.getMessage() for record in caplog.records] == [f"backend {expected}: {why}"]
+    assert registry.device_of(given) == registry.device_of(given, expected)
+    caplog.clear()
+    named = settings(device=device, backend="torch")
+    assert registry.with_backend(named) is named and not caplog.text
+    # the suites, whose cases name theirs, are the same on every machine
+    assert of_suites(given).backend == "onnxruntime" and of_suites(named).backend == "torch"
 
 
 def test_naming_the_backends_imports_none_and_nothing_is_shadowed() -> None:

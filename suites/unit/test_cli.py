@@ -56,6 +56,7 @@ from wan_trt_core.models.checkpoint import DTYPES
 from wan_trt_core.models.components import component_names, get_component
 from wan_trt_core.pipeline import engines
 from wan_trt_core.pipeline.engines import load_engine, precision_of
+from wan_trt_core.pipeline.generate import GenerationError
 from wan_trt_core.pipeline.precisions import usual_precision
 from wan_trt_core.pipeline.video import probe, write_image, write_video
 from wan_trt_core.progress import progress
@@ -223,7 +224,13 @@ class TestWrongInput:
                 3,
                 "this model has one transformer",
             ),
-            (("run", "--prompt", "x", "--out", "v.mp4", "--height", "512"), 2, "outside the profile"),
+            (
+                ("run", "--prompt", "x", "--out", "v.mp4", "--height", "512"),
+                3,
+                "--height: 512 is outside the",
+            ),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--height", "8"), 3, "multiple of 16 pixels, not 8"),
+            (("run", "--prompt", "x", "--out", "v.mp4", "--frames", "0"), 3, "frames must be 4k+1"),
             (
                 ("run", "--prompt", "x", "--out", "v.mp4", "--precision", "dit=fp16"),
                 2,
@@ -262,7 +269,13 @@ class TestWrongInput:
                 "no image that can be read",
             ),
             (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
-            (("benchmark", "--compare", "onnxruntime", "--height", "512"), 2, "outside the profile"),
+            (("benchmark", "--compare", "onnxruntime", "--height", "512"), 3, "--height: 512 is outside the"),
+            (
+                ("benchmark", "--compare", "onnxruntime", "--width", "100"),
+                3,
+                "multiple of 16 pixels, not 100",
+            ),
+            (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
             (("benchmark", "--compare", "onnxruntime", "--precision", "fp33"), 3, "fp33"),
             (("benchmark", "--compare", "onnxruntime", "--reference-precision", "vae=fp32"), 2, "not dit"),
             (("benchmark", "--compare", "onnxruntime", "--profile", "1p"), 3, "has no profile '1p'"),
@@ -328,7 +341,7 @@ class TestWrongInput:
         assert "Traceback" not in err
         assert out == ""
         if code == 3:
-            assert err.startswith("error: ")
+            assert re.match(r"(INFO +backend onnxruntime: .*\n)?error: ", err)
         assert not list(Path().glob("*.mp4"))
 
     @pytest.mark.parametrize("below", ["", "a file"])
@@ -760,7 +773,7 @@ class TestRun:
             *("--steps", 1, "--height", 64, "--width", 80, "--frames", 5, "--frames-dir", "frames"),
         )
         assert code == 3 and "frames: cannot be written: [Errno 28]" in err and "itself is in v.mp4" in err
-        assert probe(Path("v.mp4")).frames == 5 and not any(Path("frames").iterdir())
+        assert probe(Path("v.mp4")).frames == 5 and not Path("frames").exists()
 
     def test_a_gpu_with_too_little_memory_is_told_before_any_work(
         self, wan: Wan, tiny_wan_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -798,6 +811,7 @@ class TestRun:
             (("--backend", "tensorrt", "--precision", "dit=bf16,vae=fp32"), "dit=bf16,vae=fp32"),
             (("--backend", "onnxruntime"), "fp32"),
             (("--backend", "onnxruntime", "--text-encoder-engine"), "fp32"),
+            ((), USUAL),
         ],
     )
     def test_the_precision_is_that_of_where_it_runs(
@@ -808,7 +822,9 @@ class TestRun:
         options: tuple[str, ...],
         precision: str,
     ) -> None:
-        """A machine that has a GPU; what the run would be made of is what it says."""
+        """A machine that has a GPU, and TensorRT; what the run would be made of is what it says."""
+        monkeypatch.setattr("wan_trt_core.backends.registry.find_spec", lambda name: object())
+        backend = options[1] if options else "tensorrt"
         planned: list[Choice] = []
         made: list[Any] = []
         choose = prediction.choice_of
@@ -824,12 +840,11 @@ class TestRun:
         monkeypatch.setattr(run_command, "_generate", generate)
         code, out, err = wan("run", "--prompt", "red", "--out", "v.mp4", *options)
         assert code == 0, err
-        assert out == (
-            f"v.mp4: 17 frames of 128x128, h264, generated in 1.0 s by {options[1]} in {precision}\n"
-        )
+        assert out == (f"v.mp4: 17 frames of 128x128, h264, generated in 1.0 s by {backend} in {precision}\n")
+        assert ("backend tensorrt: TensorRT is installed" in err) is (not options)
         (asked,) = made
         assert precision_word(asked) == precision
-        assert len(planned) == (options[1] != "onnxruntime"), "of a CPU's memory no run is refused"
+        assert len(planned) == (backend != "onnxruntime"), "of a CPU's memory no run is refused"
         for choice in planned:
             encoder = asked.get("text_encoder", "fp32") if isinstance(asked, dict) else "fp32"
             assert (choice.dit, choice.text_encoder) == (precision_of(asked, "dit"), encoder)
@@ -838,9 +853,9 @@ class TestRun:
         model = resolve("wan2.1-t2v-1.3b")
         assert profile_for(model, None, model.generation).name == "480p-81f"
         assert profile_for(model, None, replace(model.generation, num_frames=17)).name == "480p-17f"
-        with pytest.raises(typer.BadParameter, match="81 is outside the profile 480p-17f"):
+        with pytest.raises(GenerationError, match="81 is outside the profile 480p-17f"):
             profile_for(model, "480p-17f", model.generation)
-        with pytest.raises(typer.BadParameter, match="121 is outside the profile 480p-17f"):
+        with pytest.raises(GenerationError, match="121 is outside the profile 480p-17f"):
             profile_for(model, None, replace(model.generation, num_frames=121))
 
     def test_the_text_encoder_on_an_engine_makes_the_same_video(
@@ -907,7 +922,12 @@ class TestRun:
         for options in ((), ("--backend", "tensorrt")):
             code, _, err = wan("export", "dit", "--model", tiny_wan_folder, *options)
             assert code != 2 and "enough" in err
-        assert asked == ["onnxruntime", "tensorrt"]
+        monkeypatch.setattr("wan_trt_core.backends.registry.find_spec", lambda name: object())
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        for verb, make in (("export", "exported_model"), ("build", "load_engine")):  # as run, on a GPU
+            monkeypatch.setattr(engines, make, exported)
+            wan(verb, "dit", "--model", tiny_wan_folder)
+        assert asked == ["onnxruntime", "tensorrt", "tensorrt", "tensorrt"]
 
     @pytest.mark.parametrize("verb", ["export", "build"])
     def test_a_precision_by_component_is_that_of_run(
@@ -1593,6 +1613,58 @@ class TestMemory:
         assert (code, "Ended in load dit" in out, "cut short in load dit: gone" in out) == (0, True, True)
         code, out, _ = wan("memory", "analyze", "events.json", "--json")
         assert (code, json.loads(out)["peak"], json.loads(out)["failure"]["kind"]) == (0, 7, "cut_short")
+
+
+class TestFolders:
+    """What a command makes to write into goes again where nothing came of it."""
+
+    @pytest.mark.parametrize(
+        ("ends", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (EngineError("enough"), 1)]
+    )
+    def test_a_run_that_ends_early_leaves_none_of_its_own(
+        self,
+        wan: Wan,
+        small_checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        ends: BaseException,
+        code: int,
+    ) -> None:
+        def end(*_: Any, **__: Any) -> Any:
+            for folder in ("videos/red", "frames", "cache", "outputs/report"):
+                assert Path(folder).is_dir()
+            Path("cache/onnx").mkdir()
+            (Path("cache") / "note").write_text("of another process")
+            raise ends
+
+        monkeypatch.setattr(run_command, "_generate", end)
+        monkeypatch.setenv("WAN_TRT_REPORT", "outputs/report")
+        Path("videos").mkdir()
+        run = ("run", "--prompt", "red", "--out", "videos/red/v.mp4", "--frames-dir", "frames")
+        found, _, err = wan(*run, "--model", small_checkpoint, "--profile-memory")
+        assert found == code, err
+        left = {str(path) for path in Path().rglob("*")}
+        assert left == {"videos", "cache", "cache/note", "cache/onnx"}, (
+            "what was there, and what is not empty"
+        )
+
+    def test_a_benchmark_does_not_either(self, wan: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
+        def end(*_: Any, **__: Any) -> Any:
+            assert Path("reports/mine").is_dir() and Path("cache").is_dir()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("wan_trt_core.cli.benchmark._run", end)
+        code, _, err = wan("benchmark", "--compare", "onnxruntime", "--report", "reports/mine")
+        assert (code, list(Path().iterdir())) == (130, []), err
+
+    @pytest.mark.parametrize("verb", ["export", "build"])
+    def test_nor_do_export_and_build(self, wan: Wan, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+        def end(*_: Any, **__: Any) -> Any:
+            assert Path("cache").is_dir()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("wan_trt_core.cli.making._made", end)
+        code, _, err = wan(verb, "dit", *(("--out", "onnx/mine") if verb == "export" else ()))
+        assert (code, list(Path().iterdir())) == (130, []), err
 
 
 class TestInterrupt:

@@ -73,7 +73,7 @@ class TestPrecedence:
     def test_null_and_an_empty_section_and_an_empty_variable_stand_for_the_default(self) -> None:
         loaded = load("threads: null\nperf:\n  # warmup: 3\n", {"WAN_TRT_BACKEND": ""})
         assert loaded.settings == Settings.model_validate(
-            loaded.settings.model_dump() | {"threads": None, "backend": "onnxruntime"}
+            loaded.settings.model_dump() | {"threads": None, "backend": "auto"}
         )
         assert loaded.sources["threads"] == "default"
 

@@ -7,10 +7,12 @@ import importlib
 import logging
 import pkgutil
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wan_trt_core.backends.base import Backend, Device, EngineBackend, ModuleBackend
+from wan_trt_core.config import AUTO, ON_ANY_MACHINE
 from wan_trt_core.models import installed
 
 if TYPE_CHECKING:
@@ -101,6 +103,29 @@ def runs_on(backend: str) -> Device | None:
     return _RUNS_ON.get(backend)
 
 
+def with_backend(settings: Settings) -> Settings:
+    """The settings with a backend in the place of ``auto``. One line of the log says which, and why."""
+    if settings.backend != AUTO:
+        return settings
+    backend, why = _automatic(settings)
+    logger.info("backend %s: %s", backend, why)
+    return settings.model_copy(update={"backend": backend})
+
+
+def _automatic(settings: Settings) -> tuple[str, str]:
+    """What ``auto`` is with these settings on this machine, and why. A TensorRT that is there and broken is chosen: its
+    ``require`` says what is wrong, where the CPU would take hours for a published model's video."""
+    if settings.device == "cpu":
+        return ON_ANY_MACHINE, "the setting device is cpu"
+    if find_spec("tensorrt") is None:
+        return ON_ANY_MACHINE, "TensorRT is not installed"
+    import torch
+
+    if not torch.cuda.is_available():
+        return ON_ANY_MACHINE, "PyTorch sees no CUDA device"
+    return "tensorrt", "TensorRT is installed, and PyTorch sees a CUDA device"
+
+
 def device_of(settings: Settings, backend: str | None = None) -> Device:
     """Where both arms of every comparison run: as the settings say, else where the backend runs.
 
@@ -115,7 +140,7 @@ def device_of(settings: Settings, backend: str | None = None) -> Device:
     if settings.device != "auto":
         return settings.device
     backend = backend or settings.backend
-    if only := runs_on(backend):
+    if only := runs_on(_automatic(settings)[0] if backend == AUTO else backend):
         return only
     import torch
 
@@ -124,7 +149,7 @@ def device_of(settings: Settings, backend: str | None = None) -> Device:
 
 def tell_idle_gpu(settings: Settings, backend: str) -> None:
     """One line of the log where a backend of the CPU alone is to make videos and there is a GPU, unless the settings
-    name the device: such a backend is the default, and a published model would take hours."""
+    name the device: a published model would take hours."""
     import torch
 
     if settings.device == "auto" and runs_on(backend) == "cpu" and torch.cuda.is_available():

@@ -34,6 +34,7 @@ from wan_trt_core.cli.options import (
     savings_of,
     settings_of,
     tell_not_taken,
+    tidied,
 )
 from wan_trt_core.cli.output import FAILED, OUT, print_json, print_line
 from wan_trt_core.cli.videos import (
@@ -128,7 +129,10 @@ def benchmark(
     candidates', but for --vae-tile: tiles change the video, so stock diffusers decodes in the same.
     """
     options = {"model": model, "checkpoint": checkpoint, "profile": profile, "perf.warmup": warmup}
-    with settings_of(context, **options, **savings_of(context), cache=cache, threads=threads) as loaded:
+    with (
+        settings_of(context, **options, **savings_of(context), cache=cache, threads=threads) as loaded,
+        tidied(report, loaded.settings.cache),
+    ):
         from wan_trt_core.backends.registry import device_of
         from wan_trt_core.cases import Prompt
         from wan_trt_core.comparison.benchmark import case_of, measure_and_judge

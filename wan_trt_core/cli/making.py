@@ -23,6 +23,7 @@ from wan_trt_core.cli.options import (
     make_folder,
     model_of,
     settings_of,
+    tidied,
 )
 from wan_trt_core.cli.output import print_rows
 from wan_trt_core.cli.videos import EnginesPrecisionOption, parse_precision
@@ -73,10 +74,11 @@ def export(
     (tensorrt.self_attention).
     """
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
-    with settings_of(context, **options, cache=cache) as loaded:
+    with settings_of(context, **options, cache=cache) as loaded, tidied(loaded.settings.cache, out):
+        from wan_trt_core.backends.registry import with_backend
         from wan_trt_core.pipeline.engines import exported_model
 
-        settings = loaded.settings
+        settings = with_backend(loaded.settings)
         make_cache(loaded)
         if out:
             make_folder(out, "--out")
@@ -107,10 +109,14 @@ def build(
 ) -> None:
     """Build engines (exporting first what is not exported yet) and load each once."""
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
-    with settings_of(context, **options, cache=cache, threads=threads) as loaded:
+    with (
+        settings_of(context, **options, cache=cache, threads=threads) as loaded,
+        tidied(loaded.settings.cache),
+    ):
+        from wan_trt_core.backends.registry import with_backend
         from wan_trt_core.pipeline.engines import load_engine
 
-        settings = loaded.settings
+        settings = with_backend(loaded.settings)
         make_cache(loaded)
 
         def build_one(

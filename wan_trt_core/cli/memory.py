@@ -118,7 +118,7 @@ def plan_memory(
             raise typer.BadParameter(f"--table {what}: it takes no {option}", param_hint=option)
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
     with settings_of(context, **options, cache=cache) as loaded:
-        from wan_trt_core.backends.registry import device_of, get_backend, runs_on
+        from wan_trt_core.backends.registry import device_of, get_backend, runs_on, with_backend
         from wan_trt_core.cases import precision_word
         from wan_trt_core.memory.plan import plan
         from wan_trt_core.memory.prediction import choice_of, unplanned, workload
@@ -134,6 +134,7 @@ def plan_memory(
             print_line(f"\nIn {precision_word(by_part)}.")
             return
         shapes = resolved.own_profile(settings.profile)
+        settings = with_backend(settings)
         runs = settings.backend
         get_backend(runs)
         device = device_of(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -185,6 +185,21 @@ def tell_not_taken(context: typer.Context, settings: Settings, *backends: str) -
             taken.discard("pipeline.offload")
         if lost := [option for key, option in given.items() if key not in taken]:
             logger.warning("%s does nothing with %s", backend, ", ".join(lost))
+
+
+@contextmanager
+def tidied(*folders: Path | None) -> Iterator[list[Path]]:
+    """Where the block ends early, of these folders and those above them that were not there before it those that are
+    empty are removed, and of those that it adds to the list."""
+    above = {each for folder in folders if folder for each in (folder.absolute(), *folder.absolute().parents)}
+    new = [each for each in above if not each.exists()]
+    try:
+        yield new
+    except BaseException:
+        for folder in sorted(new, reverse=True):  # what is in another comes before it
+            with suppress(OSError):  # it is not empty, or was not made
+                folder.rmdir()
+        raise
 
 
 def make_folder(folder: Path, option: str, remedy: str = "name another folder") -> None:

@@ -33,6 +33,7 @@ from wan_trt_core.cli.options import (
     savings_of,
     settings_of,
     tell_not_taken,
+    tidied,
 )
 from wan_trt_core.cli.output import print_json, print_line
 from wan_trt_core.cli.videos import (
@@ -123,8 +124,11 @@ def run(
 ) -> None:
     """Generate a video from a prompt; exports and builds first what is not in the cache yet."""
     options = {"model": model, "checkpoint": checkpoint, "backend": backend, "profile": profile}
-    with settings_of(context, **options, **savings_of(context), cache=cache, threads=threads) as loaded:
-        from wan_trt_core.backends.registry import device_of
+    with (
+        settings_of(context, **options, **savings_of(context), cache=cache, threads=threads) as loaded,
+        tidied(out.parent, frames_dir, loaded.settings.report, loaded.settings.cache) as made,
+    ):
+        from wan_trt_core.backends.registry import device_of, with_backend
         from wan_trt_core.measure.device_memory import allocator_snapshot
         from wan_trt_core.measure.memory_events import FILE_NAME, run_folder
         from wan_trt_core.pipeline.generate import (
@@ -135,7 +139,7 @@ def run(
         )
         from wan_trt_core.pipeline.video import check_frames_target, check_target
 
-        settings = loaded.settings
+        settings = with_backend(loaded.settings)
         check_target(out)
         if frames_dir:
             check_frames_target(frames_dir)
@@ -159,6 +163,7 @@ def run(
                 settings.report, "--profile-memory", "set `report` (WAN_TRT_REPORT) to another folder"
             )
             folder = run_folder(settings.report, out.stem, datetime.now(UTC))
+            made.append(folder)
             events, snapshot = folder / FILE_NAME, folder / SNAPSHOT if memory_snapshot else None
         with allocator_snapshot(snapshot):
             result = _generate(

@@ -34,9 +34,9 @@ Guidance2Option = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the noise.")]
 _PIXELS = "Pixels, a multiple of 16; of 32 for the 5B."
-HeightOption = Annotated[int | None, typer.Option("--height", min=16, help=_PIXELS)]
-WidthOption = Annotated[int | None, typer.Option("--width", min=16, help=_PIXELS)]
-FramesOption = Annotated[int | None, typer.Option("--frames", min=1, help="Frames, 4k+1.")]
+HeightOption = Annotated[int | None, typer.Option("--height", help=_PIXELS)]
+WidthOption = Annotated[int | None, typer.Option("--width", help=_PIXELS)]
+FramesOption = Annotated[int | None, typer.Option("--frames", help="Frames, 4k+1.")]
 
 
 def _precision_help(on_gpu: Mapping[str, str]) -> str:
@@ -80,7 +80,7 @@ def profile_for(model: ResolvedModel, name: str | None, generation: GenerationDe
 
     Raises:
         CatalogueError: for a name that the model does not have.
-        typer.BadParameter: as :func:`check_size`; where no profile serves it, of the first.
+        GenerationError: as :func:`check_size`; where no profile serves it, of the first.
     """
     serving = model.profile_serving(generation) if name is None else None
     profile = serving or model.profile(name)
@@ -92,13 +92,14 @@ def check_size(profile: ShapeProfile, generation: GenerationDefaults) -> None:
     """Raise unless the engines of the profile serve a video of this size.
 
     Raises:
-        typer.BadParameter: naming the option and the range.
+        GenerationError: naming the option and the range.
     """
+    from wan_trt_core.pipeline.generate import GenerationError
+
     asked = generation.height, generation.width, generation.num_frames
     for name, value, least, most in profile.outside(*asked):
-        raise typer.BadParameter(
-            f"{value} is outside the profile {profile.name} ({least} to {most}); name another --profile",
-            param_hint=f"--{name}",
+        raise GenerationError(
+            f"--{name}: {value} is outside the profile {profile.name} ({least} to {most}); name another --profile"
         )
 
 

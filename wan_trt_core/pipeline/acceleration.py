@@ -4,7 +4,8 @@ takes out again."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine
+from wan_trt_core.measure.memory_recorder import out_of_memory
 from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
@@ -28,6 +30,7 @@ from wan_trt_core.pipeline.assembly import TEXT_ENCODER, in_order, offloading, s
 from wan_trt_core.pipeline.engines import NOTES, VAE_DECODER, VAE_ENCODER, EngineStore, cached_facts
 from wan_trt_core.pipeline.offload import offload, overlap, take_off
 from wan_trt_core.pipeline.parts import (
+    EngineFailed,
     EngineTextEncoder,
     EngineTransformer,
     EngineVAE,
@@ -158,7 +161,7 @@ class Acceleration:
             name: get_component(ENGINES_OF[name][0]).prepare(self._checkpoint, precision[name])
             for name in self.stock
         }
-        self._served: dict[str, list[tuple[ShapeProfile, EnginePart]]] = {name: [] for name in self.stock}
+        self._served: dict[str, dict[ShapeProfile, EnginePart | None]] = {name: {} for name in self.stock}
         self._choices: dict[tuple[str, Sizes], EnginePart | str] = {}
         self._serving: dict[str, EnginePart | str] = {}
         self._encoders: dict[ShapeProfile, StreamingEncoder | str] = {}
@@ -192,7 +195,8 @@ class Acceleration:
         self.pipe.video_processor = staged(self.pipe.video_processor)
         plan_steps(self.pipe.scheduler)
         tell_prompts(self.pipe)
-        self._serve({name: served[0][1] for name, served in self._served.items() if served})
+        first = {name: next(iter(served.values()), None) for name, served in self._served.items()}
+        self._serve({name: part for name, part in first.items() if part is not None})
 
     def close(self) -> None:
         """Release the engines, and move every module back to where it was. May be called again."""
@@ -239,7 +243,7 @@ class Acceleration:
             if name == "vae":
                 decoder = self._store.vae_decoder(*made, precision, self.backend)
                 engines += decoder.engines
-                if self.encodes:
+                if self.encodes and profile not in self._encoders:
                     self._encoders[profile] = encoder = self._store.vae_encoder(
                         *made, precision, self.backend
                     )
@@ -251,7 +255,7 @@ class Acceleration:
                 engines.append(engine)
                 kind = EngineTextEncoder if name == TEXT_ENCODER else EngineTransformer
                 part = kind(engine, **common)
-        self._served[name].append((self._range(profile), part))
+        self._served[name][profile] = part
         return part
 
     def part(self, name: str, video: Sizes) -> Any:
@@ -271,18 +275,55 @@ class Acceleration:
             raise UnsupportedCall(choice)
         return choice
 
+    def call(self, name: str, video: Sizes, on_engine: Callable[[Any], Any], *, encodes: bool = False) -> Any:
+        """What the part that serves a video answers. Where its engine fails it serves no video of this size any more:
+        one that has begun shall not end there.
+
+        Args:
+            on_engine: the call of the part.
+            encodes: it is that of the VAE's encoder, whose engines are others than the decoder's.
+
+        Raises:
+            UnsupportedCall: as :meth:`part`.
+            EngineFailed: from the engine's error.
+        """
+        part = self.part(name, video)
+        try:
+            return on_engine(part)
+        except UnsupportedCall:
+            raise
+        except Exception as error:  # whatever it was, as in _choose
+            logger.debug("an engine of the %s failed", name, exc_info=True)
+            _let_go(error)
+            whose = "encoder's engine" if encodes else "engine"
+            why = f"the {whose} for {_told(name, video)} failed ({type(error).__name__}: {error})"
+            if encodes:
+                self._encoders.update(dict.fromkeys(self._encoders, why))
+            else:
+                self._choices[name, video] = why
+            raise EngineFailed(why) from error
+
     def takes(self, name: str) -> Mapping[str, tuple[int | str, ...]]:
         """The inputs of a transformer's engine, each with its axes."""
         return {spec.name: spec.axes for spec in get_component(ENGINES_OF[name][0]).inputs(self._checkpoint)}
 
-    def in_pytorch(self, name: str, why: UnsupportedCall) -> Any:
-        """Diffusers' own module, on the device. One line of the log a video says that it runs, and why."""
+    @contextmanager
+    def in_pytorch(self, name: str, why: UnsupportedCall) -> Iterator[Any]:
+        """Diffusers' own module, on the device, which runs in the block. One line of the log a video says that it does,
+        and why. After an engine that failed it has that one's room, and an error of its own is from the engine's."""
         if (name, str(why)) not in self._told:
             self._told.add((name, str(why)))
             logger.warning("diffusers' own %s runs instead of an engine: %s", name, why)
-        if offloading(self.settings, self.device):
-            self._store.turns.take(name)
-        return self.stock[name].to(self.device)
+        try:
+            if isinstance(why, EngineFailed):
+                self._release(name)
+            if offloading(self.settings, self.device):
+                self._store.turns.take(name)
+            yield self._on_device(name)
+        except Exception as error:
+            if isinstance(why, EngineFailed):
+                raise error from why.__cause__
+            raise
 
     def begin(self) -> None:
         """A new video: what was told of the last one is told again."""
@@ -298,6 +339,34 @@ class Acceleration:
         if offloading(self.settings, self.device) and not parts.items() <= self._serving.items():
             self._serving.update(parts)
             overlap(*(self._serving.get(name, part) for name, part in in_order(self.pipe).items()))
+
+    def _on_device(self, name: str) -> Any:
+        """Diffusers' own module where the engines run; in the room of those in its place, where there is none beside
+        them."""
+        module = self.stock[name]
+        try:
+            return module.to(self.device)
+        except Exception as error:
+            module.to("cpu")  # what of it came
+            if not out_of_memory(error):
+                raise
+        logger.warning("no room for diffusers' own %s beside its engines, which are released", name)
+        self._release(name)
+        return module.to(self.device)
+
+    def _release(self, name: str) -> None:
+        """Close the engines in the place of a module. A video that they serve has them loaded again."""
+        parts = [part for part in self._served[name].values() if part is not None]
+        self._served[name] = dict.fromkeys(self._served[name])
+        self._choices = {
+            key: choice for key, choice in self._choices.items() if key[0] != name or isinstance(choice, str)
+        }
+        engines = [engine for part in parts for engine in part.engines]
+        if name == "vae":
+            made = [encoder for encoder in self._encoders.values() if not isinstance(encoder, str)]
+            engines += [engine for encoder in made for engine in encoder.engines]
+            self._encoders = {key: found for key, found in self._encoders.items() if isinstance(found, str)}
+        self._store.release(engines)
 
     def _to_host(self, name: str) -> None:
         self.stock[name].to("cpu")
@@ -352,12 +421,12 @@ class Acceleration:
         return encoder
 
     def _choose(self, name: str, video: Sizes) -> EnginePart | str:
-        for profile, part in self._served[name]:
-            if covers(name, profile, video):
-                return part
+        serving = next((each for each in self._served[name] if covers(name, self._range(each), video)), None)
+        if serving is not None and (part := self._served[name][serving]) is not None:
+            return part
         try:
             self._checkpoint.require_unchanged(name)
-            return self.load(name, self._profile(name, video))
+            return self.load(name, serving or self._profile(name, video))
         except UnsupportedCall as why:
             return str(why)
         except Exception as error:  # of whichever stage: the video goes on in PyTorch, whatever it was
@@ -414,6 +483,13 @@ class _Accelerated(Part):
                 " diffusers' own back"
             ) from None
 
+    def __deepcopy__(self, memo: object) -> Any:
+        """Refused: of engines, and of what they hold on a GPU, there are no copies."""
+        raise TypeError(
+            f"the pipeline's {self.part} stands for engines, which cannot be copied: wan_trt_core.restore(pipe) first,"
+            " and accelerate the copies that need it"
+        )
+
 
 class AcceleratedTransformer(_Accelerated):
     """In the place of ``WanTransformer3DModel``."""
@@ -436,11 +512,7 @@ class AcceleratedTransformer(_Accelerated):
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor] | Transformer2DModelOutput:
-        """The predicted flow, as diffusers' own forward; see :class:`EngineTransformer`.
-
-        Raises:
-            EngineError: as the engine's ``run``.
-        """
+        """The predicted flow, as diffusers' own forward; see :class:`EngineTransformer`."""
         states = {"hidden_states": hidden_states, "encoder_hidden_states": encoder_hidden_states}
         if encoder_hidden_states_image is not None:
             states["encoder_hidden_states_image"] = encoder_hidden_states_image
@@ -450,15 +522,15 @@ class AcceleratedTransformer(_Accelerated):
                 acceleration.takes(self.part), {**states, "timestep": timestep}, attention_kwargs
             )
             video = video_of(hidden_states, encoder_hidden_states.shape[1], acceleration.spatial)
-            part = acceleration.part(self.part, video)
+            (sample,) = acceleration.call(
+                self.part, video, lambda part: part(**states, timestep=timestep, return_dict=False)
+            )
         except UnsupportedCall as why:
-            stock = acceleration.in_pytorch(self.part, why)
-            rounded = {name: tensor.to(stock.dtype) for name, tensor in states.items()}
-            sample = stock(
-                **rounded, timestep=timestep, return_dict=False, attention_kwargs=attention_kwargs
-            )[0].to(hidden_states.dtype)
-        else:
-            sample = part(**states, timestep=timestep, return_dict=False)[0]
+            with acceleration.in_pytorch(self.part, why) as stock:
+                rounded = {name: tensor.to(stock.dtype) for name, tensor in states.items()}
+                sample = stock(
+                    **rounded, timestep=timestep, return_dict=False, attention_kwargs=attention_kwargs
+                )[0].to(hidden_states.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
@@ -467,18 +539,17 @@ class AcceleratedTextEncoder(_Accelerated):
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
-        """The prompt's states, as transformers' own forward; see :class:`EngineTextEncoder`.
-
-        Raises:
-            EngineError: as the engine's ``run``.
-        """
+        """The prompt's states, as transformers' own forward; see :class:`EngineTextEncoder`."""
         acceleration = self.acceleration
         try:
             require_batch_1("input_ids", input_ids)
-            part = acceleration.part(self.part, _video_of_text(input_ids.shape[1], acceleration.spatial))
+            video = _video_of_text(input_ids.shape[1], acceleration.spatial)
+            states: BaseModelOutput = acceleration.call(
+                self.part, video, lambda part: part(input_ids, attention_mask)
+            )
         except UnsupportedCall as why:
-            part = acceleration.in_pytorch(self.part, why)
-        states: BaseModelOutput = part(input_ids, attention_mask)
+            with acceleration.in_pytorch(self.part, why) as stock:
+                states = stock(input_ids, attention_mask)
         return states
 
 
@@ -487,35 +558,29 @@ class AcceleratedVAE(_Accelerated):
 
     @torch.no_grad()
     def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor] | DecoderOutput:
-        """The video of de-normalised latents, as diffusers' own decode; see :class:`EngineVAE`.
-
-        Raises:
-            EngineError: as the engines' ``run``.
-        """
+        """The video of de-normalised latents, as diffusers' own decode; see :class:`EngineVAE`."""
+        acceleration = self.acceleration
         try:
             require_batch_1("z", z)
-            part = self.acceleration.part(self.part, video_of(z, NO_TEXT, self.acceleration.spatial))
+            video = video_of(z, NO_TEXT, acceleration.spatial)
+            (sample,) = acceleration.call(self.part, video, lambda part: part.decode(z, return_dict=False))
         except UnsupportedCall as why:
-            stock = self.acceleration.in_pytorch(self.part, why)
-            sample = stock.decode(z.to(stock.dtype), return_dict=False)[0].to(self.dtype)
-        else:
-            sample = part.decode(z, return_dict=False)[0]
+            with acceleration.in_pytorch(self.part, why) as stock:
+                sample = stock.decode(z.to(stock.dtype), return_dict=False)[0].to(self.dtype)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @torch.no_grad()
     def encode(self, x: Tensor, return_dict: bool = True) -> tuple[Any] | AutoencoderKLOutput:
-        """The latents of a video, as diffusers' own encode; see :class:`LatentMode`.
-
-        Raises:
-            EngineError: as the engines' ``run``.
-        """
+        """The latents of a video, as diffusers' own encode; see :class:`LatentMode`."""
         acceleration = self.acceleration
         if acceleration.encodes:  # which it does once a video, before all else
             acceleration.begin()
         try:
             require_batch_1("x", x)
-            part = acceleration.part(self.part, _video_of_pixels(x, acceleration.spatial))
-            (found,) = part.encode(x, return_dict=False)
+            video = _video_of_pixels(x, acceleration.spatial)
+            (found,) = acceleration.call(
+                self.part, video, lambda part: part.encode(x, return_dict=False), encodes=True
+            )
         except UnsupportedCall as why:
             found = self._distribution(x, why)
         else:
@@ -526,8 +591,8 @@ class AcceleratedVAE(_Accelerated):
     @torch.no_grad()
     def _distribution(self, x: Tensor, why: UnsupportedCall) -> Any:
         """Diffusers' own."""
-        stock = self.acceleration.in_pytorch(self.part, why)
-        return stock.encode(x.to(stock.dtype), return_dict=False)[0]
+        with self.acceleration.in_pytorch(self.part, why) as stock:
+            return stock.encode(x.to(stock.dtype), return_dict=False)[0]
 
 
 def covers(part: str, profile: ShapeProfile, video: Sizes) -> bool:
@@ -577,6 +642,13 @@ def _told(part: str, video: Sizes) -> str:
         f"prompts of {video.text_length} tokens",
     )
     return {"vae": size, TEXT_ENCODER: text}.get(part, f"{size}, {text}")
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop the tensors in the frames that an error came through, which it keeps, and in those of what it came from."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _volume(video: Sizes) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -251,6 +251,11 @@ class EngineStore:
             vae_encoder=partial(self.vae_encoder, model, profile, precision, backend),
             vae_tile=self._settings.pipeline.vae_tile,
         )
+
+    def release(self, engines: Collection[Engine]) -> None:
+        """Release these engines, which are loaded anew when they are next asked for."""
+        for key in [key for key, engine in self._engines.items() if engine in engines]:
+            self._engines.pop(key).close()
 
     def close(self) -> None:
         """Release every engine of the store."""

@@ -27,6 +27,10 @@ class UnsupportedCall(ValueError):
     """The pipeline asks for something that the engine cannot do; the message says what, and what can be."""
 
 
+class EngineFailed(UnsupportedCall):
+    """The engine could do what is asked for, and failed; its error is the cause."""
+
+
 class Part(nn.Module):
     """A module without weights that tells the pipeline where and in which dtype it works.
 

@@ -24,8 +24,8 @@ from wan_trt_core.models.profiles import SPATIAL, tiles_of
 
 # ---- measured numbers: one NVIDIA H200, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md) ----------
 
-ENGINE_LOADING = 2.0e9
-"""Bytes a second at which an engine is loaded: 3.24 GB add 1.60 s to a video that is offloaded."""
+ENGINE_LOADING = 2.3e9
+"""Bytes a second at which an engine is loaded: 3.24 GB add 1.42 s to a video that is offloaded."""
 CALL_FLOPS = 600e12
 """Operations a second of a DiT's engine in half precision, attention and all: 575 to 680 at the sizes of the baselines
 (1.3B, 14B, 5B)."""

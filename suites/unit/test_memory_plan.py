@@ -118,8 +118,22 @@ def test_attention_writes_no_scores_and_convolutions_over_frames_copy_what_they_
     assert live_bytes(attend, nn.Identity()) == (size, size)
     conv = nn.Conv3d(1, 2, 1, device="meta")
     frames = meta(1, 1, 2, 8, 8)
-    alone, copied = (live_bytes(lambda: conv(frames), conv, layouts=layouts)[0] for layouts in (False, True))
+    alone, copied = (live_bytes(lambda: conv(frames), conv, convolved_on=on)[0] for on in (None, "cuda"))
     assert copied - alone == 3 * frames.nbytes
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "written"),
+    [(8, 3, True), (16, 3, False), (8, 1, False)],  # 16 x 6 x 258 rows are more than SMALL
+)
+def test_small_convolutions_over_frames_write_a_matrix_on_a_cpu(
+    channels: int, kernel: int, written: bool
+) -> None:
+    """229, 47 and 8 MiB were added by such convolutions on two cores of an EPYC, their results among them."""
+    conv = nn.Conv3d(channels, 8, kernel, device="meta")
+    frames = meta(1, channels, 6, 258, 258)
+    alone, counted = (live_bytes(lambda: conv(frames), conv, convolved_on=on)[0] for on in (None, "cpu"))
+    assert counted - alone == (4 * 4 * 256 * 256 * 27 * channels if written else 0)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +228,7 @@ def test_a_plain_run_of_someone_else_is_predicted_to_a_tenth(profile: str) -> No
 def test_what_pytorch_holds_of_a_decode_on_an_h200_is_counted_to_a_hundredth() -> None:
     """480p, 81 frames: 9.92 GB were allocated at most."""
     model = model_of("wan2.1-t2v-1.3b")
-    found = stock_footprint(model.checkpoint, "vae", "fp32", model.profile("480p-81f").opt, layouts=True)
+    found = stock_footprint(model.checkpoint, "vae", "fp32", model.profile("480p-81f").opt, convolved_on="cuda")
     assert found.weights + found.working == pytest.approx(9.9202e9, rel=0.01)
 
 

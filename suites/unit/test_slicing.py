@@ -72,7 +72,7 @@ def test_where_no_fused_kernel_runs_the_scores_are_what_is_saved() -> None:
     states = torch.empty(1, 512, 4096, **half)
 
     def peak(transformer: Any) -> int:
-        live = _Live(module, layouts=False)
+        live = _Live(module)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), live:
             transformer(*inputs, states)
         return live.peak

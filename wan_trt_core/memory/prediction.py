@@ -76,11 +76,11 @@ SCRATCH_FIRST = 3.5
 """The same of the VAE's engine for the first step: 3.04 GB for 0.88, the 11.64 of both engines less the 8.60 of the
 next steps'."""
 
-# ---- measured on two cores of a Xeon 6, glibc 2.36, tiny-wan -----------------------------------------------
+# ---- measured on two cores of a Xeon 6 and of an EPYC, glibc 2.36, tiny-wan and its twins ----------------------
 
 KEPT_BY_MALLOC = 300_000_000
 """What glibc keeps at most of the blocks under 32 MiB that stock PyTorch's decode has freed: 0.25 to 0.37 GB at three
-sizes. A small decode keeps 0.1 GB and twice what it needs, a tiny one up to twelve times that; with
+sizes. A small decode keeps 0.1 GB and once what it needs, a tiny one up to twelve times that; with
 MALLOC_MMAP_THRESHOLD_ in the environment none does."""
 
 
@@ -316,7 +316,7 @@ def _encode_image(work: Workload, choice: Choice) -> Iterator[Term]:
     yield Term("the image as a video", _video_bytes(work, choice.vae), "shapes")
     if not work.engines:
         seen = _seen(work, choice)
-        needs = encode_footprint(work.checkpoint, choice.vae, seen, layouts=work.device == "cuda")
+        needs = encode_footprint(work.checkpoint, choice.vae, seen, convolved_on=work.device)
         yield Term("vae at work, its caches and the latents", needs.working, "shapes")
         return
     specs = encoder_caches(work.checkpoint.config("vae"))
@@ -345,7 +345,7 @@ def _denoise(work: Workload, choice: Choice) -> Iterator[Term]:
 
 def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
     on_device, seen = work.device == "cuda", _seen(work, choice)
-    working = stock_footprint(work.checkpoint, "vae", choice.vae, seen, layouts=on_device).working
+    working = stock_footprint(work.checkpoint, "vae", choice.vae, seen, convolved_on=work.device).working
     yield Term("vae at work, its caches and the video", working, "shapes")
     if seen != work.video:  # every tile is kept until all are blended
         heights, widths = _tiles(work, choice)
@@ -355,9 +355,11 @@ def _decode_stock(work: Workload, choice: Choice) -> Iterator[Term]:
     if on_device:
         yield Term("kept by PyTorch's allocator", round(KEPT_BY_CUDA * working), "measured")
     elif not work.gives_back:
+        # blocks of 32 MiB and more, as of what a convolution takes for itself, are given back
+        working = stock_footprint(work.checkpoint, "vae", choice.vae, seen).working
         if work.from_image:
             working += encode_footprint(work.checkpoint, choice.vae, work.video).working
-        kept = min(KEPT_BY_MALLOC, KEPT_BY_MALLOC // 3 + 2 * working, 12 * working)
+        kept = min(KEPT_BY_MALLOC, KEPT_BY_MALLOC // 3 + working, 12 * working)
         yield Term("kept by the process's allocator", kept, "measured")
 
 

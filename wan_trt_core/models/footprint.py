@@ -105,13 +105,14 @@ def _emptied(checkpoint: Checkpoint) -> EmptyCheckpoint:
 
 @_remembered
 def stock_footprint(
-    checkpoint: Checkpoint, part: str, precision: str, video: Sizes, *, layouts: bool = False
+    checkpoint: Checkpoint, part: str, precision: str, video: Sizes, *, convolved_on: str | None = None
 ) -> Footprint:
     """Of a part as diffusers runs it: one call of an encoder or of a transformer, or of the VAE a whole decode.
 
     Args:
-        layouts: count that a convolution over frames copies what it reads and writes into another order, as cuDNN's
-            do (held against an H200: 9.90 GB were counted and 9.92 measured for the decode of 480x832 by 81 frames).
+        convolved_on: ``cuda`` or ``cpu``: count what convolutions over frames take there for themselves. cuDNN's copy
+            what they read and write into another order (held against an H200: 9.90 GB were counted and 9.92 measured
+            for the decode of 480x832 by 81 frames); on a CPU the small ones write out a matrix (:data:`SMALL`).
     """
     stored = "fp32" if precision == INT8 else precision
     module: Any = _emptied(checkpoint).load(part, stored, "meta")
@@ -152,21 +153,21 @@ def stock_footprint(
     decode = functools.partial(
         module.decode, _empty((1, channels, steps, height, width), dtype), return_dict=False
     )
-    working, outputs = live_bytes(decode, module, layouts=layouts)
+    working, outputs = live_bytes(decode, module, convolved_on=convolved_on)
     later = 4 * (frames - steps) * 3 * video.height * video.width * dtype.itemsize
     return Footprint(weight_bytes(module), working + later, outputs + later)
 
 
 @_remembered
 def encode_footprint(
-    checkpoint: Checkpoint, precision: str, video: Sizes, *, layouts: bool = False
+    checkpoint: Checkpoint, precision: str, video: Sizes, *, convolved_on: str | None = None
 ) -> Footprint:
-    """Of the VAE as diffusers encodes a video with it, without results; ``layouts`` as :func:`stock_footprint`."""
+    """Of the VAE as diffusers encodes a video with it, without results; ``convolved_on`` as :func:`stock_footprint`."""
     module: Any = _emptied(checkpoint).load("vae", precision, "meta")
     frames = min(video.frames, 4 * STEADY - 3)
     given = _empty((1, 3, frames, video.height, video.width), torch_dtype(precision))
     call = functools.partial(module.encode, given, return_dict=False)
-    working, _ = live_bytes(call, module, layouts=layouts)  # what it gives is a distribution
+    working, _ = live_bytes(call, module, convolved_on=convolved_on)  # what it gives is a distribution
     return Footprint(weight_bytes(module), working)
 
 
@@ -200,7 +201,8 @@ def graph_footprint(
         graph = part.graph(empty, precision)
     sizes = part.sizes(video)
     inputs = [_empty(spec.shape(sizes), spec.torch_dtype(precision)) for spec in part.inputs(empty)]
-    return Footprint(weight_bytes(graph), *live_bytes(functools.partial(graph, *inputs), graph, layouts=True))
+    working, outputs = live_bytes(functools.partial(graph, *inputs), graph, convolved_on="cuda")
+    return Footprint(weight_bytes(graph), working, outputs)
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -209,18 +211,28 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def live_bytes(
-    call: Callable[[], object], module: nn.Module, *, layouts: bool = False, fused: bool = True
+    call: Callable[[], object],
+    module: nn.Module,
+    *,
+    convolved_on: str | None = None,
+    fused: bool = True,
 ) -> tuple[int, int]:
     """The most bytes that are alive during a call, without the module's own, and those of its results.
 
     Args:
-        layouts: as :func:`stock_footprint`.
+        convolved_on: as :func:`stock_footprint`.
         fused: PyTorch's attention writes no scores.
     """
-    live = _Live(module, layouts)
+    live = _Live(module, convolved_on)
     with torch.no_grad(), _FusedAttention() if fused else _WrittenAttention(), live:
         results = call()
     return live.peak, sum(leaf.nbytes for leaf in tree_leaves(results) if isinstance(leaf, Tensor))
+
+
+SMALL = 20_480
+"""Channels x frames x rows up to which PyTorch leaves a convolution over frames on a CPU to its own code (`use_mkldnn`
+in its `Convolution.cpp`), which writes out the pixels that every output is made of: a matrix of 216 MiB for 8 channels
+of 4 frames of 256x256, where oneDNN needs 5. Measured so with PyTorch 2.15."""
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -248,10 +260,10 @@ class _WrittenAttention(_FusedAttention):
 class _Live(TorchDispatchMode):
     """Counts the storages that operations make, from their making until nobody holds them."""
 
-    def __init__(self, module: nn.Module, layouts: bool) -> None:
+    def __init__(self, module: nn.Module, convolved_on: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
-        self._layouts = layouts
+        self._convolved_on = convolved_on
         self._now = 0
         own = (*module.parameters(), *module.buffers())
         self._known = {tensor.untyped_storage()._cdata for tensor in own}
@@ -263,11 +275,19 @@ class _Live(TorchDispatchMode):
         for leaf in tree_leaves(results):
             if isinstance(leaf, Tensor):
                 self._add(leaf.untyped_storage())
-        copied = 0
-        if self._layouts and func is torch.ops.aten.convolution.default and results.dim() == 5:
-            copied = args[0].nbytes + results.nbytes
-        self.peak = max(self.peak, self._now + copied)
+        own = 0
+        if func is torch.ops.aten.convolution.default and results.dim() == 5:
+            own = self._convolution(args[0], args[1], results)
+        self.peak = max(self.peak, self._now + own)
         return results
+
+    def _convolution(self, pixels: Tensor, weight: Tensor, results: Tensor) -> int:
+        """What it takes for itself."""
+        if self._convolved_on == "cuda":
+            return int(pixels.nbytes + results.nbytes)
+        if self._convolved_on == "cpu" and pixels.shape[:4].numel() <= SMALL and weight[0, 0].numel() > 1:
+            return int(results[0, 0].numel() * weight[0].numel() * results.itemsize)
+        return 0
 
     def _add(self, storage: Any) -> None:
         if storage._cdata not in self._known:

@@ -228,7 +228,9 @@ def test_a_plain_run_of_someone_else_is_predicted_to_a_tenth(profile: str) -> No
 def test_what_pytorch_holds_of_a_decode_on_an_h200_is_counted_to_a_hundredth() -> None:
     """480p, 81 frames: 9.92 GB were allocated at most."""
     model = model_of("wan2.1-t2v-1.3b")
-    found = stock_footprint(model.checkpoint, "vae", "fp32", model.profile("480p-81f").opt, convolved_on="cuda")
+    found = stock_footprint(
+        model.checkpoint, "vae", "fp32", model.profile("480p-81f").opt, convolved_on="cuda"
+    )
     assert found.weights + found.working == pytest.approx(9.9202e9, rel=0.01)
 
 

@@ -275,7 +275,6 @@ class TestWrongInput:
                 3,
                 "multiple of 16 pixels, not 100",
             ),
-            (("benchmark", "--compare", "onnxruntime", "--frames", "6"), 3, "frames must be 4k+1"),
             (("benchmark", "--compare", "onnxruntime", "--precision", "fp33"), 3, "fp33"),
             (("benchmark", "--compare", "onnxruntime", "--reference-precision", "vae=fp32"), 2, "not dit"),
             (("benchmark", "--compare", "onnxruntime", "--profile", "1p"), 3, "has no profile '1p'"),

@@ -140,9 +140,8 @@ def _timeline(axes: Axes, chart: Chart) -> None:
         colour, _ = _look(name, order)
         axes.plot(chart.times, values, color=colour, linewidth=1.5, linestyle=_LINES[order], label=name)
     axes.set_ylabel(chart.axis)
-    axes.set_xlim(
-        0, 1.02 * chart.times[-1] or 1
-    )  # room for a mark at the end; some width if nothing took time
+    # room for a mark at the end; some width if nothing took time
+    axes.set_xlim(0, 1.02 * chart.times[-1] or 1)
     for label, time in chart.marks.items():
         axes.axvline(time, color=_LIMIT, linestyle="--", linewidth=1.5, label=_wrapped(label))
 

@@ -124,12 +124,12 @@ def test_every_setting_that_a_page_names_is_one(page: Path) -> None:
 
 
 def test_how_often_memory_is_looked_at_is_told() -> None:
-    told = re.findall(r"^\| `.*sampled every ([\d.]+) ms", (DOCS / "memory.md").read_text(), re.M)
+    told = re.findall(r"^\| `.*sampled every ([\d.]+) ms", (DOCS / "memory_recording.md").read_text(), re.M)
     assert [float(each) / 1e3 for each in told] == [SAMPLE_SECONDS] * 2
 
 
-def test_the_readme_lists_every_benchmark() -> None:
-    listed = re.search(r"^benchmarks/ (.*?)^\w", (ROOT / "README.md").read_text(), re.M | re.S)
+def test_the_layout_lists_every_benchmark() -> None:
+    listed = re.search(r"^benchmarks/ (.*?)^\w", (DOCS / "layout.md").read_text(), re.M | re.S)
     assert listed is not None
     assert set(re.findall(r"\w+\.py", listed[1])) == {
         each.name for each in (ROOT / "benchmarks").glob("*.py")

@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from wan_trt_core.distributions import distribution_versions
 from wan_trt_core.hashing import file_sha256
 
 Kind = Literal["onnx", "engines"]
@@ -484,14 +484,7 @@ def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def _outdated(versions: Mapping[str, str]) -> bool:
-    return any(_installed(name) != version for name, version in versions.items())
-
-
-def _installed(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+    return distribution_versions(*versions) != versions
 
 
 def _title(kind: Kind, identity: Mapping[str, Any]) -> str:

@@ -31,9 +31,9 @@ from faults import poison, relative
 from torch import Tensor, nn
 
 import wan_trt_core
-from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import OnnxModel
 from wan_trt_core.config import ExportSettings, PipelineSettings, Settings
+from wan_trt_core.distributions import distribution_versions
 from wan_trt_core.export import ExportError, affordable, checks, export_component, exporter, ranges
 from wan_trt_core.export.affordable import WEIGHT_BYTES, Cost, Place, affordable_places, call_cost
 from wan_trt_core.export.coverage import operator_counts

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engine_cache", "measure", "backends", "export", "deciding_settings"}),
     frozenset({"models"}),
     frozenset({"gates"}),
-    frozenset({"config", "cases", "records", "logs", "progress", "hashing"}),
+    frozenset({"config", "cases", "records", "logs", "progress", "hashing", "distributions"}),
 )
 """From the top down: a module may import from its own layer and from those below it."""
 

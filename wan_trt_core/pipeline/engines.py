@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import wan_trt_core
-from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import (
     BackendUnavailable,
     Engine,
@@ -23,6 +22,7 @@ from wan_trt_core.backends.base import (
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.config import ConfigError, with_values
+from wan_trt_core.distributions import distribution_versions
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models import installed
 from wan_trt_core.models.component import Component

@@ -217,16 +217,17 @@ def _checkpoint(settings: Settings) -> Finding:
 
 
 def _encoder() -> Finding:
+    from wan_trt_core.pipeline.video import CODEC, VideoError, check_encoder
+
     feature = "writing videos"
     try:
-        import av
+        check_encoder()
+    except VideoError as error:
+        fix = "pip install --force-reinstall av"
+        return Finding("H.264 encoder", "missing", str(error), feature, fix, required=True)
+    import av
 
-        av.codec.Codec("libx264", "w")
-    except (ImportError, ValueError) as error:
-        detail = f"PyAV has no H.264 encoder (libx264): {_first_line(error)}"
-        fix = "pip install --force-reinstall av   (its wheels have the encoder)"
-        return Finding("H.264 encoder", "missing", detail, feature, fix, required=True)
-    return Finding("H.264 encoder", "ok", f"libx264 through PyAV {av.__version__}", feature, required=True)
+    return Finding("H.264 encoder", "ok", f"{CODEC} through PyAV {av.__version__}", feature, required=True)
 
 
 def _lpips() -> Finding:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -149,13 +148,10 @@ class TestWhatIsMissing:
         assert "apt-get install g++" in finding.fix
 
     def test_an_encoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import av
-
-        def refuse(*_: Any) -> None:
-            raise ValueError("unknown codec")
-
-        monkeypatch.setattr(av.codec, "Codec", refuse)
-        assert (doctor._encoder().status, doctor._encoder().required) == ("missing", True)
+        monkeypatch.setattr("wan_trt_core.pipeline.video.CODEC", "libnone")
+        finding = doctor._encoder()
+        assert (finding.status, finding.required) == ("missing", True)
+        assert "no encoder of H.264 (libnone)" in finding.detail
 
     def test_a_cache_that_cannot_be_written(self, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(doctor.os, "access", lambda *_: False)

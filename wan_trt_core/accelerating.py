@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wan_trt_core.backends.base import EngineBackend, EngineError
-from wan_trt_core.backends.registry import device_of, get_backend, tell_idle_gpu, with_backend
+from wan_trt_core.backends.registry import device_of, engine_backend, tell_idle_gpu, with_backend
 from wan_trt_core.config import Settings, load_settings
 from wan_trt_core.models.checkpoint import located
 from wan_trt_core.models.components import get_component
@@ -88,9 +88,7 @@ def accelerate(
     require_compatible(pipe, text_encoder=text_encoder)
     settings = settings or load_settings().settings
     backend = backend or with_backend(settings).backend
-    runs = get_backend(backend)
-    if not isinstance(runs, EngineBackend):
-        raise EngineError(f"the backend {backend} runs PyTorch modules and has no engines to accelerate with")
+    runs = engine_backend(backend)
     runs.require(settings)
     tell_idle_gpu(settings, backend)
     device = located(device_of(settings, backend))

@@ -8,18 +8,16 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from wan_trt_core.config import Loaded, Settings
+from wan_trt_core.distributions import ONNX_RUNTIME, distribution_versions
 from wan_trt_core.measure.quality import LPIPS_BACKBONE, LPIPS_REMEDY
 
 Status = Literal["ok", "missing", "error"]
-
-ORT_BUILDS = ("onnxruntime", "onnxruntime-gpu")
-"""Distributions of the one package ``onnxruntime``: the second overwrites files of the first."""
 
 
 @dataclass(frozen=True)
@@ -127,33 +125,19 @@ def gpus() -> list[dict[str, str]]:
     return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
 
 
-def onnxruntime_build(installed: Iterable[str] | None = None) -> Finding:
-    """Exactly one of ONNX Runtime's builds must be installed: they share one import package.
-
-    Args:
-        installed: names of the installed distributions; looked up unless given.
-    """
-    names = installed_distributions() if installed is None else set(installed)
-    found = [name for name in ORT_BUILDS if name in names]
+def onnxruntime_build() -> Finding:
+    """Exactly one of ONNX Runtime's builds must be installed: they share one import package."""
+    found = distribution_versions(*ONNX_RUNTIME)
     feature = "the onnxruntime backend, and the check of every export"
     if len(found) == 1:
-        version = "" if installed is not None else f" {importlib.metadata.version(found[0])}"
-        return Finding("ONNX Runtime build", "ok", f"{found[0]}{version}", feature, required=True)
+        ((name, version),) = found.items()
+        return Finding("ONNX Runtime build", "ok", f"{name} {version}", feature, required=True)
     if not found:
         fix = 'pip install "wan-trt-core[cpu]", or "wan-trt-core[gpu]" on a machine with an NVIDIA GPU'
         return Finding("ONNX Runtime build", "missing", "none is installed", feature, fix, required=True)
     detail = f"{' and '.join(found)} are both installed and overwrite each other's files"
     fix = f"pip uninstall -y {' '.join(found)} && pip install onnxruntime-gpu   (without a GPU: onnxruntime)"
     return Finding("ONNX Runtime build", "error", detail, feature, fix, required=True)
-
-
-def installed_distributions() -> set[str]:
-    """Normalised names of everything that is installed."""
-    return {
-        str(found.metadata["Name"]).lower().replace("_", "-")
-        for found in importlib.metadata.distributions()
-        if found.metadata["Name"]
-    }
 
 
 _PACKAGES = {
@@ -233,16 +217,17 @@ def _checkpoint(settings: Settings) -> Finding:
 
 
 def _encoder() -> Finding:
+    from wan_trt_core.pipeline.video import CODEC, VideoError, check_encoder
+
     feature = "writing videos"
     try:
-        import av
+        check_encoder()
+    except VideoError as error:
+        fix = "pip install --force-reinstall av"
+        return Finding("H.264 encoder", "missing", str(error), feature, fix, required=True)
+    import av
 
-        av.codec.Codec("libx264", "w")
-    except (ImportError, ValueError) as error:
-        detail = f"PyAV has no H.264 encoder (libx264): {_first_line(error)}"
-        fix = "pip install --force-reinstall av   (its wheels have the encoder)"
-        return Finding("H.264 encoder", "missing", detail, feature, fix, required=True)
-    return Finding("H.264 encoder", "ok", f"libx264 through PyAV {av.__version__}", feature, required=True)
+    return Finding("H.264 encoder", "ok", f"{CODEC} through PyAV {av.__version__}", feature, required=True)
 
 
 def _lpips() -> Finding:

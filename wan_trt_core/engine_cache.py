@@ -14,7 +14,6 @@ checked. Who has one and reads it again may ask whether the files are still thos
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -26,12 +25,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from wan_trt_core.causes import disk_full, first_cause
+from wan_trt_core.distributions import distribution_versions
 from wan_trt_core.hashing import file_sha256
 
 Kind = Literal["onnx", "engines"]
@@ -259,7 +259,7 @@ class EngineCache:
             shutil.rmtree(folder, ignore_errors=True)
             if full:
                 raise CacheError(
-                    f"the disk is full: making {_title(kind, identity)} in {self.root} failed ({_root(error)});"
+                    f"the disk is full: making {_title(kind, identity)} in {self.root} failed ({first_cause(error)});"
                     f" {_free(self.root)} bytes are free now. Nothing half-written was left. Free space"
                     " (`wan-trt engines prune --older-than 7d`) or set another folder with --wan-cache"
                 ) from error
@@ -484,14 +484,7 @@ def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def _outdated(versions: Mapping[str, str]) -> bool:
-    return any(_installed(name) != version for name, version in versions.items())
-
-
-def _installed(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+    return distribution_versions(*versions) != versions
 
 
 def _title(kind: Kind, identity: Mapping[str, Any]) -> str:
@@ -501,22 +494,10 @@ def _title(kind: Kind, identity: Mapping[str, Any]) -> str:
 
 
 def _disk_full(error: BaseException, root: Path) -> bool:
-    """Whether a full disk is behind a failure. Libraries seldom pass the system's error on."""
+    """Whether a full disk is behind a failure, so far as it can be known."""
     if isinstance(error, KeyboardInterrupt):
         return False
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return isinstance(error, Exception) and _free(root) < FULL_BELOW
-
-
-def _root(error: BaseException) -> BaseException:
-    """What a failure began with: those who passed it on may have said already that the disk is full."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    return disk_full(error) or (isinstance(error, Exception) and _free(root) < FULL_BELOW)
 
 
 def _free(folder: Path) -> int:

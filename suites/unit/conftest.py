@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import wan_trt_core
+
+if TYPE_CHECKING:
+    from wan_trt_core.config import Settings
+    from wan_trt_core.models.checkpoint import Checkpoint
 
 if workers := os.environ.get(
     "PYTEST_XDIST_WORKER_COUNT"
@@ -87,6 +92,28 @@ def small_checkpoint(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFac
     }  # fmt: skip
     (folder / "generation.json").write_text(json.dumps(generation))
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    """The small checkpoint, open; the modules that it loads go with the file of tests."""
+    from wan_trt_core.models.checkpoint import Checkpoint
+
+    return Checkpoint.open(small_checkpoint)
+
+
+@pytest.fixture
+def folder(small_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the small checkpoint that a test may spoil."""
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """With a cache of the test's own; what is exported is not compared with PyTorch."""
+    from wan_trt_core.config import Settings
+
+    return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
 
 
 @pytest.fixture(scope="session")

@@ -37,13 +37,8 @@ def swap_heads(graph: Any, index: int = 1) -> None:
 
 
 def scale_block(graph: Any, index: int = 1, factor: float = 1.01) -> None:
-    """Make one block's output wrong by a factor; for the transformer and the text encoder."""
+    """Make one block's output wrong by a factor."""
     graph.blocks[index] = _Scaled(graph.blocks[index], factor)
-
-
-def scale_up_block(graph: Any, index: int = 1, factor: float = 1.01) -> None:
-    """Make one of the VAE decoder's up blocks wrong by a factor."""
-    graph.up_blocks[index] = _Scaled(graph.up_blocks[index], factor)
 
 
 def poison(graph: Any, index: int = 1) -> None:

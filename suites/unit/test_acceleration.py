@@ -77,11 +77,6 @@ def pipe(small_checkpoint: Path) -> Any:
     return loaded(small_checkpoint)
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
-
-
 def video(pipe: Any, **changes: Any) -> np.ndarray[Any, Any]:
     frames: np.ndarray[Any, Any] = pipe(
         PROMPT, generator=torch.Generator().manual_seed(5), **{**CALL, **changes}

@@ -20,17 +20,6 @@ from wan_trt_core.models.loaded import LoadedCheckpoint
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture
-def folder(small_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(small_checkpoint: Path) -> Checkpoint:
-    return Checkpoint.open(small_checkpoint)
-
-
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     data = json.loads(path.read_text())
     change(data)

@@ -69,11 +69,6 @@ def _no_gradients() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(small_checkpoint: Path) -> Checkpoint:
-    return Checkpoint.open(small_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def of_model(checkpoint: Checkpoint) -> Callable[[str], tuple[Checkpoint, Sizes]]:
     """The checkpoint of a model, and a video of it."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from wan_trt_core import engine_cache, hashing
+from wan_trt_core.distributions import distribution_versions
 from wan_trt_core.engine_cache import MANIFEST, CacheError, EngineCache
 
 IDENTITY = {"component": "dit", "precision": "fp16", "device": "cpu A", "versions": {}}
@@ -420,8 +421,7 @@ def test_prune_by_size_removes_the_least_recently_used(cache: EngineCache) -> No
 
 
 def test_prune_unused_removes_broken_and_outdated(cache: EngineCache) -> None:
-    installed = engine_cache._installed("filelock")
-    current = IDENTITY | {"versions": {"filelock": installed}}
+    current = IDENTITY | {"versions": distribution_versions("filelock")}
     cache.get_or_make("engines", current, make)
     cache.get_or_make("engines", IDENTITY | {"versions": {"filelock": "0.0.1"}}, make)
     cache.get_or_make("engines", IDENTITY | {"versions": {"gone-package": "1"}}, make)

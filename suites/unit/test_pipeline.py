@@ -444,7 +444,8 @@ def test_tf32_is_where_pytorch_has_it_unless_it_is_given(
     monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
     for component in ("dit", "text_encoder", *VAE_DECODER, *VAE_ENCODER):
         backend = Noting()
-        monkeypatch.setattr(engines_module, "get_backend", lambda name, backend=backend: backend)
+        for lookup in ("engine_backend", "get_backend"):
+            monkeypatch.setattr(engines_module, lookup, lambda name, backend=backend: backend)
         made = (component, model, PROFILE, "fp32", backend.name, settings)
         load_engine(*made)
         assert engines_module.cached_facts(*made) is not None, "it is the engine that was built"
@@ -457,7 +458,7 @@ def test_an_engine_that_was_built_just_now_is_loaded_without_another_look(
     """At gigabytes of hashes. Whoever loads it later looks again."""
     backend, looks, missing, original = Noting(), list[str](), list[None](), EngineCache.get_or_make
     monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
-    monkeypatch.setattr(engines_module, "get_backend", lambda _: backend)
+    monkeypatch.setattr(engines_module, "engine_backend", lambda _: backend)
 
     def look(cache: EngineCache, kind: Any, *given: Any) -> Any:
         looks.append(kind)
@@ -499,7 +500,7 @@ def test_an_engine_that_takes_turns_is_looked_at_again_only_where_its_files_chan
     monkeypatch.setattr(engine_cache, "file_sha256", lambda path: (hashed.append(path), original(path))[1])
     monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
     backend = Writing()
-    monkeypatch.setattr(engines_module, "get_backend", lambda _: backend)
+    monkeypatch.setattr(engines_module, "engine_backend", lambda _: backend)
     settings = Settings(cache=tmp_path, pipeline=PipelineSettings(offload=True))
     made = ("dit", model, PROFILE, "fp32", backend.name)
     with EngineStore(settings) as store:

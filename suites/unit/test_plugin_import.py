@@ -1,41 +1,14 @@
-"""The plugin is loaded in every pytest run of its environment: it must cost nothing there."""
+"""The plugin is loaded in every pytest run of its environment, once."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import wan_trt_core
-
-CODE = """
-import json, sys, time
-import pytest
-before = set(sys.modules)
-start = time.process_time()  # a busy machine adds to the wall clock only
-import wan_trt_core.pytest_plugin
-seconds = time.process_time() - start
-print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
-"""
-HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy", "pydantic", "yaml", "rich"}
-
-
-def test_import_is_light() -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(wan_trt_core.__file__).parents[1])}
-    runs = []
-    for _ in range(3):
-        out = subprocess.run(
-            [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True
-        ).stdout
-        seconds, modules = json.loads(out)
-        assert not HEAVY & {name.partition(".")[0] for name in modules}
-        runs.append(seconds)
-    assert min(runs) < 0.050
 
 
 @pytest.mark.parametrize("installed", [False, True], ids=["source tree", "installed"])

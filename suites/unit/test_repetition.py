@@ -30,11 +30,6 @@ UNCHECKED = Settings(threads=1, export=ExportSettings(check=False, check_range=F
 WIDTH = 4
 
 
-@pytest.fixture(scope="module")
-def checkpoint(small_checkpoint: Path) -> Checkpoint:
-    return Checkpoint.open(small_checkpoint)
-
-
 def computed(path: Path) -> tuple[list[Any], list[str]]:
     """What each node computes of which inputs and weights, in which module, and what each output is: no other name and
     no order."""

@@ -38,12 +38,6 @@ SMALL = GenerationDefaults(
 
 
 @pytest.fixture
-def folder(small_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
-
-
-@pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Bytes of every tensor that our own code reads from a file, by name."""
     taken: dict[str, int] = {}

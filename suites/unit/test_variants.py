@@ -45,11 +45,6 @@ STEPS = 3
 """Of which the last two are below the boundary (timesteps 999, 857 and 600 at a flow shift of 3)."""
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
-
-
 def a14b_of_images() -> Checkpoint:
     """Wan 2.2 A14B image to video: two experts, and the image among the channels alone."""
     configs: Any = catalogue._ENTRIES["tiny-wan2.2-t2v-a14b"].configs

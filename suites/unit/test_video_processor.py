@@ -67,11 +67,6 @@ def pipe(small_checkpoint: Path) -> Any:
     return pipe
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(cache=tmp_path / "cache", threads=1, export={"check": False})
-
-
 def decoded(batch: int = 1, dtype: torch.dtype = torch.float32) -> Any:
     """A video of 5 frames as a VAE's decoder leaves it, some of it beyond [-1, 1]."""
     return torch.randn((batch, 3, 5, 16, 24), generator=torch.Generator().manual_seed(1)).to(dtype)

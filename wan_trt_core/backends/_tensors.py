@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 
 import torch
 from torch import Tensor
@@ -18,17 +17,6 @@ UNKNOWN = "?"
 def dtype_name(dtype: torch.dtype) -> str:
     """PyTorch's name of a dtype without its prefix: ``float16``."""
     return str(dtype).removeprefix("torch.")
-
-
-def distribution_versions(*names: str) -> dict[str, str]:
-    """Versions of the installed distributions among ``names``."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def check_inputs(

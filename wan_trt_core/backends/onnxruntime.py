@@ -26,7 +26,6 @@ from wan_trt_core.backends._tensors import (
     check_devices,
     check_inputs,
     check_outputs,
-    distribution_versions,
     dtype_name,
     output_shape,
 )
@@ -40,6 +39,7 @@ from wan_trt_core.backends.base import (
     Progress,
     TensorInfo,
 )
+from wan_trt_core.distributions import ONNX_RUNTIME, distribution_versions
 
 if TYPE_CHECKING:
     from wan_trt_core.backends.tensorrt.cuda import CudaStream
@@ -253,7 +253,7 @@ class OnnxRuntimeBackend(EngineBackend):
                 f"the {self.name} backend needs ONNX Runtime, which does not import here: {error};"
                 f" {self.install}"
             ) from error
-        builds = distribution_versions("onnxruntime", "onnxruntime-gpu")
+        builds = distribution_versions(*ONNX_RUNTIME)
         if len(builds) > 1:
             raise BackendUnavailable(
                 f"{' and '.join(builds)} are both installed and overwrite each other's files:"
@@ -268,7 +268,7 @@ class OnnxRuntimeBackend(EngineBackend):
 
     def versions(self) -> dict[str, str]:
         """Version of the ONNX Runtime distribution that is installed."""
-        return distribution_versions("onnxruntime", "onnxruntime-gpu")
+        return distribution_versions(*ONNX_RUNTIME)
 
     def options(self, settings: Settings, precision: str) -> dict[str, Any]:
         """Optimisation level and provider."""

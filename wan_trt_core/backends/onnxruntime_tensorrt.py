@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from filelock import FileLock
 from torch import Tensor
 
-from wan_trt_core.backends._tensors import distribution_versions, within
+from wan_trt_core.backends._tensors import within
 from wan_trt_core.backends.base import Device, EngineError, OnnxModel
 from wan_trt_core.backends.onnxruntime import Description, OnnxRuntimeEngine, new_session, session_options
 from wan_trt_core.backends.onnxruntime_cuda import (
@@ -25,6 +25,7 @@ from wan_trt_core.backends.onnxruntime_cuda import (
     cuda_options,
     device_options,
 )
+from wan_trt_core.distributions import TENSORRT, distribution_versions
 
 if TYPE_CHECKING:
     from wan_trt_core.backends.onnxruntime import Providers
@@ -77,8 +78,7 @@ class OnnxRuntimeTensorRtBackend(OnnxRuntimeCudaBackend):
 
     def versions(self) -> dict[str, str]:
         """Versions of ONNX Runtime and of TensorRT, as far as it came as a package."""
-        tensorrt = distribution_versions("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
-        return {**super().versions(), **tensorrt}
+        return {**super().versions(), **distribution_versions(*TENSORRT)}
 
     def options(self, settings: Settings, precision: str) -> dict[str, Any]:
         """What the engine depends on beside the graph."""

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wan_trt_core.backends.base import Backend, Device, EngineBackend, ModuleBackend
+from wan_trt_core.backends.base import Backend, Device, EngineBackend, EngineError, ModuleBackend
 from wan_trt_core.config import AUTO, ON_ANY_MACHINE
 from wan_trt_core.models import installed
 
@@ -68,6 +68,18 @@ def get_backend(name: str) -> Backend:
         raise UnknownBackend(f"no backend {name!r}; there are {', '.join(backend_names())}")
     module = importlib.import_module(f"wan_trt_core.backends.{name.replace('-', '_')}")
     backend: Backend = module.BACKEND
+    return backend
+
+
+def engine_backend(name: str) -> EngineBackend:
+    """As :func:`get_backend`, of one that has engines.
+
+    Raises:
+        EngineError: for one that runs PyTorch modules.
+    """
+    backend = get_backend(name)
+    if not isinstance(backend, EngineBackend):
+        raise EngineError(f"the backend {name} runs PyTorch modules and has no engines")
     return backend
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import BackendUnavailable, ModuleBackend
+from wan_trt_core.distributions import distribution_versions
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import BackendUnavailable, ModuleBackend
 from wan_trt_core.backends.torch import BACKEND as EAGER
+from wan_trt_core.distributions import distribution_versions
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,7 +8,6 @@ that a backend's error can be told in terms of the model.
 from __future__ import annotations
 
 import copy
-import errno
 import logging
 import os
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wan_trt_core.backends.base import OnnxModel, Progress
+from wan_trt_core.causes import disk_full, first_cause
 from wan_trt_core.export.errors import ExportError
 from wan_trt_core.export.module_names import MODULE_NAMES
 from wan_trt_core.hashing import files_sha256
@@ -41,6 +41,9 @@ GPU = "cuda"
 
 TRACE_LOGGER = "torch.__trace"
 """Where torch reports every step of a trace, for the file that the variable TORCH_TRACE names."""
+
+MOST_TOLD = 600
+"""Characters of an error that an :class:`ExportError` repeats."""
 
 TRACED = Sizes(height=64, width=96, frames=9, text_length=16)
 """The video the graph is traced with: any whose axes are not one, which the tracer takes for a constant."""
@@ -456,7 +459,7 @@ def _explained(component: Component, precision: str, doing: str) -> Iterator[Non
     except ExportError:
         raise
     except Exception as error:  # tracing runs the model, and the exporter raises every kind of error
-        if _disk_full(error):
+        if disk_full(error):
             raise _disk_error(component, precision, doing) from error
         raise ExportError(f"{component.name} {precision}: {doing} failed: {_cause(error)}") from error
 
@@ -467,7 +470,7 @@ def _on_disk(component: Component, precision: str, folder: Path) -> Iterator[Non
     try:
         yield
     except OSError as error:
-        if _disk_full(error):
+        if disk_full(error):
             raise _disk_error(component, precision, f"writing to {folder}") from error
         raise ExportError(f"{component.name} {precision}: cannot write to {folder}: {error}") from error
 
@@ -479,17 +482,8 @@ def _disk_error(component: Component, precision: str, doing: str) -> ExportError
     )
 
 
-def _disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _cause(error: BaseException, limit: int = 600) -> str:
+def _cause(error: BaseException) -> str:
     """What the exporter's own error was raised for: it wraps the first one in advice on reporting bugs."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = f"{type(error).__name__}: {error}".strip()
-    return text if len(text) <= limit else f"{text[:limit]} …"
+    first = first_cause(error)
+    text = f"{type(first).__name__}: {first}".strip()
+    return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]} …"

@@ -183,7 +183,9 @@ class RandomCheckpoint(Checkpoint):
         if part == "scheduler":
             return dict(self._configs[part])
         self._require(part)
-        kind = self._kind(part)
+        if part not in self.parts:
+            raise self._no(part)
+        kind = self._class_of(part)
         if part in OF_TRANSFORMERS:
             whole: dict[str, Any] = kind.config_class(**self._configs[part]).to_dict()
             return whole
@@ -268,14 +270,6 @@ class RandomCheckpoint(Checkpoint):
         shaped, layer = module.get_parameter(name), module.get_submodule(name.rpartition(".")[0])
         centre, spread = _range(name, shaped, _fan_in(layer))
         return uniform(f"{self._seed}:{part}.{name}", shaped.shape, device) * spread + centre
-
-    def _kind(self, part: str) -> Any:
-        if part not in self.parts:
-            raise self._no(part)
-        import diffusers
-        import transformers
-
-        return getattr(transformers if part in OF_TRANSFORMERS else diffusers, PARTS[part])
 
     def _no(self, what: str) -> CheckpointError:
         return CheckpointError(

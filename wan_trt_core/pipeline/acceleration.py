@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from wan_trt_core.backends.base import Engine
+from wan_trt_core.causes import causes
 from wan_trt_core.measure.memory_recorder import out_of_memory
 from wan_trt_core.models.catalogue import resolve_loaded
 from wan_trt_core.models.checkpoint import torch_dtype
@@ -644,11 +645,10 @@ def _told(part: str, video: Sizes) -> str:
     return {"vae": size, TEXT_ENCODER: text}.get(part, f"{size}, {text}")
 
 
-def _let_go(error: BaseException | None) -> None:
+def _let_go(error: BaseException) -> None:
     """Drop the tensors in the frames that an error came through, which it keeps, and in those of what it came from."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    for each in causes(error):
+        traceback.clear_frames(each.__traceback__)
 
 
 def _volume(video: Sizes) -> int:

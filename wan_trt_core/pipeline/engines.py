@@ -11,18 +11,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import wan_trt_core
-from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import (
     BackendUnavailable,
     Engine,
     EngineBackend,
-    EngineError,
     OnnxModel,
     Progress,
 )
-from wan_trt_core.backends.registry import get_backend
+from wan_trt_core.backends.registry import engine_backend, get_backend
 from wan_trt_core.cases import COMPOSITES
 from wan_trt_core.config import ConfigError, with_values
+from wan_trt_core.distributions import distribution_versions
 from wan_trt_core.engine_cache import EngineCache, Entry
 from wan_trt_core.models import installed
 from wan_trt_core.models.component import Component
@@ -399,7 +398,7 @@ def load_engine(
         UnknownBackend, BackendUnavailable: when this backend cannot run here.
         ComponentError, CheckpointError, ExportError, EngineError, CacheError: from the stage that failed.
     """
-    runs, settings = _engine_backend(backend), of_component(component, settings)
+    runs, settings = engine_backend(backend), of_component(component, settings)
     entry = entry or built_engine(
         component,
         model,
@@ -433,7 +432,7 @@ def built_engine(
     Args:
         missing: called where the cache has it not, before it is exported and built.
     """
-    runs, settings = _engine_backend(backend), of_component(component, settings)
+    runs, settings = engine_backend(backend), of_component(component, settings)
     runs.require(settings)
     check_precision(runs, component, precision)
     asked, profile = profile, served(component, profile, settings)
@@ -620,13 +619,6 @@ def sources_sha256() -> str:
 
 def _in_tiles(decoder: StreamingDecoder, tile: int | None) -> StreamingDecoder | TiledDecoder:
     return decoder if tile is None else TiledDecoder(decoder, tile)
-
-
-def _engine_backend(name: str) -> EngineBackend:
-    backend = get_backend(name)
-    if not isinstance(backend, EngineBackend):
-        raise EngineError(f"the backend {name} runs PyTorch modules and has no engines")
-    return backend
 
 
 def _from_facts(entry: Entry) -> OnnxModel:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from filelock import FileLock, Timeout
 
-from wan_trt_core.backends._tensors import distribution_versions
 from wan_trt_core.backends.base import Device, Engine, EngineBackend, EngineError, OnnxModel, Progress
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, tensorrt
 from wan_trt_core.backends.tensorrt.cuda import GIB, CudaStream, free_memory, require_cuda
 from wan_trt_core.backends.tensorrt.plan import Description, read_description, tf32
+from wan_trt_core.distributions import TENSORRT, distribution_versions
 
 if TYPE_CHECKING:
     from wan_trt_core.backends.tensorrt.runtime import Scratch
@@ -44,7 +44,7 @@ class TensorRtBackend(EngineBackend):
 
     def built_by(self) -> dict[str, str]:
         """Versions of TensorRT alone: cuda-python only runs what it built."""
-        found = distribution_versions("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
+        found = distribution_versions(*TENSORRT)
         return {"tensorrt": tensorrt().__version__, **found}
 
     def options(self, settings: Settings, precision: str) -> dict[str, Any]:

@@ -140,6 +140,7 @@ def _size(transformer: Mapping[str, Any]) -> tuple[int, int, int]:
 _480P_17F = ((256, 256, 5), (480, 832, 17), (832, 832, 21))
 _480P_81F = ((256, 256, 33), (480, 832, 81), (832, 832, 81))
 _720P_81F = ((480, 832, 33), (720, 1280, 81), (1280, 1280, 81))
+_704P_17F = ((256, 256, 5), (704, 1280, 17), (1280, 1280, 21))
 _704P_121F = ((256, 256, 33), (704, 1280, 121), (1280, 1280, 121))
 _14B = wan21_configs(5120, 40, 13824)
 _5B = wan21_configs(3072, 30, 14336)
@@ -192,7 +193,7 @@ _ENTRIES: Mapping[str, _Entry] = {
         GenerationDefaults(num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0),
     ),
     "wan2.2-ti2v-5b": _Entry(
-        {"704p-121f": _704P_121F},
+        {"704p-121f": _704P_121F, "704p-17f": _704P_17F},
         with_timestep_a_token(_5B, VAE_22),
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         GenerationDefaults(height=704, width=1280, num_frames=121, fps=24),

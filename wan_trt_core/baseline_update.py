@@ -883,10 +883,9 @@ def _said_of(records: Sequence[RunRecord]) -> str:
     return "the record holds" if len(records) == 1 else "the records hold"
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _choices(banded: Collection[str]) -> str:

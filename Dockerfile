@@ -16,7 +16,7 @@ RUN useradd --no-log-init --non-unique --create-home --uid "${USER_ID}" wan \
     && install --directory --owner wan /cache /work /opt/wan-trt
 
 USER ${USER_ID}
-# Bytecode is part of the image: a container that had to make it would take 7 s longer to start (docs/performance.md).
+# Bytecode is part of the image: a container that had to make it would take 7 s longer to start (docs/gpu-ci.md).
 ENV PATH=/opt/wan-trt/bin:${PATH} \
     UV_COMPILE_BYTECODE=1
 

@@ -11,7 +11,7 @@ the relative L2 of the answers to those in float64:
 - ``bf16``: of queries, keys and values in BF16, whose sums are float32: what the backend does for long videos.
 
 How many products TensorRT's kernel adds up before it rounds is not told by anyone. ``--group`` is what comes nearest to
-what an H200 lost in the 1.3B with random weights (``docs/performance.md``). How many keys a query attends to says how
+what an H200 lost in the 1.3B with random weights (``docs/attention.md``). How many keys a query attends to says how
 flat attention is: the exponential of the entropy of its weights. A sum is divided by its weights at the end only, so
 that it grows with these keys: the largest of all is told too, of plain values and of centred ones. Beyond 65,504 half
 precision is infinite, and so is the video. ``--sharper`` multiplies the scores. With

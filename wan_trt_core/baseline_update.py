@@ -64,6 +64,7 @@ from wan_trt_core.measure.differences import kernel_difference
 from wan_trt_core.observations import beside, extent, observed, origin_of
 from wan_trt_core.report.changes import MetricChange, baseline_changes, worst_first
 from wan_trt_core.report.markdown import changes_markdown
+from wan_trt_core.report.writing import RESULTS
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
@@ -542,7 +543,7 @@ def measure(command: Sequence[str], report: Path) -> RunRecord:
     """
     from wan_trt_core.records import RunRecord
 
-    results = report / "results.json"
+    results = report / RESULTS
     result = subprocess.run(list(command), check=False)
     if result.returncode not in _MEASURED or not results.is_file():
         raise Refused(f"the measurement ended with code {result.returncode}: {shlex.join(command)}")
@@ -574,7 +575,7 @@ def measure_runs(
                 measured.append(measure(command, report))
             except (Refused, KeyboardInterrupt):
                 with suppress(RecordError):
-                    measured.append(RunRecord.read(report / "results.json"))
+                    measured.append(RunRecord.read(report / RESULTS))
                 raise
 
 
@@ -883,41 +884,10 @@ def _said_of(records: Sequence[RunRecord]) -> str:
     return "the record holds" if len(records) == 1 else "the records hold"
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _choices(banded: Collection[str]) -> str:
     return f"there are {', '.join(sorted(banded))}" if banded else "the case file has none"
-
-
-__all__ = [
-    "BaselineError",
-    "Plan",
-    "Provenance",
-    "Refused",
-    "apply",
-    "cases_held",
-    "check_record",
-    "fit_record",
-    "foresee",
-    "keep_records",
-    "measure",
-    "measure_runs",
-    "measurement_command",
-    "now",
-    "overrides",
-    "plan_bands",
-    "plan_changes",
-    "plan_markdown",
-    "plan_update",
-    "records_kept",
-    "refuse_xdist",
-    "require_reason",
-    "this_hardware",
-    "told_absent",
-    "told_settings",
-    "usable_commit",
-]

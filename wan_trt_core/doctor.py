@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wan_trt_core.config import Loaded, Settings
-from wan_trt_core.distributions import ONNX_RUNTIME, distribution_versions
+from wan_trt_core.distributions import ONNX_RUNTIME, TENSORRT, distribution_versions
+from wan_trt_core.gates.formatting import GIB
 from wan_trt_core.measure.quality import LPIPS_BACKBONE, LPIPS_REMEDY
 
 Status = Literal["ok", "missing", "error"]
@@ -93,7 +94,7 @@ def machine(settings: Settings) -> dict[str, Any]:
     """
     import torch
 
-    from wan_trt_core.measure.environment import cpu_count, cpu_name, memory_bytes, package_versions
+    from wan_trt_core.measure.environment import cpu_count, cpu_name, memory_bytes
 
     return {
         "hardware_key": _hardware_key(settings),
@@ -106,7 +107,7 @@ def machine(settings: Settings) -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "torch_sees_gpu": torch.cuda.is_available(),
-        "tensorrt": package_versions().get("tensorrt", "not installed"),
+        "tensorrt": next(iter(distribution_versions(*TENSORRT).values()), "not installed"),
     }
 
 
@@ -242,10 +243,8 @@ def _lpips() -> Finding:
     )
 
 
-_ROOM = 2**30
+_ROOM = GIB
 """Bytes that should be left for an engine cache, of a model however small."""
-
-_GIB = 2**30
 
 
 def _cache(settings: Settings) -> Finding:
@@ -262,11 +261,11 @@ def _cache(settings: Settings) -> Finding:
         )
     free, needs = shutil.disk_usage(folder).free, _engines(settings)
     held = sum(entry.bytes for entry in EngineCache(settings.cache).list())
-    detail = f"{settings.cache}, {free / _GIB:.1f} GiB free"
+    detail = f"{settings.cache}, {free / GIB:.1f} GiB free"
     if held:
-        detail += f", {held / _GIB:.1f} GiB in use"
+        detail += f", {held / GIB:.1f} GiB in use"
     if needs:
-        detail += f"; engines of {settings.model} take {needs / _GIB:.1f} GiB for each profile"
+        detail += f"; engines of {settings.model} take {needs / GIB:.1f} GiB for each profile"
     if free < _ROOM or free + held < needs:
         fix = (
             "free some, remove engines that nothing asks for (wan-trt engines prune), or set cache (WAN_TRT_CACHE) to"

@@ -133,11 +133,12 @@ def test_what_is_asked_for_is_what_will_run(
 
 
 def test_the_first_call_of_a_pipeline_without_a_profile_decides_for_its_size(
-    pipe: Any, settings: Settings, free: Free, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, settings: Settings, free: Free, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free(0)
     monkeypatch.setattr(Acceleration, "put_in", lambda _: None)
     wan_trt_core.accelerate(pipe, "jit", settings=settings)
+    assert not asked
 
 
 def test_with_all_engines_in_the_cache_nothing_is_predicted(

@@ -96,6 +96,17 @@ class TestOnnxRuntimeBuild:
         assert not doctor.Diagnosis((), {}, (finding,)).healthy
 
 
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [({"tensorrt": "10.6"}, "10.6"), ({"tensorrt-cu12": "10.6"}, "10.6"), ({}, "not installed")],
+)
+def test_tensorrt_is_told_by_whichever_wheel_holds_it(
+    installed: dict[str, str], told: str, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "distribution_versions", lambda *_: installed)
+    assert doctor.machine(loaded.settings)["tensorrt"] == told
+
+
 class TestWhatIsMissing:
     def test_a_model_without_its_checkpoint(self, loaded: Loaded, tmp_path: Path) -> None:
         settings = loaded.settings.model_copy(update={"checkpoint": tmp_path / "nowhere"})

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,6 @@ from wan_trt_core.measure.environment import (
     hardware_key_of,
     measured_source,
     memory_bytes,
-    package_versions,
     slug,
     source_state,
     throttle_counters,
@@ -159,7 +159,7 @@ def test_a_backend_that_lacks_nothing_leaves_the_device_to_be_told(monkeypatch: 
 def test_record_is_json_and_holds_what_numbers_depend_on() -> None:
     record = environment_record("cpu", throttle_before=throttle_counters())
     assert json.loads(json.dumps(record)) == record
-    assert record["packages"]["torch"] == package_versions()["torch"]
+    assert record["packages"]["torch"] == metadata.version("torch")
     assert {"hardware_key", "os", "python", "cpu", "source", "throttled"} <= set(record)
 
 

@@ -25,13 +25,13 @@ from wan_trt_core.backends.registry import backend_names, get_backend, runs_on
 from wan_trt_core.cli.videos import check_memory
 from wan_trt_core.comparison.memory import beside_plan
 from wan_trt_core.config import Settings
+from wan_trt_core.gates.formatting import GIB
 from wan_trt_core.measure.memory_events import Amounts, Held, MemoryRecord
 from wan_trt_core.memory.analysis import analyse
 from wan_trt_core.memory.measured import LEAN_SCRATCH, STREAMED_SCRATCH
 from wan_trt_core.memory.options import OPTIONS, call_seconds
 from wan_trt_core.memory.plan import Setting, plan
 from wan_trt_core.memory.prediction import (
-    GIB,
     Choice,
     Prediction,
     Workload,

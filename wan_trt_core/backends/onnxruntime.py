@@ -40,6 +40,7 @@ from wan_trt_core.backends.base import (
     TensorInfo,
 )
 from wan_trt_core.distributions import ONNX_RUNTIME, distribution_versions
+from wan_trt_core.measure.environment import cpu_name
 
 if TYPE_CHECKING:
     from wan_trt_core.backends.tensorrt.cuda import CudaStream
@@ -281,7 +282,7 @@ class OnnxRuntimeBackend(EngineBackend):
         """The CPU: at level ``all`` the graph is laid out for this very one's vector unit."""
         if settings.onnxruntime.graph_optimization_level != "all":
             return f"cpu {platform.machine()}"
-        return f"cpu {_cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
+        return f"cpu {cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
 
     def build(
         self, model: OnnxModel, folder: Path, settings: Settings, progress: Progress | None = None
@@ -423,16 +424,6 @@ def _read_description(folder: Path) -> Description:
         return Description(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise EngineError(f"{path}: no engine of the onnxruntime backend: {error}") from error
-
-
-def _cpu_model() -> str:
-    """The CPU's name as Linux tells it; elsewhere the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

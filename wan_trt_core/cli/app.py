@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from wan_trt_core import __version__
+from wan_trt_core.causes import disk_full
 from wan_trt_core.cli import (
     baselines,
     benchmark,
@@ -76,7 +76,9 @@ def main() -> None:
         code = _exit_code(error)
         if debug or code is None:
             raise
-        hint = "; the disk is full: free some space, or name another folder" if _disk_full(error) else ""
+        hint = ""
+        if isinstance(error, OSError) and disk_full(error):  # errors of ours say it themselves
+            hint = "; the disk is full: free some space, or name another folder"
         # the options are named as here, not as in pytest
         print_error(f"error: {error}{hint}".replace("--wan-", "--"))
         sys.exit(code)
@@ -98,10 +100,6 @@ def _exit_code(error: Exception) -> int | None:
     if not type(error).__module__.startswith("wan_trt_core"):
         return None
     return WRONG_INPUT if isinstance(error, ValueError) else FAILED
-
-
-def _disk_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _version(wanted: bool) -> None:

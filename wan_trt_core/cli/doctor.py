@@ -15,6 +15,7 @@ from wan_trt_core.cli.options import (
     settings_of,
 )
 from wan_trt_core.cli.output import FAILED, print_json, print_line, print_table
+from wan_trt_core.gates.formatting import GIB
 from wan_trt_core.progress import ERR
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _print_diagnosis(found: Diagnosis) -> None:
     settings = [(row["key"], str(row["value"]), row["source"]) for row in found.settings]
     print_table("Settings", ("setting", "value", "from"), settings)
     machine = dict(found.machine)
-    machine["memory"] = f"{machine['memory'] / 2**30:.0f} GiB"
+    machine["memory"] = f"{machine['memory'] / GIB:.0f} GiB"
     gpus = machine.pop("gpus")
     machine["gpu"] = "; ".join(", ".join(gpu.values()) for gpu in gpus) or "none"
     print_table("Machine", ("", ""), [(key.replace("_", " "), str(value)) for key, value in machine.items()])

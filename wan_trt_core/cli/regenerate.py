@@ -26,6 +26,7 @@ from rich.console import Console
 
 from wan_trt_core import baseline_update as update
 from wan_trt_core.backends.registry import of_one_device
+from wan_trt_core.baselines import BaselineError
 from wan_trt_core.cases import SUITES, Case, CaseFileError, load_cases
 from wan_trt_core.cli.options import as_run
 from wan_trt_core.config import OUTPUTS, ConfigError, load_settings, of_suites
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (
         update.Refused,
-        update.BaselineError,
+        BaselineError,
         CaseFileError,
         ConfigError,
         RecordError,

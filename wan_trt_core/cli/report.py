@@ -43,6 +43,7 @@ def report(
     from wan_trt_core.records import RunRecord
     from wan_trt_core.report.html import write_html
     from wan_trt_core.report.markdown import write_markdown
+    from wan_trt_core.report.summary import passed
     from wan_trt_core.report.terminal import render
 
     record = RunRecord.read(results)
@@ -64,7 +65,7 @@ def report(
         write_markdown(record, markdown)
     if html:
         write_html(record, html, results.parent)
-    if not record.cases or any(case.verdict.value != "pass" for case in record.cases):
+    if not passed(record):
         raise typer.Exit(FAILED)
 
 

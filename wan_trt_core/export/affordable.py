@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wan_trt_core.gates.formatting import GIB
 from wan_trt_core.measure.environment import free_memory_bytes
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Component, TensorSpec
@@ -58,7 +59,7 @@ class Cost:
     memory: int
 
     def __str__(self) -> str:
-        return f"{self.tflop:,.3g} TFLOP and {self.memory / 2**30:,.1f} GiB"
+        return f"{self.tflop:,.3g} TFLOP and {self.memory / GIB:,.1f} GiB"
 
 
 def affordable_places(
@@ -112,7 +113,7 @@ def affordable_places(
         left_out[0].name,
         cost,
         tflop,
-        free / 2**30,
+        free / GIB,
     )
     return places
 

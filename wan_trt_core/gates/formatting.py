@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
+KIB, MIB, GIB = 2**10, 2**20, 2**30
 _MAX_DIGITS = 17  # a float64 is told from its neighbour by 17 significant digits
 
 

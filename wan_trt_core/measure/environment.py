@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -14,6 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from wan_trt_core.distributions import ONNX_RUNTIME, TENSORRT, distribution_versions
+from wan_trt_core.gates.formatting import GIB
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings
@@ -28,11 +30,8 @@ PACKAGES = (
     "safetensors",
     "onnx",
     "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-cu12",
-    "tensorrt-cu13",
+    *ONNX_RUNTIME,
+    *TENSORRT,
     "numpy",
     "scikit-image",
     "cvvdp",
@@ -41,7 +40,6 @@ PACKAGES = (
 )
 """Distributions whose versions go into every record; the ones that are not installed are left out."""
 
-_GIB = 2**30
 _ROOT = Path("/")
 _CPU_THERMAL = "thermal throttling"
 _NVML_SLOWDOWNS = {
@@ -110,8 +108,8 @@ def hardware_key(device: Device = "cpu", *, root: Path = _ROOT) -> str:
     """
     if device == "cuda":
         gpu = _cuda_properties()
-        return slug(f"cuda {gpu.name} {gpu.multi_processor_count}sm {gpu.total_memory // _GIB}gib")
-    return slug(f"cpu {cpu_name(root)} {cpu_count(root)}c {memory_bytes(root) // _GIB}gib")
+        return slug(f"cuda {gpu.name} {gpu.multi_processor_count}sm {gpu.total_memory // GIB}gib")
+    return slug(f"cpu {cpu_name(root)} {cpu_count(root)}c {memory_bytes(root) // GIB}gib")
 
 
 def hardware_key_of(settings: Settings) -> str:
@@ -207,7 +205,7 @@ def environment_record(
         },
         "os": platform.platform(),
         "python": platform.python_version(),
-        "packages": package_versions(),
+        "packages": distribution_versions(*PACKAGES),
         "source": {
             "commit": source.commit,
             "dirty": source.dirty,
@@ -216,17 +214,6 @@ def environment_record(
         },
         "throttled": throttled(throttle_before, throttle_counters()) if throttle_before is not None else None,
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the installed :data:`PACKAGES`; imports none of them."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.distribution(name).version
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def source_state(folder: Path) -> SourceState:

@@ -41,10 +41,8 @@ Stage = Literal[
 ]
 """``onload``: a component that is offloaded comes to the device, because it is to run; ``unload``: it leaves, or is
 closed for good. ``write`` is that of the video's file, ``other`` what runs between two stages for longer than a
-moment."""
-
-INTERRUPTS: Final = ("build", "load", "onload", "unload", "other")
-"""Stages for which another waits, to go on afterwards: it has then two events, unless it had only just begun."""
+moment. A stage of :data:`CALL` that another interrupts goes on afterwards: it has then two events, unless it had only
+just begun."""
 
 CALL: Final = ("text_encode", "denoise", "decode", "postprocess", "write")
 """What one video goes through, in this order; only the first may come again after a later one, with another video."""

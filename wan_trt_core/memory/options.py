@@ -22,7 +22,7 @@ from wan_trt_core.memory.prediction import VAE_NEXT, Choice, Workload, stock_par
 from wan_trt_core.models.checkpoint import INT8
 from wan_trt_core.models.profiles import SPATIAL, tiles_of
 
-# ---- measured numbers: one NVIDIA H200, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/performance.md) ----------
+# ---- measured numbers: one NVIDIA H200, TensorRT 10.6, Wan 2.1 1.3B at 480x832 (docs/memory.md) ----------
 
 ENGINE_LOADING = 2.3e9
 """Bytes a second at which an engine is loaded: 3.24 GB add 1.42 s to a video that is offloaded."""

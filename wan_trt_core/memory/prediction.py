@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from wan_trt_core.backends.base import EngineBackend
 from wan_trt_core.backends.registry import get_backend
 from wan_trt_core.cases import COMPOSITES
+from wan_trt_core.gates.formatting import GIB
 from wan_trt_core.memory.measured import LEAN_SCRATCH, STREAMED_SCRATCH
 from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.components import get_component
@@ -58,7 +59,6 @@ _TURNS: Mapping[Stage, tuple[str, ...]] = {
 }
 """The parts that a stage runs, one after the other: where they are offloaded, one of them is on the device."""
 
-GIB = 2**30
 VAE_FIRST, VAE_NEXT = COMPOSITES["vae_decoder"]
 ENCODER_FIRST, ENCODER_NEXT = COMPOSITES["vae_encoder"]
 

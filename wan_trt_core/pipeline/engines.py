@@ -62,7 +62,7 @@ VAE_ENCODER = COMPOSITES["vae_encoder"]
 
 FP16_ATTENTION_TOKENS = 16_384
 """Up to so many tokens self-attention stays in FP16, which TensorRT 10.6 sums in FP16 too, of values less their mean:
-with 13,520 it loses 0.3 % of its answers, and of plain values 2.2 (``docs/performance.md``)."""
+with 13,520 it loses 0.3 % of its answers, and of plain values 2.2 (``docs/attention.md``)."""
 
 _GROUPS = {**dict.fromkeys((*VAE_DECODER, *VAE_ENCODER), "vae"), "dit_2": "dit"}
 """Names by which a precision mapping means several components at once."""

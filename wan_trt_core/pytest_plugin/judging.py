@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from wan_trt_core.gates.verdict import Check, Reason, Verdict
 from wan_trt_core.pytest_plugin.collecting import NoCases, Subject, subject_of
 from wan_trt_core.pytest_plugin.session import SESSION
+from wan_trt_core.report.writing import REPORT
 
 if TYPE_CHECKING:
     from wan_trt_core.cases import Case, Suite
@@ -47,7 +49,7 @@ def judge_item(
     item.stash[RECORD] = record
     if record.verdict is Verdict.PASS:
         return record
-    message = failure_message(record, str(session.settings.report / "report.md"))
+    message = failure_message(record, session.settings.report / REPORT)
     if session.gating:
         pytest.fail(message, pytrace=False)
     item.add_report_section("call", "wan-trt (not gating)", message)
@@ -129,7 +131,7 @@ def not_measured(
     )
 
 
-def failure_message(record: CaseRecord, report: str) -> str:
+def failure_message(record: CaseRecord, report: Path) -> str:
     """Case, verdict, reason and numbers in the first line, then the rest and what to do."""
     others = [
         f"  {check.verdict.value} ({check.reason.value}): {check.message}"
@@ -186,7 +188,7 @@ def _without_judgement(
     """The record of an item that ended before a verdict; the item fails, whatever ended it."""
     if isinstance(subject.case, NoCases):
         return not_measured(subject, subject.case.message, call.duration, Verdict.MISSING)
-    settings_report = str(item.config.stash[SESSION].settings.report / "report.md")
+    written = item.config.stash[SESSION].settings.report / REPORT
     if call.excinfo is None or report.outcome != "failed":
         ended = (
             "it was skipped while measuring" if report.skipped else "the test ended without calling wan_judge"
@@ -194,13 +196,13 @@ def _without_judgement(
         detail = f" ({call.excinfo.value})" if call.excinfo else ""
         record = not_measured(subject, f"nothing was judged: {ended}{detail}", call.duration)
         report.outcome = "failed"
-        report.longrepr = failure_message(record, settings_report)
+        report.longrepr = failure_message(record, written)
         return record
     error = call.excinfo.value
     record = not_measured(subject, f"{type(error).__name__}: {error}", call.duration)
     if type(error).__module__.partition(".")[0] == __name__.partition(".")[0]:
         # one of our own errors: its message says what to do, a traceback would only hide it
-        shown = pytest.fail.Exception(failure_message(record, settings_report), pytrace=False)
+        shown = pytest.fail.Exception(failure_message(record, written), pytrace=False)
         excinfo = pytest.ExceptionInfo.from_exception(shown.with_traceback(call.excinfo.tb))
         report.longrepr = excinfo.getrepr(style="value")
     return record

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wan_trt_core.gates.formatting import quantity
+from wan_trt_core.gates.formatting import GIB, quantity
 from wan_trt_core.memory.plan import Plan, Setting, plan
-from wan_trt_core.memory.prediction import GIB, Choice, Prediction, Workload
+from wan_trt_core.memory.prediction import Choice, Prediction, Workload
 from wan_trt_core.report.markdown import markdown_table
 
 SURE = 0.1

@@ -13,9 +13,10 @@ from filelock import FileLock, Timeout
 
 from wan_trt_core.backends.base import Device, Engine, EngineBackend, EngineError, OnnxModel, Progress
 from wan_trt_core.backends.tensorrt.api import message_log, reasons, tensorrt
-from wan_trt_core.backends.tensorrt.cuda import GIB, CudaStream, free_memory, require_cuda
+from wan_trt_core.backends.tensorrt.cuda import CudaStream, free_memory, require_cuda
 from wan_trt_core.backends.tensorrt.plan import Description, read_description, tf32
 from wan_trt_core.distributions import TENSORRT, distribution_versions
+from wan_trt_core.gates.formatting import GIB
 
 if TYPE_CHECKING:
     from wan_trt_core.backends.tensorrt.runtime import Scratch

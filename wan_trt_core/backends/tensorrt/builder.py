@@ -21,7 +21,7 @@ from wan_trt_core.backends.tensorrt.api import (
     strongly_typed_network,
     tensorrt,
 )
-from wan_trt_core.backends.tensorrt.cuda import GIB, free_memory
+from wan_trt_core.backends.tensorrt.cuda import free_memory
 from wan_trt_core.backends.tensorrt.plan import LAYERS, Description, Shapes, tf32, write_description
 from wan_trt_core.backends.tensorrt.progress import Phases, interruptible, monitor
 from wan_trt_core.backends.tensorrt.verification import (
@@ -33,6 +33,7 @@ from wan_trt_core.backends.tensorrt.verification import (
     untold_products,
 )
 from wan_trt_core.export.module_names import module_of
+from wan_trt_core.gates.formatting import GIB
 
 if TYPE_CHECKING:
     from wan_trt_core.config import Settings

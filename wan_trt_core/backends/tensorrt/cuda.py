@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from wan_trt_core.backends.base import BackendUnavailable, EngineError
-
-GIB = 1 << 30
+from wan_trt_core.gates.formatting import GIB
 
 
 class CaptureRefused(RuntimeError):

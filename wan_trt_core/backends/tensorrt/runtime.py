@@ -25,9 +25,10 @@ from torch import Tensor
 
 from wan_trt_core.backends._tensors import check_devices, check_inputs, check_outputs, output_shape, within
 from wan_trt_core.backends.base import Engine, EngineError
-from wan_trt_core.backends.tensorrt.cuda import GIB, CaptureRefused, free_memory
+from wan_trt_core.backends.tensorrt.cuda import CaptureRefused, free_memory
 from wan_trt_core.backends.tensorrt.plan import Description, Shapes
 from wan_trt_core.backends.tensorrt.verification import Layer, layers_of
+from wan_trt_core.gates.formatting import GIB
 
 if TYPE_CHECKING:
     from wan_trt_core.config import TensorRtSettings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,29 @@ from torch import Tensor, nn
 from wan_trt_core.config import ExportSettings, Settings
 from wan_trt_core.export import ExportError, export_component, repetition
 from wan_trt_core.export.module_names import module_of
-from wan_trt_core.models.catalogue import resolve
+from wan_trt_core.models.catalogue import ResolvedModel, resolve
 from wan_trt_core.models.checkpoint import Checkpoint
 from wan_trt_core.models.component import Tensors, TensorSpec
 from wan_trt_core.models.components.text_encoder import TextEncoder
 from wan_trt_core.models.graphs.dit import DitGraph
 from wan_trt_core.models.profiles import ShapeProfile, Sizes
+from wan_trt_core.models.random_weights import RandomCheckpoint
 
 PROFILE = ShapeProfile("test", Sizes(32, 32, 5, 16), Sizes(64, 48, 9, 16), Sizes(64, 80, 13, 24))
 SETTINGS = Settings(threads=1, export=ExportSettings(check_range=False))
 UNCHECKED = Settings(threads=1, export=ExportSettings(check=False, check_range=False))
 WIDTH = 4
+TINY = resolve("tiny-wan")
+_two = resolve("tiny-wan2.2-ti2v-5b")
+OF_FRAMES = replace(
+    _two,
+    checkpoint=RandomCheckpoint(
+        {part: _two.checkpoint.config(part) for part in _two.checkpoint.parts}
+        | {"transformer": {**_two.checkpoint.config("transformer"), "num_layers": 4}},
+        "",
+    ),
+)
+"""Of four blocks, each of which takes rows of modulation for every frame."""
 
 
 def computed(path: Path) -> tuple[list[Any], list[str]]:
@@ -50,11 +63,19 @@ def computed(path: Path) -> tuple[list[Any], list[str]]:
     return sorted(nodes), [known[value.name] for value in graph.output]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [(TINY, "fp32"), (TINY, "fp16"), (OF_FRAMES, "fp32")],
+    ids=["tiny-wan", "fp16", "by-frame"],
+)
 def test_the_transformer_is_the_one_that_tracing_all_blocks_gives(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: ResolvedModel,
+    precision: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model, files = resolve("tiny-wan"), []
+    files = []
     for repeated in ("blocks", ""):
         monkeypatch.setattr(DitGraph, "repeated", repeated)
         path = export_component("dit", model, PROFILE, precision, tmp_path / f"by-{repeated}", UNCHECKED).path
@@ -62,7 +83,8 @@ def test_the_transformer_is_the_one_that_tracing_all_blocks_gives(
     few, whole = files
     assert "every block is traced" not in caplog.text
     assert few == whole
-    assert {"blocks.3.attn1.to_q", "blocks.7.attn2.to_out"} <= {module for _, module, _ in few[0]}
+    last = model.checkpoint.config("transformer")["num_layers"] - 1
+    assert {"blocks.3.attn1.to_q", f"blocks.{last}.attn2.to_out"} <= {module for _, module, _ in few[0]}
 
 
 class Layer(nn.Module):

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from wan_trt_core.backends.base import Engine
 from wan_trt_core.models.component import Tensors
 from wan_trt_core.models.components.dit import TEXT_LENGTH_WITH_IMAGE
-from wan_trt_core.models.graphs.dit import equal_within_frames
+from wan_trt_core.models.graphs.dit import ReadOnce, equal_within_frames
 from wan_trt_core.pipeline.streaming import StreamingDecoder, StreamingEncoder
 from wan_trt_core.pipeline.tiling import TiledDecoder
 
@@ -220,6 +220,10 @@ class EngineTextEncoder(_EnginePart):
         return BaseModelOutput(last_hidden_state=self._engine.run(inputs)["last_hidden_state"])
 
 
+_equal_within_frames = ReadOnce(equal_within_frames)
+"""With guidance the next call of the step has the very tensor, and need not wait for the first."""
+
+
 def require_supported(
     takes: Mapping[str, tuple[int | str, ...]],
     call: Tensors,
@@ -229,7 +233,8 @@ def require_supported(
 
     Args:
         takes: the engine's inputs by name, each with its axes.
-        call: the tensors that diffusers' own forward receives. With a timestep a token the device is waited for.
+        call: the tensors that diffusers' own forward receives. With a timestep a token the device is waited for, once a
+            step.
 
     Raises:
         UnsupportedCall: for attention arguments, another batch size, states of an image or of a prompt in a number that
@@ -261,7 +266,7 @@ def require_supported(
         raise UnsupportedCall(
             f"timestep has shape {tuple(timestep.shape)}: a timestep a token is Wan 2.2 TI2V-5B's; expected (1,)"
         )
-    if timestep.dim() != 1 and not equal_within_frames(timestep, frames):
+    if timestep.dim() != 1 and not _equal_within_frames(timestep, frames):
         raise UnsupportedCall(
             "the tokens of one frame have different timesteps: the engine takes one a latent frame"
         )

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,15 @@ from wan_trt_core.models.checkpoint import torch_dtype
 from wan_trt_core.models.graphs import copying
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from diffusers import WanTransformer3DModel
 
     from wan_trt_core.models.checkpoint import Checkpoint
     from wan_trt_core.models.component import Tensors
 
+
+T = TypeVar("T")
 
 SelfAttention = Literal["plain", "centred", "bf16"]
 """Forms of self-attention in FP16: as it is, of values less their mean, of queries, keys and values in BF16."""
@@ -187,30 +189,32 @@ def rows_needed(states: Tensor) -> int:
     return text_rows(states.shape[1], tokens_of(states))
 
 
-class TextRows:
-    """:func:`rows_needed` by the states of prompts, which are read from the device once for each tensor, and again
-    after a change in place that PyTorch counts (one through ``.data`` or NumPy it does not).
+class ReadOnce(Generic[T]):
+    """What ``read`` finds in tensors, for which the device is waited for: once for each, and again after a change in
+    place that PyTorch counts (one through ``.data`` or NumPy it does not).
 
     Tensors of ``torch.inference_mode`` count none, and are read in each call.
     """
 
-    def __init__(self) -> None:
-        self._known = WeakIdKeyDictionary()  # by tensor: version and rows
+    def __init__(self, read: Callable[..., T]) -> None:
+        self._read = read
+        self._known = WeakIdKeyDictionary()  # by tensor: version and further arguments, and what was read
 
-    def __call__(self, states: Tensor) -> int:
-        """Of states (1, text_length, text_dim), whose padding is zeros. Waits for the device where it reads."""
-        if states.is_inference():
-            return rows_needed(states)
-        known: tuple[int, int] | None = self._known.get(states)
-        if known is None or known[0] != states._version:
-            known = self._known[states] = (states._version, rows_needed(states))
+    def __call__(self, tensor: Tensor, *args: Hashable) -> T:
+        """``read(tensor, *args)``."""
+        if tensor.is_inference():
+            return self._read(tensor, *args)
+        asked = (tensor._version, args)
+        known: tuple[tuple[int, tuple[Hashable, ...]], T] | None = self._known.get(tensor)
+        if known is None or known[0] != asked:
+            known = self._known[tensor] = (asked, self._read(tensor, *args))
         return known[1]
 
 
 class StepModulation:
     """The modulation of the last call's timestep: with guidance the next call of the step takes the very tensor.
 
-    It is computed again for another tensor and after a change in place, as :class:`TextRows` says; in each call for a
+    It is computed again for another tensor and after a change in place, as :class:`ReadOnce` says; in each call for a
     tensor of ``torch.inference_mode``, and while a CUDA graph is captured, which would have it fixed in it. It is
     given back with the timestep.
     """
@@ -253,7 +257,7 @@ class DitInputs:
 
     Works on the device of the tensors it is given. The RoPE tables depend on the video's size alone and are
     computed once for each; the modulation once a step, as :class:`StepModulation` says. Of a prompt's states as many
-    rows are given on as :class:`TextRows` says.
+    rows are given on as :func:`rows_needed` says.
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: str, part: str = "transformer") -> None:
@@ -263,7 +267,7 @@ class DitInputs:
         self._by_frame = checkpoint.timestep_by_frame
         self._sources: dict[torch.device, tuple[Modulation, RopeTables]] = {}
         self._step = StepModulation()
-        self._text_rows = TextRows()
+        self._text_rows = ReadOnce(rows_needed)
         self._scores: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def sources(self, device: torch.device) -> tuple[Modulation, RopeTables]:
@@ -443,7 +447,7 @@ class _Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         image: Tensor | None,
     ) -> Tensor:
-        """One block on (tokens, dim); ``modulation`` holds six rows (1, dim), or six times (frames, 1, dim).
+        """One block on (tokens, dim); ``modulation`` holds six rows (1, dim), or six times (1, frames, dim).
 
         ``text`` are its rows and what is added to their scores.
         """
@@ -606,17 +610,20 @@ def _stacked(modulation: Tensor) -> Tensor:
 
 
 def _rows(modulation: Tensor) -> tuple[Tensor, ...]:
-    """Each row as it is broadcast: (count, dim) to (1, dim), (count, frames, dim) to (frames, 1, dim)."""
-    if modulation.dim() == 2:
-        return modulation.chunk(modulation.shape[0])
-    return modulation.transpose(0, 1).chunk(modulation.shape[0], dim=1)
+    """(count, dim) to rows (1, dim), (count, frames, dim) to rows of each frame (1, frames, dim).
+
+    Cut as they lie: of a transposed modulation TensorRT makes the rows of all layers in one slow kernel.
+    """
+    return modulation.chunk(modulation.shape[0])
 
 
 def _modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """(tokens, dim) scaled and shifted by one row, or by that of each token's frame."""
     if scale.dim() == 2:
         return tokens * (1 + scale) + shift
-    framed: Tensor = tokens.unflatten(0, (scale.shape[0], -1)) * (1 + scale) + shift
+    framed: Tensor = tokens.unflatten(0, (scale.shape[1], -1)) * (1 + _over_tokens(scale)) + _over_tokens(
+        shift
+    )
     return framed.flatten(0, 1)
 
 
@@ -624,8 +631,13 @@ def _gated(tokens: Tensor, gate: Tensor) -> Tensor:
     """(tokens, dim) times one row, or times that of each token's frame."""
     if gate.dim() == 2:
         return tokens * gate
-    framed: Tensor = tokens.unflatten(0, (gate.shape[0], -1)) * gate
+    framed: Tensor = tokens.unflatten(0, (gate.shape[1], -1)) * _over_tokens(gate)
     return framed.flatten(0, 1)
+
+
+def _over_tokens(row: Tensor) -> Tensor:
+    """(1, frames, dim) to (frames, 1, dim): in the block, for what blocks are given must come from one node."""
+    return row.squeeze(0).unsqueeze(1)
 
 
 def _rms_norm(tensor: Tensor, weight: Tensor, eps: float) -> Tensor:

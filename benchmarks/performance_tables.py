@@ -144,7 +144,10 @@ def verdicts(stored: Stored) -> Iterator[tuple[str, ...]]:
             case.id,
             _plain(seen(entry, "reference_time")),
             _plain(seen(entry, "candidate_time")),
-            *(_ratio(seen(entry, "speedup")), f"{case.perf.speedup:g}x"),
+            *(
+                _ratio(seen(entry, "speedup")),
+                "none" if case.perf.speedup is None else f"{case.perf.speedup:g}x",
+            ),
             *(_ratio(seen(entry, name)) for name in ("compile_speedup", "graph_gain")),
             _plain(seen(entry, quality)),
             commit_of(entry)[:7],

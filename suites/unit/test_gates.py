@@ -6,7 +6,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -217,6 +217,19 @@ class TestSpeedup:
         check = decide_speedup(a, slowed, self.RULE, final=True)
         assert check is not None
         assert outcome(check) == (Verdict.FAIL, Reason.INTERVAL_BELOW_THRESHOLD)
+
+    def test_where_none_is_promised_a_speedup_only_has_to_be_known(self) -> None:
+        rule = replace(self.RULE, threshold=None, reason="weights come over the bus", precision=0.03)
+        a, b = paired_times(0.8, noise=0.005)
+        check = decide_speedup(a, b, rule)
+        assert check is not None and outcome(check) == (Verdict.PASS, Reason.NO_THRESHOLD)
+        assert "no least speed-up is asked (weights come over the bus)" in check.message
+        assert check.limit is None and check.evidence["low"] < 0.8 < check.evidence["high"]
+        assert decide_speedup(a[:3], [0.1, 0.2, 0.1], rule) is None  # not known as well as its band asks
+        assert outcome(decide_speedup(a[:2], b[:2], rule, final=True)) == (  # type: ignore[arg-type]
+            Verdict.INCONCLUSIVE,
+            Reason.BUDGET_EXHAUSTED,
+        )
 
     def test_more_pairs_are_asked_for_while_the_interval_straddles(self) -> None:
         a, b = paired_times(1.5)

@@ -123,6 +123,8 @@ class PerfGate(_Model):
     """The least speed-up over stock diffusers (a ratio), and what a timed output must still reach.
 
     Attributes:
+        speedup: ``None`` where none is promised, as of an option that gives time for memory: its bands judge alone.
+        reason: why it is under the gate, or none is promised.
         also: what is timed beside it where the case's backend has it, by the names of :data:`BESIDE`.
         limits: floors of what ``also`` measures; the lower end of its interval must reach them, and only where the
             upper end does not either it is a ``fail``.
@@ -130,7 +132,7 @@ class PerfGate(_Model):
             holds.
     """
 
-    speedup: Number = Field(default=DEFAULT_SPEEDUP, gt=0)
+    speedup: Number | None = Field(default=DEFAULT_SPEEDUP, gt=0)
     reason: str | None = Field(default=None, min_length=1)
     parity: dict[str, Limit] = Field(min_length=1)
     also: tuple[Literal["torch-compile", "no-cuda-graphs"], ...] = ()
@@ -140,8 +142,8 @@ class PerfGate(_Model):
 
     @property
     def below_gate(self) -> bool:
-        """Its threshold is under the product's gate; every report marks it."""
-        return self.speedup < DEFAULT_SPEEDUP
+        """Its threshold is under the product's gate, or it has none; every report marks it."""
+        return self.speedup is None or self.speedup < DEFAULT_SPEEDUP
 
 
 PEAK_OVER_REFERENCE = "peak_over_reference"

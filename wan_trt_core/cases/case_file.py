@@ -115,7 +115,7 @@ def _held_to(gate: _Gate, thresholds: Mapping[str, float], source: str, named: s
             new[name] = {
                 key: limit(key, one) if isinstance(one, Limit) else one for key, one in value.items()
             }
-    if isinstance(gate, PerfGate) and "speedup" in thresholds:
+    if isinstance(gate, PerfGate) and "speedup" in thresholds and gate.speedup is not None:
         speedup = limit("speedup", Limit(min=gate.speedup, reason=source))
         new |= {"speedup": speedup.min, "reason": speedup.reason}
     return gate.model_copy(update=new)

@@ -217,13 +217,16 @@ def _metric_problems(
 def _speedup_problems(gate: Mapping[str, Any], component: Any, plain: bool) -> Iterator[Problem]:
     """A whole video holds the gate, unless settings of its case give time for memory, and a reason says what."""
     speedup = gate.get("speedup", DEFAULT_SPEEDUP)
-    if (
+    if speedup is None:
+        given = "key 'perf.speedup' is null"
+    elif (
         isinstance(speedup, bool)
         or not isinstance(speedup, (int, float))
         or not 0 < speedup < DEFAULT_SPEEDUP
     ):
         return
-    given = f"key 'perf.speedup' is {speedup:g}"
+    else:
+        given = f"key 'perf.speedup' is {speedup:g}"
     if component == "pipeline" and plain:
         yield Problem(
             ("perf", "speedup"),

@@ -93,7 +93,7 @@ def required_of(case: Case) -> frozenset[str]:
 
 def time_target(
     target: Target,
-    threshold: float,
+    threshold: float | None,
     settings: PerfSettings,
     required: frozenset[str],
     *,
@@ -103,7 +103,7 @@ def time_target(
     watch: ClockWatch | None = None,
     clock: Clock = time.perf_counter,
 ) -> Measurement:
-    """Pairs until the interval of the ratio decides against ``threshold`` or the budget ends.
+    """Pairs until the interval of the ratio decides against ``threshold``, where there is one, or the budget ends.
 
     The outputs of the last timed pair are compared, a fallback to PyTorch inside the candidate and different
     conditions of the two arms are problems that void the measurement, and so is a machine that was slowed down.

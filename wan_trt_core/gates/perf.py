@@ -41,7 +41,8 @@ class SpeedupRule:
     """What a speed-up is held to.
 
     Attributes:
-        threshold: the least ratio of reference time to candidate time.
+        threshold: the least ratio of reference time to candidate time; ``None`` where none is asked, and the ratio only
+            has to be known.
         plan: when the pairs are looked at and how sure the decision must be.
         noise: how far the candidate differed from itself, as :func:`statistics.noise_floor` gives it;
             ``None`` when it was not measured; shown, not judged by.
@@ -50,10 +51,10 @@ class SpeedupRule:
         candidate_extra: the same for the candidate.
         precision: no look but the last decides while half the interval is wider than this share of the ratio, as
             :func:`precision_of` gives it; ``None`` when the threshold alone decides.
-        reason: for the threshold, told where it is missed.
+        reason: for the threshold, told where it is missed or there is none.
     """
 
-    threshold: float
+    threshold: float | None
     plan: SamplingPlan = field(default_factory=SamplingPlan)
     noise: float | None = None
     bias: float = 0.0
@@ -93,10 +94,12 @@ def decide_speedup(
         last = count == rule.plan.max_pairs or (final and index == len(looks) - 1)
         if rule.precision is not None and interval.half_width > rule.precision and not last:
             continue
+        if rule.threshold is None:
+            return _known(interval, rule)
         if interval.low >= rule.threshold:
-            return _noise_too_high(interval, rule) or _passed(interval, rule)
+            return _noise_too_high(interval, rule, rule.threshold) or _passed(interval, rule, rule.threshold)
         if interval.high < rule.threshold:
-            return _noise_too_high(interval, rule) or _failed(interval, rule)
+            return _noise_too_high(interval, rule, rule.threshold) or _failed(interval, rule, rule.threshold)
     if final or len(a) >= rule.plan.max_pairs:
         return _exhausted(interval, len(a), rule)
     return None
@@ -261,7 +264,7 @@ def describe(interval: Interval, rule: SpeedupRule) -> str:
 
 
 def speedup_rule(
-    threshold: float,
+    threshold: float | None,
     measurement_series: Mapping[str, Sequence[float]],
     facts: Mapping[str, Any],
     precision: float | None = None,
@@ -331,7 +334,7 @@ def _judge_beside(name: str, metric: str, limit: Limit, measurement: Measurement
     return replace(check, message=message, evidence=_evidence(interval, rule))
 
 
-def _missing(threshold: float, message: str) -> Check:
+def _missing(threshold: float | None, message: str) -> Check:
     return Check("speedup", SPEEDUP, Verdict.MISSING, Reason.METRIC_NOT_COMPUTED, message, limit=threshold)
 
 
@@ -373,26 +376,32 @@ def _evidence(interval: Interval, rule: SpeedupRule) -> dict[str, Any]:
     }
 
 
-def _passed(interval: Interval, rule: SpeedupRule) -> Check:
-    low, bound = pair(interval.low, rule.threshold, "x")
+def _known(interval: Interval, rule: SpeedupRule) -> Check:
+    told = f" ({rule.reason})" if rule.reason else ""
+    message = f"{describe(interval, rule)}; no least speed-up is asked{told}"
+    return _speedup(Verdict.PASS, Reason.NO_THRESHOLD, message, interval, rule)
+
+
+def _passed(interval: Interval, rule: SpeedupRule, threshold: float) -> Check:
+    low, bound = pair(interval.low, threshold, "x")
     message = f"at least {low}, {bound} is asked ({describe(interval, rule)})"
     return _speedup(Verdict.PASS, Reason.INTERVAL_ABOVE_THRESHOLD, message, interval, rule)
 
 
-def _failed(interval: Interval, rule: SpeedupRule) -> Check:
-    high, bound = pair(interval.high, rule.threshold, "x")
+def _failed(interval: Interval, rule: SpeedupRule, threshold: float) -> Check:
+    high, bound = pair(interval.high, threshold, "x")
     told = f"; limit: {rule.reason}" if rule.reason else ""
     message = f"at most {high}, {bound} is asked ({describe(interval, rule)}{told})"
     return _speedup(Verdict.FAIL, Reason.INTERVAL_BELOW_THRESHOLD, message, interval, rule)
 
 
-def _noise_too_high(interval: Interval, rule: SpeedupRule) -> Check | None:
-    margin = abs(math.log(interval.point / rule.threshold))
+def _noise_too_high(interval: Interval, rule: SpeedupRule, threshold: float) -> Check | None:
+    margin = abs(math.log(interval.point / threshold))
     if rule.bias < margin:
         return None
     message = (
         f"the candidate differs from itself by {rule.bias:.1%} at least, no less than the {margin:.1%} between "
-        f"{interval.point:.3f}x and the {rule.threshold:g}x asked; run on a quieter machine"
+        f"{interval.point:.3f}x and the {threshold:g}x asked; run on a quieter machine"
     )
     return _speedup(Verdict.INCONCLUSIVE, Reason.NOISE_TOO_HIGH, message, interval, rule)
 

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     NON_FINITE = "non_finite"
     INTERVAL_ABOVE_THRESHOLD = "interval_above_threshold"
     INTERVAL_BELOW_THRESHOLD = "interval_below_threshold"
+    NO_THRESHOLD = "no_threshold"
     BUDGET_EXHAUSTED = "budget_exhausted"
     NOISE_TOO_HIGH = "noise_too_high"
     REFERENCE_SLOWER = "reference_slower"

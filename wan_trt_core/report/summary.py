@@ -39,6 +39,7 @@ WHY = {
     Reason.NON_FINITE: "NaN or infinite",
     Reason.INTERVAL_ABOVE_THRESHOLD: "fast enough",
     Reason.INTERVAL_BELOW_THRESHOLD: "too slow",
+    Reason.NO_THRESHOLD: "none is promised",
     Reason.BUDGET_EXHAUSTED: "not decided in time",
     Reason.NOISE_TOO_HIGH: "machine too noisy",
     Reason.REFERENCE_SLOWER: "stock diffusers slower",

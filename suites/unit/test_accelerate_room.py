@@ -132,7 +132,7 @@ def test_what_is_asked_for_is_what_will_run(
     assert not asked[-1][0].text_encoder
 
 
-def test_the_first_call_of_a_pipeline_without_a_profile_decides_for_its_size(
+def test_without_a_profile_nothing_is_predicted_before_the_size_is_known(
     pipe: Any, settings: Settings, free: Free, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free(0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from wan_trt_core.causes import disk_full
 from wan_trt_core.config import HUB_ID
 from wan_trt_core.models.checkpoint import INDEX, Checkpoint, CheckpointError, check_index
 
@@ -75,7 +75,7 @@ def open_checkpoint(place: Path | str, *, download: bool = True, weights: bool =
     except CheckpointError:
         raise
     except Exception as error:  # of the client, or of whichever HTTP library it uses
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and disk_full(error):
             raise
         raise CheckpointError(
             f"{place}: no such folder, and not to be had from {constants.ENDPOINT} ({type(error).__name__}:"

@@ -28,7 +28,7 @@ residual stream is rounded to half where diffusers rounds it. One more is what e
 token attends to its few rows, so that what TensorRT's FP16 loses in their sums would be lost to all alike and not level
 out. TensorRT's attention of FP16 sums in it too, and loses precision with every further key. Inside an FP16 graph
 self-attention may therefore be in BF16, whose kernels sum in float32, or of values less their mean; that to the prompt
-is always of these, which costs next to nothing for so few rows (``docs/performance.md``).
+is always of these, which costs next to nothing for so few rows (``docs/attention.md``).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ METRICS: dict[Suite, tuple[tuple[str, ...], str]] = {
 """What a suite says of the candidate, the first that is stored, and its unit."""
 
 
-OF_THE_BUILDER = ("tensorrt.workspace_gib", "tensorrt.max_tactics")
+OF_THE_BUILDER = ("tensorrt.workspace_gib", "tensorrt.max_tactics", "tensorrt.limited_components")
 """Settings of a case without which its engines are not built in reasonable time: no option to choose for memory."""
 
 

@@ -178,6 +178,12 @@ class TensorRtSettings(_Model):
         description="kernels that are timed for one layer, the likeliest ones first; by default TensorRT's own choice;"
         " from TensorRT 10.4",
     )
+    limited_components: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="components whose engines are built with workspace_gib and max_tactics, the others with all kernels"
+        " (vae: decoder and encoder); by default all",
+    )
     builder_threads: int | None = Field(
         default=None, ge=1, description="threads that the builder may use; by default TensorRT's own choice"
     )

@@ -34,6 +34,7 @@ DECIDING: Mapping[str, tuple[tuple[str, ...], str]] = {
     "tensorrt.workspace_gib": (_BUILT_BY_TENSORRT, "which kernels may be chosen"),
     "tensorrt.optimization_level": (_BUILT_BY_TENSORRT, "which kernels are tried"),
     "tensorrt.max_tactics": (_TENSORRT, "which kernels are tried"),
+    "tensorrt.limited_components": (_BUILT_BY_TENSORRT, "which engines these two decide"),
     "tensorrt.self_attention": (_TENSORRT, "another graph, with other rounding"),
     "tensorrt.weight_streaming": (_TENSORRT, "another engine"),
     "tensorrt.weight_streaming_budget_gib": (_TENSORRT, "how many weights come over the bus in each call"),

@@ -22,7 +22,14 @@ from module_engine import ModuleEngine, component_engine
 from wan_trt_core import engine_cache
 from wan_trt_core.backends.base import BackendUnavailable, EngineBackend, EngineError, OnnxModel
 from wan_trt_core.backends.registry import UnknownBackend, get_backend
-from wan_trt_core.config import OnnxRuntimeSettings, PipelineSettings, Settings, TensorRtSettings, with_values
+from wan_trt_core.config import (
+    ConfigError,
+    OnnxRuntimeSettings,
+    PipelineSettings,
+    Settings,
+    TensorRtSettings,
+    with_values,
+)
 from wan_trt_core.engine_cache import EngineCache
 from wan_trt_core.models.catalogue import GenerationDefaults, ResolvedModel, resolve
 from wan_trt_core.models.components import ComponentError, component_names, get_component
@@ -400,12 +407,12 @@ def test_what_pytorch_only_keeps_is_given_back_before_an_engine_takes_memory(
 
 
 class Noting(EngineBackend):
-    """Notes for which components it is told to use TF32."""
+    """Notes by which settings it is told to work."""
 
     name = "noting"
 
     def __init__(self) -> None:
-        self.tf32: list[bool | None] = []
+        self.told: list[Settings] = []
 
     def require(self, settings: Settings) -> None: ...
 
@@ -416,16 +423,30 @@ class Noting(EngineBackend):
         return "none"
 
     def options(self, settings: Settings, precision: str) -> dict[str, Any]:
-        self.tf32.append(settings.perf.allow_tf32)
-        return {"tf32": settings.perf.allow_tf32}
+        self.told.append(settings)
+        return {"tf32": settings.perf.allow_tf32, "tactics": settings.tensorrt.max_tactics}
 
     def build(self, model: Any, folder: Path, settings: Settings, progress: Any = None) -> dict[str, Any]:
-        self.tf32.append(settings.perf.allow_tf32)
+        self.told.append(settings)
         return {}
 
     def load(self, folder: Path, settings: Settings) -> Any:
-        self.tf32.append(settings.perf.allow_tf32)
+        self.told.append(settings)
         return SimpleNamespace(close=lambda: None)
+
+
+def told_of(
+    component: str, model: ResolvedModel, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> list[Settings]:
+    """By which settings an engine is built, loaded and asked for, when nothing is exported."""
+    backend = Noting()
+    monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
+    for lookup in ("engine_backend", "get_backend"):
+        monkeypatch.setattr(engines_module, lookup, lambda name: backend)
+    made = (component, model, PROFILE, "fp32", backend.name, settings)
+    load_engine(*made)
+    assert engines_module.cached_facts(*made) is not None, "it is the engine that was built"
+    return backend.told
 
 
 @pytest.mark.parametrize(
@@ -441,15 +462,37 @@ def test_tf32_is_where_pytorch_has_it_unless_it_is_given(
 ) -> None:
     """In convolutions, PyTorch's own default, for whoever builds an engine, loads it or asks what is known of it."""
     settings = with_values(Settings(cache=tmp_path), {"perf.allow_tf32": given})
-    monkeypatch.setattr(engines_module, "exported_model", lambda *_, **__: SimpleNamespace(sha256=""))
     for component in ("dit", "text_encoder", *VAE_DECODER, *VAE_ENCODER):
-        backend = Noting()
-        for lookup in ("engine_backend", "get_backend"):
-            monkeypatch.setattr(engines_module, lookup, lambda name, backend=backend: backend)
-        made = (component, model, PROFILE, "fp32", backend.name, settings)
-        load_engine(*made)
-        assert engines_module.cached_facts(*made) is not None, "it is the engine that was built"
-        assert {*backend.tf32} == {component in allowed}
+        told = told_of(component, model, settings, monkeypatch)
+        assert {one.perf.allow_tf32 for one in told} == {component in allowed}
+
+
+@pytest.mark.parametrize(
+    ("named", "limited"),
+    [
+        (None, {"dit", "text_encoder", *VAE_DECODER, *VAE_ENCODER}),
+        (["vae"], {*VAE_DECODER, *VAE_ENCODER}),
+        (["dit", "vae_decoder_next"], {"dit", "vae_decoder_next"}),
+    ],
+)
+def test_a_builder_is_limited_for_the_components_that_are_named(
+    model: ResolvedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: list[str] | None,
+    limited: set[str],
+) -> None:
+    values = {"tensorrt.workspace_gib": 8, "tensorrt.max_tactics": 16, "tensorrt.limited_components": named}
+    settings = with_values(Settings(cache=tmp_path), values)
+    for component in ("dit", "text_encoder", *VAE_DECODER, *VAE_ENCODER):
+        told = {
+            (one.tensorrt.workspace_gib, one.tensorrt.max_tactics)
+            for one in told_of(component, model, settings, monkeypatch)
+        }
+        assert told == {(8, 16) if component in limited else (None, None)}
+    misspelt = with_values(settings, {"tensorrt.limited_components": ["vea"]})
+    with pytest.raises(ConfigError, match=r"limited_components names vea; there are dit, .*vae"):
+        load_engine("dit", model, PROFILE, "fp32", "onnxruntime", misspelt)
 
 
 def test_an_engine_that_was_built_just_now_is_loaded_without_another_look(

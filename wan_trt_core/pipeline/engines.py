@@ -27,6 +27,7 @@ from wan_trt_core.models import installed
 from wan_trt_core.models.component import Component
 from wan_trt_core.models.components import (
     ComponentError,
+    component_names,
     get_component,
     require_architecture,
     require_precision,
@@ -494,10 +495,25 @@ def engine_identity(
 
 def of_component(component: str, settings: Settings) -> Settings:
     """The settings by which the engine of a component is built and loaded. Where they do not say, TF32 is as PyTorch
-    has it by default: in convolutions, and not in matrix products."""
-    if settings.perf.allow_tf32 is not None:
-        return settings
-    return with_values(settings, {"perf.allow_tf32": get_component(component).convolutional})
+    has it by default: in convolutions, and not in matrix products. TensorRT's builder is limited where the settings
+    limit it for this component.
+
+    Raises:
+        ConfigError: when the settings limit the builder for a component that there is not.
+    """
+    values: dict[str, Any] = {}
+    if settings.perf.allow_tf32 is None:
+        values["perf.allow_tf32"] = get_component(component).convolutional
+    limited = settings.tensorrt.limited_components
+    if limited is not None:
+        known = {*component_names(), *_GROUPS.values()}
+        if unknown := set(limited) - known:
+            raise ConfigError(
+                f"tensorrt.limited_components names {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
+            )
+        if not {component, _GROUPS.get(component)} & set(limited):
+            values |= {"tensorrt.workspace_gib": None, "tensorrt.max_tactics": None}
+    return with_values(settings, values) if values else settings
 
 
 def form_of(component: str, profile: ShapeProfile, backend: str, settings: Settings) -> Component:
